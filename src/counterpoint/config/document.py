@@ -1,0 +1,204 @@
+"""YAML as plain data with the place of every key; duplicates refused, ``${VAR}`` filled in from the environment."""
+
+import os
+import re
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+Key = tuple[str | int, ...]
+
+_MAX_NODES = 100_000  # aliases of aliases can stand for more values than fit into memory
+_VARIABLE = re.compile(r"\$(\$?)\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+_FLOAT = re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$")
+_INT = re.compile(r"^[-+]?[0-9]+$|^0x[0-9a-fA-F]+$")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong: where (``file:line`` or the override), the key's path, and what is wrong with its remedy."""
+
+    where: str
+    path: Key
+    message: str
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.where, dotted(self.path), self.message) if part)
+
+
+@dataclass
+class Document:
+    """A parsed file: ``data`` as plain Python, ``places`` from a key's path to where it stands, and the problems."""
+
+    data: Any = None
+    name: str = "config"
+    places: dict[Key, str] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def place(self, path: Key) -> str:
+        """Where ``path``, or the nearest thing above it that was written, stands."""
+        for length in range(len(path), -1, -1):
+            if path[:length] in self.places:
+                return self.places[path[:length]]
+        return self.name
+
+
+def dotted(path: Key) -> str:
+    """``("domains", "math", "reward", 0)`` as ``domains.math.reward.0``."""
+    return ".".join(str(part) for part in path)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 numbers (``1e-5`` is a number, ``1:30`` and dates are text) on top of PyYAML's safe loader."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: kept
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    if (kept := [(tag, rule) for tag, rule in resolvers if not tag.endswith((":float", ":int", ":timestamp"))])
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+
+
+def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    text = node.value
+    return int(text, 16) if text.lower().startswith("0x") else int(text)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+
+
+def read_yaml(text: str, name: str, environment: Mapping[str, str] | None = None) -> Document:
+    """The document in ``text``; a syntax error becomes its one problem, with line and column."""
+    builder = _Builder(Document(name=name), os.environ if environment is None else environment)
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        at = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
+        context = f" ({error.context})" if error.context else ""
+        builder.document.problems.append(Problem(at, (), f"not valid YAML: {error.problem}{context}."))
+        return builder.document
+    except yaml.YAMLError as error:
+        builder.document.problems.append(Problem(name, (), f"not valid YAML: {error}"))
+        return builder.document
+    if node is not None:
+        builder.loader = loader
+        builder.document.data = builder.build(node, ())
+    return builder.document
+
+
+class _Builder:
+    """Turns YAML nodes into plain data while noting places and problems in ``document``."""
+
+    def __init__(self, document: Document, environment: Mapping[str, str], where: str | None = None) -> None:
+        self.document = document
+        self.environment = environment
+        self.where = where
+        self.loader = _Loader("")
+        self._open: set[int] = set()
+        self._count = 0
+
+    def build(self, node: yaml.Node, path: Key) -> Any:
+        self._count += 1
+        if id(node) in self._open or self._count > _MAX_NODES:
+            self._problem(node, path, "an alias that contains itself, or too many values. Write the values out.")
+            return None
+        self.document.places.setdefault(path, self._place(node))
+        self._open.add(id(node))
+        try:
+            if isinstance(node, yaml.MappingNode):
+                return self._mapping(node, path)
+            if isinstance(node, yaml.SequenceNode):
+                return [self.build(item, (*path, index)) for index, item in enumerate(node.value)]
+            return self._scalar(node, path)
+        finally:
+            self._open.discard(id(node))
+
+    def _mapping(self, node: yaml.MappingNode, path: Key) -> dict[Any, Any]:
+        data: dict[Any, Any] = {}
+        merged: dict[Any, Any] = {}
+        for key_node, value_node in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                merged = {**self._merge(value_node, path), **merged}
+                continue
+            key = self.loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if not isinstance(key, Hashable) or isinstance(key, tuple):
+                self._problem(key_node, path, "a key must be a plain name.")
+                continue
+            key = key if isinstance(key, str) else str(key_node.value)
+            if key in data:
+                first = self.document.places[(*path, key)]
+                self._problem(key_node, (*path, key), f"written twice, first at {first}. Keep one.")
+                continue
+            self.document.places[(*path, key)] = self._place(key_node)
+            data[key] = self.build(value_node, (*path, key))
+        return {**merged, **data} if merged else data
+
+    def _merge(self, node: yaml.Node, path: Key) -> dict[Any, Any]:
+        parts = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        merged: dict[Any, Any] = {}
+        for part in parts:
+            value = self.build(part, path)
+            if isinstance(value, dict):
+                merged = {**value, **merged}
+            else:
+                self._problem(part, path, "`<<` can merge mappings only.")
+        return merged
+
+    def _scalar(self, node: yaml.Node, path: Key) -> Any:
+        assert isinstance(node, yaml.ScalarNode)
+        if "${" in node.value and node.tag == "tag:yaml.org,2002:str":
+            node = self._expand(node, path)
+        try:
+            return self.loader.construct_object(node)  # type: ignore[no-untyped-call]
+        except (yaml.constructor.ConstructorError, ValueError) as error:
+            self._problem(node, path, f"cannot be read as YAML ({getattr(error, 'problem', error)}).")
+            return None
+
+    def _expand(self, node: yaml.ScalarNode, path: Key) -> yaml.ScalarNode:
+        def fill(match: re.Match[str]) -> str:
+            escaped, variable, default = match.groups()
+            if escaped:
+                return match[0][1:]
+            value = self.environment.get(variable) or default  # as in a shell, empty counts as unset
+            if value is None:
+                remedy = f"Set it, give a default as ${{{variable}:-value}}, or write $${{{variable}}} for the text."
+                self._problem(node, path, f"the environment variable {variable} is not set. {remedy}")
+                return ""
+            return value
+
+        text = _VARIABLE.sub(fill, node.value)
+        plain = node.style is None
+        tag = self.loader.resolve(yaml.ScalarNode, text, (True, False)) if plain else node.tag
+        return yaml.ScalarNode(tag, text, node.start_mark, node.end_mark, node.style)
+
+    def _place(self, node: yaml.Node) -> str:
+        return self.where or f"{self.document.name}:{node.start_mark.line + 1}"
+
+    def _problem(self, node: yaml.Node, path: Key, message: str) -> None:
+        self.document.problems.append(Problem(self._place(node), path, message))
+
+
+def dump_yaml(data: Any) -> str:
+    """``data`` as YAML that ``read_yaml`` reads back unchanged: keys in order, ``${`` kept as text."""
+
+    def escape(value: Any) -> Any:
+        if isinstance(value, str):
+            return _VARIABLE.sub(lambda match: "$" + match[0], value)
+        if isinstance(value, dict):
+            return {key: escape(item) for key, item in value.items()}
+        return [escape(item) for item in value] if isinstance(value, list) else value
+
+    return yaml.dump(escape(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes with the resolvers of ``_Loader``, so that text that looks like a number is quoted and stays text."""
+
+
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers

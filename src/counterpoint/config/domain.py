@@ -1,0 +1,126 @@
+"""The section of one domain: its rows, its prompt, its reward and its share."""
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, ConfigDict, Field
+
+from counterpoint.config.base import Section, Share
+from counterpoint.config.sources import Source, expand_source
+
+OWN_REWARDS = ("pocket", "reasoning_gym")
+"""Source types that bring a reward of the same name."""
+
+
+class RewardConfig(Section):
+    """One reward of a domain."""
+
+    name: str = Field(
+        min_length=1,
+        description="A reward of counterpoint, or `package.module:object` for your own.",
+        examples=["math", "my_rewards:politeness"],
+    )
+    weight: float = Field(default=1.0, allow_inf_nan=False, description="Factor in the domain's total.", examples=[0.2])
+    label: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9_.-]+$",
+        description="Name of this part in the metrics; null means its name. Needed to use one reward twice.",
+        examples=["strict"],
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Options of the reward.", examples=[{"extract": "boxed"}]
+    )
+
+
+def expand_reward(value: Any) -> Any:
+    """A list of reward mappings from a name, a mapping, or a list of either."""
+    items = value if isinstance(value, list) else [value]
+    return [{"name": item} if isinstance(item, str) else item for item in items]
+
+
+Rewards = Annotated[
+    tuple[RewardConfig, ...],
+    Field(min_length=1),
+    BeforeValidator(expand_reward, json_schema_input_type=str | RewardConfig | list[str | RewardConfig]),
+]
+
+
+class DomainEvaluation(Section):
+    """The held-out rows of one domain."""
+
+    source: Source | None = Field(
+        default=None,
+        description="Where held-out rows come from; null holds them out of the training rows "
+        "(for `pocket`: its own test rows).",
+        examples=["data/test.jsonl"],
+    )
+    size: int | None = Field(
+        default=None, gt=0, description="Number of held-out prompts; null means `evaluation.prompts`."
+    )
+
+
+class DomainConfig(Section):
+    """A domain: a source of prompts with its reward."""
+
+    model_config = ConfigDict(json_schema_extra={"required": ["source"]})  # some sources bring their own reward
+
+    source: Source = Field(description="Where the rows come from.", examples=["data/train.jsonl", "openai/gsm8k"])
+    prompt: str = Field(
+        default="{prompt}",
+        min_length=1,
+        description="Template of the prompt over the row's columns. `{a.b}` and `{a[0]}` reach into nested values, "
+        "`{{` and `}}` are literal braces.",
+        examples=["Question: {question}\nAnswer:"],
+    )
+    system: str | None = Field(default=None, description="System prompt.", examples=["Think step by step."])
+    chat: bool | None = Field(
+        default=None,
+        description="Whether prompts go through the tokenizer's chat template: true requires one, false means plain "
+        "text, null uses it where the tokenizer has one.",
+    )
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="Reward column -> the data's column (a dotted path), or a template with braces. "
+        "Columns not named here are taken under their own name.",
+        examples=[{"answer": "solution.final"}],
+    )
+    filter: dict[str, Any] | None = Field(
+        default=None,
+        description="Column -> value, or list of values, that a row must have to be used.",
+        examples=[{"level": ["easy", "medium"]}],
+    )
+    limit: int | None = Field(
+        default=None, gt=0, description="Read at most this many rows of the source.", examples=[1000]
+    )
+    reward: Rewards = Field(
+        description="The reward: a name, a mapping, or a list of them. May be left out for `pocket` and "
+        "`reasoning_gym` sources, which bring their own.",
+        examples=["math", [{"name": "math"}, {"name": "format", "weight": 0.2}]],
+    )
+    share: Share = Field(default=1.0, description="Share of every step's prompts, relative to the other domains.")
+    max_prompt_tokens: int | None = Field(
+        default=None, gt=0, description="Longest prompt in tokens; null means the top-level `max_prompt_tokens`."
+    )
+    evaluation: DomainEvaluation = Field(
+        default=DomainEvaluation(), description="The held-out rows this domain is evaluated on."
+    )
+
+
+def fill_domain(name: str, value: Any) -> Any:
+    """``value`` with what follows from the domain's name and source: the pocket task, the source's own reward."""
+    if not isinstance(value, dict):
+        return value
+    filled = _name_pocket_task(name, value)
+    if isinstance(filled.get("evaluation"), dict):
+        filled["evaluation"] = _name_pocket_task(name, filled["evaluation"])
+    source = filled.get("source")
+    kind = source.get("type") if isinstance(source, dict) else None
+    if "reward" not in filled and kind in OWN_REWARDS:
+        filled["reward"] = kind
+    return filled
+
+
+def _name_pocket_task(name: str, holder: dict[str, Any]) -> dict[str, Any]:
+    source = expand_source(holder.get("source"))
+    if isinstance(source, dict) and source.get("type") == "pocket" and source.get("task") is None:
+        return {**holder, "source": {**source, "task": name}}
+    return {**holder, "source": source} if "source" in holder else dict(holder)

@@ -1,0 +1,22 @@
+"""Names a configuration may use, kept here so that reading one never imports torch.
+
+A test holds these equal to the registries of ``counterpoint.surgery``.
+"""
+
+NAMED_STRATEGIES: dict[str, tuple[str, str]] = {
+    "mixed": ("global", "ones"),
+    "pcgrad": ("global", "pcgrad"),
+    "mgs": ("module", "pcgrad"),
+    "mgs-tensor": ("tensor", "pcgrad"),
+}
+"""Strategy name -> (grouping, weighting)."""
+
+SEQUENTIAL = "sequential"
+"""The strategy that is stages over an order of domains, not a weighting."""
+
+STRATEGIES: tuple[str, ...] = (*NAMED_STRATEGIES, SEQUENTIAL)
+
+GROUPINGS: tuple[str, ...] = ("global", "layer", "module", "tensor")
+
+WEIGHTINGS: tuple[str, ...] = ("ones", "pcgrad", "upgrad", "mgda", "cagrad", "dualproj", "imtlg", "nashmtl")
+"""``ones`` and ``pcgrad`` are our own; the others need the ``torchjd`` extra."""

@@ -1,0 +1,179 @@
+"""The whole configuration as pydantic models; every field carries its description, default and example."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from counterpoint.config.base import DomainName, Path, Section
+from counterpoint.config.document import dump_yaml
+from counterpoint.config.domain import DomainConfig, fill_domain
+from counterpoint.config.names import SEQUENTIAL
+
+
+class LoraConfig(Section):
+    """LoRA adapters instead of full training (extra `peft`)."""
+
+    r: int = Field(default=16, gt=0, description="Rank of the adapters.")
+    alpha: float = Field(default=32.0, gt=0, description="Scale of the adapters.")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout on the adapters' input.")
+    target_modules: str | list[str] | None = Field(
+        default=None,
+        description="Modules to adapt; null lets PEFT choose for the architecture.",
+        examples=["all-linear", ["q_proj", "v_proj"]],
+    )
+
+
+class ModelConfig(Section):
+    """The model that is trained."""
+
+    path: Path = Field(
+        default="pocket",
+        description="`pocket` (the embedded model), a checkpoint folder, or a hub id.",
+        examples=["Qwen/Qwen3-0.6B"],
+    )
+    revision: str | None = Field(default=None, description="Branch, tag or commit on the hub; null means the newest.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="Type of the weights in training."
+    )
+    attn_implementation: str | None = Field(
+        default=None, description="Attention code; null lets transformers choose.", examples=["sdpa"]
+    )
+    trust_remote_code: bool = Field(default=False, description="Whether code that comes with the model may run.")
+    lora: LoraConfig | None = Field(default=None, description="LoRA adapters; null trains all weights.")
+
+
+class StrategyConfig(Section):
+    """How the domain gradients of a step become one update."""
+
+    name: str | None = Field(
+        default=None,
+        description="`mixed`, `pcgrad`, `mgs`, `mgs-tensor` or `sequential`; null where grouping and weighting are "
+        "spelled out.",
+        examples=["mgs"],
+    )
+    grouping: str | None = Field(
+        default=None, description="`global`, `layer`, `module` or `tensor`; goes with `weighting`.", examples=["module"]
+    )
+    weighting: str | None = Field(
+        default=None, description="`ones`, `pcgrad`, or one of TorchJD's; goes with `grouping`.", examples=["upgrad"]
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Options of the weighting.", examples=[{"c": 0.4}]
+    )
+    order: list[str] | None = Field(
+        default=None,
+        description="`sequential` only: the domains in the order of their stages, a domain may return; null means the "
+        "order of `domains`.",
+        examples=[["math", "code", "math"]],
+    )
+    steps: int | None = Field(
+        default=None,
+        gt=0,
+        description="`sequential` only: steps of each stage; null divides `training.max_steps` evenly.",
+        examples=[50],
+    )
+
+    @property
+    def label(self) -> str:
+        """The strategy in one word, for file names and tables: ``mgs`` or ``module-upgrad``."""
+        return self.name or f"{self.grouping}-{self.weighting}"
+
+    @property
+    def sequential(self) -> bool:
+        """Whether training goes one domain after another."""
+        return self.name == SEQUENTIAL
+
+
+class EvaluationConfig(Section):
+    """How every domain is evaluated before, during and after training."""
+
+    prompts: int = Field(default=64, gt=0, description="Held-out prompts per domain.")
+    samples: int = Field(default=4, gt=0, description="Sampled completions per prompt.")
+    every: int | None = Field(
+        default=None, gt=0, description="Steps between evaluations during training; null means none."
+    )
+    before: bool = Field(default=True, description="Whether to evaluate the untouched model first.")
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="Sampling temperature.")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="Nucleus of the sampled tokens.")
+    greedy: bool = Field(default=True, description="Whether to score one greedy completion per prompt too.")
+    batch_size: int = Field(default=64, gt=0, description="Completions generated at once.")
+    max_new_tokens: int | None = Field(
+        default=None, gt=0, description="Longest completion in tokens; null means `training.max_completion_length`."
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of the choice of held-out prompts and of the sampling.")
+
+
+class RunConfig(Section):
+    """The run directory, the seed, and what is kept."""
+
+    dir: Path = Field(default="runs", description="Folder of all runs, below the current folder unless absolute.")
+    name: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="Name of this run; null means the configuration file's name with the strategy, as in `pocket-mgs`.",
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of training: order of prompts, sampling, surgery.")
+    save_every: int = Field(default=50, gt=0, description="Steps between checkpoints.")
+    keep: int | None = Field(default=2, gt=0, description="Newest checkpoints that are kept; null keeps all.")
+    grams_every: int = Field(default=1, gt=0, description="Steps between records in `grams.safetensors`.")
+    samples: int = Field(default=8, ge=0, description="Completions kept per domain and evaluation in `samples.jsonl`.")
+    device: Literal["auto", "cpu"] = Field(default="auto", description="`auto` uses a GPU where there is one.")
+
+
+def _expand_model(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
+
+
+def _expand_strategy(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _fill_domains(value: Any) -> Any:
+    return {name: fill_domain(name, domain) for name, domain in value.items()} if isinstance(value, dict) else value
+
+
+Model = Annotated[ModelConfig, BeforeValidator(_expand_model, json_schema_input_type=str | ModelConfig)]
+Strategy = Annotated[StrategyConfig, BeforeValidator(_expand_strategy, json_schema_input_type=str | StrategyConfig)]
+Domains = Annotated[dict[DomainName, DomainConfig], Field(min_length=1), BeforeValidator(_fill_domains)]
+
+
+class Config(Section):
+    """One training run. Make it with ``load_config`` or ``parse_config``, which check more than the fields alone."""
+
+    model: Model = Field(
+        default=ModelConfig(),
+        description="The model that is trained. A plain string stands for its `path`.",
+        examples=["pocket"],
+    )
+    strategy: Strategy = Field(
+        default=StrategyConfig(name="mgs"),
+        description="How the domain gradients of a step become one update. A plain string stands for its `name`.",
+        examples=["mgs", {"grouping": "module", "weighting": "upgrad"}],
+    )
+    domains: Domains = Field(
+        description="Name -> domain, in the order of every table. Names are lower-case letters, digits, `_` and `-`."
+    )
+    share_rule: Literal["exact", "carry"] = Field(
+        default="exact",
+        description="`exact`: every step holds every domain's share exactly. `carry`: where the batch cannot be split "
+        "so, what a domain misses in one step it gets in a later one.",
+    )
+    max_prompt_tokens: int = Field(
+        default=512, gt=0, description="Longest prompt in tokens; longer ones are dropped and counted, never cut."
+    )
+    training: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Passed unchanged to `trl.GRPOConfig`.",
+        examples=[{"max_steps": 100, "learning_rate": 1e-6}],
+    )
+    evaluation: EvaluationConfig = Field(default=EvaluationConfig(), description="How every domain is evaluated.")
+    run: RunConfig = Field(default=RunConfig(), description="The run directory, the seed, and what is kept.")
+
+    def to_yaml(self) -> str:
+        """The configuration with every default filled in; loading it gives an equal one."""
+        return dump_yaml(self.model_dump(mode="json"))
+
+
+def config_schema() -> dict[str, Any]:
+    """The JSON schema of a configuration file, shorthands included; editors complete and check YAML by it."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
