@@ -1,0 +1,120 @@
+"""Samples completions from a model, without touching the random state of the training around it.
+
+Legend: B rows of a batch, T tokens.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+Prompt = str | list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn. ``temperature=0`` is greedy decoding."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int = 256
+    batch_size: int = 64
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One completion: its text, its length in tokens (end token included) and whether the limit cut it off."""
+
+    text: str
+    num_tokens: int
+    truncated: bool
+
+
+def render_prompt(tokenizer: Any, prompt: Prompt) -> str:
+    """The text that the model sees for a plain prompt or a list of chat messages."""
+    if isinstance(prompt, str):
+        return prompt
+    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    on_batch: Callable[[int], None] = lambda done: None,
+) -> list[Completion]:
+    """One completion per prompt, in order.
+
+    Prompts are left-padded per batch; longest first, so that memory fails early and batches waste little padding.
+
+    Args:
+        model: a causal language model of transformers, on any device. Its training mode is restored.
+        tokenizer: its tokenizer; must have a pad token.
+        prompts: plain texts or lists of chat messages; repeat a prompt to sample it several times.
+        sampling: temperature, lengths, batch size and the seed of a private random stream.
+        on_batch: called with the number of completions done after each batch.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: -len(str(prompts[i])))
+    results: list[Completion | None] = [None] * len(prompts)
+    with _evaluating(model, sampling.seed):
+        for start in range(0, len(order), sampling.batch_size):
+            chosen = order[start : start + sampling.batch_size]
+            batch = _generate_batch(model, tokenizer, [prompts[i] for i in chosen], sampling)
+            for i, completion in zip(chosen, batch, strict=True):
+                results[i] = completion
+            on_batch(len(chosen))
+    return [completion for completion in results if completion is not None]
+
+
+def _generate_batch(model: Any, tokenizer: Any, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion]:
+    chat = not isinstance(prompts[0], str)
+    texts = [render_prompt(tokenizer, prompt) for prompt in prompts]
+    inputs = tokenizer(
+        texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=not chat
+    )
+    inputs = {key: inputs[key].to(model.device) for key in ("input_ids", "attention_mask")}
+    stop_ids = end_token_ids(model, tokenizer)
+    sampled = sampling.temperature > 0
+    config = GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens,
+        do_sample=sampled,
+        temperature=sampling.temperature if sampled else None,
+        top_p=sampling.top_p if sampled else None,
+        top_k=0 if sampled else None,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=stop_ids,
+        bos_token_id=tokenizer.bos_token_id,
+    )
+    output_BT = model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]
+    return [_completion(tokenizer, ids, stop_ids) for ids in output_BT.tolist()]
+
+
+def _completion(tokenizer: Any, ids: list[int], stop_ids: Sequence[int]) -> Completion:
+    """Cut after the first end token: with models whose pad is their end token, later ones are padding."""
+    end = next((i for i, token in enumerate(ids) if token in stop_ids), None)
+    kept = ids if end is None else ids[: end + 1]
+    return Completion(tokenizer.decode(kept, skip_special_tokens=True), len(kept), truncated=end is None)
+
+
+def end_token_ids(model: Any, tokenizer: Any) -> list[int]:
+    """All token ids that end a completion: the tokenizer's and those of the model's generation config."""
+    declared = getattr(model.generation_config, "eos_token_id", None)
+    declared = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
+    return sorted({tokenizer.eos_token_id, *declared})
+
+
+@contextmanager
+def _evaluating(model: Any, seed: int) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.random.fork_rng(), torch.inference_mode():
+            torch.manual_seed(seed)
+            yield
+    finally:
+        model.train(was_training)

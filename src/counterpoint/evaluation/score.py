@@ -1,0 +1,170 @@
+"""Scores a model on the held-out prompts of every domain: mean reward with a 95 % interval, greedy score, lengths."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from counterpoint.domains import Domain, WeightedReward
+from counterpoint.errors import RewardError
+from counterpoint.evaluation.generate import Completion, Prompt, Sampling, generate, render_prompt
+from counterpoint.evaluation.intervals import mean_interval
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One completion with its reward; ``reference`` is the row's ``answer``, where it has one."""
+
+    prompt: str
+    completion: str
+    reward: float
+    reference: str | None
+
+
+@dataclass(frozen=True)
+class DomainScore:
+    """What one domain scored.
+
+    ``mean`` with its 95 % interval ``low``, ``high`` over prompts (samples of one prompt are not independent);
+    ``greedy`` is the mean reward of greedy decoding; ``scores`` the mean per prompt, in the order of the held-out rows;
+    ``completion_length`` in tokens; ``truncated`` the share that reached the limit; ``seconds`` of wall time.
+    """
+
+    domain: str
+    mean: float
+    low: float
+    high: float
+    greedy: float | None
+    prompts: int
+    samples: int
+    completion_length: float
+    truncated: float
+    seconds: float
+    scores: tuple[float, ...]
+    examples: tuple[Sample, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields of one line of ``evals.jsonl``."""
+        fields = {key: value for key, value in vars(self).items() if key != "examples"}
+        return {**fields, "scores": [round(score, 6) for score in self.scores]}
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """How every domain is evaluated: samples per prompt, greedy decoding beside them, examples kept for people."""
+
+    samples: int = 4
+    greedy: bool = True
+    examples: int = 8
+    sampling: Sampling = Sampling()
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    domains: Sequence[Domain],
+    plan: EvaluationPlan,
+    on_progress: Callable[[str, int, int], None] = lambda domain, done, total: None,
+) -> list[DomainScore]:
+    """One :class:`DomainScore` per domain, on its held-out rows.
+
+    The same prompts and the same random stream at every call, so scores before and after can be compared in pairs.
+
+    Args:
+        on_progress: called with the domain, completions done and completions in total.
+
+    Raises:
+        RewardError: a reward function raised or returned something that is no reward.
+    """
+    return [_evaluate_domain(model, tokenizer, domain, plan, on_progress) for domain in domains]
+
+
+def _evaluate_domain(
+    model: Any,
+    tokenizer: Any,
+    domain: Domain,
+    plan: EvaluationPlan,
+    on_progress: Callable[[str, int, int], None],
+) -> DomainScore:
+    start = time.perf_counter()
+    prompts = [row["prompt"] for row in domain.evaluation]
+    total = len(prompts) * (plan.samples + int(plan.greedy))
+    done = 0
+
+    def report(count: int) -> None:
+        nonlocal done
+        done += count
+        on_progress(domain.name, done, total)
+
+    repeated = [prompt for prompt in prompts for _ in range(plan.samples)]
+    rows = [row for row in domain.evaluation for _ in range(plan.samples)]
+    completions = generate(model, tokenizer, repeated, plan.sampling, report)
+    rewards = score_rows(domain, rows, completions)
+    greedy = _greedy(model, tokenizer, domain, prompts, plan, report) if plan.greedy else None
+    scores = [statistics.fmean(rewards[i : i + plan.samples]) for i in range(0, len(rewards), plan.samples)]
+    interval = mean_interval(scores)
+    step = max(1, len(prompts) // max(1, plan.examples))
+    return DomainScore(
+        domain=domain.name,
+        mean=interval.mean,
+        low=interval.low,
+        high=interval.high,
+        greedy=greedy,
+        prompts=len(prompts),
+        samples=plan.samples,
+        completion_length=statistics.fmean(c.num_tokens for c in completions),
+        truncated=statistics.fmean(c.truncated for c in completions),
+        seconds=time.perf_counter() - start,
+        scores=tuple(scores),
+        examples=tuple(
+            _sample(tokenizer, rows[i * plan.samples], completions[i * plan.samples], rewards[i * plan.samples])
+            for i in range(0, len(prompts), step)
+        )[: plan.examples],
+    )
+
+
+def _greedy(
+    model: Any,
+    tokenizer: Any,
+    domain: Domain,
+    prompts: Sequence[Prompt],
+    plan: EvaluationPlan,
+    report: Callable[[int], None],
+) -> float:
+    completions = generate(model, tokenizer, prompts, replace(plan.sampling, temperature=0.0), report)
+    return statistics.fmean(score_rows(domain, domain.evaluation, completions))
+
+
+def score_rows(
+    domain: Domain, rows: Sequence[Mapping[str, Any]], completions: Sequence[Completion]
+) -> list[float]:
+    """Weighted total reward per row, 0 where every reward function left the row out."""
+    totals = [0.0] * len(rows)
+    chat = not isinstance(rows[0]["prompt"], str)
+    texts = [[{"role": "assistant", "content": c.text}] if chat else c.text for c in completions]
+    columns = {key: [row.get(key) for row in rows] for row in rows[:1] for key in row if key != "prompt"}
+    for reward in domain.rewards:
+        values = reward.function(prompts=[row["prompt"] for row in rows], completions=texts, **columns)
+        for i, value in enumerate(_checked(domain, reward, values, len(rows))):
+            totals[i] += reward.weight * value
+    return totals
+
+
+def _checked(domain: Domain, reward: WeightedReward, values: Sequence[float | None], expected: int) -> list[float]:
+    if len(values) != expected:
+        raise RewardError(
+            f"domain {domain.name!r}: reward {reward.name!r} returned {len(values)} values for {expected} completions. "
+            "Return one number per completion."
+        )
+    return [0.0 if value is None else float(value) for value in values]
+
+
+def _sample(tokenizer: Any, row: Mapping[str, Any], completion: Completion, reward: float) -> Sample:
+    answer = row.get("answer")
+    return Sample(
+        prompt=render_prompt(tokenizer, row["prompt"]),
+        completion=completion.text,
+        reward=reward,
+        reference=None if answer is None else str(answer),
+    )

@@ -1,0 +1,126 @@
+"""What a run does around TRL's loop: metrics, Grams, evaluations, whole checkpoints, stopping when asked."""
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from counterpoint.runs import RunDirectory
+from counterpoint.training.grams import GramRecorder
+from counterpoint.training.interrupt import Interrupt
+from counterpoint.training.reporter import Reporter
+from counterpoint.training.stages import Stage
+
+_SUMMARY_KEY = "train_runtime"
+"""Marks TRL's closing summary, which is no step."""
+
+
+class MetricsWriter(TrainerCallback):
+    """One line of ``metrics.jsonl`` per optimizer step, counted over all stages."""
+
+    def __init__(self, run: RunDirectory, stage: Stage, total: int, reporter: Reporter) -> None:
+        self.run, self.stage, self.total, self.reporter = run, stage, total, reporter
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Writes the step's metrics and shows them."""
+        if not state.is_world_process_zero or not logs or _SUMMARY_KEY in logs:
+            return
+        step = self.stage.first_step + state.global_step
+        line = {"step": step, "time": time.time(), "stage": self.stage.index} | _clean(logs)
+        self.run.append_metrics(line)
+        self.reporter.training(step, self.total, line)
+
+
+def _clean(logs: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers only, NaN as null: JSON has no NaN."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in logs.items()
+        if value is None or isinstance(value, int | float)
+    }
+
+
+class GramWriter(TrainerCallback):
+    """Keeps the Grams of the steps that are recorded."""
+
+    def __init__(self, recorder: GramRecorder, stage: Stage, last_record: Callable[[], Any]) -> None:
+        self.recorder, self.stage, self.last_record = recorder, stage, last_record
+        self._seen: Any = None
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Appends the record that this step left, if it left one."""
+        record = self.last_record()
+        if state.is_world_process_zero and record is not None and record is not self._seen and record.finite:
+            self.recorder.add(self.stage.first_step + state.global_step, record)
+        self._seen = record
+
+
+class Evaluator(TrainerCallback):
+    """Evaluates all domains every ``every`` steps of the run, before the step's checkpoint is written."""
+
+    def __init__(self, every: int | None, stage: Stage, evaluate: Callable[[int], None]) -> None:
+        self.every, self.stage, self.evaluate = every, stage, evaluate
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Evaluates where it is due; the end of a stage is evaluated by the run itself."""
+        step = self.stage.first_step + state.global_step
+        if self.every and step % self.every == 0 and step != self.stage.last_step:
+            self.evaluate(step)
+
+
+class Stopper(TrainerCallback):
+    """Ends training with a checkpoint at the end of the step in which the user asked for it."""
+
+    def __init__(self, interrupt: Interrupt) -> None:
+        self.interrupt = interrupt
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Sets TRL's own flags."""
+        if self.interrupt.requested:
+            control.should_save = True
+            control.should_training_stop = True
+
+
+class CheckpointMover(TrainerCallback):
+    """Turns a finished checkpoint of TRL into ``checkpoints/step-N`` by one rename, and removes old ones."""
+
+    def __init__(self, run: RunDirectory, stage: Stage, keep: int | None, protected: set[int]) -> None:
+        self.run, self.stage, self.keep, self.protected = run, stage, keep, protected
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Runs after TRL has written everything; a kill before the rename leaves the old checkpoints as they were."""
+        if not state.is_world_process_zero:
+            return
+        source = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        if not source.exists():
+            return
+        target = self.run.checkpoint_path(self.stage.first_step + state.global_step)
+        if target.exists():
+            shutil.rmtree(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source.rename(target)
+        self._prune()
+
+    def _prune(self) -> None:
+        if self.keep is None:
+            return
+        removable = [path for step, path in self.run.checkpoints() if step not in self.protected]
+        for path in removable[: -self.keep]:
+            shutil.rmtree(path)

@@ -1,0 +1,83 @@
+"""Metrics per domain of one generation batch, and of one step's surgery. See docs/metrics.md for every name.
+
+Legend: D domains, G groups, B rows of the generation batch over all ranks, F reward functions.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from counterpoint.surgery import Record, conflict_rate, cosines, removed_share
+from counterpoint.training.advantages import nanstd, total_rewards
+
+
+def batch_metrics(
+    domains: Sequence[str],
+    domain_B: torch.Tensor,
+    rewards_BF: torch.Tensor,
+    weights_F: torch.Tensor,
+    reward_names: Sequence[str],
+    lengths_B: torch.Tensor,
+    truncated_B: torch.Tensor,
+    num_generations: int,
+) -> dict[str, float]:
+    """Reward, spread, parts, zero-advantage share, length and truncation of every domain present."""
+    total_B = total_rewards(rewards_BF, weights_F)
+    metrics: dict[str, float] = {}
+    for domain_id in domain_B.unique().tolist():
+        name, own_B = domains[domain_id], domain_B == domain_id
+        total = total_B[own_B]
+        metrics[f"reward/{name}"] = total.nanmean().item()
+        metrics[f"reward_std/{name}"] = nanstd(total).item()
+        metrics[f"zero_advantage/{name}"] = zero_advantage_share(total, num_generations)
+        metrics[f"completion_length/{name}"] = lengths_B[own_B].float().mean().item()
+        metrics[f"truncated/{name}"] = truncated_B[own_B].float().mean().item()
+        metrics |= _parts(name, reward_names, rewards_BF[own_B])
+    return metrics
+
+
+def zero_advantage_share(total_B: torch.Tensor, num_generations: int) -> float:
+    """Share of prompts whose completions all have the same reward, so that they teach nothing."""
+    groups = total_B.nan_to_num(nan=0.0).view(-1, num_generations)
+    return (groups.amax(dim=1) - groups.amin(dim=1) < 1e-8).float().mean().item()
+
+
+def _parts(domain: str, reward_names: Sequence[str], rewards_BF: torch.Tensor) -> dict[str, float]:
+    """Mean of each reward function of the domain; left out where a domain has only one, which is the reward itself."""
+    applied = [f for f in range(rewards_BF.shape[1]) if not rewards_BF[:, f].isnan().all()]
+    if len(applied) < 2:
+        return {}
+    return {
+        f"reward/{domain}/{reward_names[f].removeprefix(domain + '/')}": rewards_BF[:, f].nanmean().item()
+        for f in applied
+    }
+
+
+def surgery_metrics(record: Record) -> dict[str, float]:
+    """Global cosine of every pair of domains, conflict rate over modules, and the share that surgery removed.
+
+    Every value is an aggregate: the number of keys depends on the domains alone, never on the size of the model.
+    """
+    metrics = {"nonfinite": float(not record.finite), "removed": removed_share(record.gram_GDD, record.weights_GD)}
+    if len(record.domains) < 2 or not record.finite:
+        return metrics
+    _, module_gram_GDD = record.regroup("module")
+    global_cosine_DD = cosines(module_gram_GDD.sum(dim=0))
+    metrics["conflict_rate"] = conflict_rate(module_gram_GDD)
+    for i, first in enumerate(record.domains):
+        for j in range(i + 1, len(record.domains)):
+            pair = f"{first}|{record.domains[j]}"
+            metrics[f"cosine/{pair}"] = global_cosine_DD[i, j].item()
+            metrics[f"conflict_rate/{pair}"] = (module_gram_GDD[:, i, j] < 0).double().mean().item()
+    for i, name in enumerate(record.domains):
+        metrics[f"grad_norm/{name}"] = module_gram_GDD[:, i, i].sum().clamp(min=0).sqrt().item()
+    return metrics
+
+
+PER_MICRO_BATCH: Mapping[str, str] = {
+    "entropy": "entropy",
+    "kl": "kl",
+    "clip_ratio/region_mean": "clip_ratio",
+    "cispo_clip_ratio": "clip_ratio",
+}
+"""TRL's metrics with one value per micro-batch, and the name of their per-domain copy."""

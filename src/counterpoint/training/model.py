@@ -1,0 +1,111 @@
+"""Loads policies and tokenizers, and says plainly when a path is not one."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from counterpoint.config import ModelConfig
+from counterpoint.errors import MissingExtraError, ModelError
+from counterpoint.pocket import model_path
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+def resolve_path(model: ModelConfig) -> str:
+    """The folder or hub id behind ``model.path``; ``pocket`` is the embedded model."""
+    return str(model_path()) if model.path == "pocket" else model.path
+
+
+def load_tokenizer(model: ModelConfig) -> Any:
+    """The model's tokenizer, padding on the left.
+
+    Raises:
+        ModelError: no tokenizer there.
+    """
+    path = resolve_path(model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, revision=model.revision, trust_remote_code=model.trust_remote_code, padding_side="left"
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(_not_a_model(path, "tokenizer", error)) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"model.path {path}: the tokenizer has no end token, so completions would never end. Set one.")
+    return tokenizer
+
+
+def check_model(model: ModelConfig) -> Any:
+    """The model's configuration, read before any weight is loaded.
+
+    Raises:
+        ModelError: the path is not a causal language model.
+    """
+    path = resolve_path(model)
+    try:
+        config = AutoConfig.from_pretrained(path, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(_not_a_model(path, "model configuration", error)) from error
+    folder = Path(path)
+    if folder.is_dir() and not list(folder.glob("*.safetensors")):
+        found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+        raise ModelError(
+            f"model.path {path}: no .safetensors weights there, found {found}. Save the model with save_pretrained; "
+            "pickled weights are not read."
+        )
+    return config
+
+
+def load_model(model: ModelConfig, start: Path | None = None) -> Any:
+    """The policy as a module: from ``start`` (a checkpoint of this run) where given, else from ``model.path``."""
+    path = resolve_path(model)
+    if start is not None and (start / ADAPTER_CONFIG).exists():
+        peft = _import_peft()
+        return peft.PeftModel.from_pretrained(_from_pretrained(model, path), start, is_trainable=True)
+    return _from_pretrained(model, str(start or path))
+
+
+def lora_config(model: ModelConfig) -> Any:
+    """The ``peft.LoraConfig`` of the configuration, or None."""
+    if model.lora is None:
+        return None
+    return _import_peft().LoraConfig(
+        r=model.lora.r,
+        lora_alpha=model.lora.alpha,
+        lora_dropout=model.lora.dropout,
+        target_modules=model.lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
+
+
+def _from_pretrained(model: ModelConfig, path: str) -> Any:
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            path,
+            revision=model.revision,
+            dtype=getattr(torch, model.dtype),
+            attn_implementation=model.attn_implementation,
+            trust_remote_code=model.trust_remote_code,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(_not_a_model(path, "causal language model", error)) from error
+
+
+def _import_peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise MissingExtraError.for_extra("model.lora", "peft") from error
+    return peft
+
+
+def _not_a_model(path: str, what: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0]
+    return (
+        f"model.path {path}: no {what} could be read ({reason}). Give a checkpoint folder that save_pretrained wrote, a "
+        "hub id, or `pocket`."
+    )

@@ -1,0 +1,98 @@
+"""Everything that can be checked before a model is loaded: settings, shares, domains, model, tokenizer."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from trl import GRPOConfig
+
+from counterpoint.config import Config
+from counterpoint.domains import Domain, load_domains
+from counterpoint.domains.sampler import QuotaSampler
+from counterpoint.errors import ConfigError, CounterpointError
+from counterpoint.surgery import resolve_strategy
+from counterpoint.training.model import check_model, load_tokenizer
+from counterpoint.training.settings import grpo_config
+from counterpoint.training.stages import Stage, plan_stages
+from counterpoint.training.support import check_args
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked run: its domains with their rows, its stages and the tokenizer."""
+
+    config: Config
+    domains: tuple[Domain, ...]
+    stages: tuple[Stage, ...]
+    tokenizer: Any
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of all stages."""
+        return self.stages[-1].last_step
+
+
+def strategy_spec(config: Config) -> str | dict[str, Any]:
+    """What the Surgeon is to do; a stage of a sequential run holds one domain, so there it is plain mixing."""
+    strategy = config.strategy
+    if strategy.sequential:
+        return "mixed"
+    if strategy.name is not None:
+        return strategy.name
+    return {"grouping": strategy.grouping, "weighting": strategy.weighting, "options": strategy.options}
+
+
+def check_config(config: Config) -> list[str]:
+    """Problems of a configuration that need TRL but no data and no model; empty when there are none."""
+    problems: list[str] = []
+    try:
+        args = grpo_config(config, "unused")
+        check_args(args)
+        check_shares(config, args, dict.fromkeys(config.domains, 1))
+        plan_stages(config, args.max_steps if args.max_steps > 0 else 10**9)
+        resolve_strategy(strategy_spec(config))
+    except CounterpointError as error:
+        problems += str(error).splitlines()
+    return problems
+
+
+def check_shares(config: Config, args: GRPOConfig, sizes: dict[str, int]) -> None:
+    """Refuses shares that a step of this batch cannot hold, naming a batch that can."""
+    names = [stage.domains for stage in plan_stages(config, 10**9)]
+    for domains in set(names):
+        QuotaSampler(
+            {name: sizes[name] for name in domains},
+            shares={name: config.domains[name].share for name in domains},
+            num_generations=args.num_generations,
+            rows_per_device=args.per_device_train_batch_size,
+            accumulation=args.gradient_accumulation_steps,
+            steps_per_generation=args.steps_per_generation,
+            iterations=args.num_iterations,
+            world=args.world_size,
+            seed=args.seed,
+            rule=config.share_rule,
+        )
+
+
+def plan_run(config: Config) -> Plan:
+    """A checked :class:`Plan`: settings, model, tokenizer, then the rows of all domains.
+
+    Raises:
+        ConfigError, ModelError, DomainError, RewardError, UnsupportedError: what is wrong and what to do.
+    """
+    if problems := check_config(config):
+        raise ConfigError("\n".join(problems))
+    check_model(config.model)
+    tokenizer = load_tokenizer(config.model)
+    domains = tuple(load_domains(config, tokenizer))
+    args = grpo_config(config, "unused")
+    stages = tuple(plan_stages(config, total_steps(args, sum(len(domain.train) for domain in domains))))
+    return Plan(config, domains, stages, tokenizer)
+
+
+def total_steps(args: GRPOConfig, num_rows: int) -> int:
+    """Optimizer steps of a run: ``max_steps``, else ``num_train_epochs`` passes over all rows."""
+    if args.max_steps > 0:
+        return args.max_steps
+    rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return math.ceil(args.num_train_epochs * num_rows * args.num_generations / rows_per_step)

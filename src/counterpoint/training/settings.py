@@ -1,0 +1,68 @@
+"""From a configuration to TRL's: what is passed on unchanged and what counterpoint sets itself."""
+
+import dataclasses
+from typing import Any
+
+import torch
+from trl import GRPOConfig
+
+from counterpoint.config import Config
+from counterpoint.errors import ConfigError, nearest
+from counterpoint.runs import RunDirectory
+
+
+def grpo_config(config: Config, output_dir: str, max_steps: int | None = None) -> GRPOConfig:
+    """The ``trl.GRPOConfig`` of a run; ``max_steps`` replaces the configured number for one stage of several.
+
+    Raises:
+        ConfigError: a key under ``training`` that TRL does not know, or a value that it refuses.
+    """
+    known = {field.name for field in dataclasses.fields(GRPOConfig) if field.init}
+    if unknown := [key for key in config.training if key not in known]:
+        raise ConfigError(
+            "\n".join(f"training.{key}: not a setting of trl.GRPOConfig; {nearest_of(key, known)}" for key in unknown)
+        )
+    settings = _own_settings(config, output_dir) | config.training
+    if max_steps is not None:
+        settings["max_steps"] = max_steps
+    try:
+        return GRPOConfig(**settings)
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(f"training: trl.GRPOConfig refuses these settings: {error}") from error
+
+
+def nearest_of(key: str, known: set[str]) -> str:
+    """The nearest known name alone; GRPOConfig has too many to list."""
+    hint = nearest(key, known)
+    return hint.split("Known:")[0].strip() or "see `trl.GRPOConfig` for the settings there are."
+
+
+def _own_settings(config: Config, output_dir: str) -> dict[str, Any]:
+    on_cpu = uses_cpu(config)
+    settings: dict[str, Any] = {
+        "output_dir": output_dir,
+        "seed": config.run.seed,
+        "logging_steps": 1,
+        "logging_first_step": True,
+        "save_strategy": "steps",
+        "save_steps": config.run.save_every,
+        "save_total_limit": None,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": on_cpu,
+        "reward_weights": [reward.weight for domain in config.domains.values() for reward in domain.reward],
+        "trust_remote_code": config.model.trust_remote_code,
+    }
+    if on_cpu:
+        settings |= {"bf16": False, "dataloader_pin_memory": False}
+    return settings
+
+
+def uses_cpu(config: Config) -> bool:
+    """Whether training runs on the CPU: asked for, or nothing else is there."""
+    return config.run.device == "cpu" or not torch.accelerator.is_available()
+
+
+def output_dir(run: RunDirectory) -> str:
+    """Where TRL keeps its own files of a run, unfinished checkpoints included."""
+    return str(run.path / "trainer")

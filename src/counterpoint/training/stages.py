@@ -1,0 +1,50 @@
+"""The stages of a run: one with all domains, or one after another for ``sequential``."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from counterpoint.config import Config
+from counterpoint.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Training on ``domains`` from ``first_step`` (exclusive) to ``last_step`` (inclusive), counted over the run."""
+
+    index: int
+    domains: tuple[str, ...]
+    first_step: int
+    last_step: int
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of this stage."""
+        return self.last_step - self.first_step
+
+
+def plan_stages(config: Config, max_steps: int) -> list[Stage]:
+    """The stages of ``config``; ``max_steps`` is the budget of the whole run, the same for every strategy.
+
+    A sequential run divides it evenly over its stages, earlier stages taking the remainder, unless
+    ``strategy.steps`` gives every stage its own number.
+
+    Raises:
+        ConfigError: fewer steps than stages.
+    """
+    if not config.strategy.sequential:
+        return [Stage(0, tuple(config.domains), 0, max_steps)]
+    order: Sequence[str] = config.strategy.order or list(config.domains)
+    if config.strategy.steps is not None:
+        lengths = [config.strategy.steps] * len(order)
+    else:
+        if max_steps < len(order):
+            raise ConfigError(
+                f"training.max_steps: {max_steps} steps cannot be divided over {len(order)} stages. Use at least "
+                f"{len(order)}, or set strategy.steps."
+            )
+        lengths = [max_steps // len(order) + (i < max_steps % len(order)) for i in range(len(order))]
+    stages, first = [], 0
+    for i, (domain, length) in enumerate(zip(order, lengths, strict=True)):
+        stages.append(Stage(i, (domain,), first, first + length))
+        first += length
+    return stages
