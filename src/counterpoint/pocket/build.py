@@ -1,0 +1,185 @@
+"""Trains the pocket base model from nothing, on the CPU, the same bit for bit each time on one machine.
+
+First supervised learning on gold answers, to competence. Then some steps on answers of which most are noise (gold
+answers to other prompts), so that the model still knows the domains but samples them badly, as base models do:
+reinforcement learning then has something to bring out. The bits depend on the kind of processor, the release of torch
+and the number of threads, which is therefore a setting of its own and not taken from the machine.
+"""
+
+import json
+import math
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+
+from counterpoint.pocket.measure import Score, measure
+from counterpoint.pocket.model import Shape, new_model, round_to_half, save_base
+from counterpoint.pocket.tasks import TASKS, Task
+from counterpoint.pocket.tokenizer import new_tokenizer
+
+IGNORED = -100
+"""Label of tokens without a loss: the prompt and the padding."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stretch of supervised steps. The learning rate warms up and then falls by a cosine to a tenth."""
+
+    name: str
+    steps: int
+    learning_rate: float
+    noise: float = 0.0
+    """Share of answers that belong to another prompt."""
+    warm_up: int = 40
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides the weights of a base model."""
+
+    competence: Stage = Stage("competence", steps=1400, learning_rate=2e-3)
+    noisy: Stage = Stage("noise", steps=120, learning_rate=5e-4, noise=0.6, warm_up=10)
+    rows: int = 16
+    """Rows of each domain in a step."""
+    seed: int = 0
+    threads: int = 2
+    shape: Shape = field(default_factory=Shape)
+
+    @property
+    def stages(self) -> tuple[Stage, Stage]:
+        """The stages in their order."""
+        return self.competence, self.noisy
+
+
+@dataclass(frozen=True)
+class Base:
+    """A trained base model and what it reached."""
+
+    plan: Plan
+    model: LlamaForCausalLM
+    tokenizer: PreTrainedTokenizerBase
+    losses: dict[str, list[float]]
+    """Stage -> loss (nats a token) of each step."""
+    scores: dict[str, dict[str, Score]]
+    """Stage -> domain -> score on held-out prompts after that stage."""
+
+
+Report = Callable[[str, int, int, float], None]
+"""Called after each step with the stage's name, steps done, steps in all, and the loss."""
+
+
+def build(plan: Plan, report: Report, *, prompts: int = 256) -> Base:
+    """Trains a base model from nothing and measures it on ``prompts`` held-out rows of each domain after each stage."""
+    with _repeatable(plan.threads):
+        tokenizer = new_tokenizer(plan.shape.longest)
+        model = new_model(plan.shape, tokenizer, plan.seed)
+        losses, scores = {}, {}
+        for stage in plan.stages:
+            losses[stage.name] = train(model, tokenizer, plan, stage, report)
+            if stage is plan.noisy:
+                round_to_half(model)
+            scores[stage.name] = {
+                name: measure(model, tokenizer, task, prompts=prompts) for name, task in TASKS.items()
+            }
+    return Base(plan, model, tokenizer, losses, scores)
+
+
+def record(base: Base) -> dict[str, Any]:
+    """How a base was made and what it reached, ready for JSON."""
+    return {
+        "parameters": base.model.num_parameters(),
+        "torch": str(torch.__version__),
+        "plan": asdict(base.plan),
+        "last_loss": {stage: losses[-1] for stage, losses in base.losses.items()},
+        "scores": {stage: {name: asdict(score) for name, score in of.items()} for stage, of in base.scores.items()},
+    }
+
+
+def save(base: Base, folder: Path) -> None:
+    """Writes a base as a Hugging Face model folder with its ``record`` beside it as ``build.json``."""
+    save_base(base.model, base.tokenizer, folder)
+    (folder / "build.json").write_text(json.dumps(record(base), indent=2) + "\n", encoding="utf-8")
+
+
+def train(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, plan: Plan, stage: Stage, report: Report
+) -> list[float]:
+    """Runs one stage in place; gives the loss of each step."""
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
+    losses = []
+    model.train()
+    for step in range(stage.steps):
+        for settings in optimizer.param_groups:
+            settings["lr"] = stage.learning_rate * _rate(step, stage)
+        rng = random.Random(f"{plan.seed}/{stage.name}/{step}")
+        loss = 0.0
+        for task in TASKS.values():
+            loss += _backward(model, _batch(tokenizer, task, plan.rows, stage.noise, rng)) / len(TASKS)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss)
+        report(stage.name, step + 1, stage.steps, losses[-1])
+    model.eval()
+    return losses
+
+
+def _rate(step: int, stage: Stage) -> float:
+    """The learning rate of a step as a share of the stage's highest."""
+    warm = min(1.0, (step + 1) / stage.warm_up)
+    return warm * (0.55 + 0.45 * math.cos(math.pi * step / stage.steps))
+
+
+def _backward(model: LlamaForCausalLM, batch: tuple[torch.Tensor, torch.Tensor]) -> float:
+    """Adds the gradient of one domain's part of the loss; gives the domain's loss in nats a token."""
+    tokens_BT, labels_BT = batch
+    logits_BTV = model(tokens_BT, use_cache=False).logits
+    loss = cross_entropy(logits_BTV[:, :-1].flatten(0, 1), labels_BT[:, 1:].flatten(), ignore_index=IGNORED)
+    (loss / len(TASKS)).backward()
+    return loss.item()
+
+
+def _batch(
+    tokenizer: PreTrainedTokenizerBase, task: Task, rows: int, noise: float, rng: random.Random
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens and labels [B, T] of one domain, padded on the right so that no attention mask is needed.
+
+    Domains do not share a batch because their lengths differ: the padding would cost as much as the text.
+    """
+    examples = [_example(tokenizer, task, noise, rng) for _ in range(rows)]
+    longest = max(len(prompt) + len(answer) for prompt, answer in examples)
+    tokens_BT = torch.full((rows, longest), tokenizer.pad_token_id)
+    labels_BT = torch.full((rows, longest), IGNORED)
+    for place, (prompt, answer) in enumerate(examples):
+        tokens_BT[place, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
+        labels_BT[place, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
+    return tokens_BT, labels_BT
+
+
+def _example(
+    tokenizer: PreTrainedTokenizerBase, task: Task, noise: float, rng: random.Random
+) -> tuple[list[int], list[int]]:
+    """Token ids of a train prompt and of its answer with its end."""
+    row = task.generate("train", rng.randrange(10**9))
+    answer = task.noise(row, rng) if rng.random() < noise else row["answer"]
+    return tokenizer.encode(row["prompt"]), [*tokenizer.encode(answer), tokenizer.eos_token_id]
+
+
+@contextmanager
+def _repeatable(threads: int) -> Iterator[None]:
+    """Deterministic algorithms and a fixed number of threads inside; the earlier settings afterwards."""
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1])
