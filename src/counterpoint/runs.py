@@ -1,0 +1,233 @@
+"""The run directory: written so that a kill at any moment loses at most the step in progress.
+
+Whole files are written beside their place and renamed into it; lines are appended and flushed, and a last line that a
+kill tore apart is removed when the run is opened again. ``docs/metrics.md`` says what the lines hold.
+"""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from counterpoint.disk import (
+    append_line,
+    check_disk,
+    disk_errors,
+    drop_torn_line,
+    whole_lines,
+    write_bytes,
+    write_json,
+    write_text,
+)
+from counterpoint.errors import RunError
+
+__all__ = ["LINE_FILES", "RunDirectory", "append_line", "environment", "write_bytes", "write_json", "write_text"]
+
+LINE_FILES = ("metrics.jsonl", "evals.jsonl", "samples.jsonl")
+"""Files of one JSON object per line, each with its ``step``."""
+
+_PACKAGES = ("counterpoint", "torch", "transformers", "trl", "accelerate", "datasets", "peft", "vllm", "torchjd")
+_CHECKPOINT = re.compile(r"step-(\d+)")
+_MODEL_FILES = ("config.json", "adapter_config.json")
+
+
+class _Config(Protocol):
+    """What a run needs of a configuration."""
+
+    @property
+    def domains(self) -> Mapping[str, Any]: ...
+
+    @property
+    def strategy(self) -> Any: ...
+
+    def to_yaml(self) -> str: ...
+
+
+class RunDirectory:
+    """One run on disk, locked against other processes while it is open for writing.
+
+    >>> with RunDirectory.create("runs/pocket-mgs", config) as run:  # doctest: +SKIP
+    ...     run.append_metrics({"step": 1, "loss": 0.1})
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: int | None = None
+
+    @classmethod
+    def create(cls, path: str | Path, config: _Config, needed_bytes: int = 0) -> Self:
+        """A new run at ``path`` with its ``config.yaml``, ``environment.json`` and ``run.json``, locked.
+
+        Raises:
+            RunError: ``path`` already holds a run or other files, cannot be written, or its disk has less than
+                ``needed_bytes`` free. Nothing is overwritten.
+        """
+        run = cls(Path(path))
+        check_disk(run.path, needed_bytes)
+        with disk_errors(run.path):
+            run.path.mkdir(parents=True, exist_ok=True)
+        _refuse_occupied(run.path)
+        run.lock()
+        write_text(run.path / "config.yaml", config.to_yaml())
+        write_json(run.path / "environment.json", environment())
+        state = {"strategy": config.strategy.label, "domains": list(config.domains), "status": "running"}
+        run._write_state(
+            {"name": run.path.name, **state, "started": time.time(), "ended": None, "steps": 0, "stages": []}
+        )
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path, *, write: bool = True) -> Self:
+        """The run at ``path``; with ``write`` it is locked and torn last lines are removed.
+
+        Raises:
+            RunError: there is no run at ``path``, or another process is writing it.
+        """
+        run = cls(Path(path))
+        if not (run.path / "run.json").is_file():
+            raise RunError(f"{run.path}: there is no run here (no run.json). {_other_runs(run.path)}")
+        if write:
+            run.lock()
+            for name in LINE_FILES:
+                drop_torn_line(run.path / name)
+        return run
+
+    # State
+
+    @property
+    def config_path(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The content of ``run.json``."""
+        path = self.path / "run.json"
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise RunError(f"{path}: cannot be read ({error}). Restore it or start a new run.") from error
+
+    def update(self, **fields: Any) -> None:
+        """Replace ``fields`` of ``run.json``."""
+        self._write_state(self.state | fields)
+
+    def finish(self, status: str) -> None:
+        """Note how the run ended: ``done``, ``interrupted`` or ``failed``."""
+        self.update(status=status, ended=time.time())
+
+    def add_environment(self, **facts: Any) -> None:
+        """Add ``facts``, such as the name of the GPU, to ``environment.json``."""
+        path = self.path / "environment.json"
+        write_json(path, json.loads(path.read_text(encoding="utf-8")) | facts)
+
+    def _write_state(self, state: Mapping[str, Any]) -> None:
+        write_json(self.path / "run.json", state)
+
+    # Lines
+
+    def append_metrics(self, line: Mapping[str, Any]) -> None:
+        """Append one optimizer step to ``metrics.jsonl``."""
+        append_line(self.path / "metrics.jsonl", line)
+
+    def append_eval(self, line: Mapping[str, Any]) -> None:
+        """Append one domain's evaluation to ``evals.jsonl``."""
+        append_line(self.path / "evals.jsonl", line)
+
+    def append_samples(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Append completions to ``samples.jsonl``."""
+        append_line(self.path / "samples.jsonl", *lines)
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """The objects of ``metrics.jsonl``, ``evals.jsonl`` or ``samples.jsonl``; none if it is not there yet."""
+        path = self.path / name
+        return [json.loads(line) for line in whole_lines(path)] if path.exists() else []
+
+    def truncate_after(self, step: int) -> None:
+        """Remove every line of a later step, so that a resumed run writes it again."""
+        for name in LINE_FILES:
+            path = self.path / name
+            if path.exists():
+                kept = [line for line in whole_lines(path) if json.loads(line)["step"] <= step]
+                write_text(path, "".join(f"{line}\n" for line in kept))
+
+    # Checkpoints
+
+    def checkpoint_path(self, step: int) -> Path:
+        """Where the checkpoint after ``step`` stands."""
+        return self.path / "checkpoints" / f"step-{step}"
+
+    def checkpoints(self) -> list[tuple[int, Path]]:
+        """Step and folder of every whole checkpoint, oldest first."""
+        folder = self.path / "checkpoints"
+        found = [(_CHECKPOINT.fullmatch(item.name), item) for item in (folder.iterdir() if folder.is_dir() else ())]
+        whole = [(int(m[1]), item) for m, item in found if m and any((item / name).is_file() for name in _MODEL_FILES)]
+        return sorted(whole)
+
+    # Lock
+
+    def lock(self) -> None:
+        """Keep other processes from writing this run; the lock ends with the process, however it ends."""
+        with disk_errors(self.path):
+            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, not kept by children that outlive us
+        except (BlockingIOError, PermissionError):
+            os.close(handle)
+            raise RunError(f"{self.path}: another process is writing this run. Wait for it or stop it first.") from None
+        self._lock = handle
+
+    def close(self) -> None:
+        """Release the lock."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def environment() -> dict[str, Any]:
+    """What the run ran on: versions, machine and command."""
+    versions = {}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {
+        "python": platform.python_version(),
+        "packages": versions,
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+        "cpus": os.cpu_count(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def _refuse_occupied(path: Path) -> None:
+    found = sorted(item.name for item in path.iterdir() if item.name != ".lock")
+    if "run.json" in found:
+        raise RunError(
+            f"{path}: already holds a run, which is never overwritten. Continue it with "
+            f"`counterpoint train --resume {path}`, or give the new run another run.name."
+        )
+    if found:
+        raise RunError(f"{path}: is not empty (found {', '.join(found[:3])}). Give the run another run.name.")
+
+
+def _other_runs(path: Path) -> str:
+    runs = sorted(item.parent.name for item in path.parent.glob("*/run.json"))
+    return f"Runs in {path.parent}: {', '.join(runs)}." if runs else "Give the path of a run directory."

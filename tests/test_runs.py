@@ -1,0 +1,196 @@
+"""Run directories: nothing overwritten, nothing half written, one writer."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from counterpoint.config import parse_config
+from counterpoint.disk import check_disk, disk_errors
+from counterpoint.errors import RunError
+from counterpoint.runs import RunDirectory, write_json, write_text
+
+
+@pytest.fixture
+def config():
+    return parse_config({"domains": {"math": {"source": "pocket"}, "code": {"source": "pocket"}}, "strategy": "mgs"})
+
+
+def python(code: str, *arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_create_writes_config_environment_and_state(tmp_path, config):
+    with RunDirectory.create(tmp_path / "runs" / "one", config) as run:
+        state = run.state
+        assert run.config_path.read_text() == config.to_yaml()
+    assert (state["name"], state["strategy"], state["domains"]) == ("one", "mgs", ["math", "code"])
+    assert (state["status"], state["ended"], state["stages"]) == ("running", None, [])
+    environment = json.loads((run.path / "environment.json").read_text())
+    assert environment["packages"]["trl"]
+    assert str(tmp_path) not in json.dumps(environment["packages"])
+
+
+def test_a_run_is_never_overwritten(tmp_path, config):
+    RunDirectory.create(tmp_path / "one", config).close()
+    before = {path: path.read_bytes() for path in (tmp_path / "one").iterdir()}
+    with pytest.raises(RunError, match=r"already holds a run, which is never overwritten. Continue it with .*--resume"):
+        RunDirectory.create(tmp_path / "one", config)
+    assert {path: path.read_bytes() for path in (tmp_path / "one").iterdir()} == before
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path, config):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunError, match=r"is not empty \(found thesis.tex\). Give the run another run.name"):
+        RunDirectory.create(tmp_path, config)
+
+
+def test_an_empty_folder_is_used(tmp_path, config):
+    with RunDirectory.create(tmp_path, config) as run:
+        assert run.state["status"] == "running"
+
+
+def test_open_names_the_runs_there_are(tmp_path, config):
+    RunDirectory.create(tmp_path / "one", config).close()
+    with pytest.raises(RunError, match=r"no run here \(no run.json\). Runs in .*: one\."):
+        RunDirectory.open(tmp_path / "two")
+
+
+def test_lines_survive_and_a_torn_one_is_dropped(tmp_path, config):
+    with RunDirectory.create(tmp_path / "one", config) as run:
+        for step in (1, 2, 3):
+            run.append_metrics({"step": step, "loss": 0.5})
+    path = run.path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-5])
+    assert [line["step"] for line in run.lines("metrics.jsonl")] == [1, 2]
+    with RunDirectory.open(run.path) as run:
+        run.append_metrics({"step": 3, "loss": 0.25})
+        assert run.lines("metrics.jsonl")[-1] == {"step": 3, "loss": 0.25}
+    assert len(path.read_text().splitlines()) == 3
+
+
+def test_truncate_after_keeps_the_step_itself(tmp_path, config):
+    with RunDirectory.create(tmp_path / "one", config) as run:
+        for step in range(5):
+            run.append_metrics({"step": step})
+            run.append_eval({"step": step, "domain": "math"})
+            run.append_samples([{"step": step, "completion": "é\u2028x"}, {"step": step, "completion": ""}])
+        run.truncate_after(2)
+        assert [line["step"] for line in run.lines("metrics.jsonl")] == [0, 1, 2]
+        assert [line["step"] for line in run.lines("evals.jsonl")] == [0, 1, 2]
+        assert [line["step"] for line in run.lines("samples.jsonl")] == [0, 0, 1, 1, 2, 2]
+        assert run.lines("samples.jsonl")[0]["completion"] == "é\u2028x"
+
+
+def test_a_number_that_json_lacks_is_refused(tmp_path, config):
+    with RunDirectory.create(tmp_path / "one", config) as run, pytest.raises(ValueError, match="JSON compliant"):
+        run.append_metrics({"step": 1, "loss": float("nan")})
+
+
+def test_only_whole_checkpoints_count_in_the_order_of_steps(tmp_path, config):
+    with RunDirectory.create(tmp_path / "one", config) as run:
+        for step in (100, 20, 3):
+            run.checkpoint_path(step).mkdir(parents=True)
+            (run.checkpoint_path(step) / "config.json").write_text("{}")
+        run.checkpoint_path(7).mkdir()
+        (run.path / "checkpoints" / "step-8.tmp").mkdir()
+        assert run.checkpoints() == [(step, run.checkpoint_path(step)) for step in (3, 20, 100)]
+
+
+def test_a_second_process_cannot_write_the_run(tmp_path, config):
+    code = "import sys; from counterpoint.runs import RunDirectory; RunDirectory.open(sys.argv[1])"
+    with RunDirectory.create(tmp_path / "one", config) as run:
+        _, error = (process := python(code, run.path)).communicate(timeout=30)
+        assert process.returncode == 1
+        assert "another process is writing this run" in error
+    assert python(code, run.path).wait(timeout=30) == 0
+
+
+def test_the_lock_ends_with_a_killed_process_even_if_its_children_live_on(tmp_path, config):
+    RunDirectory.create(tmp_path / "one", config).close()
+    code = """
+        import os, sys, time
+        from counterpoint.runs import RunDirectory
+        run = RunDirectory.open(sys.argv[1])
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+        print(child, flush=True)
+        time.sleep(60)
+    """
+    process = python(code, tmp_path / "one")
+    child = int(process.stdout.readline())
+    try:
+        with pytest.raises(RunError, match="another process"):
+            RunDirectory.open(tmp_path / "one")
+        process.kill()
+        process.wait(timeout=10)
+        RunDirectory.open(tmp_path / "one").close()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        process.stdout.close()
+        process.stderr.close()
+
+
+def test_a_kill_while_writing_leaves_the_old_file_or_the_new_one(tmp_path):
+    path = tmp_path / "state.json"
+    write_json(path, {"value": 0, "pad": "x" * 100_000})
+    code = """
+        import sys; from pathlib import Path; from counterpoint.disk import write_json
+        print("go", flush=True)
+        value = 0
+        while True:
+            value += 1
+            write_json(Path(sys.argv[1]), {"value": value, "pad": "x" * 100_000})
+    """
+    for pause in (0.05, 0.1, 0.15):
+        process = python(code, path)
+        process.stdout.readline()
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=pause)
+        process.kill()
+        process.communicate()
+        assert len(json.loads(path.read_text())["pad"]) == 100_000
+
+
+def test_a_disk_error_keeps_the_old_file_and_says_what_to_do(tmp_path, monkeypatch):
+    path = tmp_path / "file.txt"
+    write_text(path, "old")
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunError, match=r"No space left on device\). The disk is full. Free some space"):
+        write_text(path, "new")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_disk_checks(tmp_path):
+    with pytest.raises(RunError, match=r"GB are free on this disk and the run needs about"):
+        check_disk(tmp_path / "runs" / "one", needed_bytes=10**18)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"is a file, so no run can be kept below it. Set run.dir"):
+        check_disk(tmp_path / "file" / "one")
+    with pytest.raises(RunError, match=r"is not writable. Set run.dir to a folder that is"), disk_errors(tmp_path):
+        raise PermissionError(13, "Permission denied")
+
+
+def test_update_and_finish(tmp_path, config):
+    with RunDirectory.create(tmp_path / "one", config) as run:
+        run.update(steps=7)
+        run.finish("interrupted")
+        run.add_environment(gpu="none")
+        assert (run.state["steps"], run.state["status"]) == (7, "interrupted")
+        assert run.state["ended"] >= run.state["started"]
+        assert json.loads((run.path / "environment.json").read_text())["gpu"] == "none"
