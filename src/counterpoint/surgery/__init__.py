@@ -1,0 +1,49 @@
+"""Gradient surgery for several domains, usable in any PyTorch loop; imports torch alone.
+
+    strategy = grouping x weighting
+
+Cut the parameters into groups; for each group the Gram (the inner products of the domain gradients) tells who
+conflicts with whom; a weighting turns it into one weight per domain; the update of the group is the weighted sum.
+
+    surgeon = Surgeon(model, strategy="mgs")
+    for domain, batch in micro_batches:      # each micro-batch holds one domain
+        loss(model, batch).backward()
+        surgeon.collect(domain)              # takes .grad over
+    record = surgeon.combine()               # writes .grad
+    optimizer.step(); optimizer.zero_grad()
+
+    Surgeon, Record                          the object above and what combine() returns
+    STRATEGIES, resolve_strategy             mixed, pcgrad, mgs, mgs-tensor, or {grouping, weighting}
+    GROUPINGS, group_parameters              global, layer, module, tensor, or a rule of your own
+    WEIGHTINGS, build_weighting              ones, pcgrad, TorchJD's, or a function of your own
+    cosines, conflict_rate, removed_share    what a Gram tells
+"""
+
+from .gram import conflict_rate, conflicts, cosines, removed_share
+from .groupings import GROUPINGS, group_parameters
+from .pcgrad import pcgrad
+from .record import Record
+from .strategies import STRATEGIES, Strategy, resolve_strategy
+from .surgeon import Surgeon
+from .weighting import Context, Weighting, ones
+from .weightings import WEIGHTINGS, build_weighting
+
+__all__ = [
+    "GROUPINGS",
+    "STRATEGIES",
+    "WEIGHTINGS",
+    "Context",
+    "Record",
+    "Strategy",
+    "Surgeon",
+    "Weighting",
+    "build_weighting",
+    "conflict_rate",
+    "conflicts",
+    "cosines",
+    "group_parameters",
+    "ones",
+    "pcgrad",
+    "removed_share",
+    "resolve_strategy",
+]

@@ -1,0 +1,40 @@
+"""What a Gram tells: cosines, conflicts, and how much of the update surgery removed.
+
+A Gram ``gram_GDD`` [G, D, D] holds for each group the inner products of the D domain gradients, in float64.
+Everything here is a pure function of Grams and weights; no gradient is needed again.
+"""
+
+import torch
+from torch import Tensor
+
+
+def cosines(gram_GDD: Tensor) -> Tensor:
+    """Cosines [G, D, D] between domain gradients; 0 where one of the two gradients is zero."""
+    norm_GD = gram_GDD.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
+    scale_GDD = norm_GD.unsqueeze(-1) * norm_GD.unsqueeze(-2)
+    return torch.where(scale_GDD > 0, gram_GDD / scale_GDD, torch.zeros_like(gram_GDD)).clamp(-1, 1)
+
+
+def conflicts(gram_GDD: Tensor) -> Tensor:
+    """True [G, D, D] where two different domains' gradients have a negative inner product."""
+    off_diagonal_DD = ~torch.eye(gram_GDD.shape[-1], dtype=torch.bool, device=gram_GDD.device)
+    return (gram_GDD < 0) & off_diagonal_DD
+
+
+def conflict_rate(gram_GDD: Tensor) -> float:
+    """The share, between 0 and 1, of (group, domain pair) combinations in conflict; 0 for a single domain."""
+    num_groups, num_domains = gram_GDD.shape[:2]
+    num_pairs = num_groups * num_domains * (num_domains - 1)
+    return conflicts(gram_GDD).sum().item() / num_pairs if num_pairs else 0.0
+
+
+def removed_share(gram_GDD: Tensor, weights_GD: Tensor) -> float:
+    """``||sum - combined|| / ||sum||`` over all groups: how far surgery moved the update from the plain sum.
+
+    With r = 1 - w the removed part of a group is ``sum_d r_d g_d``, whose squared norm is ``r' K r`` for its Gram K.
+    0 where the plain sum itself is zero.
+    """
+    removed_GD = 1 - weights_GD
+    removed = torch.einsum("gi,gij,gj->", removed_GD, gram_GDD, removed_GD).clamp(min=0)
+    total = gram_GDD.sum().clamp(min=0)
+    return (removed / total).sqrt().item() if total > 0 else 0.0

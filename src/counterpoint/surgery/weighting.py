@@ -1,0 +1,43 @@
+"""What a weighting is: a function from the Grams of all groups to the weights of the domains in each group.
+
+    weights_GD = weighting(gram_GDD, context)
+
+``gram_GDD`` [G, D, D] and ``weights_GD`` [G, D] are float64 on the CPU; ``context`` names groups and domains and hands
+out private random generators. The update of group g is ``sum_d weights_GD[g, d] * gradient of domain d``. A weighting
+with memory is an object with ``state_dict()`` and ``load_state_dict()`` besides.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a weighting may know besides the Grams: the names of groups and domains, the seed and the step."""
+
+    groups: tuple[str, ...]
+    domains: tuple[str, ...]
+    seed: int = 0
+    step: int = 0
+
+    @property
+    def num_domains(self) -> int:
+        """Number of domains D taking part in this step."""
+        return len(self.domains)
+
+    def generator(self, group: str) -> torch.Generator:
+        """A new generator that depends on (seed, step, group) alone: equal on every rank, machine and run."""
+        digest = hashlib.blake2b(f"{self.seed}/{self.step}/{group}".encode(), digest_size=8).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+Weighting = Callable[[Tensor, Context], Tensor]
+
+
+def ones(gram_GDD: Tensor, context: Context) -> Tensor:
+    """Weights [G, D] of 1 everywhere: the plain sum of the domain gradients."""
+    return torch.ones(gram_GDD.shape[:2], dtype=torch.float64)

@@ -1,0 +1,86 @@
+"""The weightings by name, and how one is made from a name, a mapping or a function."""
+
+import functools
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import StrategyError
+from ._outside import import_function
+from .pcgrad import pcgrad
+from .torchjd_adapter import TORCHJD, Method, TorchJDWeighting
+from .weighting import Context, Weighting, ones
+
+WEIGHTINGS: dict[str, Weighting | Method] = {"ones": ones, "pcgrad": pcgrad, **TORCHJD}
+"""The built-in weightings by name; a ``Method`` is one of TorchJD's and needs the extra ``torchjd``."""
+
+WeightingSpec = str | Mapping[str, Any] | Weighting
+
+
+def build_weighting(spec: WeightingSpec) -> Weighting:
+    """The weighting that ``spec`` names.
+
+    ``spec`` is a name in ``WEIGHTINGS``, ``package.module:function``, a mapping ``{"type": name, **options}``, or a
+    function of ``(gram_GDD)`` or ``(gram_GDD, context)``. A class is instantiated with the options, so that each
+    Surgeon has its own. Raises ``StrategyError`` for an unknown name or options a weighting does not take.
+    """
+    if isinstance(spec, Mapping):
+        options = dict(spec)
+        name = options.pop("type", None)
+        if not isinstance(name, str):
+            raise StrategyError(f"The weighting {dict(spec)} has no name: write it as {{type: NAME, OPTION: VALUE}}.")
+        return _by_name(name, options)
+    return _by_name(spec, {}) if isinstance(spec, str) else _outside(spec, {})
+
+
+def weighting_name(spec: WeightingSpec) -> str:
+    """A readable name of the weighting, equal for equal specifications."""
+    if isinstance(spec, Mapping):
+        options = ", ".join(f"{key}={value}" for key, value in sorted(spec.items()) if key != "type")
+        return f"{spec.get('type')}({options})" if options else str(spec.get("type"))
+    return spec if isinstance(spec, str) else getattr(spec, "__name__", type(spec).__name__)
+
+
+def _by_name(name: str, options: dict[str, Any]) -> Weighting:
+    if name in TORCHJD:
+        return TorchJDWeighting(name, **options)
+    own = WEIGHTINGS.get(name)
+    if own is None:
+        return _outside(import_function(name, "weighting", WEIGHTINGS, StrategyError), options)
+    if options:
+        raise StrategyError(f"The weighting {name!r} takes no options; found {', '.join(sorted(options))}.")
+    assert callable(own)
+    return own
+
+
+def _outside(function: Any, options: dict[str, Any]) -> Weighting:
+    if inspect.isclass(function):
+        function = function(**options)
+    elif options:
+        function = functools.partial(function, **options)
+    takes = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty and _positional(p)]
+    if len(takes) not in (1, 2):
+        raise StrategyError(
+            f"The weighting {weighting_name(function)!r} must take (gram_GDD) or (gram_GDD, context); "
+            f"it takes {len(takes)} arguments."
+        )
+    return function if len(takes) == 2 else _GramOnly(function)
+
+
+def _positional(parameter: inspect.Parameter) -> bool:
+    return parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+
+
+class _GramOnly:
+    """A weighting made from a function of the Gram alone; whatever else that object has (its state) shows through."""
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+
+    def __call__(self, gram_GDD: Tensor, context: Context) -> Tensor:
+        return self._function(gram_GDD)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._function, name)
