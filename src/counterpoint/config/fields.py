@@ -22,7 +22,7 @@ def sections_in(annotation: Any) -> list[type[Section]]:
 
 
 def strip_tags(location: Key) -> Key:
-    """``location`` as pydantic reports it without the ``type`` it puts after ``source`` and the ``[key]`` after keys."""
+    """pydantic's ``location`` without the ``type`` it puts after ``source`` and the ``[key]`` after keys."""
     return tuple(
         part
         for index, part in enumerate(location)

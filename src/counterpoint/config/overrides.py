@@ -49,7 +49,11 @@ def _key(holder: Any, part: str | int, done: Key) -> str | int:
         return part
     if isinstance(holder, list) and str(part).isdigit() and int(part) < len(holder):
         return int(part)
-    kind = f"a list of {len(holder)}, whose items are named 0, 1, ..." if isinstance(holder, list) else f"{holder!r}, not a mapping"
+    kind = (
+        f"a list of {len(holder)}, whose items are named 0, 1, ..."
+        if isinstance(holder, list)
+        else f"{holder!r}, not a mapping"
+    )
     raise LookupError(f"{dotted(done) or 'the document'} is {kind}")
 
 

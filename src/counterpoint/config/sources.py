@@ -18,7 +18,7 @@ class PocketSource(Section):
     task: str | None = Field(
         default=None, description="Task name; null means the domain's own name.", examples=["math"]
     )
-    size: int = Field(default=4096, gt=0, description="Number of different training rows to make.", examples=[4096])
+    size: int = Field(default=4096, gt=0, description="Number of training rows to make.", examples=[4096])
 
 
 class FileSource(Section):

@@ -1,0 +1,208 @@
+"""One domain: rows filtered, made into prompts with their reward's columns, measured, and split."""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from counterpoint.config import Config, DomainConfig, PocketSource
+from counterpoint.domains.prompts import Prompter, prompt_key, prompt_lengths
+from counterpoint.domains.read import read_pocket_test, read_source
+from counterpoint.domains.template import Path, Template
+from counterpoint.errors import DomainError
+
+Row = dict[str, Any]
+
+_GIVEN = ("prompt", "prompts", "completion", "completions", "completion_ids", "domain")
+"""What every reward gets without a column of the data."""
+
+
+@dataclass(frozen=True)
+class WeightedReward:
+    """One reward of a domain: ``function`` is in TRL's protocol, ``name`` is what its part is logged as."""
+
+    name: str
+    weight: float
+    function: Callable[..., list[float | None]]
+
+
+@dataclass(frozen=True)
+class LoadSummary:
+    """What became of the rows of a domain; every number counts rows."""
+
+    rows_read: int
+    dropped_filtered: int
+    dropped_too_long: int
+    dropped_held_out: int
+    train_rows: int
+    evaluation_rows: int
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A domain ready for training: rows have ``prompt``, ``domain`` and the columns of its rewards."""
+
+    name: str
+    train: list[Row]
+    evaluation: list[Row]
+    rewards: tuple[WeightedReward, ...]
+    share: float
+    summary: LoadSummary
+
+
+def build_domain(name: str, config: Config, tokenizer: Any) -> Domain:
+    """The domain ``name`` of ``config``.
+
+    Raises:
+        DomainError: anything that would make it unusable, before any training.
+    """
+    domain = config.domains[name]
+    rewards = build_rewards(domain)
+    limit = domain.max_prompt_tokens or config.max_prompt_tokens
+    maker = _RowMaker.build(name, domain, rewards, tokenizer, limit)
+    train = maker.make(read_source(domain.source, domain.limit))
+    size = domain.evaluation.size or config.evaluation.prompts
+    if domain.evaluation.source is None and not isinstance(domain.source, PocketSource):
+        kept, held_out = _hold_out(train, size, f"{config.evaluation.seed}\n{name}")
+    else:
+        source = domain.evaluation.source or domain.source
+        test = read_pocket_test(source, size) if isinstance(source, PocketSource) else read_source(source, None)
+        held_out = _first_prompts(maker.make(test), size, f"{config.evaluation.seed}\n{name}")
+        taken = {prompt_key(row["prompt"]) for row in held_out}
+        kept = [row for row in train.rows if prompt_key(row["prompt"]) not in taken]
+        if not kept:
+            raise DomainError(f"all {len(train.rows)} training prompts are among the held-out ones. Use other rows.")
+    for reward in rewards:
+        check_rows = getattr(reward.function, "check_rows", None)
+        if check_rows is not None:
+            check_rows([*kept, *held_out])
+    lost = len(train.rows) - len(kept)
+    summary = LoadSummary(train.read, train.filtered, train.too_long, lost, len(kept), len(held_out))
+    return Domain(name, kept, held_out, rewards, domain.share, summary)
+
+
+def build_rewards(domain: DomainConfig) -> tuple[WeightedReward, ...]:
+    """The rewards of ``domain``, ready to be called."""
+    from counterpoint.rewards import build_reward
+
+    return tuple(
+        WeightedReward(reward.label or reward.name, reward.weight, build_reward(reward.name, **reward.options))
+        for reward in domain.reward
+    )
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Rows made of one source, and how many were dropped on the way."""
+
+    rows: list[Row]
+    read: int
+    filtered: int
+    too_long: int
+
+
+@dataclass(frozen=True)
+class _RowMaker:
+    name: str
+    prompter: Prompter
+    columns: Mapping[str, Path | Template]
+    optional: tuple[str, ...]
+    every_column: bool
+    filter: Mapping[str, Any]
+    tokenizer: Any
+    max_tokens: int
+
+    @classmethod
+    def build(
+        cls, name: str, domain: DomainConfig, rewards: Sequence[WeightedReward], tokenizer: Any, max_tokens: int
+    ) -> "_RowMaker":
+        functions = [reward.function for reward in rewards]
+        required = [column for function in functions for column in getattr(function, "columns", ())]
+        optional = [column for function in functions for column in getattr(function, "optional_columns", ())]
+        columns: dict[str, Path | Template] = {c: Path(c) for c in required if c not in _GIVEN}
+        for column, written in domain.columns.items():
+            columns[column] = _template(f"columns.{column}", written) if "{" in written else Path(written)
+        prompter = Prompter.build(domain.prompt, domain.system, domain.chat, tokenizer)
+        spare = tuple(c for c in optional if c not in columns and c not in _GIVEN)
+        undeclared = any(not hasattr(function, "columns") for function in functions)
+        return cls(name, prompter, columns, spare, undeclared, domain.filter or {}, tokenizer, max_tokens)
+
+    def make(self, raw: Sequence[Row]) -> _Made:
+        """The rows of this domain in ``raw``.
+
+        Raises:
+            DomainError: a column is missing, or nothing is left (saying what dropped how many).
+        """
+        numbered = [(number, row) for number, row in enumerate(raw, start=1) if self._wanted(number, row)]
+        rows = [self._row(number, row) for number, row in numbered]
+        lengths = prompt_lengths([row["prompt"] for row in rows], self.tokenizer)
+        kept = [row for row, length in zip(rows, lengths, strict=True) if length <= self.max_tokens]
+        made = _Made(kept, len(raw), len(raw) - len(rows), len(rows) - len(kept))
+        if not kept:
+            shortest = f" (the shortest has {min(lengths)})" if lengths else ""
+            raise DomainError(
+                f"no rows are left: {made.read} read, {made.filtered} dropped by filter, {made.too_long} longer than "
+                f"max_prompt_tokens={self.max_tokens}{shortest}. Relax what dropped them."
+            )
+        return made
+
+    def _wanted(self, number: int, raw: Row) -> bool:
+        for column, wanted in self.filter.items():
+            found = _read(Path(column).get, raw, f"filter.{column}", number)
+            accepted = wanted if isinstance(wanted, list) else [wanted]
+            if found not in accepted and str(found) not in map(str, accepted):  # CSV knows only text
+                return False
+        return True
+
+    def _row(self, number: int, raw: Row) -> Row:
+        row = {column: raw[column] for column in raw if column not in _GIVEN} if self.every_column else {}
+        for column, place in self.columns.items():
+            read = place.render if isinstance(place, Template) else place.get
+            own_name = isinstance(place, Path) and place.text == column
+            what = f"the reward needs the column {column!r} (columns maps it)" if own_name else f"columns.{column}"
+            row[column] = _read(read, raw, what, number)
+        for column in self.optional:
+            if column in raw:
+                row[column] = raw[column]
+        return {"prompt": _read(self.prompter.prompt, raw, "prompt", number), "domain": self.name, **row}
+
+
+def _read(read: Callable[[Row], Any], raw: Row, what: str, number: int) -> Any:
+    try:
+        return read(raw)
+    except DomainError as error:
+        raise DomainError(f"{what}; row {number}: {error}") from None
+
+
+def _template(what: str, text: str) -> Template:
+    try:
+        return Template.parse(text)
+    except DomainError as error:
+        raise DomainError(f"{what}: {error}") from None
+
+
+def _hold_out(made: _Made, size: int, seed: str) -> tuple[list[Row], list[Row]]:
+    """Training rows and ``size`` held-out rows; no prompt is in both."""
+    keys = [prompt_key(row["prompt"]) for row in made.rows]
+    unique = sorted(set(keys))
+    if len(unique) <= size:
+        raise DomainError(
+            f"{size} prompts are to be held out, but there are only {len(unique)} different ones and at least one must "
+            "be left to train on. Set evaluation.size lower, or give evaluation.source."
+        )
+    chosen = set(random.Random(seed).sample(unique, size))
+    first = {key: index for index, key in reversed(list(enumerate(keys)))}
+    held_out = [made.rows[first[key]] for key in sorted(chosen, key=lambda key: first[key])]
+    return [row for row, key in zip(made.rows, keys, strict=True) if key not in chosen], held_out
+
+
+def _first_prompts(made: _Made, size: int, seed: str) -> list[Row]:
+    """``size`` rows with different prompts, drawn from an evaluation source."""
+    unique = {prompt_key(row["prompt"]): row for row in reversed(made.rows)}
+    if len(unique) < size:
+        raise DomainError(
+            f"{size} held-out prompts are asked for, but the evaluation source has only {len(unique)} different ones. "
+            "Set evaluation.size lower, or give more rows."
+        )
+    chosen = set(random.Random(seed).sample(sorted(unique), size))
+    return [row for key, row in reversed(unique.items()) if key in chosen]

@@ -1,0 +1,101 @@
+"""From a row to the prompt that a model sees: template, system prompt, chat messages or plain text, length."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import TemplateError
+
+from counterpoint.domains.template import Template
+from counterpoint.errors import DomainError
+
+Prompt = str | list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Prompter:
+    """Makes prompts of rows: a text, or chat messages where ``chat``."""
+
+    template: Template
+    system: str | None
+    chat: bool
+
+    @classmethod
+    def build(cls, template: str, system: str | None, chat: bool | None, tokenizer: Any) -> "Prompter":
+        """The prompter for a domain's settings and a tokenizer.
+
+        Raises:
+            DomainError: a malformed template, or ``chat: true`` with a tokenizer that has no chat template.
+        """
+        has_template = getattr(tokenizer, "chat_template", None) is not None
+        if chat and not has_template:
+            raise DomainError(
+                "chat is true, but the model's tokenizer has no chat template. Set chat: false for plain text, or use "
+                "a model with a chat template."
+            )
+        try:
+            parsed = Template.parse(template)
+        except DomainError as error:
+            raise DomainError(f"prompt: {error}") from None
+        return cls(parsed, system, has_template if chat is None else chat)
+
+    def prompt(self, row: dict[str, Any]) -> Prompt:
+        """The prompt of ``row``; a column that holds chat messages is taken as they are."""
+        path = self.template.only_path
+        value: Any = path.get(row) if path is not None else None
+        if path is not None and _is_messages(value):
+            return self._from_messages(value)
+        text = self.template.render(row)
+        if not self.chat:
+            return f"{self.system}\n\n{text}" if self.system is not None else text
+        return self._with_system([{"role": "user", "content": text}])
+
+    def _from_messages(self, messages: list[dict[str, Any]]) -> Prompt:
+        if not self.chat:
+            raise DomainError(
+                f"{self.template.only_path.text if self.template.only_path else ''!r} holds chat messages, but prompts "
+                "are plain text here. Use a model with a chat template, or a template over the messages' text."
+            )
+        return self._with_system([dict(message) for message in messages])
+
+    def _with_system(self, messages: list[dict[str, Any]]) -> Prompt:
+        if self.system is None or (messages and messages[0].get("role") == "system"):
+            return messages
+        return [{"role": "system", "content": self.system}, *messages]
+
+
+def _is_messages(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(item, dict) and {"role", "content"} <= item.keys() for item in value)
+    )
+
+
+def prompt_key(prompt: Prompt) -> str:
+    """What tells two prompts apart."""
+    text = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def prompt_lengths(prompts: Sequence[Prompt], tokenizer: Any) -> list[int]:
+    """Tokens of each prompt, as the model will see it.
+
+    Raises:
+        DomainError: the chat template refuses a prompt, as some do system prompts.
+    """
+    if not prompts:
+        return []
+    chat = not isinstance(prompts[0], str)
+    texts: list[str] = []
+    for prompt in prompts:
+        if isinstance(prompt, str):
+            texts.append(prompt)
+            continue
+        try:
+            texts.append(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
+        except TemplateError as error:
+            raise DomainError(f"the model's chat template refuses the prompt: {error}.") from error
+    return [len(ids) for ids in tokenizer(texts, add_special_tokens=not chat)["input_ids"]]
