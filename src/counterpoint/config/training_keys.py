@@ -1,6 +1,6 @@
 """Keys of ``training:`` that counterpoint sets itself, with the reason and the key to use instead."""
 
-_KEYS: dict[str, str] = {
+REFUSED_KEYS: dict[str, str] = {
     "output_dir": "the run directory is run.dir/run.name",
     "run_name": "the run is named by run.name",
     "seed": "the seed is run.seed",
@@ -21,7 +21,7 @@ _KEYS: dict[str, str] = {
     "max_prompt_length": "the longest prompt is max_prompt_tokens, or domains.*.max_prompt_tokens",
     "model_init_kwargs": "the model is loaded by the keys of model",
 }
-_PREFIXES: dict[str, str] = {
+REFUSED_PREFIXES: dict[str, str] = {
     "save_": "checkpoints are set by run.save_every and run.keep",
     "eval_": "evaluation is set by the keys of evaluation",
 }
@@ -29,6 +29,6 @@ _PREFIXES: dict[str, str] = {
 
 def refused_reason(key: str) -> str | None:
     """Why ``training.key`` may not be written, naming the key to use instead; None where it may."""
-    if key in _KEYS:
-        return _KEYS[key]
-    return next((reason for prefix, reason in _PREFIXES.items() if key.startswith(prefix)), None)
+    if key in REFUSED_KEYS:
+        return REFUSED_KEYS[key]
+    return next((reason for prefix, reason in REFUSED_PREFIXES.items() if key.startswith(prefix)), None)
