@@ -38,8 +38,8 @@ def load_tokenizer(model: ModelConfig) -> Any:
     return tokenizer
 
 
-def check_model(model: ModelConfig) -> Any:
-    """The model's configuration, read before any weight is loaded.
+def check_model(model: ModelConfig) -> int:
+    """The number of the model's parameters, from its configuration alone, before any weight is loaded.
 
     Raises:
         ModelError: the path is not a causal language model.
@@ -56,7 +56,16 @@ def check_model(model: ModelConfig) -> Any:
             f"model.path {path}: no .safetensors weights there, found {found}. Save the model with save_pretrained; "
             "pickled weights are not read."
         )
-    return config
+    return _count_params(config, model)
+
+
+def _count_params(config: Any, model: ModelConfig) -> int:
+    try:
+        with torch.device("meta"):
+            built = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+    except ValueError as error:
+        raise ModelError(_not_a_model(resolve_path(model), "causal language model", error)) from error
+    return sum(param.numel() for param in built.parameters())
 
 
 def load_model(model: ModelConfig, start: Path | None = None) -> Any:

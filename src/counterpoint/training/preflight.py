@@ -25,6 +25,7 @@ class Plan:
     domains: tuple[Domain, ...]
     stages: tuple[Stage, ...]
     tokenizer: Any
+    num_params: int
 
     @property
     def total_steps(self) -> int:
@@ -39,7 +40,8 @@ def strategy_spec(config: Config) -> str | dict[str, Any]:
         return "mixed"
     if strategy.name is not None:
         return strategy.name
-    return {"grouping": strategy.grouping, "weighting": strategy.weighting, "options": strategy.options}
+    weighting = {"type": strategy.weighting, **strategy.options} if strategy.options else strategy.weighting
+    return {"grouping": strategy.grouping, "weighting": weighting}
 
 
 def check_config(config: Config) -> list[str]:
@@ -82,12 +84,12 @@ def plan_run(config: Config) -> Plan:
     """
     if problems := check_config(config):
         raise ConfigError("\n".join(problems))
-    check_model(config.model)
+    num_params = check_model(config.model)
     tokenizer = load_tokenizer(config.model)
     domains = tuple(load_domains(config, tokenizer))
     args = grpo_config(config, "unused")
     stages = tuple(plan_stages(config, total_steps(args, sum(len(domain.train) for domain in domains))))
-    return Plan(config, domains, stages, tokenizer)
+    return Plan(config, domains, stages, tokenizer, num_params)
 
 
 def total_steps(args: GRPOConfig, num_rows: int) -> int:
@@ -96,3 +98,12 @@ def total_steps(args: GRPOConfig, num_rows: int) -> int:
         return args.max_steps
     rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     return math.ceil(args.num_train_epochs * num_rows * args.num_generations / rows_per_step)
+
+
+def needed_bytes(plan: Plan) -> int:
+    """Disk that a run's checkpoints take at most: weights and Adam's two moments, one checkpoint more while saving."""
+    config = plan.config
+    saves = math.ceil(plan.total_steps / config.run.save_every) + len(plan.stages)
+    kept = saves if config.run.keep is None else min(saves, config.run.keep + len(plan.stages))
+    trained = 0.02 if config.model.lora else 1.0
+    return int(plan.num_params * trained * 12 * (kept + 1))

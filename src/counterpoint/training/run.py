@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers.trainer_callback import PrinterCallback
 
-from counterpoint.config import Config
+from counterpoint.config import Config, load_config
 from counterpoint.errors import CounterpointError
 from counterpoint.evaluation import DomainScore, EvaluationPlan, Sampling, evaluate
 from counterpoint.runs import RunDirectory
@@ -16,7 +16,7 @@ from counterpoint.training.disk import explain_disk_errors
 from counterpoint.training.grams import GramRecorder
 from counterpoint.training.interrupt import Interrupt
 from counterpoint.training.model import load_model, lora_config
-from counterpoint.training.preflight import Plan, plan_run, strategy_spec
+from counterpoint.training.preflight import Plan, needed_bytes, plan_run, strategy_spec
 from counterpoint.training.reporter import Reporter, Silent
 from counterpoint.training.settings import grpo_config, output_dir
 from counterpoint.training.stages import Stage
@@ -44,8 +44,9 @@ def train(config: Config, name: str, reporter: Reporter | None = None) -> RunDir
         Interrupted: the user pressed Ctrl-C; everything up to the last whole step is saved.
     """
     plan = plan_run(config)
-    run = RunDirectory.create(Path(config.run.dir) / (config.run.name or name), config)
-    return _Run(plan, run, reporter or Silent()).execute()
+    path = Path(config.run.dir) / (config.run.name or name)
+    with RunDirectory.create(path, config, needed_bytes(plan)) as run:
+        return _Run(plan, run, reporter or Silent()).execute()
 
 
 def resume(path: Path, reporter: Reporter | None = None) -> RunDirectory:
@@ -54,9 +55,9 @@ def resume(path: Path, reporter: Reporter | None = None) -> RunDirectory:
     Raises:
         RunError: no run there, or another process is writing it.
     """
-    run = RunDirectory.open(path)
-    plan = plan_run(run.config())
-    return _Run(plan, run, reporter or Silent()).execute()
+    with RunDirectory.open(path) as run:
+        plan = plan_run(load_config(run.config_path))
+        return _Run(plan, run, reporter or Silent()).execute()
 
 
 def evaluation_plan(config: Config, max_new_tokens: int) -> EvaluationPlan:
@@ -83,19 +84,19 @@ class _Run:
         self.done_steps = max((step for step, _ in run.checkpoints()), default=0)
 
     def execute(self) -> RunDirectory:
-        self.run.update(status="running", steps=self.plan.total_steps, domains=[d.name for d in self.plan.domains])
+        self.run.update(status="running", steps=self.plan.total_steps)
         self._forget_unfinished()
         try:
             for stage in self.plan.stages:
                 self._run_stage(stage)
         except Interrupted:
-            self.run.update(status="interrupted")
+            self.run.finish("interrupted")
             raise
         except CounterpointError:
-            self.run.update(status="failed")
+            self.run.finish("failed")
             raise
         shutil.rmtree(output_dir(self.run), ignore_errors=True)
-        self.run.update(status="done")
+        self.run.finish("done")
         return self.run
 
     def _forget_unfinished(self) -> None:
@@ -166,7 +167,7 @@ class _Run:
         ]
 
     def _is_evaluated(self, when: str, step: int) -> bool:
-        names = {e["domain"] for e in self.run.evals() if e["when"] == when and e["step"] == step}
+        names = {e["domain"] for e in self.run.lines("evals.jsonl") if e["when"] == when and e["step"] == step}
         return names >= {domain.name for domain in self.plan.domains}
 
     def _evaluate(self, trainer: DomainGRPOTrainer, when: str, step: int, stage: int | None) -> None:
@@ -183,14 +184,18 @@ class _Run:
             self.reporter.evaluated(when, step, scores)
 
     def _write_scores(self, scores: Sequence[DomainScore], when: str, step: int, stage: int | None) -> None:
-        for score in scores:
-            for sample in score.examples:
-                self.run.append_sample({"step": step, "when": when, "domain": score.domain} | vars(sample))
+        self.run.append_samples(
+            [
+                {"step": step, "when": when, "domain": score.domain} | vars(sample)
+                for score in scores
+                for sample in score.examples
+            ]
+        )
         for score in scores:
             self.run.append_eval({"step": step, "when": when, "stage": stage} | score.to_json())
 
     def _record_stage(self, stage: Stage) -> None:
-        stages = [s for s in self.run.info().get("stages", []) if s["last_step"] != stage.last_step]
+        stages = [s for s in self.run.state["stages"] if s["last_step"] != stage.last_step]
         checkpoint = self.run.checkpoint_path(stage.last_step).relative_to(self.run.path)
         stages.append(
             {
@@ -202,3 +207,18 @@ class _Run:
         )
         self.run.update(stages=stages)
 
+
+
+def evaluate_model(config: Config, reporter: Reporter | None = None) -> list[DomainScore]:
+    """Scores the configuration's model on the held-out rows of its domains, without training."""
+    reporter = reporter or Silent()
+    plan = plan_run(config)
+    args = grpo_config(config, "unused")
+    model = load_model(config.model).to(args.device)
+    return evaluate(
+        model,
+        plan.tokenizer,
+        plan.domains,
+        evaluation_plan(config, args.max_completion_length),
+        lambda domain, done, total: reporter.evaluating("eval", domain, done, total),
+    )

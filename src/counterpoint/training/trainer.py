@@ -76,7 +76,7 @@ class DomainGRPOTrainer(GRPOTrainer):
             reward_funcs = build_domain_rewards(reward_funcs, self.domains)
         args.accelerator_config.gradient_accumulation_kwargs = {"sync_each_batch": True}
         super().__init__(model, reward_funcs, args, self.domain_rows.index, **kwargs)
-        check_accelerator(self.accelerator, surgery=self.strategy.alters_gradients)
+        check_accelerator(self.accelerator, surgery=self.strategy.weighting != "ones")
         self.surgeon = Surgeon(
             self.accelerator.unwrap_model(self.model), strategy=self.strategy, seed=args.seed
         )
@@ -137,7 +137,8 @@ class DomainGRPOTrainer(GRPOTrainer):
         mode = "train" if self.model.training else "eval"
         completion_ids, mask = output["completion_ids"], output["completion_mask"]
         ended_B = torch.isin(completion_ids, torch.tensor(self.eos_token_ids, device=completion_ids.device)).any(dim=1)
-        lengths_B = self.accelerator.gather(mask.sum(dim=1))
+        # a truncated completion fills the width; mask_truncated_completions has set its mask to zero
+        lengths_B = self.accelerator.gather(mask.sum(dim=1).masked_fill(~ended_B, completion_ids.shape[1]))
         metrics = batch_metrics(
             self.domains,
             all_domain_B,
@@ -181,7 +182,7 @@ class DomainGRPOTrainer(GRPOTrainer):
     @property
     def _separates_domains(self) -> bool:
         """Whether this step's domains need gradients of their own; plain mixing needs them only to be looked at."""
-        return self.strategy.alters_gradients or self.state.global_step % self.grams_every == 0
+        return self.strategy.weighting != "ones" or self.state.global_step % self.grams_every == 0
 
     def _domain_ends(self, domain_id: int) -> bool:
         if self.accelerator.sync_gradients:

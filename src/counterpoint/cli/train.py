@@ -1,0 +1,51 @@
+"""``counterpoint train``: one configuration to a better model."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from counterpoint.errors import ConfigError
+
+
+def train(
+    config: Annotated[
+        Path | None, typer.Argument(help="Configuration file (YAML). See `counterpoint config schema`.", show_default=False)
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Replace one key of the file, e.g. --set training.max_steps=20. Repeatable."
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option("--resume", metavar="RUN", help="Continue this run from its last checkpoint, with the same numbers."),
+    ] = None,
+) -> None:
+    """Train one model on several domains.
+
+    Everything is checked before training starts. The run directory (run.dir/run.name) holds metrics, evaluations, samples,
+    checkpoints and report.html. Ctrl-C saves; so does a kill, up to the last checkpoint.
+
+    Examples:
+
+      counterpoint train examples/pocket-mgs.yaml
+
+      counterpoint train my.yaml --set strategy=mixed --set run.name=baseline
+
+      counterpoint train --resume runs/pocket-mgs
+    """
+    if (config is None) == (resume is None):
+        raise ConfigError("Give either a configuration file or --resume RUN, not both and not neither.")
+    if resume is not None and overrides:
+        raise ConfigError("--set cannot change a run that has started. Start a new run, or resume without --set.")
+    from counterpoint.cli.running import resume_run, train_config
+    from counterpoint.config import load_config
+
+    if resume is not None:
+        resume_run(resume)
+        return
+    assert config is not None
+    loaded = load_config(config, overrides or ())
+    train_config(loaded, f"{config.stem}-{loaded.strategy.label}" if loaded.strategy.label not in config.stem else config.stem)

@@ -1,0 +1,26 @@
+"""The few methods of TRL that are overridden or read; a new TRL that moves one of them fails here first."""
+
+import inspect
+
+import pytest
+from trl import GRPOTrainer
+
+EXPECTED = {
+    "_generate_and_score_completions": ["self", "inputs"],
+    "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
+    "_prepare_inputs": ["self", "generation_batch"],
+    "training_step": ["self", "model", "inputs", "num_items_in_batch"],
+    "_get_train_sampler": ["self", "dataset"],
+    "_save_checkpoint": ["self", "model", "trial"],
+    "train": ["self", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
+}
+
+
+@pytest.mark.parametrize("method", EXPECTED)
+def test_overridden_methods_have_the_signature_we_rely_on(method):
+    assert list(inspect.signature(getattr(GRPOTrainer, method)).parameters) == EXPECTED[method]
+
+
+@pytest.mark.parametrize("name", ["_buffered_inputs", "_step", "_metrics", "reward_weights", "eos_token_ids"])
+def test_attributes_we_read_are_still_set(name):
+    assert f"self.{name} = " in inspect.getsource(GRPOTrainer.__init__)

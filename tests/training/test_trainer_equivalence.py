@@ -1,0 +1,101 @@
+"""``mixed`` is TRL's own gradient: the installed TRL runs beside ours on the same prompts and completions."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from trl import GRPOTrainer
+
+from counterpoint.training import DomainGRPOTrainer
+from counterpoint.training.domain_rewards import build_domain_rewards
+
+sys.path.insert(0, str(Path(__file__).parent))
+from helpers import DATA, REWARDS, GradientTape, grpo_args, relative_error, total_norm
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+def train_ours(model, tokenizer, folder, strategy="mixed", data=DATA, rewards=REWARDS, shares=None, **overrides):
+    tape = GradientTape()
+    trainer = DomainGRPOTrainer(
+        str(model),
+        rewards,
+        grpo_args(folder, **overrides),
+        data,
+        strategy=strategy,
+        shares=shares,
+        processing_class=tokenizer,
+        callbacks=[tape],
+    )
+    trainer.train()
+    return trainer, tape.steps
+
+
+def train_trl(model, tokenizer, folder, ours, **overrides):
+    """Plain TRL on the rows that ours drew, in the same order."""
+
+    class Reference(GRPOTrainer):
+        def _get_train_sampler(self, dataset=None):
+            ours._sampler.set_epoch(0)
+            return ours._sampler
+
+    tape = GradientTape()
+    trainer = Reference(
+        str(model),
+        build_domain_rewards(REWARDS, list(DATA)),
+        grpo_args(folder, **overrides),
+        ours.domain_rows.index,
+        processing_class=tokenizer,
+        callbacks=[tape],
+    )
+    trainer.train()
+    return tape.steps
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "grpo", "dr_grpo", "cispo", "sapo"])
+def test_mixed_gives_trls_own_gradient(loss_type, tiny_model, tiny_tokenizer, tmp_path):
+    trainer, ours = train_ours(tiny_model, tiny_tokenizer, tmp_path / "ours", loss_type=loss_type)
+    reference = train_trl(tiny_model, tiny_tokenizer, tmp_path / "trl", trainer, loss_type=loss_type)
+    assert len(ours) == len(reference) == 3
+    for mine, theirs in zip(ours, reference, strict=True):
+        assert total_norm(theirs) > 1e-3
+        assert relative_error(mine, theirs) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"steps_per_generation": 2},
+        {"num_iterations": 2, "max_steps": 4},
+        {"beta": 0.1, "loss_type": "grpo"},
+        {"scale_rewards": "none"},
+        {"mask_truncated_completions": True},
+    ],
+    ids=lambda o: ",".join(f"{k}={v}" for k, v in o.items()),
+)
+def test_mixed_stays_trls_gradient_under_other_settings(overrides, tiny_model, tiny_tokenizer, tmp_path):
+    trainer, ours = train_ours(tiny_model, tiny_tokenizer, tmp_path / "ours", **overrides)
+    reference = train_trl(tiny_model, tiny_tokenizer, tmp_path / "trl", trainer, **overrides)
+    assert len(ours) == len(reference)
+    assert max(total_norm(gradients) for gradients in reference) > 1e-3
+    for mine, theirs in zip(ours, reference, strict=True):
+        assert relative_error(mine, theirs) < 2e-6
+
+
+def test_surgery_differs_from_trl_so_the_comparison_can_fail(tiny_model, tiny_tokenizer, tmp_path):
+    trainer, ours = train_ours(tiny_model, tiny_tokenizer, tmp_path / "ours", strategy="mgs")
+    reference = train_trl(tiny_model, tiny_tokenizer, tmp_path / "trl", trainer)
+    assert relative_error(ours[0], reference[0]) > 1e-4
+    assert trainer.last_record is not None
+    assert (trainer.last_record.weights_GD != 1).any()
+
+
+def test_one_domain_alone_is_trl_whatever_the_strategy(tiny_model, tiny_tokenizer, tmp_path):
+    alone, reward = {"math": DATA["math"]}, {"math": REWARDS["math"]}
+    _, surgery = train_ours(tiny_model, tiny_tokenizer, tmp_path / "a", "mgs", alone, reward)
+    _, plain = train_ours(tiny_model, tiny_tokenizer, tmp_path / "b", "mixed", alone, reward)
+    for mine, theirs in zip(surgery, plain, strict=True):
+        assert relative_error(mine, theirs) == 0
