@@ -1,0 +1,96 @@
+"""Run directories as one self-contained HTML page for people, and the same content as JSON for programs.
+
+>>> from counterpoint.report import write_report
+>>> page = write_report(Path("runs/demo-mgs"), compare=[Path("runs/demo-mixed")])  # doctest: +SKIP
+
+Never imports torch, so a report can be made where nothing can be trained.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from counterpoint.errors import RunError
+from counterpoint.report._cosines import module_cosines
+from counterpoint.report._curves import domain_curves, surgery_curves
+from counterpoint.report._detail import LEVELS, Detail
+from counterpoint.report._overview import domain_names, overview
+from counterpoint.report._page import render
+from counterpoint.report._read import RunData, read_run
+from counterpoint.report._samples import samples
+from counterpoint.report._scores import comparison, evaluation
+from counterpoint.report._text import clean
+
+__all__ = ["build", "write_report"]
+
+MAX_BYTES = 5_900_000
+"""The page stays below six megabytes, of which plotly.js takes 4.8."""
+
+
+def write_report(run_dir: Path, *, compare: Sequence[Path] = ()) -> Path:
+    """Writes ``report.html`` and ``report.json`` into ``run_dir`` and returns the page's path.
+
+    Args:
+        run_dir: a run directory; every file in it may be missing, unfinished or torn.
+        compare: further run directories, shown beside this one domain by domain.
+
+    Raises:
+        RunError: one of the paths is no run directory, or the report cannot be written.
+    """
+    runs = [read_run(Path(path)) for path in (run_dir, *compare)]
+    for detail in LEVELS:
+        content = build(runs, detail)
+        page = render(content).encode()
+        if len(page) < MAX_BYTES:
+            break
+    path = Path(run_dir) / "report.html"
+    _write(path.with_suffix(".json"), json.dumps(content, ensure_ascii=False, allow_nan=False, indent=1).encode())
+    _write(path, page)
+    return path
+
+
+def build(runs: Sequence[RunData], detail: Detail = LEVELS[0]) -> dict[str, Any]:
+    """The content of the report on ``runs[0]``, compared with the others, as plain JSON values with cleaned texts."""
+    run = runs[0]
+    names = domain_names(run)
+    domains = names[: detail.domains]
+    notes = [note for other in runs for note in _notes(other, runs)]
+    if len(names) > len(domains):
+        notes.append(f"{len(names) - len(domains)} of {len(names)} domains are left out to keep the page readable.")
+    return {
+        "format": 1,
+        "run": overview(run, domains),
+        "evaluation": evaluation(run, domains),
+        "comparison": comparison(runs, domains),
+        "compared": [overview(other, domain_names(other)[: detail.domains]) for other in runs[1:]],
+        "curves": domain_curves(run, domains, detail),
+        "surgery": surgery_curves(run, domains, detail),
+        "cosines": module_cosines(run.grams, detail),
+        "samples": samples(run, domains, detail),
+        "configuration": clean(run.config_text, 40_000),
+        "environment": {clean(key, 60): clean(_plain(value), 2000) for key, value in run.environment.items()},
+        "notes": notes,
+    }
+
+
+def _notes(run: RunData, runs: Sequence[RunData]) -> list[str]:
+    return [f"{run.name}: {note}" if len(runs) > 1 else note for note in run.notes]
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Writes beside and renames: a reader sees the old file or the new one, never half of either."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_bytes(data)
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise RunError(
+            f"The report cannot be written to '{path}': {error.strerror}. Free space or mend the rights."
+        ) from error

@@ -1,0 +1,198 @@
+"""Figures of scores and curves as plotly JSON. Colours are names like ``@d0`` that the page's script looks up.
+
+``@d0``, ``@d1``, ... are the domains, ``@p0``, ... pairs of domains, ``@r0``, ... runs; ``@ink``, ``@muted``
+and ``@faint`` follow the light or dark theme. Texts have gone through ``plot_text``.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from counterpoint.report._text import plot_text, score
+
+Figure = dict[str, Any]
+Trace = dict[str, Any]
+
+SYMBOLS = ("circle", "diamond", "square", "triangle-up", "star", "cross", "pentagon", "hexagon")
+DASHES = ("solid", "dash", "dot", "dashdot")
+NUM_COLOURS = 8
+"""Domains beyond the eighth repeat the colours with another dash."""
+
+
+def evaluation_figure(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Every domain's score before (ring) and after (dot) with intervals, joined by a line."""
+    data: list[Trace] = []
+    for index, row in enumerate(rows):
+        colour = f"@d{index % NUM_COLOURS}"
+        if row["before"] and row["after"]:
+            data.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines",
+                    "x": [row["before"]["mean"], row["after"]["mean"]],
+                    "y": [index - 0.12, index + 0.12],
+                    "line": {"color": "@faint", "width": 1.5},
+                    "hoverinfo": "skip",
+                }
+            )
+        for when, offset, symbol in (("before", -0.12, "circle-open"), ("after", 0.12, "circle")):
+            if row[when]:
+                data.append(_dots([row[when]], [index + offset], f"{plot_text(row['domain'])}, {when}", colour, symbol))
+    return _score_rows(data, rows, {"showlegend": False})
+
+
+def comparison_figure(rows: Sequence[dict[str, Any]], runs: Sequence[str]) -> Figure:
+    """Every domain's score before and after each run, with intervals; one colour and symbol per run."""
+    series = [("before", "@muted", "circle-open", [row["before"] for row in rows])]
+    for number, name in enumerate(runs):
+        scores = [row["after"][number] for row in rows]
+        series.append((plot_text(name), f"@r{number % 6}", SYMBOLS[number % len(SYMBOLS)], scores))
+    gap = 0.6 / len(series)
+    data = []
+    for place, (name, colour, symbol, scores) in enumerate(series):
+        known = [(index, value) for index, value in enumerate(scores) if value]
+        heights = [index + (place - (len(series) - 1) / 2) * gap for index, _ in known]
+        data.append(_dots([value for _, value in known], heights, name, colour, symbol))
+    figure = _score_rows(data, rows, {"showlegend": True})
+    figure["height"] = max(figure["height"], 90 + len(rows) * (24 + 20 * len(series)))
+    return figure
+
+
+def history_figure(over_time: Sequence[dict[str, Any]], stages: Sequence[dict[str, Any]]) -> Figure:
+    """Every evaluation of the run over its steps, with intervals."""
+    data = []
+    for index, domain in enumerate(over_time):
+        scores = domain["scores"]
+        trace = _dots(scores, [], plot_text(domain["domain"]), f"@d{index % NUM_COLOURS}", "circle")
+        trace |= {
+            "mode": "lines+markers",
+            "x": [value["step"] for value in scores],
+            "y": [value["mean"] for value in scores],
+            "error_y": trace.pop("error_x") | {"thickness": 1},
+            "line": _line(index, 2),
+            "meta": index,
+            "hovertemplate": "step %{x}: %{text}<extra>%{fullData.name}</extra>",
+        }
+        data.append(trace)
+    layout = {"xaxis": _axis("step"), "yaxis": _axis("held-out score"), "showlegend": False, **_stage_marks(stages)}
+    return {"data": data, "layout": layout, "height": 300}
+
+
+def curve_figure(
+    curves: Sequence[dict[str, Any]], stages: Sequence[dict[str, Any]], palette: str = "d", legend: bool = False
+) -> Figure:
+    """Curves over steps, each as a light line (every step) under a firm one (smoothed)."""
+    data: list[Trace] = []
+    crowded = len(curves) > 10
+    for index, curve in enumerate(curves):
+        line = _line(index, 2, palette)
+        shared = {"type": "scatter", "mode": "lines", "x": curve["step"], "name": plot_text(curve["name"], 64)}
+        # One point makes no line: show it as a dot.
+        if len(curve["step"]) == 1:
+            shared["mode"] = "markers"
+        if not crowded:
+            raw = {**shared, "y": curve["value"], "line": {**line, "width": 1, "dash": "solid"}, "opacity": 0.25}
+            data.append({**raw, "meta": index, "hoverinfo": "skip", "showlegend": False})
+        hover = "step %{x}: %{y:.3g}<extra>%{fullData.name}</extra>"
+        data.append({**shared, "y": curve["smooth"], "line": line, "meta": index, "hovertemplate": hover})
+    # Down to zero, so that a wobble does not look like a collapse; cosines go below it anyway.
+    layout = {"xaxis": _axis("step"), "yaxis": {"rangemode": "tozero"}, "showlegend": legend and len(curves) > 1}
+    return {
+        "data": data,
+        "layout": {**layout, **_stage_marks(stages)},
+        "height": 250 + 20 * (legend and len(curves) > 1),
+    }
+
+
+def with_reference(figure: Figure, value: float) -> Figure:
+    """The figure with a thin horizontal line at ``value``, named in the caption."""
+    line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": value, "y1": value}
+    mark = {**line, "line": {"color": "@muted", "width": 1, "dash": "dot"}}
+    layout = figure["layout"]
+    return {**figure, "layout": {**layout, "shapes": [*layout.get("shapes", []), mark]}}
+
+
+def _dots(scores: Sequence[dict[str, Any]], heights: Sequence[float], name: str, colour: str, symbol: str) -> Trace:
+    bounded = [value["low"] is not None for value in scores]
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": name,
+        "x": [value["mean"] for value in scores],
+        "y": list(heights),
+        "text": [score(value["mean"], value["low"], value["high"]) for value in scores],
+        "error_x": {
+            "type": "data",
+            "symmetric": False,
+            "array": [v["high"] - v["mean"] if ok else 0 for v, ok in zip(scores, bounded, strict=True)],
+            "arrayminus": [v["mean"] - v["low"] if ok else 0 for v, ok in zip(scores, bounded, strict=True)],
+            "color": colour,
+            "thickness": 1.6,
+            "width": 0,
+        },
+        "marker": {"color": colour, "size": 10, "symbol": symbol, "line": {"width": 2, "color": colour}},
+        "hovertemplate": "%{text}<extra>%{fullData.name}</extra>",
+    }
+
+
+def _score_rows(data: list[Trace], rows: Sequence[dict[str, Any]], layout: dict[str, Any]) -> Figure:
+    reach = [x for trace in data for x in trace["x"]]
+    reach += [
+        x + e
+        for trace in data
+        if "error_x" in trace
+        for x, e in zip(trace["x"], trace["error_x"]["array"], strict=True)
+    ]
+    xaxis = _axis("score")
+    if reach and min(reach) >= 0 and max(reach) <= 1:
+        xaxis["range"] = [-0.01, 1.01 if max(reach) > 0.5 else max(0.1, 1.15 * max(reach))]
+    yaxis = {
+        "tickvals": list(range(len(rows))),
+        "ticktext": [plot_text(row["domain"], 24) for row in rows],
+        "range": [len(rows) - 0.5, -0.5],
+        "showgrid": False,
+        "zeroline": False,
+        "fixedrange": True,
+        "ticks": "",
+        "tickfont": {"size": 14, "color": "@ink"},
+    }
+    return {"data": data, "layout": {"xaxis": xaxis, "yaxis": yaxis, **layout}, "height": 80 + 52 * len(rows)}
+
+
+def _axis(title: str) -> dict[str, Any]:
+    return {"title": {"text": title}} if title else {}
+
+
+def _line(index: int, width: float, palette: str = "d") -> dict[str, Any]:
+    dash = DASHES[index // NUM_COLOURS % len(DASHES)]
+    return {"color": f"@{palette}{index % NUM_COLOURS}", "width": width, "dash": dash}
+
+
+def _stage_marks(stages: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A thin line where each stage begins, with the stage's domain beside it."""
+    begins = [stage for stage in stages if stage["first_step"] is not None]
+    shapes = [
+        {
+            "type": "line",
+            "x0": stage["first_step"],
+            "x1": stage["first_step"],
+            "yref": "paper",
+            "y0": 0,
+            "y1": 1,
+            "line": {"color": "@faint", "width": 1, "dash": "dot"},
+        }
+        for stage in begins
+    ]
+    labels = [
+        {
+            "text": plot_text(stage["domain"], 16),
+            "x": stage["first_step"],
+            "yref": "paper",
+            "y": 1.02,
+            "xanchor": "left",
+            "yanchor": "bottom",
+            "showarrow": False,
+            "font": {"size": 11, "color": "@muted"},
+        }
+        for stage in begins
+    ]
+    return {"shapes": shapes, "annotations": labels} if begins else {}

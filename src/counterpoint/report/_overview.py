@@ -1,0 +1,137 @@
+"""What was run: model, strategy, domains with their shares, steps, time, status."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from counterpoint.report._read import RunData
+from counterpoint.report._text import clean, number
+
+STATUS = {
+    "running": "still running, or killed before it could say so",
+    "done": "finished",
+    "interrupted": "interrupted",
+    "failed": "failed",
+}
+
+
+def domain_names(run: RunData) -> list[str]:
+    """The run's domains as their files spell them, in the order of the configuration where one is readable."""
+    configured = run.config.get("domains")
+    listed = run.info.get("domains")
+    names: list[str] = [str(name) for name in configured] if isinstance(configured, dict) else []
+    if isinstance(listed, list):
+        # run.json is the authority on which domains took part, the configuration on their order.
+        known = [str(name) for name in listed]
+        names = [name for name in names if name in known] + [name for name in known if name not in names]
+    if not names:
+        names = [str(row["domain"]) for row in (*run.evals, *run.samples) if row.get("domain") is not None]
+    return list(dict.fromkeys(names))
+
+
+def overview(run: RunData, domains: list[str]) -> dict[str, Any]:
+    """The facts at the head of the page, every text cleaned."""
+    status = str(run.info.get("status", "unknown"))
+    steps = [number(row.get("step")) for row in run.metrics]
+    last_step = max((int(step) for step in steps if step is not None), default=None)
+    planned = number(run.info.get("steps"))
+    return {
+        "name": run.name,
+        "model": _model(run.config),
+        "strategy": clean(_strategy(run), 120),
+        "domains": [
+            {"domain": clean(name, 60), "share": share}
+            for name, share in zip(domains, _shares(run.config, domains), strict=True)
+        ],
+        "steps": last_step,
+        "planned_steps": int(planned) if planned is not None else None,
+        "status": clean(status, 40),
+        "status_words": STATUS.get(status, "status unknown"),
+        "started": _moment(run.info.get("started")),
+        "ended": _moment(run.info.get("ended")),
+        "seconds": _elapsed(run),
+        "step_seconds": _median(run, "step_seconds"),
+        "tokens": _total(run, "tokens"),
+        "stages": _stages(run),
+    }
+
+
+def _model(config: dict[str, Any]) -> str:
+    model = config.get("model")
+    if isinstance(model, dict):
+        model = next((model[key] for key in ("name", "path", "id") if model.get(key)), None)
+    return clean(model, 120) or "unknown model"
+
+
+def _strategy(run: RunData) -> str:
+    strategy = run.info.get("strategy") or run.config.get("strategy")
+    if isinstance(strategy, dict):
+        return ", ".join(f"{key}: {value}" for key, value in strategy.items())
+    return str(strategy) if strategy else "unknown strategy"
+
+
+def _shares(config: dict[str, Any], domains: list[str]) -> list[float | None]:
+    """Every domain's fraction of a step's prompts; None for all when the configuration does not say."""
+    configured = config.get("domains")
+    if not isinstance(configured, dict) or not all(isinstance(configured.get(name), dict) for name in domains):
+        return [None] * len(domains)
+    raw = [number(configured[name].get("share", 1.0)) for name in domains]
+    known = [share for share in raw if share is not None and share >= 0]
+    if len(known) < len(raw) or sum(known) <= 0:
+        return [None] * len(domains)
+    return [share / sum(known) for share in known]
+
+
+def _stages(run: RunData) -> list[dict[str, Any]]:
+    stages = run.info.get("stages")
+    rows = [row for row in stages if isinstance(row, dict)] if isinstance(stages, list) else []
+    return [
+        {
+            "domain": clean(row.get("domain"), 60),
+            "first_step": number(row.get("first_step")),
+            "last_step": number(row.get("last_step")),
+        }
+        for row in rows
+    ]
+
+
+def _seconds(value: object) -> float | None:
+    """A moment as Unix seconds: given as such, or in ISO 8601 (without an offset: UTC)."""
+    if isinstance(value, str):
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            return None
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    return number(value)
+
+
+def _moment(value: object) -> str | None:
+    seconds = _seconds(value)
+    if seconds is None or not 0 <= seconds < 1e11:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _elapsed(run: RunData) -> float | None:
+    started, ended = _seconds(run.info.get("started")), _seconds(run.info.get("ended"))
+    times = [time for row in run.metrics if (time := number(row.get("time"))) is not None]
+    ended = ended if ended is not None else max(times, default=None)
+    if started is None or ended is None:
+        return None
+    return ended - started
+
+
+def _values(run: RunData, key: str) -> list[float]:
+    return [value for row in run.metrics if (value := number(row.get(key))) is not None]
+
+
+def _median(run: RunData, key: str) -> float | None:
+    values = _values(run, key)
+    return float(np.median(values)) if values else None
+
+
+def _total(run: RunData, key: str) -> float | None:
+    values = _values(run, key)
+    return sum(values) if values else None

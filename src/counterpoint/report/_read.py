@@ -1,0 +1,152 @@
+"""Reads a run directory that may be unfinished, torn or damaged: every file is optional, what is unreadable is noted.
+
+Legend: S recorded steps, G module groups, D domains.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from safetensors import SafetensorError, safe_open
+
+from counterpoint.errors import RunError
+from counterpoint.report._text import clean
+
+RUN_FILES = ("run.json", "config.yaml", "metrics.jsonl", "evals.jsonl")
+"""A directory with none of these is no run directory."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Grams:
+    """``grams.safetensors``: ``gram_SGDD`` in float64, NaN where a domain was absent."""
+
+    step_S: np.ndarray
+    gram_SGDD: np.ndarray
+    groups: tuple[str, ...]
+    domains: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Everything a run directory holds; ``notes`` says in words what was missing or unreadable."""
+
+    path: Path
+    info: Row
+    config: Row
+    config_text: str
+    environment: Row
+    metrics: tuple[Row, ...]
+    evals: tuple[Row, ...]
+    samples: tuple[Row, ...]
+    grams: Grams | None
+    notes: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The run's name, or its directory's."""
+        return clean(self.info.get("name") or self.path.resolve().name, 80)
+
+
+def read_run(path: Path) -> RunData:
+    """The content of the run directory ``path``.
+
+    Raises:
+        RunError: ``path`` is no directory, or holds none of the files of a run.
+    """
+    if not path.is_dir():
+        found = "a file" if path.exists() else "nothing"
+        raise RunError(f"A report needs a run directory; found {found} at '{path}'. Pass the folder that train made.")
+    if not any((path / name).is_file() for name in RUN_FILES):
+        raise RunError(
+            f"'{path}' is no run directory: it holds none of {', '.join(RUN_FILES)}. "
+            "Pass the folder that train made, usually runs/NAME."
+        )
+    notes: list[str] = []
+    config_text = _text(path / "config.yaml", notes)
+    return RunData(
+        path=path,
+        info=_json(path / "run.json", notes),
+        config=_yaml(config_text, notes),
+        config_text=config_text,
+        environment=_json(path / "environment.json", notes),
+        metrics=_rows(path / "metrics.jsonl", notes),
+        evals=_rows(path / "evals.jsonl", notes),
+        samples=_rows(path / "samples.jsonl", notes),
+        grams=_grams(path / "grams.safetensors", notes),
+        notes=tuple(notes),
+    )
+
+
+def _text(path: Path, notes: list[str]) -> str:
+    try:
+        return path.read_bytes().decode("utf-8", "replace")
+    except FileNotFoundError:
+        notes.append(f"{path.name} is missing.")
+    except OSError as error:
+        notes.append(f"{path.name} cannot be read ({error.strerror}).")
+    return ""
+
+
+def _json(path: Path, notes: list[str]) -> Row:
+    text = _text(path, notes)
+    if not text:
+        return {}
+    value = _parsed(text)
+    if not isinstance(value, dict):
+        notes.append(f"{path.name} is not a whole JSON object and was left out.")
+        return {}
+    return value
+
+
+def _yaml(text: str, notes: list[str]) -> Row:
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError):
+        notes.append("config.yaml is not readable YAML; it is shown as it is.")
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _rows(path: Path, notes: list[str]) -> tuple[Row, ...]:
+    lines = [line for line in _text(path, notes).split("\n") if line.strip()]
+    rows = [_parsed(line) for line in lines]
+    whole = tuple(row for row in rows if isinstance(row, dict))
+    if len(whole) < len(lines):
+        notes.append(f"{path.name}: {len(lines) - len(whole)} of {len(lines)} lines are torn or malformed, left out.")
+    return whole
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _grams(path: Path, notes: list[str]) -> Grams | None:
+    if not path.is_file():
+        notes.append(f"{path.name} is missing.")
+        return None
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            step_S = np.asarray(file.get_tensor("step")).astype(np.int64)
+            gram_SGDD = np.asarray(file.get_tensor("gram")).astype(np.float64)
+        groups, domains = tuple(_names(metadata["groups"])), tuple(_names(metadata["domains"]))
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        notes.append(f"{path.name} cannot be read ({clean(error, 80)}).")
+        return None
+    if gram_SGDD.shape != (len(step_S), len(groups), len(domains), len(domains)):
+        notes.append(f"{path.name}: shape {gram_SGDD.shape} does not fit its own steps, groups and domains.")
+        return None
+    return Grams(step_S, gram_SGDD, groups, domains)
+
+
+def _names(text: str) -> Iterator[str]:
+    return (str(name) for name in json.loads(text))

@@ -1,0 +1,102 @@
+"""Held-out scores: before and after, over the run, and beside other runs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from counterpoint.report._read import RunData
+from counterpoint.report._text import clean, number
+
+Score = dict[str, Any]
+
+
+def evaluation(run: RunData, domains: list[str]) -> dict[str, Any]:
+    """Rows ``domain, before, after, change, apart`` and every evaluation over the steps.
+
+    ``apart`` means that the two intervals do not overlap. ``after`` is the last evaluation where the run has no final
+    one; its ``step`` says when it was.
+    """
+    rows = []
+    for name in domains:
+        before, after = _first(run, name), _last(run, name)
+        rows.append({"domain": clean(name, 60), "before": before, "after": after, **_change(before, after)})
+    scored = [row for row in rows if row["before"] and row["after"]]
+    average = None
+    if len(scored) > 1:
+        means = {when: sum(row[when]["mean"] for row in scored) / len(scored) for when in ("before", "after")}
+        average = {**means, "change": means["after"] - means["before"]}
+    over_time = [{"domain": clean(name, 60), "scores": _history(run, name)} for name in domains]
+    final = any(row.get("when") == "after" for row in run.evals)
+    return {"rows": rows, "average": average, "over_time": over_time, "final": final}
+
+
+def comparison(runs: Sequence[RunData], domains: list[str]) -> dict[str, Any] | None:
+    """Rows ``domain, before, after`` with one ``after`` per run, the first run's ``before``; None for a single run."""
+    if len(runs) < 2:
+        return None
+    rows = [
+        {"domain": clean(name, 60), "before": _first(runs[0], name), "after": [_last(run, name) for run in runs]}
+        for name in domains
+    ]
+    starts = [[(_first(run, name) or {}).get("mean") for name in domains] for run in runs]
+    same_start = all(
+        value is None or first is None or abs(value - first) < 1e-9
+        for start in starts[1:]
+        for value, first in zip(start, starts[0], strict=True)
+    )
+    return {"runs": _labels(runs), "rows": rows, "same_start": same_start}
+
+
+def _labels(runs: Sequence[RunData]) -> list[str]:
+    """A label for each run: its strategy where that tells the runs apart, its name otherwise."""
+    strategies = [run.info.get("strategy") for run in runs]
+    texts = [value if isinstance(value, str) else "" for value in strategies]
+    names = texts if all(texts) and len(set(texts)) == len(texts) else [run.name for run in runs]
+    return [
+        clean(name, 40) if names.count(name) == 1 else f"{clean(name, 36)} ({i + 1})" for i, name in enumerate(names)
+    ]
+
+
+def _change(before: Score | None, after: Score | None) -> dict[str, Any]:
+    if not before or not after:
+        return {"change": None, "apart": False}
+    bounds = [score[side] for score in (before, after) for side in ("low", "high")]
+    known = None not in bounds
+    apart = known and (before["high"] < after["low"] or after["high"] < before["low"])
+    return {"change": after["mean"] - before["mean"], "apart": apart}
+
+
+def _history(run: RunData, domain: str) -> list[Score]:
+    """The domain's evaluations in the order of their steps; of two at one step the later line, a resumed run's."""
+    by_moment = {}
+    for row in run.evals:
+        score = _score(row)
+        if score and str(row.get("domain")) == domain:
+            by_moment[(score["step"], score["when"] == "after")] = score
+    return [by_moment[key] for key in sorted(by_moment)]
+
+
+def _first(run: RunData, domain: str) -> Score | None:
+    return next((score for score in _history(run, domain) if score["when"] == "before"), None)
+
+
+def _last(run: RunData, domain: str) -> Score | None:
+    later = [score for score in _history(run, domain) if score["when"] != "before"]
+    final = [score for score in later if score["when"] == "after"]
+    candidates = final or later
+    return candidates[-1] if candidates else None
+
+
+def _score(row: dict[str, Any]) -> Score | None:
+    mean = number(row.get("mean"))
+    if mean is None:
+        return None
+    low, high = number(row.get("low")), number(row.get("high"))
+    whole = low is not None and high is not None and low <= high
+    return {
+        "step": int(number(row.get("step")) or 0),
+        "when": clean(row.get("when"), 20),
+        "mean": mean,
+        "low": low if whole else None,
+        "high": high if whole else None,
+        **{key: number(row.get(key)) for key in ("greedy", "prompts", "samples", "completion_length", "truncated")},
+    }

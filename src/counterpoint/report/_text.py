@@ -1,0 +1,82 @@
+"""Text that came from a model, a data set or a file, made safe for where it goes: HTML, a plot, a script, UTF-8."""
+
+import html
+import json
+import math
+import re
+from typing import Any
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufffe\uffff]")
+# Marks that reorder the text around them; shown by their number instead.
+_BIDI = re.compile("[\u202a-\u202e\u2066-\u2069\u200e\u200f\u061c]")
+_SCRIPT = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+
+
+def clean(value: object, limit: int | None = None) -> str:
+    """``value`` as text that UTF-8 can hold: surrogate pairs joined, lone ones replaced, control characters visible.
+
+    Longer text than ``limit`` characters is cut and ends in an ellipsis.
+    """
+    text = value if isinstance(value, str) else "" if value is None else str(value)
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    cut = limit is not None and len(text) > limit
+    text = text[:limit] if cut else text
+    text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    text = _CONTROLS.sub(lambda match: _visible(match.group()), text)
+    text = _BIDI.sub(lambda match: f"\u27e8U+{ord(match.group()):04X}\u27e9", text)
+    return text + "\u2026" if cut else text
+
+
+def plot_text(value: object, limit: int = 40) -> str:
+    """``value`` for a text of a plotly figure, which reads ``<b>``, ``<a href>`` and ``$..$`` as markup.
+
+    Plotly decodes entities after it has looked for tags, so escaped text is shown as it is.
+    """
+    return html.escape(clean(value, limit), quote=False).replace("$", "&#36;").replace("\n", " ")
+
+
+def script_json(value: Any) -> str:
+    """JSON for the inside of a ``<script>`` element: no character in it can end the element or open a comment."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return re.sub("[<>&\u2028\u2029]", lambda match: _SCRIPT[match.group()], text)
+
+
+def number(value: object) -> float | None:
+    """``value`` as a finite float, or None: a missing, malformed or infinite number is no number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        result = float(value)
+    except OverflowError:
+        return None
+    return result if math.isfinite(result) else None
+
+
+def score(mean: float | None, low: float | None = None, high: float | None = None) -> str:
+    """A score with its interval: ``0.62 [0.58, 0.66]``; a dash where there is none."""
+    if mean is None:
+        return "\u2013"
+    return f"{mean:.2f}" if low is None or high is None else f"{mean:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def signed(value: float | None) -> str:
+    """A change with its sign, ``+0.21`` or ``\u22120.03``."""
+    if value is None:
+        return "\u2013"
+    return f"{value:+.2f}".replace("-", "\u2212")
+
+
+def duration(seconds: float | None) -> str:
+    """``3 h 05 min``, ``4 min 10 s`` or ``7.5 s``."""
+    if seconds is None or seconds < 0:
+        return "\u2013"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def _visible(character: str) -> str:
+    code = ord(character)
+    return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"

@@ -1,0 +1,173 @@
+"""Nothing that a model or a data set wrote can run, load or break the page: in the source, and in a real browser."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from counterpoint.report import write_report
+from counterpoint.report._text import clean, plot_text, script_json
+
+ATTACKS = {
+    "script": "<script>alert(1)</script>",
+    "close": "</script><script>console.error('ran')</script><!--<script>",
+    "image": "<img src=x onerror=\"console.error('ran')\"><svg onload=console.error('ran')>",
+    "link": "<a href=\"javascript:console.error('ran')\">go</a> [go](javascript:console.error('ran'))",
+    "quotes": "\"'` onmouseover=console.error('ran') x=\"{{ 7*7 }}{% raw %}${7*7}",
+    "plotly": "$x^2$ %{y} <b>bold</b> <a href='javascript:alert(1)'>a</a> &lt;i&gt; <br>",
+    "unicode": "lone \ud800 low \udc00 pair \ud83d\ude00 nul \x00 esc \x1b bidi \u202ea sep \u2028\u2029 \ufeff\uffff",
+}
+ALLOWED = {
+    "html",
+    "head",
+    "meta",
+    "title",
+    "link",
+    "style",
+    "body",
+    "header",
+    "p",
+    "h1",
+    "h2",
+    "h3",
+    "h4",
+    "b",
+    "i",
+    "em",
+}
+ALLOWED |= {
+    "span",
+    "dl",
+    "div",
+    "dt",
+    "dd",
+    "main",
+    "section",
+    "figure",
+    "figcaption",
+    "table",
+    "caption",
+    "thead",
+    "tr",
+}
+ALLOWED |= {"th", "td", "tbody", "tfoot", "button", "aside", "select", "option", "label", "article", "pre", "details"}
+ALLOWED |= {"summary", "ul", "li", "footer", "code", "noscript", "script"}
+
+
+class Tags(HTMLParser):
+    """The page's elements, attributes and scripts as a browser would find them."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.attributes, self.scripts = set(), [], 0
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes += attrs
+        self.scripts += tag == "script"
+
+
+def attacked_run(make_run, path, texts):
+    """A run whose every text field holds ``texts``, its domains and modules one each."""
+    joined = "\n".join(texts)
+    domains = ["math", "@ink", *dict.fromkeys(short for text in texts for short in (text[:60], text[:60] + "x"))]
+    return make_run(
+        path, domains=domains, strategy=joined, prompt=joined, completion=joined, note=joined, steps=8, stages=True,
+        modules=("embedding", *texts, "layers.0.mlp", "layers.1.mlp", "layers.2.mlp"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ATTACKS.values(), ids=ATTACKS.keys())
+def test_the_source_holds_only_our_own_elements(tmp_path, make_run, text):
+    page = write_report(attacked_run(make_run, tmp_path / "run", [text])).read_text(encoding="utf-8")
+    found = Tags()
+    found.feed(page)
+    assert found.tags <= ALLOWED
+    assert found.scripts == 3
+    assert not [name for name, _ in found.attributes if name.startswith("on")]
+    assert not [value for name, value in found.attributes if name in ("href", "src", "action") and value != "data:,"]
+    json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
+
+
+def test_a_page_without_escaping_would_be_caught():
+    """Negative control of the test above."""
+    found = Tags()
+    found.feed("<p>" + ATTACKS["image"] + ATTACKS["link"])
+    assert not found.tags <= ALLOWED
+    assert [name for name, _ in found.attributes if name.startswith("on")]
+
+
+def test_the_policy_forbids_every_load_and_every_foreign_script(run_dir):
+    page = write_report(run_dir).read_text()
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page).group(1)
+    assert "default-src &#39;none&#39;" in policy
+    assert "unsafe-inline" not in re.search(r"script-src([^;]*);", policy).group(1)
+    assert "http" not in policy
+
+
+def test_clean_joins_pairs_and_shows_what_cannot_be_seen():
+    assert clean("\ud83d\ude00") == "\U0001f600"
+    assert clean("a\ud800b\udc00c") == "a\ufffdb\ufffdc"
+    assert clean("\x00\x1b\x7f") == "\u2400\u241b\u2421"
+    assert clean("tab\tand\r\nline") == "tab\tand\nline"
+    assert clean("\u202eabc") == "\u27e8U+202E\u27e9abc"
+    assert clean("abcdef", 3) == "abc\u2026"
+    assert clean(None) == ""
+    clean("\ud83d\ude00" * 10, 3).encode()  # a cut through a pair leaves no half behind
+
+
+def test_plot_texts_hold_no_markup():
+    text = plot_text(ATTACKS["plotly"], 200)
+    assert not re.search(r"[<>$]", text)
+
+
+def test_script_json_cannot_end_its_script_and_reads_back():
+    value = {"a": "</script><!-- \u2028 & >", "b": [1, None]}
+    text = script_json(value)
+    assert not re.search("[<>&\u2028\u2029]", text)
+    assert json.loads(text) == value
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        script_json(float("nan"))
+
+
+def plots(document):
+    """The ids of the page's plot elements, and of those in which plotly has drawn."""
+    elements = re.findall(
+        r'<div class="plot[^"]*" id="([^"]+)"(.*?)(?=<div class="plot[ "]|<footer)', document, re.DOTALL
+    )
+    return [name for name, _ in elements], [name for name, body in elements if "main-svg" in body]
+
+
+@pytest.mark.parametrize("texts", [[], list(ATTACKS.values())], ids=["plain", "attacked"])
+def test_chromium_draws_every_plot_runs_nothing_else_and_logs_nothing(tmp_path, make_run, browser, texts):
+    run = attacked_run(make_run, tmp_path / "run", texts) if texts else make_run(tmp_path / "run")
+    other = make_run(tmp_path / "other", strategy="mixed", domains=["math"], steps=6)
+    document, console = browser.load(write_report(run, compare=[other]), tmp_path / "profile")
+    expected, drawn = plots(document)
+    assert console == []
+    assert drawn == expected
+    assert set(expected) == {
+        "evaluation", "comparison", "history", "module-overview", "module-steps", "cosine", "conflict-rate", "removed",
+        "curve-reward", "curve-entropy", "curve-completion_length", "curve-truncated", "curve-zero_advantage",
+    }  # fmt: skip
+    built = Tags()
+    built.feed(document)
+    # Plotly draws heat maps as data: images; nothing else may point anywhere.
+    assert all(value.startswith("data:") for name, value in built.attributes if name.endswith(("href", "src")))
+    assert not {"img", "a", "iframe"} & built.tags
+
+
+def test_chromium_reports_what_does_run(tmp_path, browser):
+    """Negative control: without escaping the same text does run, and the console check sees it."""
+    page = tmp_path / "page.html"
+    page.write_text(ATTACKS["close"])
+    assert any("ran" in line for line in browser.load(page, tmp_path / "profile")[1])
+
+
+def test_the_policy_stops_a_script_even_if_escaping_failed(run_dir, tmp_path, browser):
+    page = write_report(run_dir)
+    page.write_text(page.read_text().replace("</main>", ATTACKS["close"].removesuffix("<!--<script>") + "</main>"))
+    console = browser.load(page, tmp_path / "profile")[1]
+    assert any("Content Security Policy" in line for line in console)
+    assert not any('"ran"' in line for line in console)
