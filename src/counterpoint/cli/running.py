@@ -43,8 +43,14 @@ def _with_progress(work: Callable[[ConsoleReporter], RunDirectory]) -> RunDirect
     return run
 
 
-def quiet_libraries() -> None:
-    """Leaves the terminal to counterpoint's own progress; warnings of libraries about their internals are not shown."""
+def quiet_libraries(*, offline: bool = False) -> None:
+    """Leaves the terminal to counterpoint's own progress; warnings of libraries about their internals are not shown.
+
+    Args:
+        offline: also keep Hugging Face libraries from asking a hub anything.
+    """
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

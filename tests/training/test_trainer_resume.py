@@ -1,0 +1,85 @@
+"""A trainer resumed from a checkpoint continues with the numbers of one that was never stopped."""
+
+import pytest
+from trainer_helpers import DATA, REWARDS, GradientTape, grpo_args, relative_error
+
+from counterpoint.errors import RunError
+from counterpoint.training import DomainGRPOTrainer
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+CLOCKS = ("step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss", "total_flos")
+
+
+def build(model, tokenizer, folder, tape=None, strategy="mgs", **overrides):
+    settings = {"save_strategy": "steps", "save_steps": 3, "max_steps": 6, "max_grad_norm": 1.0} | overrides
+    return DomainGRPOTrainer(
+        str(model),
+        REWARDS,
+        grpo_args(folder, **settings),
+        DATA,
+        strategy=strategy,
+        processing_class=tokenizer,
+        callbacks=[tape] if tape else None,
+    )
+
+
+def history(trainer, after):
+    return [
+        {k: v for k, v in line.items() if k not in CLOCKS} for line in trainer.state.log_history if line["step"] > after
+    ]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"steps_per_generation": 8},  # the checkpoint falls into the middle of a generation
+        {"num_iterations": 2},
+        {"steps_per_generation": 2},
+    ],
+    ids=lambda o: ",".join(f"{k}={v}" for k, v in o.items()) or "default",
+)
+def test_resumed_equals_uninterrupted(overrides, tiny_model, tiny_tokenizer, tmp_path):
+    whole_tape, resumed_tape = GradientTape(), GradientTape()
+    whole = build(tiny_model, tiny_tokenizer, tmp_path, whole_tape, **overrides)
+    whole.train()
+
+    resumed = build(tiny_model, tiny_tokenizer, tmp_path, resumed_tape, **overrides)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+
+    assert history(resumed, after=3) == history(whole, after=3)
+    assert len(resumed_tape.steps) == 3
+    for mine, theirs in zip(resumed_tape.steps, whole_tape.steps[3:], strict=True):
+        assert relative_error(mine, theirs) == 0
+    assert resumed.surgeon.step == whole.surgeon.step
+
+
+def test_another_seed_gives_other_numbers_so_the_comparison_can_fail(tiny_model, tiny_tokenizer, tmp_path):
+    whole = build(tiny_model, tiny_tokenizer, tmp_path / "a")
+    other = build(tiny_model, tiny_tokenizer, tmp_path / "b", seed=1)
+    whole.train()
+    other.train()
+    assert history(whole, after=3) != history(other, after=3)
+
+
+def test_resume_from_the_last_checkpoint_of_the_output_folder(tiny_model, tiny_tokenizer, tmp_path):
+    build(tiny_model, tiny_tokenizer, tmp_path, max_steps=3).train()
+    resumed = build(tiny_model, tiny_tokenizer, tmp_path)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 6
+
+
+def test_a_checkpoint_of_plain_trl_is_refused(tiny_model, tiny_tokenizer, tmp_path):
+    build(tiny_model, tiny_tokenizer, tmp_path, max_steps=3).train()
+    (tmp_path / "checkpoint-3" / "counterpoint_state.json").unlink()
+    with pytest.raises(RunError, match="was not written by counterpoint"):
+        build(tiny_model, tiny_tokenizer, tmp_path).train(resume_from_checkpoint=True)
+
+
+def test_resuming_without_any_checkpoint_is_refused(tiny_model, tiny_tokenizer, tmp_path):
+    with pytest.raises(RunError, match="holds no checkpoint to resume from"):
+        build(tiny_model, tiny_tokenizer, tmp_path).train(resume_from_checkpoint=True)
