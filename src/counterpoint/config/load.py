@@ -1,5 +1,6 @@
 """From a file to a checked ``Config``; every problem of the file is reported at once."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,10 @@ def _order(problem: Problem) -> tuple[bool, int]:
 def _resolved(config: Config, path: Path) -> Config:
     """``config`` with its run named and its local paths made absolute, so that it can be read from anywhere."""
     folder = path.resolve().parent
-    name = config.run.name or f"{path.stem}-{config.strategy.label}"
+    named = path.stem.endswith(config.strategy.label)
+    name = config.run.name or re.sub(
+        r"[^A-Za-z0-9._-]", "-", path.stem if named else f"{path.stem}-{config.strategy.label}"
+    )
     model = config.model
     if (found := _beside(model.path, folder)) is not None:
         model = model.model_copy(update={"path": str(found)})

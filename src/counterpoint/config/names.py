@@ -18,5 +18,16 @@ STRATEGIES: tuple[str, ...] = (*NAMED_STRATEGIES, SEQUENTIAL)
 
 GROUPINGS: tuple[str, ...] = ("global", "layer", "module", "tensor")
 
-WEIGHTINGS: tuple[str, ...] = ("ones", "pcgrad", "upgrad", "mgda", "cagrad", "dualproj", "imtlg", "nashmtl")
+WEIGHTINGS: tuple[str, ...] = (
+    "ones",
+    "pcgrad",
+    "upgrad",
+    "dualproj",
+    "gradvac",
+    "mgda",
+    "cagrad",
+    "imtl_g",
+    "aligned_mtl",
+    "fairgrad",
+)
 """``ones`` and ``pcgrad`` are our own; the others need the ``torchjd`` extra."""

@@ -31,6 +31,7 @@ def _write(document: Document, path: Key, value: Any, where: str) -> None:
         for part in path[:-1]:
             key = _key(holder, part, done)
             holder[key] = _opened(holder, key, done)
+            document.places.setdefault((*done, key), where)  # made by this override
             holder, done = holder[key], (*done, key)
         last = _key(holder, path[-1], done)
     except LookupError as error:

@@ -1,5 +1,6 @@
 """The whole configuration as pydantic models; every field carries its description, default and example."""
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -76,7 +77,15 @@ class StrategyConfig(Section):
     @property
     def label(self) -> str:
         """The strategy in one word, for file names and tables: ``mgs`` or ``module-upgrad``."""
-        return self.name or f"{self.grouping}-{self.weighting}"
+        return self.name or re.sub(r"[^A-Za-z0-9._-]", "-", f"{self.grouping}-{self.weighting}")
+
+    @property
+    def spec(self) -> str | dict[str, Any]:
+        """The strategy as ``counterpoint.surgery.Surgeon`` takes it: a name, or grouping and weighting."""
+        if self.name is not None:
+            return self.name
+        weighting = {"type": self.weighting, **self.options} if self.options else self.weighting
+        return {"grouping": self.grouping, "weighting": weighting}
 
     @property
     def sequential(self) -> bool:

@@ -1,0 +1,213 @@
+"""Loading a file: shorthands, defaults, paths, overrides, variables."""
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from counterpoint.config import FileSource, HubSource, PocketSource, config_schema, load_config, parse_config
+from counterpoint.errors import ConfigError
+
+SMALL = """
+domains:
+  math: {source: pocket}
+  spell:
+    source: ./data/words.jsonl
+    reward: text
+    share: 2
+training:
+  learning_rate: 1e-5
+"""
+
+
+def write(folder, text, name="run.yaml"):
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_defaults_and_shorthands(tmp_path):
+    config = load_config(write(tmp_path, SMALL))
+    assert config.model.path == "pocket"
+    assert config.strategy.name == "mgs"
+    assert list(config.domains) == ["math", "spell"]
+    assert config.domains["math"].source == PocketSource(type="pocket", task="math")
+    assert config.domains["math"].reward[0].name == "pocket"
+    assert isinstance(config.domains["spell"].source, FileSource)
+    assert config.domains["spell"].reward[0].weight == 1.0
+    assert config.training == {"learning_rate": 1e-5}
+    assert config.run.name == "run-mgs"
+
+
+def test_a_run_is_named_by_its_file_and_strategy(tmp_path):
+    assert load_config(write(tmp_path, SMALL, "pocket-mgs.yaml")).run.name == "pocket-mgs"
+    assert load_config(write(tmp_path, SMALL, "my words.yaml"), ["strategy=mixed"]).run.name == "my-words-mixed"
+    assert load_config(write(tmp_path, SMALL), ["run.name=x"]).run.name == "x"
+
+
+@pytest.mark.parametrize(
+    ("written", "kind", "path"),
+    [
+        ("openai/gsm8k", HubSource, "openai/gsm8k"),
+        ("rows.csv", FileSource, "rows.csv"),
+        ("data/rows.jsonl.gz", FileSource, "data/rows.jsonl.gz"),
+        ("owner/name.jsonl", FileSource, "owner/name.jsonl"),
+        ("../rows", FileSource, "../rows"),
+        ("~/rows", FileSource, "~/rows"),
+    ],
+)
+def test_source_shorthand(written, kind, path):
+    source = parse_config({"domains": {"a": {"source": written, "reward": "text"}}}).domains["a"].source
+    assert (type(source), source.path) == (kind, path)
+
+
+def test_rewards_may_be_a_name_a_mapping_or_a_list():
+    def rewards(written):
+        return parse_config({"domains": {"a": {"source": "a/b", "reward": written}}}).domains["a"].reward
+
+    assert [r.name for r in rewards("math")] == ["math"]
+    assert [(r.name, r.weight) for r in rewards({"name": "math", "weight": 2})] == [("math", 2.0)]
+    assert [r.label or r.name for r in rewards(["math", {"name": "math", "label": "again"}])] == ["math", "again"]
+    assert [r.name for r in rewards("my.rewards:polite")] == ["my.rewards:polite"]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "label", "spec"),
+    [
+        ("pcgrad", "pcgrad", "pcgrad"),
+        (
+            {"grouping": "module", "weighting": "upgrad"},
+            "module-upgrad",
+            {"grouping": "module", "weighting": "upgrad"},
+        ),
+        (
+            {"grouping": "layer", "weighting": "cagrad", "options": {"c": 0.4}},
+            "layer-cagrad",
+            {"grouping": "layer", "weighting": {"type": "cagrad", "c": 0.4}},
+        ),
+    ],
+)
+def test_strategies(strategy, label, spec):
+    config = parse_config({"strategy": strategy, "domains": {"math": {"source": "pocket"}}})
+    assert (config.strategy.label, config.strategy.spec) == (label, spec)
+
+
+def test_the_resolved_file_gives_the_same_configuration(tmp_path):
+    text = SMALL + "strategy: {name: sequential, order: [math, spell, math], steps: 5}\nrun: {name: x}\n"
+    first = load_config(write(tmp_path, text), ["domains.spell.prompt='${{x}} $${{PRICE}} {{a}}'"])
+    again = load_config(write(tmp_path, first.to_yaml(), "other.yaml"))
+    assert again == first
+    assert again.to_yaml() == first.to_yaml()
+
+
+def test_text_that_looks_like_something_else_survives_the_round_trip(tmp_path):
+    texts = ["1e5", "1:30", "2020-01-01", "null", "yes", "${HOME}", "0x1f", "", "a: b", "é\n\u2028"]
+    config = parse_config({"domains": {"math": {"source": "pocket"}}, "training": {"texts": texts}})
+    again = load_config(write(tmp_path, config.to_yaml()))
+    assert again.training == {"texts": texts}
+
+
+def test_paths_are_found_beside_the_file_and_then_here(tmp_path, monkeypatch):
+    beside, here = tmp_path / "configs", tmp_path / "here"
+    (beside / "data").mkdir(parents=True)
+    here.mkdir()
+    monkeypatch.chdir(here)
+    path = write(beside, "model: base\n" + SMALL)
+    (beside / "base").mkdir()
+    assert load_config(path).model.path == str(beside / "base")
+    assert load_config(path).domains["spell"].source.path == str(beside / "data" / "words.jsonl")
+    (here / "data").mkdir()
+    (here / "data" / "words.jsonl").touch()
+    assert load_config(path).domains["spell"].source.path == str(here / "data" / "words.jsonl")
+    (beside / "data" / "words.jsonl").touch()
+    assert load_config(path).domains["spell"].source.path == str(beside / "data" / "words.jsonl")
+
+
+def test_overrides_write_over_the_file_and_reach_into_shorthands(tmp_path):
+    config = load_config(
+        write(tmp_path, "model: pocket\n" + SMALL),
+        [
+            "training.max_steps=3",
+            "training.learning_rate=2e-4",
+            "model.dtype=bfloat16",
+            "strategy=mixed",
+            "domains.math.source.size=7",
+            "domains.spell.reward.0.weight=0.5",
+            "domains.extra={source: pocket}",
+            "domains.extra.source.task=qa",
+            "run.keep=null",
+        ],
+    )
+    assert config.training == {"learning_rate": 2e-4, "max_steps": 3}
+    assert (config.model.path, config.model.dtype) == ("pocket", "bfloat16")
+    assert config.domains["math"].source == PocketSource(type="pocket", task="math", size=7)
+    assert config.domains["spell"].reward[0].weight == 0.5
+    assert config.domains["extra"].source == PocketSource(type="pocket", task="qa")
+    assert config.run.keep is None
+    assert config.run.name == "run-mixed"
+
+
+def test_variables_are_filled_in_and_typed_as_yaml(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORDS", "/data/words.jsonl")
+    monkeypatch.setenv("EMPTY", "")
+    monkeypatch.delenv("NOWHERE", raising=False)
+    text = """
+domains:
+  a: {source: "${WORDS}", reward: text, prompt: "$${WORDS} ${EMPTY:-x}"}
+training: {max_steps: "${NOWHERE:-12}"}
+run:
+  seed: ${NOWHERE:-3}
+"""
+    config = load_config(write(tmp_path, text))
+    assert config.domains["a"].source.path == "/data/words.jsonl"
+    assert config.domains["a"].prompt == "${WORDS} x"
+    assert config.training["max_steps"] == "12"  # quoted, so text
+    assert config.run.seed == 3
+
+
+def test_merge_keys_and_aliases(tmp_path):
+    text = """
+domains:
+  a: &a {source: owner/name, reward: text, share: 2}
+  b:
+    <<: *a
+    share: 3
+"""
+    config = load_config(write(tmp_path, text))
+    assert [(d.source.path, d.share) for d in config.domains.values()] == [("owner/name", 2.0), ("owner/name", 3.0)]
+
+
+def test_schema_is_json_schema_and_knows_the_shorthands():
+    schema = config_schema()
+    assert schema["additionalProperties"] is False
+    assert {"type": "string"} in schema["properties"]["model"]["anyOf"]
+    domain = schema["$defs"]["DomainConfig"]
+    assert {"type": "string"} in domain["properties"]["source"]["anyOf"]
+    assert domain["required"] == ["source"]
+    described = [field for section in schema["$defs"].values() for field in section["properties"].values()]
+    assert all(field.get("description") for field in described)
+
+
+def test_reading_a_configuration_never_imports_torch(tmp_path):
+    path = write(tmp_path, SMALL)
+    code = (
+        "import sys; from counterpoint.config import load_config; import counterpoint.runs; "
+        "load_config(sys.argv[1]); bad = {'torch', 'transformers', 'trl', 'datasets'} & set(sys.modules); "
+        "assert not bad, bad"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True)
+
+
+def test_an_alias_bomb_is_refused(tmp_path):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 8)]
+    with pytest.raises(ConfigError, match="an alias that contains itself, or too many values"):
+        load_config(write(tmp_path, "\n".join(lines)))
+    with pytest.raises(ConfigError, match="an alias that contains itself"):
+        load_config(write(tmp_path, "domains: &d {a: *d}"))
+
+
+def test_yaml_is_plain_data():
+    with pytest.raises(yaml.YAMLError):
+        yaml.safe_load("!!python/object/apply:os.system [ls]")

@@ -1,0 +1,37 @@
+"""The reference, the names and the shipped files agree with the code."""
+
+from pathlib import Path
+
+import pytest
+
+from counterpoint.config import load_config
+from counterpoint.config.names import GROUPINGS, NAMED_STRATEGIES, WEIGHTINGS
+from counterpoint.config.reference import reference
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+
+
+def test_the_committed_reference_is_current():
+    committed = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert committed == reference(), "run: python -m counterpoint.config.reference > docs/configuration.md"
+
+
+def test_names_equal_the_registries_of_surgery():
+    from counterpoint import surgery
+
+    assert set(GROUPINGS) == set(surgery.GROUPINGS)
+    assert set(WEIGHTINGS) == set(surgery.WEIGHTINGS)
+    assert {s.name: (s.grouping, s.weighting) for s in surgery.STRATEGIES.values()} == NAMED_STRATEGIES
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_every_shipped_file_is_fine(path, monkeypatch):
+    monkeypatch.setenv("COUNTERPOINT_DATA", "data")
+    config = load_config(path)
+    assert config.run.name.endswith(config.strategy.label)
+
+
+def test_there_are_examples():
+    names = {path.stem for path in EXAMPLES}
+    assert {"pocket-mixed", "pocket-pcgrad", "pocket-mgs", "pocket-sequential", "local-files"} <= names
