@@ -32,9 +32,11 @@ def removed_share(gram_GDD: Tensor, weights_GD: Tensor) -> float:
     """``||sum - combined|| / ||sum||`` over all groups: how far surgery moved the update from the plain sum.
 
     With r = 1 - w the removed part of a group is ``sum_d r_d g_d``, whose squared norm is ``r' K r`` for its Gram K.
-    0 where the plain sum itself is zero.
+    0 where the plain sum itself is zero, and where every weight is 1.
     """
     removed_GD = 1 - weights_GD
+    if not removed_GD.any():
+        return 0.0
     removed = torch.einsum("gi,gij,gj->", removed_GD, gram_GDD, removed_GD).clamp(min=0)
     total = gram_GDD.sum().clamp(min=0)
     return (removed / total).sqrt().item() if total > 0 else 0.0

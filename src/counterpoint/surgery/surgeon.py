@@ -148,7 +148,8 @@ class Surgeon:
         weights_GD = torch.as_tensor(self._weighting(gram_GDD, context), dtype=torch.float64)
         if weights_GD.shape != shape or not weights_GD.isfinite().all():
             raise StrategyError(
-                f"At step {self.step} the weighting of {self.strategy.name!r} gave {_describe(weights_GD, self.groups)}; "
+                f"At step {self.step} the weighting of {self.strategy.name!r} gave "
+                f"{_describe(weights_GD, self.groups)}; "
                 f"it must give one finite weight per group and domain, shape {tuple(shape)}."
             )
         return weights_GD
