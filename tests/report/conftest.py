@@ -46,8 +46,8 @@ def write_run(
         length = steps // len(domains)
         info["stages"] = [
             {
-                "domain": name,
-                "first_step": 1 + i * length,
+                "domains": [name],
+                "first_step": i * length,
                 "last_step": (i + 1) * length,
                 "checkpoint": f"checkpoints/{i}",
             }
@@ -81,8 +81,8 @@ def metrics(rng, domains, steps, lift):
             "step": step,
             "time": 1795338000 + 4 * step,
             "loss": 0.01,
-            "step_seconds": 4 + rng.random(),
-            "tokens": 9000,
+            "step_time": 4 + rng.random(),
+            "num_tokens": 9000 * step,
         }
         for i, name in enumerate(domains):
             row |= {

@@ -15,6 +15,7 @@ from counterpoint.report import build, write_report
 from counterpoint.report._cosines import layer_key
 from counterpoint.report._curves import smooth
 from counterpoint.report._detail import Detail
+from counterpoint.report._page import figures
 from counterpoint.report._read import RUN_FILES, read_run
 
 
@@ -230,7 +231,7 @@ def test_what_is_no_run_directory_is_refused(tmp_path):
 
 def test_an_unwritable_report_says_so_and_leaves_the_old_one(run_dir):
     (run_dir / "report.json").mkdir()
-    with pytest.raises(RunError, match=r"cannot be written to '.*report\.json'"):
+    with pytest.raises(RunError, match=r"report\.json: cannot be written"):
         write_report(run_dir)
     assert not [path for path in run_dir.iterdir() if path.name.startswith(".report")]
 
@@ -273,3 +274,14 @@ def test_the_command_prints_the_path_of_the_page(run_dir):
     assert result.exit_code == 0
     assert result.output.strip() == str(run_dir / "report.html")
     assert isinstance(CliRunner().invoke(app, [str(run_dir / "no")]).exception, RunError)
+
+
+def test_stages_of_a_sequential_run_are_marked_and_a_single_stage_is_not(tmp_path, make_run):
+    run = make_run(tmp_path / "sequential", strategy="sequential", stages=True)
+    stages = content_of(run)["run"]["stages"]
+    assert [(stage["domain"], stage["first_step"]) for stage in stages][:2] == [("math", 0), ("code", 15)]
+    marks = figures(json.loads((run / "report.json").read_text()))["curve-reward"]["layout"]["annotations"]
+    assert [mark["text"] for mark in marks] == ["math", "code", "qa", "writing"]
+    info = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(info | {"stages": info["stages"][:1]}))
+    assert "annotations" not in figures(content_of(run))["curve-reward"]["layout"]

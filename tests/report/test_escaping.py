@@ -119,7 +119,7 @@ def test_clean_joins_pairs_and_shows_what_cannot_be_seen():
 
 def test_plot_texts_hold_no_markup():
     text = plot_text(ATTACKS["plotly"], 200)
-    assert not re.search(r"[<>$]", text)
+    assert not re.search(r"[<>$]|%\{", text)
 
 
 def test_script_json_cannot_end_its_script_and_reads_back():

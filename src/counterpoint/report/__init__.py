@@ -7,12 +7,11 @@ Never imports torch, so a report can be made where nothing can be trained.
 """
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from counterpoint.errors import RunError
+from counterpoint.disk import write_text
 from counterpoint.report._cosines import module_cosines
 from counterpoint.report._curves import domain_curves, surgery_curves
 from counterpoint.report._detail import LEVELS, Detail
@@ -42,12 +41,12 @@ def write_report(run_dir: Path, *, compare: Sequence[Path] = ()) -> Path:
     runs = [read_run(Path(path)) for path in (run_dir, *compare)]
     for detail in LEVELS:
         content = build(runs, detail)
-        page = render(content).encode()
-        if len(page) < MAX_BYTES:
+        page = render(content)
+        if len(page.encode()) < MAX_BYTES:
             break
     path = Path(run_dir) / "report.html"
-    _write(path.with_suffix(".json"), json.dumps(content, ensure_ascii=False, allow_nan=False, indent=1).encode())
-    _write(path, page)
+    write_text(path.with_suffix(".json"), json.dumps(content, ensure_ascii=False, allow_nan=False, indent=1))
+    write_text(path, page)
     return path
 
 
@@ -81,16 +80,3 @@ def _notes(run: RunData, runs: Sequence[RunData]) -> list[str]:
 
 def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Writes beside and renames: a reader sees the old file or the new one, never half of either."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_bytes(data)
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise RunError(
-            f"The report cannot be written to '{path}': {error.strerror}. Free space or mend the rights."
-        ) from error

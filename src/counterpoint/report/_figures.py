@@ -82,7 +82,8 @@ def curve_figure(
 ) -> Figure:
     """Curves over steps, each as a light line (every step) under a firm one (smoothed)."""
     data: list[Trace] = []
-    crowded = len(curves) > 10
+    crowded = len(curves) > 10  # the pointer names a line; a legend of dozens would fill the page
+    legend = legend and len(curves) > 1 and not crowded
     for index, curve in enumerate(curves):
         line = _line(index, 2, palette)
         shared = {"type": "scatter", "mode": "lines", "x": curve["step"], "name": plot_text(curve["name"], 64)}
@@ -95,11 +96,11 @@ def curve_figure(
         hover = "step %{x}: %{y:.3g}<extra>%{fullData.name}</extra>"
         data.append({**shared, "y": curve["smooth"], "line": line, "meta": index, "hovertemplate": hover})
     # Down to zero, so that a wobble does not look like a collapse; cosines go below it anyway.
-    layout = {"xaxis": _axis("step"), "yaxis": {"rangemode": "tozero"}, "showlegend": legend and len(curves) > 1}
+    layout = {"xaxis": _axis("step"), "yaxis": {"rangemode": "tozero"}, "showlegend": legend}
     return {
         "data": data,
         "layout": {**layout, **_stage_marks(stages)},
-        "height": 250 + 20 * (legend and len(curves) > 1),
+        "height": 250 + 20 * legend,
     }
 
 
@@ -169,7 +170,7 @@ def _line(index: int, width: float, palette: str = "d") -> dict[str, Any]:
 
 def _stage_marks(stages: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """A thin line where each stage begins, with the stage's domain beside it."""
-    begins = [stage for stage in stages if stage["first_step"] is not None]
+    begins = [stage for stage in stages if stage["first_step"] is not None] if len(stages) > 1 else []
     shapes = [
         {
             "type": "line",

@@ -35,7 +35,7 @@ def overview(run: RunData, domains: list[str]) -> dict[str, Any]:
     status = str(run.info.get("status", "unknown"))
     steps = [number(row.get("step")) for row in run.metrics]
     last_step = max((int(step) for step in steps if step is not None), default=None)
-    planned = number(run.info.get("steps"))
+    planned = number(run.info.get("steps")) or 0
     return {
         "name": run.name,
         "model": _model(run.config),
@@ -45,14 +45,14 @@ def overview(run: RunData, domains: list[str]) -> dict[str, Any]:
             for name, share in zip(domains, _shares(run.config, domains), strict=True)
         ],
         "steps": last_step,
-        "planned_steps": int(planned) if planned is not None else None,
+        "planned_steps": int(planned) if planned > (last_step or 0) else None,
         "status": clean(status, 40),
         "status_words": STATUS.get(status, "status unknown"),
         "started": _moment(run.info.get("started")),
         "ended": _moment(run.info.get("ended")),
         "seconds": _elapsed(run),
-        "step_seconds": _median(run, "step_seconds"),
-        "tokens": _total(run, "tokens"),
+        "step_seconds": _median(run, "step_seconds", "step_time"),
+        "tokens": max(_values(run, "num_tokens"), default=None),
         "stages": _stages(run),
     }
 
@@ -85,15 +85,14 @@ def _shares(config: dict[str, Any], domains: list[str]) -> list[float | None]:
 
 def _stages(run: RunData) -> list[dict[str, Any]]:
     stages = run.info.get("stages")
-    rows = [row for row in stages if isinstance(row, dict)] if isinstance(stages, list) else []
-    return [
-        {
-            "domain": clean(row.get("domain"), 60),
-            "first_step": number(row.get("first_step")),
-            "last_step": number(row.get("last_step")),
-        }
-        for row in rows
-    ]
+    found = []
+    for row in stages if isinstance(stages, list) else []:
+        if isinstance(row, dict):
+            domains = row.get("domains") or row.get("domain")
+            names = ", ".join(map(str, domains)) if isinstance(domains, list) else domains
+            steps = {key: number(row.get(key)) for key in ("first_step", "last_step")}
+            found.append({"domain": clean(names, 60), **steps})
+    return found
 
 
 def _seconds(value: object) -> float | None:
@@ -123,15 +122,12 @@ def _elapsed(run: RunData) -> float | None:
     return ended - started
 
 
-def _values(run: RunData, key: str) -> list[float]:
-    return [value for row in run.metrics if (value := number(row.get(key))) is not None]
+def _values(run: RunData, *keys: str) -> list[float]:
+    """The numbers logged under the first of ``keys`` that a step has."""
+    found = (number(next((row[key] for key in keys if key in row), None)) for row in run.metrics)
+    return [value for value in found if value is not None]
 
 
-def _median(run: RunData, key: str) -> float | None:
-    values = _values(run, key)
+def _median(run: RunData, *keys: str) -> float | None:
+    values = _values(run, *keys)
     return float(np.median(values)) if values else None
-
-
-def _total(run: RunData, key: str) -> float | None:
-    values = _values(run, key)
-    return sum(values) if values else None

@@ -28,11 +28,13 @@ def clean(value: object, limit: int | None = None) -> str:
 
 
 def plot_text(value: object, limit: int = 40) -> str:
-    """``value`` for a text of a plotly figure, which reads ``<b>``, ``<a href>`` and ``$..$`` as markup.
+    """``value`` for a text of a plotly figure, which reads ``<b>``, ``<a href>``, ``%{y}`` and ``$..$`` as markup.
 
     Plotly decodes entities after it has looked for tags, so escaped text is shown as it is.
     """
-    return html.escape(clean(value, limit), quote=False).replace("$", "&#36;").replace("\n", " ")
+    return (
+        html.escape(clean(value, limit), quote=False).replace("$", "&#36;").replace("%{", "&#37;{").replace("\n", " ")
+    )
 
 
 def script_json(value: Any) -> str:
