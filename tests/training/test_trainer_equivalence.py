@@ -1,11 +1,11 @@
 """``mixed`` is TRL's own gradient: the installed TRL runs beside ours on the same prompts and completions."""
 
 import pytest
-from trainer_helpers import DATA, REWARDS, GradientTape, grpo_args, relative_error, total_norm
 from trl import GRPOTrainer
 
 from counterpoint.training import DomainGRPOTrainer
 from counterpoint.training.domain_rewards import build_domain_rewards
+from trainer_helpers import DATA, REWARDS, GradientTape, grpo_args, relative_error, total_norm
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),

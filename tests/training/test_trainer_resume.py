@@ -1,17 +1,24 @@
 """A trainer resumed from a checkpoint continues with the numbers of one that was never stopped."""
 
 import pytest
-from trainer_helpers import DATA, REWARDS, GradientTape, grpo_args, relative_error
 
 from counterpoint.errors import RunError
 from counterpoint.training import DomainGRPOTrainer
+from trainer_helpers import DATA, REWARDS, GradientTape, grpo_args, relative_error
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 
-CLOCKS = ("step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss", "total_flos")
+CLOCKS = (
+    "step_time",
+    "train_runtime",
+    "train_samples_per_second",
+    "train_steps_per_second",
+    "train_loss",
+    "total_flos",
+)
 
 
 def build(model, tokenizer, folder, tape=None, strategy="mgs", **overrides):

@@ -21,7 +21,8 @@ INTERRUPTED = 130
 
 app = typer.Typer(
     name="counterpoint",
-    help="Train one language model on many domains with reinforcement learning, without the domains hurting each other.",
+    help="Train one language model on many domains with reinforcement learning, without the domains hurting each "
+    "other.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

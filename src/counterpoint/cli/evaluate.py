@@ -10,7 +10,9 @@ def evaluate(
     config: Annotated[Path, typer.Argument(help="Configuration file whose domains are evaluated.")],
     model: Annotated[
         str | None,
-        typer.Option("--model", metavar="PATH", help="Checkpoint folder or hub id instead of the configuration's model."),
+        typer.Option(
+            "--model", metavar="PATH", help="Checkpoint folder or hub id instead of the configuration's model."
+        ),
     ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace one key of the file. Repeatable.")

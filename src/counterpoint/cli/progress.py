@@ -3,23 +3,25 @@
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+if TYPE_CHECKING:
+    from counterpoint.evaluation import DomainScore
 
 PLAIN_EVERY_S = 10.0
 """Seconds between plain lines."""
-
-
-class Score(Protocol):
-    """The part of a ``DomainScore`` that is shown."""
-
-    domain: str
-    mean: float
-    low: float
-    high: float
 
 
 class ConsoleReporter:
@@ -64,7 +66,7 @@ class ConsoleReporter:
         """Moves the bar of one domain's evaluation."""
         self._show(f"{self.label}evaluate {when}: {domain}", done, total, "")
 
-    def evaluated(self, when: str, step: int, scores: Sequence[Score]) -> None:
+    def evaluated(self, when: str, step: int, scores: "Sequence[DomainScore]") -> None:
         """Prints the scores of an evaluation."""
         text = "  ".join(f"{s.domain} {s.mean:.3f} [{s.low:.3f}, {s.high:.3f}]" for s in scores)
         self.message(f"{self.label}step {step}, {when}: {text}")
@@ -99,8 +101,12 @@ class ConsoleReporter:
             return
         self._last_plain = now
         covered = done - (self._first_step or 0)
-        left = f", {(now - self._started) / covered * (total - done):.0f} s left" if covered > 0 and done < total else ""
-        self.console.print(f"{name} {done}/{total}{left}  {note}".rstrip(), soft_wrap=True, highlight=False, markup=False)
+        left = (
+            f", {(now - self._started) / covered * (total - done):.0f} s left" if covered > 0 and done < total else ""
+        )
+        self.console.print(
+            f"{name} {done}/{total}{left}  {note}".rstrip(), soft_wrap=True, highlight=False, markup=False
+        )
 
 
 def _is_reward(key: str, value: Any) -> bool:

@@ -10,23 +10,28 @@ from counterpoint.errors import ConfigError
 
 def train(
     config: Annotated[
-        Path | None, typer.Argument(help="Configuration file (YAML). See `counterpoint config schema`.", show_default=False)
+        Path | None,
+        typer.Argument(help="Configuration file (YAML). See `counterpoint config schema`.", show_default=False),
     ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KEY=VALUE", help="Replace one key of the file, e.g. --set training.max_steps=20. Repeatable."
+            "--set",
+            metavar="KEY=VALUE",
+            help="Replace one key of the file, e.g. --set training.max_steps=20. Repeatable.",
         ),
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option("--resume", metavar="RUN", help="Continue this run from its last checkpoint, with the same numbers."),
+        typer.Option(
+            "--resume", metavar="RUN", help="Continue this run from its last checkpoint, with the same numbers."
+        ),
     ] = None,
 ) -> None:
     """Train one model on several domains.
 
-    Everything is checked before training starts. The run directory (run.dir/run.name) holds metrics, evaluations, samples,
-    checkpoints and report.html. Ctrl-C saves; so does a kill, up to the last checkpoint.
+    Everything is checked before training starts. The run directory (run.dir/run.name) holds metrics, evaluations,
+    samples, checkpoints and report.html. Ctrl-C saves; so does a kill, up to the last checkpoint.
 
     Examples:
 
@@ -48,4 +53,6 @@ def train(
         return
     assert config is not None
     loaded = load_config(config, overrides or ())
-    train_config(loaded, f"{config.stem}-{loaded.strategy.label}" if loaded.strategy.label not in config.stem else config.stem)
+    train_config(
+        loaded, f"{config.stem}-{loaded.strategy.label}" if loaded.strategy.label not in config.stem else config.stem
+    )

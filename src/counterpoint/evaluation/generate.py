@@ -74,9 +74,7 @@ def generate(
 def _generate_batch(model: Any, tokenizer: Any, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion]:
     chat = not isinstance(prompts[0], str)
     texts = [render_prompt(tokenizer, prompt) for prompt in prompts]
-    inputs = tokenizer(
-        texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=not chat
-    )
+    inputs = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=not chat)
     inputs = {key: inputs[key].to(model.device) for key in ("input_ids", "attention_mask")}
     stop_ids = end_token_ids(model, tokenizer)
     sampled = sampling.temperature > 0

@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from counterpoint.domains import Domain, WeightedReward
@@ -57,7 +57,7 @@ class EvaluationPlan:
     samples: int = 4
     greedy: bool = True
     examples: int = 8
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
 
 
 def evaluate(
@@ -136,9 +136,7 @@ def _greedy(
     return statistics.fmean(score_rows(domain, domain.evaluation, completions))
 
 
-def score_rows(
-    domain: Domain, rows: Sequence[Mapping[str, Any]], completions: Sequence[Completion]
-) -> list[float]:
+def score_rows(domain: Domain, rows: Sequence[Mapping[str, Any]], completions: Sequence[Completion]) -> list[float]:
     """Weighted total reward per row, 0 where every reward function left the row out."""
     totals = [0.0] * len(rows)
     chat = not isinstance(rows[0]["prompt"], str)

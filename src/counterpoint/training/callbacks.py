@@ -58,9 +58,7 @@ class GramWriter(TrainerCallback):
         self.recorder, self.stage, self.last_record = recorder, stage, last_record
         self._seen: Any = None
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Appends the record that this step left, if it left one."""
         record = self.last_record()
         if state.is_world_process_zero and record is not None and record is not self._seen and record.finite:
@@ -74,9 +72,7 @@ class Evaluator(TrainerCallback):
     def __init__(self, every: int | None, stage: Stage, evaluate: Callable[[int], None]) -> None:
         self.every, self.stage, self.evaluate = every, stage, evaluate
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Evaluates where it is due; the end of a stage is evaluated by the run itself."""
         step = self.stage.first_step + state.global_step
         if self.every and step % self.every == 0 and step != self.stage.last_step:
@@ -89,9 +85,7 @@ class Stopper(TrainerCallback):
     def __init__(self, interrupt: Interrupt) -> None:
         self.interrupt = interrupt
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Sets TRL's own flags."""
         if self.interrupt.requested:
             control.should_save = True

@@ -8,7 +8,8 @@ from datasets import Dataset
 
 from counterpoint.errors import DomainError
 
-Rows = Sequence[Mapping[str, Any]] | Dataset
+Rows = Any
+"""A sequence of mappings from column to value: a list of rows or a ``datasets.Dataset``."""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,9 @@ def build_domain_rewards(rewards: DomainRewards, domains: Sequence[str]) -> list
         RewardError: a domain has no reward, a reward names no domain, or one is not a function.
     """
     if missing := [name for name in domains if name not in rewards]:
-        raise RewardError(f"reward_funcs: no reward for domain {missing[0]!r}. Give every domain of {list(domains)} one.")
+        raise RewardError(
+            f"reward_funcs: no reward for domain {missing[0]!r}. Give every domain of {list(domains)} one."
+        )
     if unknown := [name for name in rewards if name not in domains]:
         raise RewardError(f"reward_funcs: {unknown[0]!r} is no domain of the data. The data has {list(domains)}.")
     return [_wrap(domain, name, function) for domain in domains for name, function in _named(rewards[domain])]
@@ -61,7 +63,9 @@ class _Blame(AbstractContextManager[None]):
         self._where = f"domain {domain!r}: reward {name!r}"
         self._culprit = culprit
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if isinstance(error, Exception) and not isinstance(error, RewardError):
             raise RewardError(
                 f"{self._where} raised {type(error).__name__}: {error}, for {self._culprit}. "

@@ -115,6 +115,6 @@ def _import_peft() -> Any:
 def _not_a_model(path: str, what: str, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0]
     return (
-        f"model.path {path}: no {what} could be read ({reason}). Give a checkpoint folder that save_pretrained wrote, a "
-        "hub id, or `pocket`."
+        f"model.path {path}: no {what} could be read ({reason}). Give a checkpoint folder that save_pretrained "
+        "wrote, a hub id, or `pocket`."
     )

@@ -60,8 +60,8 @@ def check_config(config: Config) -> list[str]:
 
 def check_shares(config: Config, args: GRPOConfig, sizes: dict[str, int]) -> None:
     """Refuses shares that a step of this batch cannot hold, naming a batch that can."""
-    names = [stage.domains for stage in plan_stages(config, 10**9)]
-    for domains in set(names):
+    assert args.num_generations is not None
+    for domains in {stage.domains for stage in plan_stages(config, 10**9)}:
         QuotaSampler(
             {name: sizes[name] for name in domains},
             shares={name: config.domains[name].share for name in domains},
@@ -96,6 +96,7 @@ def total_steps(args: GRPOConfig, num_rows: int) -> int:
     """Optimizer steps of a run: ``max_steps``, else ``num_train_epochs`` passes over all rows."""
     if args.max_steps > 0:
         return args.max_steps
+    assert args.num_generations is not None
     rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     return math.ceil(args.num_train_epochs * num_rows * args.num_generations / rows_per_step)
 

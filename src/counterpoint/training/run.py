@@ -40,7 +40,8 @@ def train(config: Config, name: str, reporter: Reporter | None = None) -> RunDir
         reporter: hears of progress.
 
     Raises:
-        CounterpointError: anything wrong with configuration, data, model or rewards; before training where it can be known.
+        CounterpointError: anything wrong with configuration, data, model or rewards; before training where it can be
+            known.
         Interrupted: the user pressed Ctrl-C; everything up to the last whole step is saved.
     """
     plan = plan_run(config)
@@ -60,7 +61,7 @@ def resume(path: Path, reporter: Reporter | None = None) -> RunDirectory:
         return _Run(plan, run, reporter or Silent()).execute()
 
 
-def evaluation_plan(config: Config, max_new_tokens: int) -> EvaluationPlan:
+def evaluation_plan(config: Config, max_new_tokens: int | None) -> EvaluationPlan:
     """How a run's domains are evaluated; ``max_new_tokens`` is used where the configuration gives none."""
     settings = config.evaluation
     return EvaluationPlan(
@@ -70,7 +71,7 @@ def evaluation_plan(config: Config, max_new_tokens: int) -> EvaluationPlan:
         sampling=Sampling(
             temperature=settings.temperature,
             top_p=settings.top_p,
-            max_new_tokens=settings.max_new_tokens or max_new_tokens,
+            max_new_tokens=settings.max_new_tokens or max_new_tokens or Sampling.max_new_tokens,
             batch_size=settings.batch_size,
             seed=settings.seed,
         ),
@@ -176,7 +177,7 @@ class _Run:
             model,
             self.plan.tokenizer,
             self.plan.domains,
-            evaluation_plan(self.config, trainer.args.max_completion_length),
+            evaluation_plan(self.config, trainer.max_completion_length),
             lambda domain, done, total: self.reporter.evaluating(when, domain, done, total),
         )
         if trainer.accelerator.is_main_process:
@@ -206,7 +207,6 @@ class _Run:
             }
         )
         self.run.update(stages=stages)
-
 
 
 def evaluate_model(config: Config, reporter: Reporter | None = None) -> list[DomainScore]:

@@ -16,8 +16,8 @@ def check_args(args: Any) -> None:
     """
     if args.loss_type == "bnpo":
         raise UnsupportedError(
-            "loss_type='bnpo' divides by the tokens of each micro-batch, so a domain's loss would depend on how rows are "
-            "cut into micro-batches. Use loss_type='dapo', 'grpo' or 'dr_grpo'."
+            "loss_type='bnpo' divides by the tokens of each micro-batch, so a domain's loss would depend on how rows "
+            "are cut into micro-batches. Use loss_type='dapo', 'grpo' or 'dr_grpo'."
         )
     if args.top_entropy_quantile < 1.0:
         raise UnsupportedError(
@@ -27,8 +27,8 @@ def check_args(args: Any) -> None:
     for key in ("split_batches", "dispatch_batches"):
         if getattr(args.accelerator_config, key, None):
             raise UnsupportedError(
-                f"accelerator_config.{key}=True changes which rows a rank gets, so ranks would work on different domains "
-                f"at one time. Use {key}=False."
+                f"accelerator_config.{key}=True changes which rows a rank gets, so ranks would work on different "
+                f"domains at one time. Use {key}=False."
             )
     if args.entropy_coef != 0.0 or args.use_adaptive_entropy:
         warnings.warn(

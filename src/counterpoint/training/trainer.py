@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.utils.data import Sampler
@@ -27,14 +27,14 @@ class DomainGRPOTrainer(GRPOTrainer):
     Every micro-batch holds one domain; each domain's gradient of a step is collected and the strategy combines them
     before clipping. Where nothing conflicts the update is the plain sum, which is TRL's own gradient.
 
-    Overrides of ``GRPOTrainer``: ``_generate_and_score_completions`` (adds the domain, normalises advantages inside it),
-    ``_calculate_rewards`` (keeps the rewards), ``_prepare_inputs`` (domain-pure micro-batches), ``training_step``
+    Overrides of ``GRPOTrainer``: ``_generate_and_score_completions`` (adds the domain, normalises advantages inside
+    it), ``_calculate_rewards`` (keeps the rewards), ``_prepare_inputs`` (domain-pure micro-batches), ``training_step``
     (collect, combine), ``_get_train_sampler`` (exact shares), ``_save_checkpoint`` and ``train`` (exact resumption).
 
     Args:
         model: as in ``GRPOTrainer``.
-        reward_funcs: a mapping from domain to one or several reward functions, or what ``GRPOTrainer`` takes, applied to
-            all domains. Weights per function go into ``args.reward_weights`` in the order of domains, then functions.
+        reward_funcs: a mapping from domain to one or several reward functions, or what ``GRPOTrainer`` takes, applied
+            to all domains. Weights per function go into ``args.reward_weights``, in the order of domains, then functions.
         train_dataset: a dataset with the columns ``prompt`` and ``domain``, or a mapping from domain to rows.
         strategy: a name (``mixed``, ``pcgrad``, ``mgs``, ``mgs-tensor``), ``{"grouping": ..., "weighting": ...}`` or a
             ``Strategy``.
@@ -49,8 +49,12 @@ class DomainGRPOTrainer(GRPOTrainer):
         RewardError: a domain without a reward.
     """
 
-    _tag_names = ("trl", "grpo", "counterpoint")
-    _name = "MGS"
+    _tag_names: ClassVar[list[str]] = ["trl", "grpo", "counterpoint"]  # type: ignore[misc]
+
+    args: GRPOConfig  # type: ignore[assignment]
+    model: Any
+    num_generations: int
+    _buffered_inputs: list[Buffer] | None  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -74,16 +78,17 @@ class DomainGRPOTrainer(GRPOTrainer):
         self._sampler = self._build_sampler(args, shares, share_rule)
         if isinstance(reward_funcs, Mapping):
             reward_funcs = build_domain_rewards(reward_funcs, self.domains)
-        args.accelerator_config.gradient_accumulation_kwargs = {"sync_each_batch": True}
-        super().__init__(model, reward_funcs, args, self.domain_rows.index, **kwargs)
+        accelerator_config: Any = args.accelerator_config
+        accelerator_config.gradient_accumulation_kwargs = {"sync_each_batch": True}
+        rewards: Any = reward_funcs
+        super().__init__(model, rewards, args, self.domain_rows.index, **kwargs)
         check_accelerator(self.accelerator, surgery=self.strategy.weighting != "ones")
-        self.surgeon = Surgeon(
-            self.accelerator.unwrap_model(self.model), strategy=self.strategy, seed=args.seed
-        )
+        self.surgeon = Surgeon(self.accelerator.unwrap_model(self.model), strategy=self.strategy, seed=args.seed)
         self.last_record: Record | None = None
         self._window_loss: torch.Tensor | None = None
 
     def _build_sampler(self, args: GRPOConfig, shares: Mapping[str, float] | None, share_rule: str) -> QuotaSampler:
+        assert args.num_generations is not None
         sizes = {name: len(rows) for name, rows in self.domain_rows.rows.items()}
         return QuotaSampler(
             sizes,
@@ -147,7 +152,7 @@ class DomainGRPOTrainer(GRPOTrainer):
             self.reward_func_names,
             lengths_B,
             self.accelerator.gather(~ended_B),
-            self.num_generations if mode == "train" else self.num_generations_eval,
+            self.num_generations if mode == "train" else self.num_generations_eval or self.num_generations,
         )
         for key, value in metrics.items():
             self._metrics[mode][key].append(value)
@@ -157,17 +162,17 @@ class DomainGRPOTrainer(GRPOTrainer):
         inputs = super()._prepare_inputs(generation_batch)
         if not self.model.training or self._buffered_inputs is before:
             return inputs
-        self._buffered_inputs = regroup(
-            self._buffered_inputs, min(self.args.gradient_accumulation_steps, len(self._buffered_inputs))
-        )
-        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+        assert self._buffered_inputs is not None
+        num_buffered = len(self._buffered_inputs)
+        self._buffered_inputs = regroup(self._buffered_inputs, min(self.args.gradient_accumulation_steps, num_buffered))
+        return self._buffered_inputs[self._slot]
 
     # Training
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """TRL's step on one micro-batch, then collect at the end of a domain and combine at the end of a window."""
         counts = {key: len(self._metrics["train"][key]) for key in PER_MICRO_BATCH if key in self._metrics["train"]}
-        slot = self._step % self.args.steps_per_generation
+        slot = self._slot
         loss = super().training_step(model, inputs, num_items_in_batch)
         assert self._buffered_inputs is not None
         domain_id = domain_of(self._buffered_inputs[slot])
@@ -187,11 +192,22 @@ class DomainGRPOTrainer(GRPOTrainer):
     def _domain_ends(self, domain_id: int) -> bool:
         if self.accelerator.sync_gradients:
             return True
-        following = self._step % self.args.steps_per_generation
-        if following == 0 and self._step % (self.args.steps_per_generation * self.num_iterations) == 0:
-            return True  # the next micro-step generates anew
+        if self._generates_next:
+            return True
         assert self._buffered_inputs is not None
-        return domain_of(self._buffered_inputs[following]) != domain_id
+        return domain_of(self._buffered_inputs[self._slot]) != domain_id
+
+    @property
+    def _slot(self) -> int:
+        """Position in the generation buffer of the micro-batch that comes next."""
+        assert self.args.steps_per_generation is not None
+        return self._step % self.args.steps_per_generation
+
+    @property
+    def _generates_next(self) -> bool:
+        """Whether the next micro-step samples new completions."""
+        assert self.args.steps_per_generation is not None
+        return self._step % (self.args.steps_per_generation * self.num_iterations) == 0
 
     def _end_window(self) -> None:
         assert self._window_loss is not None
@@ -199,8 +215,8 @@ class DomainGRPOTrainer(GRPOTrainer):
         if not torch.isfinite(loss):
             self.surgeon.reset()
             raise DivergedError(
-                f"Step {self.state.global_step + 1}: the loss is {loss.item()}, so the step was not taken. Continue from "
-                "the last checkpoint with a lower learning_rate or a smaller max_grad_norm."
+                f"Step {self.state.global_step + 1}: the loss is {loss.item()}, so the step was not taken. Continue "
+                "from the last checkpoint with a lower learning_rate or a smaller max_grad_norm."
             )
         if not self._separates_domains:
             return
@@ -219,20 +235,25 @@ class DomainGRPOTrainer(GRPOTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        mid_generation = self._step % (self.args.steps_per_generation * self.num_iterations) != 0
-        buffer = self._buffered_inputs if mid_generation else None
+        buffer = None if self._generates_next else self._buffered_inputs
         save_state(folder, self._step, self.surgeon.state_dict(), buffer, self.accelerator.process_index)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """``GRPOTrainer.train``; a resumed run continues with the numbers of one that was never interrupted."""
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = get_last_checkpoint(str(self.args.output_dir))
-            if resume_from_checkpoint is None:
-                raise RunError(f"{self.args.output_dir} holds no checkpoint to resume from. Train without resuming.")
-        if resume_from_checkpoint:
+        checkpoint = self._resolve_checkpoint(resume_from_checkpoint)
+        if checkpoint is not None:
             self._step, surgeon_state, self._buffered_inputs = load_state(
-                Path(resume_from_checkpoint), self.accelerator.process_index, self.accelerator.device
+                Path(checkpoint), self.accelerator.process_index, self.accelerator.device
             )
             self.surgeon.load_state_dict(surgeon_state)
-        return super().train(resume_from_checkpoint or None, *args, **kwargs)
+        return super().train(checkpoint, *args, **kwargs)
 
+    def _resolve_checkpoint(self, requested: str | bool | None) -> str | None:
+        if isinstance(requested, str):
+            return requested
+        if not requested:
+            return None
+        found = get_last_checkpoint(str(self.args.output_dir))
+        if found is None:
+            raise RunError(f"{self.args.output_dir} holds no checkpoint to resume from. Train without resuming.")
+        return found

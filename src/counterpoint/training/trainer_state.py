@@ -15,7 +15,9 @@ STATE_FILE = "counterpoint_state.json"
 BUFFER_FILE = "counterpoint_buffer.safetensors"
 
 
-def save_state(folder: Path, micro_step: int, surgeon: dict[str, Any], buffer: Sequence[Buffer] | None, rank: int) -> None:
+def save_state(
+    folder: Path, micro_step: int, surgeon: dict[str, Any], buffer: Sequence[Buffer] | None, rank: int
+) -> None:
     """Writes the micro-step counter, the surgeon's state and the completions that are still to be trained on.
 
     ``buffer`` is None where the next step generates anew.
@@ -30,8 +32,8 @@ def save_state(folder: Path, micro_step: int, surgeon: dict[str, Any], buffer: S
                 continue
             if not isinstance(value, torch.Tensor):
                 raise RunError(
-                    f"Checkpoint {folder}: the generation buffer holds {key!r} of type {type(value).__name__}, which cannot "
-                    "be saved. Save at a generation boundary: make save_steps a multiple of "
+                    f"Checkpoint {folder}: the generation buffer holds {key!r} of type {type(value).__name__}, which "
+                    "cannot be saved. Save at a generation boundary: make save_steps a multiple of "
                     "steps_per_generation * num_iterations / gradient_accumulation_steps."
                 )
             tensors[f"{i}/{key}"] = value.detach().cpu().contiguous().clone()
@@ -50,8 +52,8 @@ def load_state(folder: Path, rank: int, device: torch.device) -> tuple[int, dict
     """
     if not (folder / STATE_FILE).exists():
         raise RunError(
-            f"Checkpoint {folder}: no {STATE_FILE}, so it was not written by counterpoint. Resume from one that was, or "
-            "start a new run with it as the model."
+            f"Checkpoint {folder}: no {STATE_FILE}, so it was not written by counterpoint. Resume from one that was, "
+            "or start a new run with it as the model."
         )
     state = json.loads((folder / STATE_FILE).read_text())
     if not state["micro_batches"]:
