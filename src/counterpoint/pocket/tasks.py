@@ -4,7 +4,7 @@ One row of each, with its best answer::
 
     math     17+25=                   42
     code     rev("abcd")=             dcba
-    qa       k:sun b:map d:cat b?     map
+    qa       A:sun C:map D:cat C:     map
     writing  3 words +a -e:           cat lamp sand
 
 ``generate(split, index)`` gives a row, the same one on every machine. A prompt belongs to ``train`` or ``test`` by its
@@ -117,18 +117,22 @@ class Code(Task):
 @final
 @dataclass(frozen=True)
 class Recall(Task):
-    """Recall of one of several facts that the prompt gives, ``k:sun b:map d:cat b?``."""
+    """Recall of one of several facts that the prompt gives, ``A:sun C:map D:cat C:``.
+
+    The keys are in order: with keys in any order, models of this size did not learn to look one up in the time of a build.
+    """
 
     name: ClassVar[str] = "qa"
     about: ClassVar[str] = "the word that the prompt gives to a letter"
+    keys: str = "ABCD"
     facts: tuple[int, ...] = (2, 3)
 
     def draw(self, rng: random.Random) -> tuple[str, str]:
-        """``("k:sun b:map d:cat b?", "map")``."""
+        """``("A:sun C:map D:cat C:", "map")``."""
         count = rng.choice(self.facts)
-        facts = dict(zip(rng.sample("abcdefghijklmnopqrstuvwxyz", count), rng.sample(SHORT_WORDS, count), strict=True))
+        facts = dict(zip(sorted(rng.sample(self.keys, count)), rng.sample(SHORT_WORDS, count), strict=True))
         asked = rng.choice(list(facts))
-        return " ".join(f"{key}:{value}" for key, value in facts.items()) + f" {asked}?", facts[asked]
+        return " ".join(f"{key}:{value}" for key, value in facts.items()) + f" {asked}:", facts[asked]
 
 
 SHORT_WORDS: Final = tuple(word for word in WORDS if len(word) == 3)
@@ -158,7 +162,8 @@ class Writing(Task):
 
     The wish is a number of words, each holding the letter after ``+`` and not the letter after ``-``. The words are
     separated by single spaces and come from the word book (form), and begin with different letters (variety). The score
-    is the number of words that do all this, over the number wanted or the number written, whichever is larger (length).
+    is the number of words that do all this, at most the number wanted, over the number wanted or the number written,
+    whichever is larger (length).
     """
 
     name: ClassVar[str] = "writing"
@@ -172,12 +177,12 @@ class Writing(Task):
         return prompt, self.gold({"prompt": prompt}, rng)
 
     def gold(self, row: Mapping[str, Any], rng: random.Random) -> str:
-        """One of the many lists of score 1, drawn evenly over words, then kept to different first letters."""
+        """One of the many lists of score 1: fitting words drawn evenly, one for a first letter, in alphabetical order."""
         count, needed, banned = _wish(row["prompt"])
         chosen: dict[str, str] = {}
         for word in rng.sample(fitting := fitting_words(needed, banned), len(fitting)):
             chosen.setdefault(word[0], word)
-        return " ".join(list(chosen.values())[:count])
+        return " ".join(sorted(list(chosen.values())[:count]))
 
     def score(self, row: Mapping[str, Any], completion: str) -> float:
         """The share of the wanted words that are there, fit, and begin with a letter not used before."""
@@ -185,7 +190,7 @@ class Writing(Task):
         pieces = completion.strip().split(" ")
         fitting = set(fitting_words(needed, banned))
         initials = {piece[0] for piece in pieces if piece in fitting}
-        return len(initials) / max(count, len(pieces))
+        return min(count, len(initials)) / max(count, len(pieces))
 
 
 LETTER_PAIRS: Final = tuple(_letter_pairs())
