@@ -1,0 +1,123 @@
+"""What every reward is: a callable in TRL's form, made of two pure steps, ``prepare`` a row and ``score`` a text."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from counterpoint.errors import RewardError
+
+Row = Mapping[str, Any]
+Completion = str | list[dict[str, Any]] | None
+
+_MAX_PROBLEMS = 20
+
+
+def completion_text(completion: Completion) -> str:
+    """The text of a completion: the string itself, or the contents of its assistant messages. Nothing gives ``""``."""
+    if completion is None:
+        return ""
+    if isinstance(completion, str):
+        return completion
+    parts = [message_text(message) for message in completion if message.get("role", "assistant") == "assistant"]
+    return "\n".join(part for part in parts if part)
+
+
+def message_text(message: Mapping[str, Any]) -> str:
+    """The text of one chat message, whose content is a string or a list of parts."""
+    content = message.get("content")
+    if isinstance(content, list):
+        return "".join(str(part.get("text", "")) for part in content if isinstance(part, Mapping))
+    return content if isinstance(content, str) else ""
+
+
+class Reward(ABC):
+    """A reward function in TRL's form: ``reward(prompts=..., completions=..., **columns) -> list[float]``.
+
+    A completion never makes it raise: nonsense scores 0. A row that the reward cannot use raises ``RewardError`` naming the
+    row, because that is a mistake in the data.
+
+    Attributes:
+        columns: Columns that every row must have.
+        optional_columns: Columns that are used where a row has them.
+    """
+
+    columns: ClassVar[tuple[str, ...]] = ()
+    optional_columns: ClassVar[tuple[str, ...]] = ()
+    __name__: str
+
+    def __call__(self, completions: Sequence[Completion], prompts: Sequence[Any] | None = None, **columns: Any) -> list[float]:
+        """Scores a batch; ``columns`` holds one list per column, other keyword arguments are ignored."""
+        rows = self._rows(len(completions), prompts, columns)
+        prepared = [self._prepare_at(index, row) for index, row in enumerate(rows)]
+        return self.score_all([completion_text(completion) for completion in completions], prepared)
+
+    @abstractmethod
+    def prepare(self, row: Row) -> Any:
+        """What scoring needs of a row. Raises ``RewardError`` when the row cannot be used."""
+
+    @abstractmethod
+    def score(self, text: str, prepared: Any) -> float:
+        """The reward of one completion text. Never raises for what the text holds."""
+
+    def score_all(self, texts: Sequence[str], prepared: Sequence[Any]) -> list[float]:
+        """The rewards of a batch; rewards that can work in parallel override it."""
+        return [self.score(text, row) for text, row in zip(texts, prepared, strict=True)]
+
+    def check_rows(self, rows: Sequence[Row]) -> list[str]:
+        """Problems that would stop training later, one sentence each; at most 20."""
+        problems: list[str] = []
+        for index, row in enumerate(rows):
+            try:
+                self._prepare_at(index, row)
+            except RewardError as error:
+                problems.append(str(error))
+            if len(problems) == _MAX_PROBLEMS:
+                break
+        return problems
+
+    def _prepare_at(self, index: int, row: Row) -> Any:
+        missing = [name for name in self.columns if name not in row]
+        if missing:
+            raise RewardError(
+                f"row {index}: reward {self.__name__!r} needs the column {missing[0]!r}, "
+                f"the row has {', '.join(sorted(row)) or 'no columns'}. Add it to the data or rename one."
+            )
+        try:
+            return self.prepare(row)
+        except RewardError as error:
+            raise RewardError(f"row {index}: {error}") from None
+
+    def _rows(self, count: int, prompts: Sequence[Any] | None, columns: Mapping[str, Any]) -> list[dict[str, Any]]:
+        wanted = [name for name in (*self.columns, *self.optional_columns) if columns.get(name) is not None]
+        for name in wanted:
+            if isinstance(columns[name], str) or len(columns[name]) != count:
+                raise RewardError(
+                    f"Reward {self.__name__!r} got {count} completions and {len(columns[name])} values of the column "
+                    f"{name!r}. Pass one list entry per completion."
+                )
+        return [{name: columns[name][index] for name in wanted} for index in range(count)]
+
+
+def text_list(value: Any, column: str, kind: str = "a text or a list of texts") -> list[str]:
+    """``value`` as a list of texts (numbers become texts). Raises ``RewardError`` naming ``column``."""
+    items = list(value) if isinstance(value, list | tuple) else [value]
+    for item in items:
+        if isinstance(item, bool) or not isinstance(item, str | int | float) or (isinstance(item, float) and math.isnan(item)):
+            raise RewardError(f"{column!r} must be {kind}, found {shorten(item)}.")
+    if not items:
+        raise RewardError(f"{column!r} must be {kind}, found an empty list.")
+    return [str(item) for item in items]
+
+
+def one_of(name: str, value: Any, allowed: Sequence[str]) -> str:
+    """``value`` of the option ``name`` when it is allowed; otherwise ``RewardError`` with the allowed ones."""
+    if value not in allowed:
+        raise RewardError(f"{name} must be one of {', '.join(allowed)}, found {value!r}.")
+    return str(value)
+
+
+def shorten(value: Any, limit: int = 80) -> str:
+    """``repr(value)``, cut in the middle when it is long."""
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit // 2]} ... {text[-limit // 4 :]}"

@@ -1,0 +1,131 @@
+"""Reward ``code``: whether a program passes its tests, run in the sandbox.
+
+    {"prompt": "Write a function that doubles.", "tests": ["assert double(2) == 4", "assert double(-1) == -2"]}
+    completion "```python\\ndef double(x):\\n    return 2 * x\\n```"    1.0
+
+HumanEval's form is understood as well: ``test`` defines ``check(candidate)`` and ``entry_point`` names the function.
+"""
+
+import textwrap
+import warnings
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from counterpoint.errors import RewardError
+from counterpoint.rewards._base import Reward, Row, message_text, shorten
+from counterpoint.rewards._code_text import extract_code, names_called, sources
+from counterpoint.rewards.sandbox import Limits, Program, Sandbox
+
+
+class CodeReward(Reward):
+    """1 when the program passes all tests of its row, else 0.
+
+    Arguments:
+        fraction: Gives the share of tests passed instead.
+        prepend_prompt: Takes the prompt that TRL passes as the beginning of the program (completion-style prompts). The
+            columns ``header`` and ``prompt`` are taken so wherever they are passed.
+        cpu_seconds: Processor time of a program.
+        wall_seconds: Time until a program is killed.
+        memory_megabytes: Memory of each process of a program.
+        processes: Processes and threads of a program.
+        file_megabytes: Size of a file that a program writes, its output included.
+        workers: Programs at a time; 0 means one per processor.
+    """
+
+    columns: ClassVar[tuple[str, ...]] = ()
+    optional_columns: ClassVar[tuple[str, ...]] = (
+        *("tests", "test_list", "test", "entry_point"),
+        *("header", "prompt", "setup", "test_setup_code", "test_imports"),
+    )
+
+    def __init__(
+        self,
+        fraction: bool = False,
+        prepend_prompt: bool = False,
+        cpu_seconds: int = 4,
+        wall_seconds: float = 8.0,
+        memory_megabytes: int = 512,
+        processes: int = 16,
+        file_megabytes: int = 8,
+        workers: int = 0,
+    ) -> None:
+        self.__name__ = "code"
+        self.fraction = fraction
+        self.prepend_prompt = prepend_prompt
+        limits = Limits(cpu_seconds, wall_seconds, memory_megabytes, processes, file_megabytes)
+        if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
+            raise RewardError(f"workers must be a whole number from 0, found {workers!r}.")
+        self.sandbox = Sandbox(limits, workers)
+
+    def prepare(self, row: Row) -> dict[str, Any]:
+        """The row's tests, set-up, header and entry point, each checked."""
+        entry_point = _text(row, "entry_point")
+        tests = _tests(row, entry_point)
+        imports = row.get("test_imports") or []
+        setup = "\n".join([*imports, _text(row, "test_setup_code")])
+        before = _text(row, "setup")
+        for number, source in enumerate([*tests, setup, before]):
+            _check_compiles(source, f"test {number}" if number < len(tests) else "the set-up")
+        header = _text(row, "header") or _text(row, "prompt")
+        return {"tests": tests, "setup": setup, "before": before, "header": header, "entry_point": entry_point}
+
+    def score(self, text: str, prepared: dict[str, Any]) -> float:
+        """The reward of one program."""
+        return self.score_all([text], [prepared])[0]
+
+    def score_all(self, texts: Sequence[str], prepared: Sequence[dict[str, Any]]) -> list[float]:
+        """The rewards of many programs, several at a time."""
+        programs = {i: _program(text, row) for i, (text, row) in enumerate(zip(texts, prepared, strict=True)) if text.strip()}
+        verdicts = dict(zip(programs, self.sandbox.run_all(programs.values()), strict=True))
+        return [self._reward(verdicts[index].passed) if index in verdicts else 0.0 for index in range(len(texts))]
+
+    def _reward(self, passed: tuple[bool, ...]) -> float:
+        return sum(passed) / len(passed) if self.fraction else float(all(passed))
+
+    def _rows(self, count: int, prompts: Sequence[Any] | None, columns: Any) -> list[dict[str, Any]]:
+        rows = super()._rows(count, prompts, columns)
+        if self.prepend_prompt and prompts is not None:
+            for row, prompt in zip(rows, prompts, strict=True):
+                row.setdefault("prompt", prompt if isinstance(prompt, str) else message_text(prompt[-1]))
+        return rows
+
+
+def _program(text: str, row: dict[str, Any]) -> Program:
+    names = [row["entry_point"]] if row["entry_point"] else names_called(row["tests"])
+    candidates = sources(extract_code(text, names), row["header"], row["entry_point"])
+    before = row["before"] + "\n" if row["before"] else ""
+    return Program([before + source for source in candidates], tuple(row["tests"]), row["setup"])
+
+
+def _tests(row: Row, entry_point: str) -> list[str]:
+    tests = row.get("tests") if row.get("tests") is not None else row.get("test_list")
+    if tests is not None:
+        if isinstance(tests, str) or not isinstance(tests, list | tuple) or not tests:
+            raise RewardError(f"'tests' must be a list of assert lines, found {shorten(tests)}.")
+        for test in tests:
+            if not isinstance(test, str) or not test.strip():
+                raise RewardError(f"'tests' must hold texts, found {shorten(test)}.")
+        return [textwrap.dedent(test.replace("\r\n", "\n")).strip() for test in tests]
+    if not _text(row, "test") or not entry_point:
+        present = ", ".join(sorted(row)) or "no columns"
+        raise RewardError(f"reward 'code' needs the column 'tests', or 'test' and 'entry_point'; the row has {present}.")
+    return [f"{_text(row, 'test')}\n\ncheck({entry_point})\n"]
+
+
+def _text(row: Row, column: str) -> str:
+    value = row.get(column)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise RewardError(f"{column!r} must be a text, found {shorten(value)}.")
+    return value.replace("\r\n", "\n")
+
+
+def _check_compiles(source: str, what: str) -> None:
+    # The tests are data that the user chose, so compiling them here is safe; what a model writes is compiled in the sandbox.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            compile(source, "tests.py", "exec", dont_inherit=True)
+        except (SyntaxError, ValueError) as error:
+            raise RewardError(f"{what} is no Python ({error}): {shorten(source)}.") from None

@@ -1,0 +1,161 @@
+"""Reward ``math``: whether the final answer equals the reference.
+
+    {"question": "Natalia sold clips to 48 of her friends ...", "answer": "Natalia sold 48/2 = 24 clips ...\\n#### 72"}
+    completion "48 + 24 = 72, so the answer is 72."    1.0
+
+Numbers are compared exactly. Anything else goes to math-verify, in worker processes that can be killed: a computer algebra
+system may take for ever on ``9**9**9**9``.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import ClassVar
+
+from counterpoint.errors import RewardError
+from counterpoint.rewards._base import Reward, Row, one_of, text_list
+from counterpoint.rewards._numbers import last_number, parse_number
+from counterpoint.rewards._regions import final_answer
+from counterpoint.rewards._verify_pool import equivalent_all
+
+EXTRACTIONS = ("auto", "gsm8k", "boxed", "plain", "last_number")
+_BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_CUE = re.compile(r"(?:final\s+)?answer\s*(?:is|:|=)+\s*:?\s*(?:\*\*)?\s*([^\n]+)", re.IGNORECASE)
+_INLINE_MATH = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_MAX_EXPRESSION = 300
+
+
+@dataclass(frozen=True)
+class _Reference:
+    text: str
+    number: Fraction | None
+
+
+class MathReward(Reward):
+    """1 when the completion's final answer equals one of the row's references, else 0.
+
+    Arguments:
+        extraction: Where the answer is looked for: ``gsm8k`` (after ``####``), ``boxed`` (the last ``\\boxed{}``), ``plain``
+            (the whole reply is the answer), ``last_number``, or ``auto``: the first of ``####``, ``\\boxed{}``,
+            ``answer is ...``, the whole reply, the last formula or number.
+        strict: With ``auto``: the whole reply must be the answer (the same as ``plain``).
+        timeout: Seconds that math-verify may take for one pair.
+    """
+
+    columns: ClassVar[tuple[str, ...]] = ("answer",)
+
+    def __init__(self, extraction: str = "auto", strict: bool = False, timeout: float = 5.0) -> None:
+        self.__name__ = "math"
+        self.extraction = one_of("extraction", extraction, EXTRACTIONS)
+        if strict and extraction not in ("auto", "plain"):
+            raise RewardError(f"strict means that the whole reply is the answer; it contradicts extraction={extraction!r}.")
+        if isinstance(timeout, bool) or not isinstance(timeout, int | float) or timeout <= 0:
+            raise RewardError(f"timeout must be a number of seconds above 0, found {timeout!r}.")
+        if strict:
+            self.extraction = "plain"
+        self.timeout = timeout
+
+    def prepare(self, row: Row) -> list[_Reference]:
+        """The references' texts and, where they are numbers, values."""
+        answers = text_list(row["answer"], "answer", "a number, a text or a list of them")
+        return [self._reference(answer) for answer in answers]
+
+    def _reference(self, answer: str) -> _Reference:
+        text = _after_hashes(answer) or _boxed(answer) or answer.strip()
+        if not text:
+            raise RewardError("'answer' is empty.")
+        return _Reference(text, parse_number(text))
+
+    def score(self, text: str, prepared: list[_Reference]) -> float:
+        """1 when the final answer equals a reference, else 0."""
+        return self.score_all([text], [prepared])[0]
+
+    def score_all(self, texts: Sequence[str], prepared: Sequence[list[_Reference]]) -> list[float]:
+        """Numbers at once; what is left goes to the workers together."""
+        rewards = [0.0] * len(texts)
+        open_pairs: list[tuple[int, str, str]] = []
+        for index, (text, references) in enumerate(zip(texts, prepared, strict=True)):
+            for reference in references:
+                answer = self.extract(text, reference.number is not None)
+                if isinstance(answer, Fraction):
+                    rewards[index] = max(rewards[index], float(answer == reference.number))
+                elif answer:
+                    if _same_text(answer, reference.text):
+                        rewards[index] = 1.0
+                    elif len(answer) <= _MAX_EXPRESSION:
+                        open_pairs.append((index, reference.text, answer))
+        open_pairs = [pair for pair in open_pairs if rewards[pair[0]] == 0.0]
+        verdicts = equivalent_all([(gold, answer) for _, gold, answer in open_pairs], self.timeout)
+        for (index, _, _), same in zip(open_pairs, verdicts, strict=True):
+            rewards[index] = max(rewards[index], float(same))
+        return rewards
+
+    def extract(self, text: str, numeric: bool) -> Fraction | str:
+        """The final answer of a completion: a number, an expression's text, or ``""``.
+
+        Arguments:
+            text: The completion.
+            numeric: Whether the reference is a number, so that numbers are looked for.
+        """
+        text = final_answer(text)
+        if self.extraction == "gsm8k":
+            return _read(_after_hashes(text), numeric)
+        if self.extraction == "boxed":
+            return _read(_boxed(text), numeric)
+        if self.extraction == "plain":
+            return _read(text, numeric)
+        if self.extraction == "last_number":
+            return _or_nothing(last_number(text))
+        return self._extract_auto(text, numeric)
+
+    def _extract_auto(self, text: str, numeric: bool) -> Fraction | str:
+        marked = _after_hashes(text) or _boxed(text)
+        if marked:
+            return _read(marked, numeric)
+        cues = _CUE.findall(text)
+        if not numeric:
+            formulas = [next(filter(None, groups)) for groups in _INLINE_MATH.findall(text)]
+            return cues[-1].strip().rstrip(".") if cues else formulas[-1].strip() if formulas else text
+        for candidate in (cues[-1] if cues else "", text):
+            number = parse_number(candidate)
+            if number is not None:
+                return number
+        number = _first_number(cues[-1]) if cues else None
+        return _or_nothing(number if number is not None else last_number(text)) or _read(text, numeric)
+
+
+def _read(text: str, numeric: bool) -> Fraction | str:
+    number = parse_number(text) if numeric else None
+    return text.strip() if number is None else number
+
+
+def _or_nothing(number: Fraction | None) -> Fraction | str:
+    return "" if number is None else number
+
+
+def _first_number(text: str) -> Fraction | None:
+    """The number that a cue's line begins with, as in ``answer is 5 because 2 + 3 ...``."""
+    match = re.match(r"\W*?(-?\s?[$£€]?\s?-?[\d,]*\.?\d+(?:/\d+)?)(?![\w]*[*^])", text)
+    return parse_number(match[1]) if match else None
+
+
+def _after_hashes(text: str) -> str:
+    """The line after the last ``####``."""
+    _, marker, tail = text.rpartition("####")
+    return tail.strip().partition("\n")[0].strip() if marker else ""
+
+
+def _boxed(text: str) -> str:
+    """The content of the last ``\\boxed{}`` whose braces are balanced."""
+    for start in reversed([match.end() for match in _BOXED.finditer(text)]):
+        depth = 1
+        for position in range(start, min(len(text), start + 2000)):
+            depth += {"{": 1, "}": -1}.get(text[position], 0)
+            if depth == 0:
+                return text[start:position].strip()
+    return ""
+
+
+def _same_text(answer: str, reference: str) -> bool:
+    return re.sub(r"\s|\\[,!;]|\\left|\\right|[$.]$|^\$", "", answer) == re.sub(r"\s|\\[,!;]|\\left|\\right|[$.]$|^\$", "", reference)

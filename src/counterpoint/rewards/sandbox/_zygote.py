@@ -1,0 +1,115 @@
+"""The fork server: a small clean interpreter that forks one supervisor per program.
+
+Forking from here instead of from the training process is what makes a program cost milliseconds, and it keeps everything
+the training process holds (memory, open files, environment) out of the tested code's reach. Started as
+``python -s -S -P -B -c ...`` with an empty environment; file descriptor 0 is the control socket.
+"""
+
+import gc
+import importlib
+import itertools
+import json
+import os
+import signal
+import socket
+import sys
+import warnings
+from pathlib import Path
+from typing import NoReturn
+
+from counterpoint.rewards.sandbox import _linux
+from counterpoint.rewards.sandbox._supervisor import Cage, enter_namespaces, supervise
+from counterpoint.rewards.sandbox._wire import send_frame
+
+# Imported once here, so that programs get them for nothing.
+_PRELOADED = (
+    "array bisect collections copy datetime decimal enum fractions functools heapq itertools json math operator random re "
+    "statistics string textwrap typing dataclasses hashlib cmath contextlib abc queue threading unittest"
+).split()
+_FIRST_UID, _NUM_UIDS = 56_000, 2_000
+
+
+def main() -> NoReturn:
+    """Prepares the cage, says what it can promise, then forks a supervisor for every socket that arrives."""
+    control = socket.socket(fileno=os.dup(0))
+    os.dup2(os.open("/dev/null", os.O_RDWR), 0)
+    warnings.simplefilter("ignore")
+    sys.path[:] = [path for path in sys.path if path and path != os.environ.get("COUNTERPOINT_SOURCE")]
+    os.environ.clear()
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in _PRELOADED:
+        importlib.import_module(name)
+    cage = prepare()
+    send_frame(control, json.dumps({"namespaces": cage.namespaces, "why": cage.why}).encode())
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    gc.collect()
+    gc.freeze()
+    for slot in itertools.cycle(range(0, _NUM_UIDS, 2)):
+        _, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+        if not descriptors:
+            os._exit(0)
+        if os.fork() == 0:
+            control.close()
+            uid = None if cage.uid is None else cage.uid + slot
+            supervise(socket.socket(fileno=descriptors[0]), Cage(cage.namespaces, uid, cage.proc))
+        os.close(descriptors[0])
+    raise AssertionError("unreachable: the cycle does not end")
+
+
+def prepare() -> Cage:
+    """Enters the zygote's own namespaces where the kernel allows it; otherwise says why not."""
+    uid = _FIRST_UID if os.geteuid() == 0 and _can_become(_FIRST_UID + _NUM_UIDS) else None
+    if sys.platform != "linux":
+        return Cage(False, uid, why=f"{sys.platform} has no namespaces")
+    cage = Cage(True, uid, os.open("/proc", os.O_RDONLY | os.O_DIRECTORY))
+    why = "COUNTERPOINT_SANDBOX=processes" if "processes" in sys.argv else _trial(cage)
+    if why:
+        return Cage(False, uid, why=why)
+    _enter(cage)
+    return cage
+
+
+def _can_become(uid: int) -> bool:
+    try:
+        lines = Path("/proc/self/uid_map").read_text().splitlines()
+    except OSError:
+        return True
+    return any(int(first) <= uid < int(first) + int(count) for first, _, count in (line.split() for line in lines))
+
+
+def _enter(cage: Cage) -> None:
+    """Namespaces without a network, and a root directory that holds only what Python needs."""
+    shared = _linux.CLONE_NEWNS | _linux.CLONE_NEWNET | _linux.CLONE_NEWIPC | _linux.CLONE_NEWUTS
+    paths = _linux.readable_paths()
+    if cage.uid is None:
+        uid, gid = os.geteuid(), os.getegid()
+        _linux.unshare(shared | _linux.CLONE_NEWUSER)
+        _linux.map_identity(cage.proc, uid, gid)
+    else:
+        _linux.unshare(shared)
+    _linux.enter_private_root(paths)
+
+
+def _trial(cage: Cage) -> str:
+    """Tries everything in a child, because a process that got half-way cannot go back. Returns what was refused."""
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        why = ""
+        try:
+            _enter(cage)
+            enter_namespaces(cage)
+            _linux.mount("tmpfs", "/tmp", "tmpfs")
+        except (OSError, AttributeError) as error:
+            why = str(error)
+        finally:
+            os.write(write_end, (why or "fine").encode())
+            os._exit(0)
+    os.close(write_end)
+    why = os.read(read_end, 4096).decode()
+    os.close(read_end)
+    os.waitpid(pid, 0)
+    return "" if why == "fine" else why or "the trial ended early"
+
+
