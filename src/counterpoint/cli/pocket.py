@@ -48,6 +48,7 @@ def build(
         int | None, typer.Option(min=1, help="Steps on answers of which most are noise. Default: as shipped.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the first weights and of every batch.")] = 0,
+    prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts of each domain to measure it on.")] = 512,
 ) -> None:
     """Train the pocket base model from nothing, in about six minutes on two cores.
 
@@ -55,4 +56,4 @@ def build(
     """
     from counterpoint.pocket.show import build_with_progress
 
-    build_with_progress(output, steps=steps, noisy_steps=noisy_steps, seed=seed)
+    build_with_progress(output, steps=steps, noisy_steps=noisy_steps, seed=seed, prompts=prompts)

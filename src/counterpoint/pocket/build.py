@@ -75,7 +75,7 @@ Report = Callable[[str, int, int, float], None]
 """Called after each step with the stage's name, steps done, steps in all, and the loss."""
 
 
-def build(plan: Plan, report: Report, *, prompts: int = 256) -> Base:
+def build(plan: Plan, report: Report, *, prompts: int = 512) -> Base:
     """Trains a base model from nothing and measures it on ``prompts`` held-out rows of each domain after each stage."""
     with _repeatable(plan.threads):
         tokenizer = new_tokenizer(plan.shape.longest)

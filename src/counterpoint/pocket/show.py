@@ -71,7 +71,7 @@ def print_samples(domain: str, folder: Path | None, *, prompts: int, seed: int) 
     Console().print(table)
 
 
-def build_with_progress(output: Path, *, steps: int | None, noisy_steps: int | None, seed: int) -> None:
+def build_with_progress(output: Path, *, steps: int | None, noisy_steps: int | None, seed: int, prompts: int) -> None:
     """Trains a base, shows the progress, writes the folder ``output`` and prints what the base reached."""
     if output.exists():
         raise ModelError(f"{output} exists already, and nothing is overwritten. Choose another folder with --output.")
@@ -104,7 +104,7 @@ def build_with_progress(output: Path, *, steps: int | None, noisy_steps: int | N
             progress.start_task(bars[stage])
             progress.update(bars[stage], completed=done, loss=loss)
 
-        base = build(plan, report)
+        base = build(plan, report, prompts=prompts)
     save(base, output)
     console.print(score_table(record(base)["scores"]))
     console.print(escape(f"Written to {output}"), soft_wrap=True)

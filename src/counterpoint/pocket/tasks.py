@@ -119,7 +119,7 @@ class Code(Task):
 class Recall(Task):
     """Recall of one of several facts that the prompt gives, ``A:sun C:map D:cat C:``.
 
-    The keys are in order: with keys in any order, models of this size did not learn to look one up in the time of a build.
+    The keys are in order: in any order, models of this size did not learn to look one up in the time of a build.
     """
 
     name: ClassVar[str] = "qa"
@@ -177,7 +177,7 @@ class Writing(Task):
         return prompt, self.gold({"prompt": prompt}, rng)
 
     def gold(self, row: Mapping[str, Any], rng: random.Random) -> str:
-        """One of the many lists of score 1: fitting words drawn evenly, one for a first letter, in alphabetical order."""
+        """One of the many lists of score 1: fitting words, one for a first letter, in alphabetical order."""
         count, needed, banned = _wish(row["prompt"])
         chosen: dict[str, str] = {}
         for word in rng.sample(fitting := fitting_words(needed, banned), len(fitting)):
