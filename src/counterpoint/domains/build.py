@@ -16,6 +16,8 @@ Row = dict[str, Any]
 _GIVEN = ("prompt", "prompts", "completion", "completions", "completion_ids", "domain")
 """What every reward gets without a column of the data."""
 
+_SHOWN = 3  # rows that a reward cannot use which are shown
+
 
 @dataclass(frozen=True)
 class WeightedReward:
@@ -72,10 +74,6 @@ def build_domain(name: str, config: Config, tokenizer: Any) -> Domain:
         kept = [row for row in train.rows if prompt_key(row["prompt"]) not in taken]
         if not kept:
             raise DomainError(f"all {len(train.rows)} training prompts are among the held-out ones. Use other rows.")
-    for reward in rewards:
-        check_rows = getattr(reward.function, "check_rows", None)
-        if check_rows is not None:
-            check_rows([*kept, *held_out])
     lost = len(train.rows) - len(kept)
     summary = LoadSummary(train.read, train.filtered, train.too_long, lost, len(kept), len(held_out))
     return Domain(name, kept, held_out, rewards, domain.share, summary)
@@ -104,6 +102,7 @@ class _Made:
 @dataclass(frozen=True)
 class _RowMaker:
     name: str
+    rewards: Sequence[WeightedReward]
     prompter: Prompter
     columns: Mapping[str, Path | Template]
     optional: tuple[str, ...]
@@ -125,7 +124,7 @@ class _RowMaker:
         prompter = Prompter.build(domain.prompt, domain.system, domain.chat, tokenizer)
         spare = tuple(c for c in optional if c not in columns and c not in _GIVEN)
         undeclared = any(not hasattr(function, "columns") for function in functions)
-        return cls(name, prompter, columns, spare, undeclared, domain.filter or {}, tokenizer, max_tokens)
+        return cls(name, rewards, prompter, columns, spare, undeclared, domain.filter or {}, tokenizer, max_tokens)
 
     def make(self, raw: Sequence[Row]) -> _Made:
         """The rows of this domain in ``raw``.
@@ -133,17 +132,19 @@ class _RowMaker:
         Raises:
             DomainError: a column is missing, or nothing is left (saying what dropped how many).
         """
-        numbered = [(number, row) for number, row in enumerate(raw, start=1) if self._wanted(number, row)]
-        rows = [self._row(number, row) for number, row in numbered]
+        numbers = [number for number, row in enumerate(raw, start=1) if self._wanted(number, row)]
+        rows = [self._row(number, raw[number - 1]) for number in numbers]
         lengths = prompt_lengths([row["prompt"] for row in rows], self.tokenizer)
-        kept = [row for row, length in zip(rows, lengths, strict=True) if length <= self.max_tokens]
-        made = _Made(kept, len(raw), len(raw) - len(rows), len(rows) - len(kept))
+        kept = [index for index, length in enumerate(lengths) if length <= self.max_tokens]
+        made = _Made([rows[i] for i in kept], len(raw), len(raw) - len(rows), len(rows) - len(kept))
         if not kept:
             shortest = f" (the shortest has {min(lengths)})" if lengths else ""
             raise DomainError(
                 f"no rows are left: {made.read} read, {made.filtered} dropped by filter, {made.too_long} longer than "
                 f"max_prompt_tokens={self.max_tokens}{shortest}. Relax what dropped them."
             )
+        for reward in self.rewards:
+            _check_rows(reward, made.rows, [numbers[index] for index in kept])
         return made
 
     def _wanted(self, number: int, raw: Row) -> bool:
@@ -165,6 +166,19 @@ class _RowMaker:
             if column in raw:
                 row[column] = raw[column]
         return {"prompt": _read(self.prompter.prompt, raw, "prompt", number), "domain": self.name, **row}
+
+
+def _check_rows(reward: WeightedReward, rows: Sequence[Row], numbers: Sequence[int]) -> None:
+    """Let the reward's own ``check_rows``, which lists problems, see the rows before training does."""
+    check_rows = getattr(reward.function, "check_rows", None)
+    if check_rows is None:
+        return
+    problems: list[str] = []
+    for number, row in zip(numbers, rows, strict=True):
+        problems += [f"row {number}: {problem.removeprefix('row 0: ')}" for problem in check_rows([row])]
+    if problems:
+        more = f" And {len(problems) - _SHOWN} more." if len(problems) > _SHOWN else ""
+        raise DomainError(f"the reward {reward.name!r} cannot use {' '.join(problems[:_SHOWN])}{more}")
 
 
 def _read(read: Callable[[Row], Any], raw: Row, what: str, number: int) -> Any:

@@ -90,7 +90,7 @@ def _csv(path: FilePath, source: FileSource) -> Iterator[Row]:
                     )
                 yield row
         except csv.Error as error:
-            raise DomainError(f"{path}:{reader.line_num}: not valid CSV ({error}).") from None
+            raise DomainError(f"{path}:{reader.reader.line_num}: not valid CSV ({error}).") from None
 
 
 def _parquet(path: FilePath, source: FileSource) -> Iterator[Row]:

@@ -1,74 +1,66 @@
-"""The score of a reasoning-gym task for its own rows.
+"""Reward ``reasoning_gym``: the score of a reasoning-gym task for its own rows.
 
-A row of the ``reasoning_gym`` source carries the task's entry, from which its scorer judges an answer::
+    {"prompt": "State the final answer to ...: -5 * -6", "entry": {"answer": "30", "metadata": {...}, ...}}
+                                                                              completion "30" -> 1.0
 
-    {"prompt": "State the final answer to ...: -5 * -6", "entry": {"question": ..., "answer": "30", "metadata": {...}}}
-
-Some scorers give small rewards to any text, and one raises on text that is no number; such an answer scores 0.
+The ``reasoning_gym`` source makes such rows. Some tasks give small rewards to any text, and some raise on text that they
+cannot parse; such a completion scores 0.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 from counterpoint.errors import MissingExtraError, RewardError
-from counterpoint.rewards import completion_text
+from counterpoint.rewards._base import Reward, Row
 
-_REFUSALS = (ValueError, TypeError, KeyError, IndexError, AttributeError, ZeroDivisionError, OverflowError, SyntaxError)
-"""What scorers raise on answers that they cannot parse."""
+_REFUSALS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, SyntaxError, AssertionError)
+"""What tasks raise on answers that they cannot parse."""
 
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
+Scorer = Callable[[str, Mapping[str, Any]], float]
 
-class ReasoningGymReward:
-    """In [0, 1], as the task's own scorer has it; the answer is the last ``<answer>`` block, else the whole completion.
+
+class ReasoningGymReward(Reward):
+    """What the row's task gives the last ``<answer>`` block of a completion, or else the whole completion; in [0, 1].
 
     Raises:
         MissingExtraError: reasoning-gym is not installed.
     """
 
-    __name__ = "reasoning_gym"
-    columns: tuple[str, ...] = ("entry",)
-    optional_columns: tuple[str, ...] = ()
+    columns: ClassVar[tuple[str, ...]] = ("entry",)
 
     def __init__(self) -> None:
         try:
             from reasoning_gym import get_score_answer_fn
         except ModuleNotFoundError as error:
             raise MissingExtraError.for_extra("The reward reasoning_gym", "reasoning-gym") from error
-        self._scorer_for = get_score_answer_fn
-        self._scorers: dict[str, Callable[..., float]] = {}
+        self.__name__ = "reasoning_gym"
+        self._scorer_of = get_score_answer_fn
+        self._scorers: dict[str, Scorer] = {}
 
-    def __call__(self, completions: Sequence[Any], entry: Sequence[Mapping[str, Any]], **_: Any) -> list[float | None]:
-        """The score of every completion."""
-        return [self._score(completion_text(text), item) for text, item in zip(completions, entry, strict=True)]
-
-    def check_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Refuse rows without a reasoning-gym entry."""
-        for number, row in enumerate(rows, start=1):
-            self._scorer(row["entry"], f"row {number}")
-
-    def _score(self, text: str, entry: Mapping[str, Any]) -> float:
-        found = _ANSWER.findall(text)
-        answer = (found[-1] if found else text).strip()
-        try:
-            return float(self._scorer(entry, "entry")(answer, entry))
-        except _REFUSALS:
-            return 0.0
-
-    def _scorer(self, entry: Mapping[str, Any], where: str) -> Callable[..., float]:
+    def prepare(self, row: Row) -> tuple[Scorer, Mapping[str, Any]]:
+        """The task's scorer and its entry, from the task that the entry names."""
+        entry = row["entry"]
         metadata = entry.get("metadata") if isinstance(entry, Mapping) else None
         task = metadata.get("source_dataset") if isinstance(metadata, Mapping) else None
         if not isinstance(task, str):
             raise RewardError(
-                f"reasoning_gym: {where} has no metadata.source_dataset, so its task is unknown. Use this reward "
-                "with a reasoning_gym source."
+                "'entry' has no metadata.source_dataset, so its task is unknown. Use a reasoning_gym source."
             )
         if task not in self._scorers:
             try:
-                self._scorers[task] = self._scorer_for(task)
+                self._scorers[task] = self._scorer_of(task)
             except ValueError as error:
-                raise RewardError(
-                    f"reasoning_gym: {where}: {error}. Use a task of the installed reasoning-gym."
-                ) from error
-        return self._scorers[task]
+                raise RewardError(f"{error}. Use a task that the installed reasoning-gym has.") from error
+        return self._scorers[task], entry
+
+    def score(self, text: str, prepared: tuple[Scorer, Mapping[str, Any]]) -> float:
+        """The task's score; 0 where it cannot parse the answer."""
+        scorer, entry = prepared
+        found = _ANSWER.findall(text)
+        try:
+            return float(scorer((found[-1] if found else text).strip(), entry))
+        except _REFUSALS:
+            return 0.0
