@@ -296,8 +296,8 @@ class TestSources:
         row = domain.train[0]
         score = domain.rewards[0].function
         answer = row["entry"]["answer"]
-        completions = [answer, f"so <answer> {answer} </answer>", "zzz", "", [{"role": "assistant", "content": answer}]]
-        assert score(completions=completions, entry=[row["entry"]] * 5) == [1.0, 1.0, 0.0, 0.0, 1.0]
+        completions = [answer, f"so <answer> {answer} </answer>", "zzz", [{"role": "assistant", "content": answer}]]
+        assert score(completions=completions, entry=[row["entry"]] * 4) == [1.0, 1.0, 0.0, 1.0]
 
     def test_reasoning_gym_rows_only(self, jsonl, tokenizer):
         pytest.importorskip("reasoning_gym")

@@ -3,7 +3,7 @@
     {"prompt": "State the final answer to ...: -5 * -6", "entry": {"answer": "30", "metadata": {...}, ...}}
                                                                               completion "30" -> 1.0
 
-The ``reasoning_gym`` source makes such rows. Some tasks give small rewards to any text, and some raise on text that they
+The ``reasoning_gym`` source makes such rows. Some tasks give small rewards to any text. Some raise on text they
 cannot parse; such a completion scores 0.
 """
 

@@ -1,0 +1,40 @@
+"""``counterpoint config``."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from counterpoint.cli.config import app
+from counterpoint.errors import ConfigError
+
+GOOD = "domains:\n  math: {source: pocket}\ntraining: {max_steps: 2}\nrun: {device: cpu}\n"
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_schema():
+    result = run("schema")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["properties"]["domains"]["description"].startswith("Name -> domain")
+
+
+def test_check_reports_the_file_before_anything_heavy(tmp_path):
+    (tmp_path / "c.yaml").write_text("strategy: mgss\n" + GOOD)
+    result = run("check", tmp_path / "c.yaml")
+    assert isinstance(result.exception, ConfigError)
+    assert "unknown strategy 'mgss'" in str(result.exception)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # transformers' own deprecations
+def test_check_builds_the_configuration_of_trl(tmp_path):
+    (tmp_path / "c.yaml").write_text(GOOD)
+    result = run("check", tmp_path / "c.yaml")
+    assert result.exit_code == 0, result.exception
+    assert result.stdout.endswith("c.yaml: fine. Strategy mgs, domains math, run c-mgs.\n")
+    assert run("check", tmp_path / "c.yaml", "--show").stdout.startswith("model:\n  path: pocket\n")
+    result = run("check", tmp_path / "c.yaml", "--set", "training.learning_rat=1")
+    assert isinstance(result.exception, ConfigError)
+    assert "learning_rat" in str(result.exception)
