@@ -75,7 +75,11 @@ def _with_lora(model: Any) -> "nn.Module":
         import peft
     except ImportError as error:
         raise MissingExtraError.for_extra("--lora", "peft") from error
-    return peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about ranks per module of fused experts, which change no group
+        return peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))
 
 
 def _group_sizes(model: "nn.Module", grouping: str) -> dict[str, tuple[int, int]]:

@@ -1,0 +1,100 @@
+"""What is read off Grams, against the same computed from vectors; and the kernels that make Grams."""
+
+import pytest
+import torch
+
+from counterpoint.surgery import conflict_rate, conflicts, cosines, removed_share
+from counterpoint.surgery._kernels import few_threads, pair_products, weighted_sum_
+
+GROUPS, DOMAINS, SIZE = 3, 4, 10
+
+
+@pytest.fixture
+def vectors_GDP() -> torch.Tensor:
+    return torch.randn(GROUPS, DOMAINS, SIZE, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
+def test_cosines(vectors_GDP):
+    gram_GDD = vectors_GDP @ vectors_GDP.mT
+    expected = torch.nn.functional.cosine_similarity(vectors_GDP[:, :, None], vectors_GDP[:, None], dim=-1)
+    torch.testing.assert_close(cosines(gram_GDD), expected)
+
+
+def test_cosine_with_a_zero_gradient_is_zero(vectors_GDP):
+    vectors_GDP[0, 1] = 0
+    found = cosines(vectors_GDP @ vectors_GDP.mT)
+    assert found.isfinite().all()
+    assert found[0, 1].eq(0).all()
+
+
+def test_conflict_rate():
+    gram_GDD = torch.tensor([[[1.0, -0.1], [-0.1, 1.0]], [[1.0, 0.1], [0.1, 1.0]], [[1.0, 0.0], [0.0, 1.0]]])
+    assert conflict_rate(gram_GDD) == pytest.approx(1 / 3)
+    assert conflicts(gram_GDD).sum() == 2
+    assert conflict_rate(gram_GDD[:, :1, :1]) == 0.0
+
+
+def test_removed_share(vectors_GDP):
+    weights_GD = torch.rand(GROUPS, DOMAINS, dtype=torch.float64)
+    plain = vectors_GDP.sum(1)
+    combined = (weights_GD.unsqueeze(-1) * vectors_GDP).sum(1)
+    expected = ((plain - combined).norm() / plain.norm()).item()
+    assert removed_share(vectors_GDP @ vectors_GDP.mT, weights_GD) == pytest.approx(expected, rel=1e-12)
+
+
+def test_nothing_is_removed_by_ones(vectors_GDP):
+    gram_GDD = vectors_GDP @ vectors_GDP.mT
+    assert removed_share(gram_GDD, torch.ones(GROUPS, DOMAINS, dtype=torch.float64)) == 0.0
+    assert removed_share(gram_GDD.fill_(float("nan")), torch.ones(GROUPS, DOMAINS, dtype=torch.float64)) == 0.0
+    assert removed_share(torch.zeros(1, 2, 2), torch.zeros(1, 2)) == 0.0
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, 10_000])
+@pytest.mark.parametrize("pieces", [1, 4])
+def test_products_do_not_depend_on_the_chunk(chunk, pieces):
+    flats = list(torch.randn(3, 400, generator=torch.Generator().manual_seed(0)))
+    exact = torch.stack(flats).double().view(3, pieces, -1).transpose(0, 1)
+    torch.testing.assert_close(pair_products(flats, pieces, chunk), exact @ exact.mT, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, 10_000])
+def test_sums_do_not_depend_on_the_chunk(chunk):
+    flats = list(torch.randn(3, 400, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    weights_PD = torch.rand(4, 3, dtype=torch.float64)
+    exact = torch.einsum("pd,dpn->pn", weights_PD, torch.stack(flats).view(3, 4, 100)).reshape(-1)
+    weighted_sum_(flats, weights_PD.tolist(), chunk)
+    torch.testing.assert_close(flats[0], exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_gradients_are_multiplied_in_float32(dtype):
+    ones = torch.ones(60_000, dtype=dtype)
+    tiny = torch.full_like(ones, 2**-7)
+    gram_DD = pair_products([ones, tiny], 1)[0]
+    # In bfloat16 a running sum of ones stops at 256; in float16 60 000 of them round and overflow soon after.
+    assert gram_DD.tolist() == [[60_000, 468.75], [468.75, 60_000 * 2**-14]]
+
+
+def test_low_precision_sums_are_rounded_once():
+    parts = torch.tensor([[1.0], [2**-8], [2**-8]]).bfloat16()
+    flats = list(parts.clone())
+    weighted_sum_(flats, [[1.0, 1.0, 1.0]])
+    assert flats[0].item() == 1 + 2**-7
+    # The control: rounding after each addition loses both small terms.
+    assert (parts[0] + parts[1] + parts[2]).item() == 1.0
+
+
+def test_absent_gradients_count_as_zero():
+    gram_DD = pair_products([None, torch.tensor([3.0, 4.0]), None], 1)[0]
+    assert gram_DD.tolist() == [[0, 0, 0], [0, 25, 0], [0, 0, 0]]
+
+
+def test_empty_parameters_have_zero_products():
+    assert pair_products([torch.empty(0), torch.empty(0)], 1).tolist() == [[[0, 0], [0, 0]]]
+
+
+def test_thread_count_is_put_back():
+    before = torch.get_num_threads()
+    with pytest.raises(RuntimeError), few_threads():
+        raise RuntimeError
+    assert torch.get_num_threads() == before

@@ -1,0 +1,125 @@
+"""Names of strategies and weightings."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from counterpoint.errors import MissingExtraError, StrategyError
+from counterpoint.surgery import STRATEGIES, WEIGHTINGS, Context, Strategy, build_weighting, resolve_strategy
+
+TWO = torch.eye(2, dtype=torch.float64).unsqueeze(0)
+CONTEXT = Context(("g",), ("a", "b"))
+
+
+def half(gram_GDD: torch.Tensor) -> torch.Tensor:
+    return torch.full(gram_GDD.shape[:2], 0.5)
+
+
+def counted(gram_GDD: torch.Tensor, context: Context, factor: float = 1.0) -> torch.Tensor:
+    return torch.full(gram_GDD.shape[:2], factor * context.num_domains)
+
+
+class Remembering:
+    def __init__(self, start: int = 0) -> None:
+        self.calls = start
+
+    def __call__(self, gram_GDD: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return torch.ones(gram_GDD.shape[:2])
+
+    def state_dict(self) -> dict[str, int]:
+        return {"calls": self.calls}
+
+
+def test_the_four_named_strategies():
+    parts = {name: (strategy.grouping, strategy.weighting) for name, strategy in STRATEGIES.items()}
+    assert parts == {
+        "mixed": ("global", "ones"),
+        "pcgrad": ("global", "pcgrad"),
+        "mgs": ("module", "pcgrad"),
+        "mgs-tensor": ("tensor", "pcgrad"),
+    }
+
+
+def test_spelled_out_equals_named():
+    assert resolve_strategy({"grouping": "module", "weighting": "pcgrad"}) is STRATEGIES["mgs"]
+    assert resolve_strategy("mgs", weighting="ones") == Strategy("module x ones", "module", "ones")
+    assert resolve_strategy("mgs", grouping="tensor") is STRATEGIES["mgs-tensor"]
+    spelled = resolve_strategy({"grouping": "layer", "weighting": {"type": "cagrad", "c": 0.2}})
+    assert spelled.name == "layer x cagrad(c=0.2)"
+    assert resolve_strategy(spelled) is spelled
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("mgs_tensor", r"Unknown strategy 'mgs_tensor': did you mean 'mgs-tensor'\?"),
+        ("sequential", r"'sequential' trains one domain after another: it is a strategy of training"),
+        ({"grouping": "module"}, r"lacks weighting"),
+        ({}, r"lacks grouping and weighting"),
+        ({"grouping": "module", "weightings": "ones"}, r"Unknown key 'weightings' .* did you mean 'weighting'\?"),
+    ],
+)
+def test_bad_strategies(spec, message):
+    with pytest.raises(StrategyError, match=message):
+        resolve_strategy(spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("pcgrd", r"Unknown weighting 'pcgrd': did you mean 'pcgrad'\?"),
+        ({"c": 1}, r"has no name"),
+        ({"type": "pcgrad", "c": 1}, r"'pcgrad' takes no options; found c"),
+        ("counterpoint.surgery:nothing", r"cannot be imported"),
+        ("counterpoint.surgery:STRATEGIES", r"it must be a function"),
+        (lambda: 1, r"must take \(gram_GDD\) or \(gram_GDD, context\); it takes 0 arguments"),
+    ],
+)
+def test_bad_weightings(spec, message):
+    with pytest.raises(StrategyError, match=message):
+        build_weighting(spec)
+
+
+def test_own_weightings():
+    assert build_weighting(half)(TWO, CONTEXT).tolist() == [[0.5, 0.5]]
+    assert build_weighting(counted)(TWO, CONTEXT).tolist() == [[2, 2]]
+    remembering = build_weighting(Remembering)
+    remembering(TWO, CONTEXT)
+    assert remembering.state_dict() == {"calls": 1}
+    assert not hasattr(build_weighting(half), "state_dict")
+
+
+def test_own_weightings_by_path(monkeypatch):
+    module = type(sys)("own_weightings")
+    module.counted, module.Remembering = counted, Remembering
+    monkeypatch.setitem(sys.modules, "own_weightings", module)
+    weighting = build_weighting({"type": "own_weightings:counted", "factor": 3.0})
+    assert weighting(TWO, CONTEXT).tolist() == [[6, 6]]
+    assert build_weighting({"type": "own_weightings:Remembering", "start": 5}).state_dict() == {"calls": 5}
+    assert build_weighting("own_weightings:Remembering").state_dict() == {"calls": 0}
+
+
+def test_without_torchjd_its_weightings_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchjd", None)
+    monkeypatch.setitem(sys.modules, "torchjd.aggregation", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'counterpoint\[torchjd\]'"):
+        build_weighting("upgrad")
+
+
+def test_configuration_knows_the_same_names():
+    from counterpoint.config import names
+
+    assert set(names.WEIGHTINGS) == set(WEIGHTINGS)
+    assert {name: (s.grouping, s.weighting) for name, s in STRATEGIES.items()} == names.NAMED_STRATEGIES
+
+
+def test_surgery_imports_torch_alone():
+    code = (
+        "import sys, counterpoint.surgery; "
+        "print([m for m in ('transformers', 'trl', 'peft', 'torchjd', 'accelerate') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

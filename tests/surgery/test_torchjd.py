@@ -1,0 +1,154 @@
+"""TorchJD's weightings through the adapter, against TorchJD itself."""
+
+import pytest
+import torch
+
+from counterpoint.errors import MissingExtraError, StrategyError
+from counterpoint.surgery import Context, Surgeon, build_weighting
+from counterpoint.surgery.torchjd_adapter import TORCHJD
+
+torchjd = pytest.importorskip("torchjd.aggregation", reason="the extra torchjd is not installed")
+
+KEEPS_SUM = [name for name, method in TORCHJD.items() if method.keeps_sum]
+DOMAINS = ("a", "b", "c")
+
+
+def weighting_of(name: str):
+    try:
+        return build_weighting(name)
+    except MissingExtraError as error:
+        pytest.skip(f"{name}: {error}")
+
+
+def grams(num_groups: int, seed: int = 0, positive: bool = False) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.randn(num_groups, 3, 5, generator=generator, dtype=torch.float64)
+    vectors = vectors.abs() if positive else vectors
+    return vectors @ vectors.mT
+
+
+def context(num_groups: int, step: int = 0) -> Context:
+    return Context(tuple(f"g{i}" for i in range(num_groups)), DOMAINS, 0, step)
+
+
+@pytest.mark.parametrize("name", TORCHJD)
+def test_every_method_gives_finite_weights(name):
+    weights_GD = weighting_of(name)(grams(4), context(4))
+    assert weights_GD.shape == (4, 3)
+    assert weights_GD.isfinite().all()
+
+
+@pytest.mark.parametrize("name", TORCHJD)
+def test_zero_gradients_do_no_harm(name):
+    gram_GDD = grams(3)
+    gram_GDD[0, 1], gram_GDD[0, :, 1] = 0, 0
+    gram_GDD[1] = 0
+    weights_GD = weighting_of(name)(gram_GDD, context(3))
+    assert weights_GD.isfinite().all()
+    assert weights_GD[1].eq(1).all()
+
+
+@pytest.mark.parametrize("name", [n for n in TORCHJD if n not in ("upgrad", "dualproj", "aligned_mtl")])
+def test_scale_against_torchjd(name):
+    method = TORCHJD[name]
+    ours = weighting_of(name)(grams(1), context(1))[0]
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(context(1).generator("g0").initial_seed())
+        theirs = getattr(torchjd, method.class_name)(**method.defaults)(grams(1)[0])
+    torch.testing.assert_close(ours, theirs * (3 if method.scale == "times_d" else 1))
+
+
+@pytest.mark.parametrize("name", KEEPS_SUM)
+def test_no_conflict_is_the_sum(name):
+    assert weighting_of(name)(grams(5, positive=True), context(5)).eq(1).all()
+
+
+@pytest.mark.parametrize("name", KEEPS_SUM)
+def test_the_shortcut_for_no_conflict_is_what_torchjd_says(name):
+    ones = torch.ones(3, dtype=torch.float64)
+    weights_D = getattr(torchjd, TORCHJD[name].class_name)(pref_vector=ones)(grams(1, positive=True)[0])
+    torch.testing.assert_close(weights_D, ones, rtol=1e-3, atol=1e-3)
+
+
+def test_methods_scaled_by_the_number_of_domains_sum_to_it():
+    for name in ("mgda", "imtl_g"):
+        torch.testing.assert_close(weighting_of(name)(grams(4), context(4)).sum(1), torch.full((4,), 3.0).double())
+
+
+def test_cagrad_without_its_term_is_the_sum():
+    weighting_of("cagrad")
+    weights_GD = build_weighting({"type": "cagrad", "c": 0.0})(grams(2), context(2))
+    torch.testing.assert_close(weights_GD, torch.ones(2, 3).double())
+
+
+@pytest.mark.parametrize("name", TORCHJD)
+def test_global_random_state_is_untouched(name):
+    weighting = weighting_of(name)
+    before = torch.get_rng_state()
+    weighting(grams(3), context(3))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("name", TORCHJD)
+def test_a_group_does_not_depend_on_the_others(name):
+    together, alone = weighting_of(name), weighting_of(name)
+    both = together(grams(3), context(3))
+    one = alone(grams(3)[2:], Context(("g2",), DOMAINS))
+    assert torch.equal(both[2:], one)
+
+
+def test_gradvac_remembers_per_group_and_resumes():
+    first, second = weighting_of("gradvac"), weighting_of("gradvac")
+    for step in range(3):
+        first(grams(2, seed=step), context(2, step))
+    second.load_state_dict(first.state_dict())
+    after = first(grams(2, seed=9), context(2, 9))
+    assert torch.equal(after, second(grams(2, seed=9), context(2, 9)))
+    assert not torch.equal(after, weighting_of("gradvac")(grams(2, seed=9), context(2, 9)))
+
+
+def test_an_absent_domain_does_not_erase_gradvacs_memory():
+    first, second = weighting_of("gradvac"), weighting_of("gradvac")
+    for weighting in (first, second):
+        weighting(grams(1), context(1))
+    first(grams(1)[:, :2, :2], Context(("g0",), ("a", "b")))
+    assert torch.equal(first(grams(1, seed=4), context(1, 2)), second(grams(1, seed=4), context(1, 2)))
+
+
+def test_gradvacs_memory_travels_in_the_surgeons_state(tmp_path):
+    weighting_of("gradvac")
+
+    def make() -> tuple[torch.nn.Module, Surgeon]:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 2)
+        return model, Surgeon(model, grouping="tensor", weighting="gradvac")
+
+    def step(model: torch.nn.Module, surgeon: Surgeon, seed: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        model.zero_grad()
+        for domain in DOMAINS:
+            model(torch.randn(4, 3, generator=generator)).pow(3).sum().backward()
+            surgeon.collect(domain)
+        return surgeon.combine().weights_GD
+
+    model, surgeon = make()
+    for seed in range(3):
+        step(model, surgeon, seed)
+    torch.save(surgeon.state_dict(), tmp_path / "surgeon.pt")
+    other_model, resumed = make()
+    resumed.load_state_dict(torch.load(tmp_path / "surgeon.pt", weights_only=True))
+    assert torch.equal(step(model, surgeon, 7), step(other_model, resumed, 7))
+
+
+def test_unknown_options_are_refused():
+    with pytest.raises(StrategyError, match="'mgda' does not take the options"):
+        build_weighting({"type": "mgda", "speed": 3})
+
+
+def test_a_missing_solver_says_what_to_install(monkeypatch):
+    def needs_solver(**_: object) -> None:
+        raise ImportError('Install them with: pip install "torchjd[cagrad]"')
+
+    monkeypatch.setattr(torchjd, "CAGradWeighting", needs_solver)
+    with pytest.raises(MissingExtraError, match=r"'cagrad' needs a solver.*torchjd\[cagrad\]"):
+        build_weighting("cagrad")
