@@ -70,6 +70,7 @@ class TestRows:
             "rows_read": 6,
             "dropped_filtered": 0,
             "dropped_too_long": 0,
+            "dropped_unusable": 0,
             "dropped_held_out": 2,
             "train_rows": 4,
             "evaluation_rows": 2,
@@ -204,7 +205,7 @@ class TestErrors:
         data = rows(5) + [{"prompt": "x" * 200, "answer": 9}] * 2
         assert refused(jsonl(data), tokenizer, filter={"answer": 9}) == (
             "domains.a: no rows are left: 7 read, 5 dropped by filter, 2 longer than max_prompt_tokens=100 (the "
-            "shortest has 201). Relax what dropped them."
+            "shortest has 201), 0 of no use to the reward. Relax what dropped them."
         )
         assert "no rows are left: 0 read" in refused(jsonl([]), tokenizer)
 
@@ -223,16 +224,24 @@ class TestErrors:
         assert "prompt: a single '{' at character 1" in refused(jsonl(rows(5)), tokenizer, prompt="{")
         assert "columns.answer: a single '{'" in refused(jsonl(rows(5)), tokenizer, columns={"answer": "{"})
 
-    def test_the_reward_checks_the_rows(self, jsonl, tokenizer, reward):
+    def test_the_reward_checks_the_rows_as_it_will_see_them(self, jsonl, tokenizer, reward):
         load(jsonl(rows(5)), tokenizer)
-        assert len(reward.checked) == 5
+        assert reward.checked == [{"answer": i} for i in range(5)]
         bad = {"prompt": "x", "answer": "unusable"}
         assert refused(jsonl([*rows(5), bad]), tokenizer) == (
-            "domains.a: the reward 'x' cannot use row 6: the answer is unusable."
+            "domains.a: 1 row cannot be used. Row 6: the reward 'x' cannot use it: the answer is unusable. Mend or "
+            "filter them, or set unusable_rows: drop."
         )
-        found = refused(jsonl([*rows(5), *[bad] * 9]), tokenizer, filter={"answer": [1, "unusable"]})
-        assert found.endswith(
-            "row 6: the answer is unusable. row 7: the answer is unusable. row 8: the answer is unusable. And 6 more."
+        mixed = jsonl([*rows(5), *[bad] * 9])
+        found = refused(mixed, tokenizer, filter={"answer": [1, "unusable"]})
+        assert "Row 6: " in found
+        assert "Row 8: " in found
+        assert "Row 9: " not in found
+        assert "And 6 more rows." in found
+        domain = load(mixed, tokenizer, unusable_rows="drop")
+        assert (domain.summary.dropped_unusable, domain.summary.train_rows) == (9, 3)
+        assert "9 of no use to the reward" in refused(
+            mixed, tokenizer, unusable_rows="drop", filter={"answer": "unusable"}
         )
 
     def test_the_problems_of_all_domains_come_at_once(self, jsonl, tokenizer, tmp_path):
@@ -302,8 +311,9 @@ class TestSources:
     def test_reasoning_gym_rows_only(self, jsonl, tokenizer):
         pytest.importorskip("reasoning_gym")
         path = jsonl([{"prompt": f"p{i}", "entry": {"answer": "1"}} for i in range(4)])
-        assert "row 1: 'entry' has no metadata.source_dataset, so its task is unknown." in refused(
-            path, tokenizer, reward=GYM
+        found = refused(path, tokenizer, reward={"name": GYM, "label": "gym"})
+        assert found.startswith(
+            "domains.a: 4 rows cannot be used. Row 1: the reward 'gym' cannot use it: 'entry' has no "
         )
 
     def test_reasoning_gym_refuses(self, tokenizer):

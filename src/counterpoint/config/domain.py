@@ -1,6 +1,6 @@
 """The section of one domain: its rows, its prompt, its reward and its share."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
@@ -95,6 +95,11 @@ class DomainConfig(Section):
         description="The reward: a name, a mapping, or a list of them. May be left out for `pocket` and "
         "`reasoning_gym` sources, which bring their own.",
         examples=["math", [{"name": "math"}, {"name": "format", "weight": 0.2}]],
+    )
+    unusable_rows: Literal["refuse", "drop"] = Field(
+        default="refuse",
+        description="Rows that the reward says it cannot use: `refuse` stops before training and names them, `drop` "
+        "leaves them out and counts them.",
     )
     share: Share = Field(default=1.0, description="Share of every step's prompts, relative to the other domains.")
     max_prompt_tokens: int | None = Field(

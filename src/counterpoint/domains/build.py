@@ -35,6 +35,7 @@ class LoadSummary:
     rows_read: int
     dropped_filtered: int
     dropped_too_long: int
+    dropped_unusable: int
     dropped_held_out: int
     train_rows: int
     evaluation_rows: int
@@ -75,7 +76,7 @@ def build_domain(name: str, config: Config, tokenizer: Any) -> Domain:
         if not kept:
             raise DomainError(f"all {len(train.rows)} training prompts are among the held-out ones. Use other rows.")
     lost = len(train.rows) - len(kept)
-    summary = LoadSummary(train.read, train.filtered, train.too_long, lost, len(kept), len(held_out))
+    summary = LoadSummary(train.read, train.filtered, train.too_long, train.unusable, lost, len(kept), len(held_out))
     return Domain(name, kept, held_out, rewards, domain.share, summary)
 
 
@@ -97,6 +98,7 @@ class _Made:
     read: int
     filtered: int
     too_long: int
+    unusable: int
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class _RowMaker:
     optional: tuple[str, ...]
     every_column: bool
     filter: Mapping[str, Any]
+    drop_unusable: bool
     tokenizer: Any
     max_tokens: int
 
@@ -123,8 +126,11 @@ class _RowMaker:
             columns[column] = _template(f"columns.{column}", written) if "{" in written else Path(written)
         prompter = Prompter.build(domain.prompt, domain.system, domain.chat, tokenizer)
         spare = tuple(c for c in optional if c not in columns and c not in _GIVEN)
+        drop = domain.unusable_rows == "drop"
         undeclared = any(not hasattr(function, "columns") for function in functions)
-        return cls(name, rewards, prompter, columns, spare, undeclared, domain.filter or {}, tokenizer, max_tokens)
+        return cls(
+            name, rewards, prompter, columns, spare, undeclared, domain.filter or {}, drop, tokenizer, max_tokens
+        )
 
     def make(self, raw: Sequence[Row]) -> _Made:
         """The rows of this domain in ``raw``.
@@ -135,17 +141,30 @@ class _RowMaker:
         numbers = [number for number, row in enumerate(raw, start=1) if self._wanted(number, row)]
         rows = [self._row(number, raw[number - 1]) for number in numbers]
         lengths = prompt_lengths([row["prompt"] for row in rows], self.tokenizer)
-        kept = [index for index, length in enumerate(lengths) if length <= self.max_tokens]
-        made = _Made([rows[i] for i in kept], len(raw), len(raw) - len(rows), len(rows) - len(kept))
+        short = [index for index, length in enumerate(lengths) if length <= self.max_tokens]
+        problems = {index: problem for index in short if (problem := self._problem(rows[index])) is not None}
+        if problems and not self.drop_unusable:
+            raise DomainError(_unusable({numbers[index]: problem for index, problem in problems.items()}))
+        kept = [rows[index] for index in short if index not in problems]
+        made = _Made(kept, len(raw), len(raw) - len(rows), len(rows) - len(short), len(problems))
         if not kept:
             shortest = f" (the shortest has {min(lengths)})" if lengths else ""
             raise DomainError(
                 f"no rows are left: {made.read} read, {made.filtered} dropped by filter, {made.too_long} longer than "
-                f"max_prompt_tokens={self.max_tokens}{shortest}. Relax what dropped them."
+                f"max_prompt_tokens={self.max_tokens}{shortest}, {made.unusable} of no use to the reward. "
+                "Relax what dropped them."
             )
-        for reward in self.rewards:
-            _check_rows(reward, made.rows, [numbers[index] for index in kept])
         return made
+
+    def _problem(self, row: Row) -> str | None:
+        """Why a reward says that it cannot use ``row``, which it gets as it will in training: without the prompt."""
+        for reward in self.rewards:
+            check_rows = getattr(reward.function, "check_rows", None)
+            given = set(_GIVEN) - set(getattr(reward.function, "columns", ()))
+            seen = {column: value for column, value in row.items() if column not in given}
+            if check_rows is not None and (problems := check_rows([seen])):
+                return f"the reward {reward.name!r} cannot use it: {problems[0].removeprefix('row 0: ')}"
+        return None
 
     def _wanted(self, number: int, raw: Row) -> bool:
         for column, wanted in self.filter.items():
@@ -168,17 +187,11 @@ class _RowMaker:
         return {"prompt": _read(self.prompter.prompt, raw, "prompt", number), "domain": self.name, **row}
 
 
-def _check_rows(reward: WeightedReward, rows: Sequence[Row], numbers: Sequence[int]) -> None:
-    """Let the reward's own ``check_rows``, which lists problems, see the rows before training does."""
-    check_rows = getattr(reward.function, "check_rows", None)
-    if check_rows is None:
-        return
-    problems: list[str] = []
-    for number, row in zip(numbers, rows, strict=True):
-        problems += [f"row {number}: {problem.removeprefix('row 0: ')}" for problem in check_rows([row])]
-    if problems:
-        more = f" And {len(problems) - _SHOWN} more." if len(problems) > _SHOWN else ""
-        raise DomainError(f"the reward {reward.name!r} cannot use {' '.join(problems[:_SHOWN])}{more}")
+def _unusable(problems: Mapping[int, str]) -> str:
+    shown = " ".join(f"Row {number}: {problem}" for number, problem in list(problems.items())[:_SHOWN])
+    more = f" And {len(problems) - _SHOWN} more rows." if len(problems) > _SHOWN else ""
+    count = "1 row" if len(problems) == 1 else f"{len(problems)} rows"
+    return f"{count} cannot be used. {shown}{more} Mend or filter them, or set unusable_rows: drop."
 
 
 def _read(read: Callable[[Row], Any], raw: Row, what: str, number: int) -> Any:
