@@ -1,12 +1,15 @@
-"""A menagerie of tiny models of every supported architecture, and PCGrad written out on full gradients."""
+"""A menagerie of tiny models, a toy model with any gradient one wants, and PCGrad written out on full gradients."""
 
 import itertools
 import warnings
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
+
+from counterpoint.surgery import Surgeon
 
 SMALL = {
     "vocab_size": 32,
@@ -119,3 +122,63 @@ def _one_projection(gradients_D: Sequence[Tensor], i: int, order: Sequence[int])
     alone = [order if d == i else () for d in range(len(gradients_D))]
     others = sum((g for d, g in enumerate(gradients_D) if d != i), torch.zeros_like(gradients_D[0]))
     return project_explicitly(gradients_D, alone) - others
+
+
+NAMES = ["alpha", "beta", "delta", "gamma", "zeta"]
+
+
+class Loss(nn.Module):
+    """A model whose gradient in a micro-batch is whatever the test wants it to be."""
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype = torch.float64) -> None:
+        super().__init__()
+        for name, shape in shapes.items():
+            self.register_parameter(name, nn.Parameter(torch.zeros(shape, dtype=dtype)))
+
+    def backward(self, gradients: dict[str, Tensor]) -> None:
+        parameters = dict(self.named_parameters())
+        sum((parameters[name] * gradient).sum() for name, gradient in gradients.items()).backward()
+
+
+SHAPES = {"one": (5, 3), "two": (7,), "three": (2, 2, 2), "scalar": ()}
+
+
+def random_gradients(shapes: dict[str, tuple[int, ...]], seed: int, dtype: torch.dtype = torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=generator, dtype=dtype) for name, shape in shapes.items()}
+
+
+def collect(surgeon: Surgeon, model: Loss, gradients_D: dict[str, dict[str, Tensor]]) -> None:
+    for domain, gradients in gradients_D.items():
+        model.backward(gradients)
+        surgeon.collect(domain)
+
+
+def domains(number: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> dict[str, dict[str, Tensor]]:
+    return {name: random_gradients(SHAPES, 100 * seed + d, dtype) for d, name in enumerate(NAMES[:number])}
+
+
+def run(gradients_D: dict[str, dict[str, Tensor]], strategy: object = "pcgrad", **kwargs: object):
+    model = Loss(SHAPES, next(iter(gradients_D.values()))["three"].dtype)
+    surgeon = Surgeon(model, strategy, **kwargs)
+    collect(surgeon, model, gradients_D)
+    record = surgeon.combine()
+    return {name: p.grad for name, p in model.named_parameters()}, record, surgeon
+
+
+def flat(gradients: dict[str, Tensor], names: list[str]) -> Tensor:
+    return torch.cat([gradients[name].reshape(-1) for name in names])
+
+
+@pytest.fixture(scope="session")
+def toy() -> SimpleNamespace:
+    """The toy model and what tests do with it: ``toy.run(toy.domains(3), "pcgrad")``."""
+    return SimpleNamespace(
+        SHAPES=SHAPES,
+        Loss=Loss,
+        collect=collect,
+        domains=domains,
+        flat=flat,
+        random_gradients=random_gradients,
+        run=run,
+    )
