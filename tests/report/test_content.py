@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from counterpoint.errors import RunError
+from counterpoint.evaluation.intervals import difference_interval
 from counterpoint.report import build, write_report
 from counterpoint.report._cosines import layer_key
 from counterpoint.report._curves import smooth
@@ -47,6 +48,23 @@ def test_the_table_says_what_the_evaluations_say(run_dir):
         apart = before["high"] < after["low"]
         assert cell[3].endswith("\u2605") == apart
     assert {cell[3].endswith("\u2605") for cell in table} == {True, False}
+
+
+def test_the_change_has_the_interval_of_the_same_prompts(run_dir):
+    path = run_dir / "evals.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    scores = {"before": [0.25, 0.0, 0.5, 0.25], "after": [0.5, 0.5, 0.75, 0.25]}
+    for row in rows:
+        row["scores"] = scores.get(row["when"], []) if row["domain"] == "math" else scores["before"][: len(row["when"])]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = {row["domain"]: row["interval"] for row in content_of(run_dir)["evaluation"]["rows"]}
+    expected = difference_interval(scores["before"], scores["after"])
+    assert changes["math"] == {"low": pytest.approx(expected.low), "high": pytest.approx(expected.high)}
+    assert expected.low < 0.25 < expected.high
+
+
+def test_without_a_score_per_prompt_the_change_has_no_interval(run_dir):
+    assert [row["interval"] for row in content_of(run_dir)["evaluation"]["rows"]] == [None] * 4
 
 
 def test_compared_runs_stand_beside_each_other_in_page_and_json(tmp_path, make_run):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from counterpoint.evaluation.intervals import difference_interval
 from counterpoint.report._read import RunData
 from counterpoint.report._text import clean, number
 
@@ -10,10 +11,10 @@ Score = dict[str, Any]
 
 
 def evaluation(run: RunData, domains: list[str]) -> dict[str, Any]:
-    """Rows ``domain, before, after, change, apart`` and every evaluation over the steps.
+    """Rows ``domain, before, after, change, interval, apart`` and every evaluation over the steps.
 
-    ``apart`` means that the two intervals do not overlap. ``after`` is the last evaluation where the run has no final
-    one; its ``step`` says when it was.
+    ``interval`` is that of the change over the same prompts, ``apart`` means that the two intervals do not overlap.
+    ``after`` is the last evaluation where the run has no final one; its ``step`` says when it was.
     """
     rows = []
     for name in domains:
@@ -58,11 +59,20 @@ def _labels(runs: Sequence[RunData]) -> list[str]:
 
 def _change(before: Score | None, after: Score | None) -> dict[str, Any]:
     if not before or not after:
-        return {"change": None, "apart": False}
+        return {"change": None, "interval": None, "apart": False}
     bounds = [score[side] for score in (before, after) for side in ("low", "high")]
     known = None not in bounds
     apart = known and (before["high"] < after["low"] or after["high"] < before["low"])
-    return {"change": after["mean"] - before["mean"], "apart": apart}
+    return {"change": after["mean"] - before["mean"], "interval": _paired(before, after), "apart": apart}
+
+
+def _paired(before: Score, after: Score) -> dict[str, float] | None:
+    """The 95 % interval of the change over the same prompts; None where the runs did not keep a score per prompt."""
+    pairs = before["scores"], after["scores"]
+    if not pairs[0] or len(pairs[0]) != len(pairs[1]):
+        return None
+    interval = difference_interval(*pairs)
+    return {"low": interval.low, "high": interval.high}
 
 
 def _history(run: RunData, domain: str) -> list[Score]:
@@ -98,5 +108,6 @@ def _score(row: dict[str, Any]) -> Score | None:
         "mean": mean,
         "low": low if whole else None,
         "high": high if whole else None,
+        "scores": [score for value in row.get("scores") or () if (score := number(value)) is not None],
         **{key: number(row.get(key)) for key in ("greedy", "prompts", "samples", "completion_length", "truncated")},
     }

@@ -8,8 +8,8 @@ from typing import Any
 
 from counterpoint.domains import Domain, WeightedReward
 from counterpoint.errors import RewardError
-from counterpoint.evaluation.generate import Completion, Prompt, Sampling, generate, render_prompt
 from counterpoint.evaluation.intervals import mean_interval
+from counterpoint.evaluation.sampling import Completion, Prompt, Sampling, generate, render_prompt
 
 
 @dataclass(frozen=True)
