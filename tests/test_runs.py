@@ -71,10 +71,12 @@ def test_lines_survive_and_a_torn_one_is_dropped(tmp_path, config):
             run.append_metrics({"step": step, "loss": 0.5})
     path = run.path / "metrics.jsonl"
     path.write_bytes(path.read_bytes()[:-5])
+    (run.path / ".run.json.1.tmp").write_text("{")
     assert [line["step"] for line in run.lines("metrics.jsonl")] == [1, 2]
     with RunDirectory.open(run.path) as run:
         run.append_metrics({"step": 3, "loss": 0.25})
         assert run.lines("metrics.jsonl")[-1] == {"step": 3, "loss": 0.25}
+    assert not list(run.path.glob(".*.tmp"))
     assert len(path.read_text().splitlines()) == 3
 
 

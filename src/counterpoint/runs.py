@@ -99,6 +99,8 @@ class RunDirectory:
             run.lock()
             for name in LINE_FILES:
                 drop_torn_line(run.path / name)
+            for unfinished in run.path.glob(".*.tmp"):
+                unfinished.unlink()
         return run
 
     # State
