@@ -3,7 +3,8 @@
     reward = build_reward("math")
     reward(prompts=["What is 2 + 3?"], completions=["It is 5."], answer=["5"])        # [1.0]
 
-``REWARDS`` lists them; ``docs/rewards.md`` describes each with an example; anything else is named ``package.module:object``.
+``REWARDS`` lists them; ``docs/rewards.md`` describes each with an example; anything else is named
+``package.module:object``.
 """
 
 from counterpoint.rewards._base import Reward, Row, completion_text

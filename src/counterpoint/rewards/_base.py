@@ -34,8 +34,8 @@ def message_text(message: Mapping[str, Any]) -> str:
 class Reward(ABC):
     """A reward function in TRL's form: ``reward(prompts=..., completions=..., **columns) -> list[float]``.
 
-    A completion never makes it raise: nonsense scores 0. A row that the reward cannot use raises ``RewardError`` naming the
-    row, because that is a mistake in the data.
+    A completion never makes it raise: nonsense scores 0. A row that the reward cannot use raises ``RewardError`` naming
+    the row, because that is a mistake in the data.
 
     Attributes:
         columns: Columns that every row must have.
@@ -46,7 +46,9 @@ class Reward(ABC):
     optional_columns: ClassVar[tuple[str, ...]] = ()
     __name__: str
 
-    def __call__(self, completions: Sequence[Completion], prompts: Sequence[Any] | None = None, **columns: Any) -> list[float]:
+    def __call__(
+        self, completions: Sequence[Completion], prompts: Sequence[Any] | None = None, **columns: Any
+    ) -> list[float]:
         """Scores a batch; ``columns`` holds one list per column, other keyword arguments are ignored."""
         rows = self._rows(len(completions), prompts, columns)
         prepared = [self._prepare_at(index, row) for index, row in enumerate(rows)]
@@ -77,11 +79,12 @@ class Reward(ABC):
         return problems
 
     def _prepare_at(self, index: int, row: Row) -> Any:
-        missing = [name for name in self.columns if name not in row]
+        # A null is no value: joining data sets of several domains fills the columns that one of them lacks with nulls.
+        missing = [name for name in self.columns if row.get(name) is None]
         if missing:
             raise RewardError(
                 f"row {index}: reward {self.__name__!r} needs the column {missing[0]!r}, "
-                f"the row has {', '.join(sorted(row)) or 'no columns'}. Add it to the data or rename one."
+                f"the row has {_present(row)}. Add it to the data or rename one."
             )
         try:
             return self.prepare(row)
@@ -99,11 +102,19 @@ class Reward(ABC):
         return [{name: columns[name][index] for name in wanted} for index in range(count)]
 
 
+def _present(row: Row) -> str:
+    return ", ".join(sorted(name for name, value in row.items() if value is not None)) or "no columns"
+
+
 def text_list(value: Any, column: str, kind: str = "a text or a list of texts") -> list[str]:
     """``value`` as a list of texts (numbers become texts). Raises ``RewardError`` naming ``column``."""
     items = list(value) if isinstance(value, list | tuple) else [value]
     for item in items:
-        if isinstance(item, bool) or not isinstance(item, str | int | float) or (isinstance(item, float) and math.isnan(item)):
+        if (
+            isinstance(item, bool)
+            or not isinstance(item, str | int | float)
+            or (isinstance(item, float) and math.isnan(item))
+        ):
             raise RewardError(f"{column!r} must be {kind}, found {shorten(item)}.")
     if not items:
         raise RewardError(f"{column!r} must be {kind}, found an empty list.")

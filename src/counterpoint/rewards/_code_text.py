@@ -23,7 +23,10 @@ def extract_code(text: str, names: list[str]) -> str:
 
 def defines(code: str, name: str) -> bool:
     """Whether a line of ``code`` defines ``name`` at the top level."""
-    return re.search(rf"^(?:async\s+def|def|class)\s+{re.escape(name)}\b|^{re.escape(name)}\s*=", code, re.MULTILINE) is not None
+    return (
+        re.search(rf"^(?:async\s+def|def|class)\s+{re.escape(name)}\b|^{re.escape(name)}\s*=", code, re.MULTILINE)
+        is not None
+    )
 
 
 def names_called(tests: list[str]) -> list[str]:
@@ -34,8 +37,9 @@ def names_called(tests: list[str]) -> list[str]:
 def sources(code: str, header: str, entry_point: str) -> list[str]:
     """Texts of the program to try, best first: the first that compiles is run.
 
-    With a ``header`` (a function's first lines) the code may be the function's body or the whole function. A header with a
-    docstring is a complete function that a later definition replaces, and its imports and helpers are wanted either way.
+    With a ``header`` (a function's first lines) the code may be the function's body or the whole function. A header
+    with a docstring is a complete function that a later definition replaces, and its imports and helpers are wanted
+    either way.
     """
     if not header.strip():
         return [code, textwrap.dedent(code)]

@@ -4,31 +4,52 @@ import re
 from fractions import Fraction
 
 _MULTIPLES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
-_SHORT_UNITS = set("m g s h l L km cm mm kg mg ml mL ft in mi lb oz hr hrs min mins sec am pm mph".split())
-_NOT_UNITS = {"pi", "or", "and", "to", "plus", "minus", "times", "over", "sqrt", "sin", "cos", "tan", "log", "ln", "exp", "mod"}
+_SHORT_UNITS = "m g s h l L km cm mm kg mg ml mL ft in mi lb oz hr hrs min mins sec am pm mph"
+_NOT_UNITS = {
+    "pi",
+    "or",
+    "and",
+    "to",
+    "plus",
+    "minus",
+    "times",
+    "over",
+    "sqrt",
+    "sin",
+    "cos",
+    "tan",
+    "log",
+    "ln",
+    "exp",
+    "mod",
+}
 _NOT_UNITS |= {"half", "halves", "third", "thirds", "quarter", "quarters"}
 _MAX_DIGITS = 400
 
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
 _DECIMAL = rf"(?:{_DIGITS}(?:\.\d*)?|\.\d+)"
+_TIMES_TEN_TO = r"(?:[eE]|\s*(?:\\times|\\cdot|[x×*])\s*10\s*\^\s*\{?\s*)"  # noqa: RUF001
 _NUMBER = re.compile(
     rf"""(?P<sign>[-+]?)\s*(?:[$£€¥]\s*)?(?P<inner>[-+]?)\s*
     (?: \\[dt]?frac\s*\{{\s*(?P<over>-?{_DECIMAL})\s*\}}\s*\{{\s*(?P<under>{_DECIMAL})\s*\}}
       | (?P<top>{_DECIMAL})\s*/\s*(?P<bottom>{_DECIMAL})(?!\s*/)
       | (?P<whole>{_DIGITS})\s+(?P<part>\d+)\s*/\s*(?P<parts>\d+)
-      | (?P<decimal>{_DECIMAL})(?:(?:[eE]|\s*(?:\\times|\\cdot|[x×*])\s*10\s*\^\s*\{{?\s*)(?P<exponent>[-+]?\d{{1,3}})\s*\}}?)?
-    )""",  # noqa: RUF001
+      | (?P<decimal>{_DECIMAL})(?:{_TIMES_TEN_TO}(?P<exponent>[-+]?\d{{1,3}})\s*\}}?)?
+    )""",
     re.VERBOSE,
 )
 _LAST_NUMBER = re.compile(rf"(?<![\w.])[-−]?\s?[$£€]?\s?[-−]?{_DECIMAL}(?:\s*/\s*{_DIGITS}(?![\w.]*/))?")  # noqa: RUF001
-_LATEX_NOISE = re.compile(r"\\(?:left|right|displaystyle|,|!|;|:|quad|ldots)|[{}]?\\(?:text|mathrm|textbf|mbox)\s*(?=\{)")
+_LATEX_NOISE = re.compile(
+    r"\\(?:left|right|displaystyle|,|!|;|:|quad|ldots)|[{}]?\\(?:text|mathrm|textbf|mbox)\s*(?=\{)"
+)
 
 
 def parse_number(text: str) -> Fraction | None:
     """The exact value of a text that is one number, or None.
 
     Thousands' commas, ``$`` and other currency, ``%`` (dropped: 50% is 50), a trailing full stop, ``\\frac`` and plain
-    fractions, mixed numbers, scientific notation, ``x = 5``, ``5 million`` and words of units after the number are understood.
+    fractions, mixed numbers, scientific notation, ``x = 5``, ``5 million`` and words of units after the number are
+    understood.
     """
     text = _clean(text)
     if not text or len(text) > _MAX_DIGITS:
@@ -72,7 +93,9 @@ def _trailing_factor(rest: str) -> int | None:
     factor = _MULTIPLES.get(words[0].lower())
     for word in words[1:] if factor else words:
         plain = re.sub(r"(?:\^?[23]|[²³])$", "", word).rstrip(".,")
-        if plain.lower() in _NOT_UNITS or not (plain in _SHORT_UNITS or re.fullmatch(r"[A-Za-zÀ-ÿ']{3,}|of|an?|in|at|by", plain)):
+        if plain.lower() in _NOT_UNITS or not (
+            plain in _SHORT_UNITS.split() or re.fullmatch(r"[A-Za-zÀ-ÿ']{3,}|of|an?|in|at|by", plain)
+        ):
             return None
     return factor or 1
 

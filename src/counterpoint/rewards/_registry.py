@@ -31,8 +31,8 @@ REWARDS: dict[str, str] = {
 def build_reward(name: str, **options: Any) -> Callable[..., list[float | None]]:
     """The reward ``name`` of ``REWARDS``, or the one at ``package.module:object``, built with ``options``.
 
-    A class is constructed with the options; a function gets them as fixed keyword arguments. Raises ``RewardError`` for an
-    unknown name or option, naming the nearest known one.
+    A class is constructed with the options; a function gets them as fixed keyword arguments. Raises ``RewardError`` for
+    an unknown name or option, naming the nearest known one.
     """
     if name in REWARDS:
         return _construct(name, _load(name, REWARDS[name]), options)
@@ -51,7 +51,9 @@ def _load(name: str, path: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise RewardError(f"Reward {name!r}: {error}. Is the package installed, and is the name spelled right?") from error
+        raise RewardError(
+            f"Reward {name!r}: {error}. Is the package installed, and is the name spelled right?"
+        ) from error
     found: Any = module
     for part in attribute.split("."):
         if not hasattr(found, part):

@@ -1,7 +1,7 @@
 """Worker processes that compare mathematical expressions, and are killed when they take too long.
 
-Plain subprocesses that speak JSON lines: they inherit nothing of the training process, whatever threads or devices it has,
-and start the same way everywhere. They start when first needed and end with this process.
+Plain subprocesses that speak JSON lines: they inherit nothing of the training process, whatever threads or devices it
+has, and start the same way everywhere. They start when first needed and end with this process.
 """
 
 import atexit
@@ -38,7 +38,9 @@ def equivalent_all(pairs: Sequence[tuple[str, str]], timeout: float) -> list[boo
 class _Worker:
     def __init__(self) -> None:
         source = str(Path(__file__).resolve().parents[2])
-        code = f"import sys; sys.path.insert(0, {source!r}); from counterpoint.rewards._verify_worker import main; main()"
+        code = (
+            f"import sys; sys.path.insert(0, {source!r}); from counterpoint.rewards._verify_worker import main; main()"
+        )
         self._process = subprocess.Popen(
             [sys.executable, "-c", code],
             stdin=subprocess.PIPE,

@@ -61,7 +61,10 @@ class ChoiceReward(Reward):
 
     def score(self, text: str, prepared: _Question) -> float:
         """1 for the right option and no other."""
-        return float(self.choose(final_answer(text), prepared.options, prepared.label) == prepared.label)
+        chosen = self.choose(final_answer(text), prepared.options, prepared.label)
+        # Some questions have two options with the same text; who answers with that text has answered.
+        same_text = chosen in prepared.options and prepared.options[chosen] == prepared.options.get(prepared.label)
+        return float(chosen == prepared.label or same_text)
 
     def choose(self, text: str, options: Mapping[str, str], label: str) -> str | None:
         """The label that ``text`` chooses, or None when it chooses none or several."""
@@ -84,14 +87,16 @@ def _patterns(names: str) -> list[re.Pattern[str]]:
     end = r"(?![\w'’])"  # noqa: RUF001
     return [
         re.compile(rf"\\boxed\s*\{{\s*(?:\\text\s*\{{)?\s*\(?({names})\)?\s*\}}"),
-        re.compile(rf"(?i:answer|choice|option)(?i:\s+is|\s*:|\s+would\s+be)*\s*:?\s*\**\s*(?i:option\s+)?[(\[]?({names}){end}[)\]]?"),
+        re.compile(
+            rf"(?i:answer|choice|option)(?i:\s+is|\s*:|\s+would\s+be)*\s*:?\s*\**\s*(?i:option\s+)?[(\[]?({names}){end}[)\]]?"
+        ),
         re.compile(rf"^\W*(?i:({names}))[).:](?:\s|$)"),
         re.compile(rf"^\s*\**\(?({names})\)?\**\s*(?:[-–—]|\n|$)"),  # noqa: RUF001
     ]
 
 
 def _by_text(text: str, options: Mapping[str, str]) -> str | None:
-    """The one option whose text stands in ``text``; an option inside a longer one that also stands there does not count."""
+    """The one option whose text stands in ``text``; one inside a longer one that stands there too does not count."""
     cues = re.findall(r"(?i:answer\s+(?:is|would be)|answer\s*:)\s*([^\n]+)", text)
     for part in (*reversed(cues), text):
         plain = f" {normalise(part)} "
@@ -99,9 +104,11 @@ def _by_text(text: str, options: Mapping[str, str]) -> str | None:
         longest = [
             name
             for name in present
-            if not any(options[name] != options[other] and f" {options[name]} " in f" {options[other]} " for other in present)
+            if not any(
+                options[name] != options[other] and f" {options[name]} " in f" {options[other]} " for other in present
+            )
         ]
-        if len(longest) == 1:
+        if len({options[name] for name in longest}) == 1:
             return longest[0]
     return None
 
@@ -111,7 +118,7 @@ def _lone_label(text: str, names: str, labels: list[str]) -> str | None:
     bracketed = {_canonical(name, labels) for name in re.findall(rf"[(\[]\s*({names})\s*[)\]]", text, re.IGNORECASE)}
     if len(bracketed) == 1:
         return bracketed.pop()
-    bare = {name for name in re.findall(rf"(?<![\w'’])({names})(?![\w'’])", text)} - {"A", "I"}  # noqa: RUF001
+    bare = set(re.findall(rf"(?<![\w'’])({names})(?![\w'’])", text)) - {"A", "I"}  # noqa: RUF001
     return bare.pop() if len(bare) == 1 and not bracketed else None
 
 
@@ -135,7 +142,9 @@ def _options(choices: Any) -> dict[str, str]:
         pairs = list(zip(choices["label"], choices["text"], strict=False))
     elif isinstance(choices, Mapping):
         pairs = list(choices.items())
-    elif isinstance(choices, list | tuple) and all(isinstance(item, Mapping) and {"label", "text"} <= set(item) for item in choices):
+    elif isinstance(choices, list | tuple) and all(
+        isinstance(item, Mapping) and {"label", "text"} <= set(item) for item in choices
+    ):
         pairs = [(item["label"], item["text"]) for item in choices]
     elif isinstance(choices, list | tuple) and all(isinstance(item, str | int | float) for item in choices):
         pairs = list(zip(string.ascii_uppercase, choices, strict=False))

@@ -75,7 +75,9 @@ class CodeReward(Reward):
 
     def score_all(self, texts: Sequence[str], prepared: Sequence[dict[str, Any]]) -> list[float]:
         """The rewards of many programs, several at a time."""
-        programs = {i: _program(text, row) for i, (text, row) in enumerate(zip(texts, prepared, strict=True)) if text.strip()}
+        programs = {
+            i: _program(text, row) for i, (text, row) in enumerate(zip(texts, prepared, strict=True)) if text.strip()
+        }
         verdicts = dict(zip(programs, self.sandbox.run_all(programs.values()), strict=True))
         return [self._reward(verdicts[index].passed) if index in verdicts else 0.0 for index in range(len(texts))]
 
@@ -108,7 +110,9 @@ def _tests(row: Row, entry_point: str) -> list[str]:
         return [textwrap.dedent(test.replace("\r\n", "\n")).strip() for test in tests]
     if not _text(row, "test") or not entry_point:
         present = ", ".join(sorted(row)) or "no columns"
-        raise RewardError(f"reward 'code' needs the column 'tests', or 'test' and 'entry_point'; the row has {present}.")
+        raise RewardError(
+            f"reward 'code' needs the column 'tests', or 'test' and 'entry_point'; the row has {present}."
+        )
     return [f"{_text(row, 'test')}\n\ncheck({entry_point})\n"]
 
 
@@ -122,7 +126,8 @@ def _text(row: Row, column: str) -> str:
 
 
 def _check_compiles(source: str, what: str) -> None:
-    # The tests are data that the user chose, so compiling them here is safe; what a model writes is compiled in the sandbox.
+    # The tests are data that the user chose, so compiling them here is safe; what a model writes is compiled in the
+    # sandbox.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -3,8 +3,8 @@
     {"question": "Natalia sold clips to 48 of her friends ...", "answer": "Natalia sold 48/2 = 24 clips ...\\n#### 72"}
     completion "48 + 24 = 72, so the answer is 72."    1.0
 
-Numbers are compared exactly. Anything else goes to math-verify, in worker processes that can be killed: a computer algebra
-system may take for ever on ``9**9**9**9``.
+Numbers are compared exactly. Anything else goes to math-verify, in worker processes that can be killed: a computer
+algebra system may take for ever on ``9**9**9**9``.
 """
 
 import re
@@ -36,20 +36,22 @@ class MathReward(Reward):
     """1 when the completion's final answer equals one of the row's references, else 0.
 
     Arguments:
-        extraction: Where the answer is looked for: ``gsm8k`` (after ``####``), ``boxed`` (the last ``\\boxed{}``), ``plain``
-            (the whole reply is the answer), ``last_number``, or ``auto``: the first of ``####``, ``\\boxed{}``,
-            ``answer is ...``, the whole reply, the last formula or number.
+        extraction: Where the answer is looked for: ``gsm8k`` (after ``####``), ``boxed`` (the last ``\\boxed{}``),
+            ``plain`` (the whole reply is the answer), ``last_number``, or ``auto``: the first of ``####``,
+            ``\\boxed{}``, ``answer is ...``, the whole reply, the last formula or number.
         strict: With ``auto``: the whole reply must be the answer (the same as ``plain``).
         timeout: Seconds that math-verify may take for one pair.
     """
 
     columns: ClassVar[tuple[str, ...]] = ("answer",)
 
-    def __init__(self, extraction: str = "auto", strict: bool = False, timeout: float = 5.0) -> None:
+    def __init__(self, extraction: str = "auto", strict: bool = False, timeout: float = 3.0) -> None:
         self.__name__ = "math"
         self.extraction = one_of("extraction", extraction, EXTRACTIONS)
         if strict and extraction not in ("auto", "plain"):
-            raise RewardError(f"strict means that the whole reply is the answer; it contradicts extraction={extraction!r}.")
+            raise RewardError(
+                f"strict means that the whole reply is the answer; it contradicts extraction={extraction!r}."
+            )
         if isinstance(timeout, bool) or not isinstance(timeout, int | float) or timeout <= 0:
             raise RewardError(f"timeout must be a number of seconds above 0, found {timeout!r}.")
         if strict:
@@ -83,7 +85,7 @@ class MathReward(Reward):
                 elif answer:
                     if _same_text(answer, reference.text):
                         rewards[index] = 1.0
-                    elif len(answer) <= _MAX_EXPRESSION:
+                    elif len(answer) <= _MAX_EXPRESSION and not _is_malformed_number(answer, reference):
                         open_pairs.append((index, reference.text, answer))
         open_pairs = [pair for pair in open_pairs if rewards[pair[0]] == 0.0]
         verdicts = equivalent_all([(gold, answer) for _, gold, answer in open_pairs], self.timeout)
@@ -157,5 +159,12 @@ def _boxed(text: str) -> str:
     return ""
 
 
+def _is_malformed_number(answer: str, reference: _Reference) -> bool:
+    """Digits and separators that are no number, like ``1,0007``: algebra systems may read a number into them."""
+    return reference.number is not None and re.fullmatch(r"[\d\s.,$%-]*", answer) is not None
+
+
 def _same_text(answer: str, reference: str) -> bool:
-    return re.sub(r"\s|\\[,!;]|\\left|\\right|[$.]$|^\$", "", answer) == re.sub(r"\s|\\[,!;]|\\left|\\right|[$.]$|^\$", "", reference)
+    return re.sub(r"\s|\\[,!;]|\\left|\\right|[$.]$|^\$", "", answer) == re.sub(
+        r"\s|\\[,!;]|\\left|\\right|[$.]$|^\$", "", reference
+    )

@@ -1,6 +1,6 @@
 """Reward ``pocket``: the toy domains' own scoring.
 
-    {"prompt": "12+7=", "task": "math", "answer": "19"}      completion "19" -> 1.0
+{"prompt": "12+7=", "task": "math", "answer": "19"}      completion "19" -> 1.0
 """
 
 from typing import Any, ClassVar

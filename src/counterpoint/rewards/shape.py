@@ -1,7 +1,7 @@
 """Rewards ``length`` and ``format``: what a completion looks like, whatever it says.
 
-    LengthReward(maximum=50)("...")                        1.0 up to 50 words, falling to 0.0 at 100
-    FormatReward()("<think>2+2</think><answer>4</answer>")  1.0
+LengthReward(maximum=50)("...")                        1.0 up to 50 words, falling to 0.0 at 100
+FormatReward()("<think>2+2</think><answer>4</answer>")  1.0
 """
 
 import re
@@ -20,7 +20,8 @@ class LengthReward(Reward):
         minimum: Smallest length that earns 1.
         maximum: Largest length that earns 1; none means no upper end.
         unit: ``words`` (separated by space) or ``characters``.
-        smooth: Below the range the reward is length / minimum, above it falls in a straight line to 0 at twice the maximum.
+        smooth: Below the range the reward is length / minimum, above it falls in a straight line to 0 at twice the
+        maximum.
     """
 
     columns: ClassVar[tuple[str, ...]] = ()

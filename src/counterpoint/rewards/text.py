@@ -3,8 +3,8 @@
     {"prompt": "Who wrote Hamlet?", "answer": ["William Shakespeare", "Shakespeare"]}
     completion "It was Shakespeare."    exact 0.0   contains 1.0   f1 0.5
 
-Normalisation and token F1 as in SQuAD (Rajpurkar et al. 2016): lower case, no punctuation, no articles, single spaces; the
-best reference counts.
+Normalisation and token F1 as in SQuAD (Rajpurkar et al. 2016): lower case, no punctuation, no articles, single spaces;
+the best reference counts.
 """
 
 import re
@@ -39,8 +39,8 @@ class TextReward(Reward):
     """Agreement of the completion with the best of the row's references.
 
     Arguments:
-        mode: ``exact`` (equal after normalisation), ``contains`` (a reference stands in the completion as whole words) or
-            ``f1`` (token F1).
+        mode: ``exact`` (equal after normalisation), ``contains`` (a reference stands in the completion as whole words)
+            or ``f1`` (token F1).
     """
 
     columns: ClassVar[tuple[str, ...]] = ("answer",)

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from counterpoint.errors import RewardError
+from counterpoint.rewards.sandbox._frames import Gone, recv_frame, send_frame
 from counterpoint.rewards.sandbox._limits import Limits
-from counterpoint.rewards.sandbox._wire import Gone, recv_frame, send_frame
 
 # Time for starting, killing and cleaning up on a busy machine, on top of a program's own wall time.
 _GRACE_SECONDS = 30.0
@@ -126,13 +126,17 @@ class _Server:
         command = [sys.executable, "-s", "-S", "-P", "-B", "-c", prelude + _START, *arguments]
         environment = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", "COUNTERPOINT_SOURCE": source}
         with theirs:
-            self._process = subprocess.Popen(command, stdin=theirs, stdout=subprocess.DEVNULL, env=environment, cwd="/")
+            self._process = subprocess.Popen(
+                command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, env=environment, cwd="/"
+            )
         self._control.settimeout(_START_SECONDS)
         try:
             hello = json.loads(recv_frame(self._control))
         except Gone as error:
             self._stop()
-            raise RewardError(f"The code sandbox did not start ({error}); its own message is on standard error.") from None
+            raise RewardError(
+                f"The code sandbox did not start ({error}); its own message is on standard error."
+            ) from None
         self._control.settimeout(None)
         if not hello["namespaces"] and not self._warned:
             self._warned = True
@@ -158,9 +162,9 @@ class _Server:
 
 def _warn(why: str) -> None:
     warnings.warn(
-        f"THE CODE SANDBOX IS WEAKER HERE: the kernel allows no namespaces ({why}). Programs written by the model get no "
-        "network and process namespace of their own and can read what their user may read. Run in a machine or container "
-        "of its own that allows user namespaces.",
+        f"THE CODE SANDBOX IS WEAKER HERE: the kernel allows no namespaces ({why}). Programs written by the model "
+        "can read what their user may read, and only a filter of system calls keeps them from the network. Run in a "
+        "machine or container that allows user namespaces.",
         RuntimeWarning,
         stacklevel=2,
     )

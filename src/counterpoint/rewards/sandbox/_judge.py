@@ -1,7 +1,7 @@
 """The trusted side: runs the tests, asking the tested process for every call of the code under test.
 
-The verdict leaves through a socket that only this process holds, and each comparison happens here, on values received by
-copy. So nothing the tested code prints, patches, overrides or inspects can count as a pass.
+The verdict leaves through a socket that only this process holds, and each comparison happens here, on values received
+by copy. So nothing the tested code prints, patches, overrides or inspects can count as a pass.
 """
 
 import importlib
@@ -11,13 +11,14 @@ import sys
 import types
 from typing import Any
 
-from counterpoint.rewards.sandbox._wire import Gone, Peer, recv_frame, send_frame
+from counterpoint.rewards.sandbox._frames import Gone, recv_frame, send_frame
+from counterpoint.rewards.sandbox._peer import Peer
 
 _DETAIL = 300
 
 
 def judge(client: socket.socket, program: socket.socket) -> None:
-    """Reads the tests from ``client``, judges the program behind ``program`` and sends one frame per test to ``client``."""
+    """Reads the tests from ``client``, judges the program behind ``program``, sends a frame per test to ``client``."""
     request = json.loads(recv_frame(client))
     peer = Peer(program)
     try:
@@ -31,8 +32,8 @@ def judge(client: socket.socket, program: socket.socket) -> None:
         sources = [request["setup"], *request["tests"]]
         problem = _bind(namespace, peer, names, sources) or _run(namespace, peer, request["setup"])
     for test in request["tests"]:
-        error = problem or _run(namespace, peer, test)
-        _report(client, {"passed": not error, "error": error})
+        failure = problem or _run(namespace, peer, test)
+        _report(client, {"passed": not failure, "error": failure})
     _report(client, {"done": True})
 
 
@@ -58,8 +59,8 @@ def _run(namespace: dict[str, Any], peer: Peer, source: str) -> str:
 def _bind(namespace: dict[str, Any], peer: Peer, offered: dict[str, str | None], sources: list[str]) -> str:
     """Gives the tests those names of the program that they use; returns what went wrong, or nothing.
 
-    A builtin keeps its meaning, or code under test could bring its own ``abs`` or ``all``; unless the tests use no other
-    name of the program: then that builtin's name is what they test.
+    A builtin keeps its meaning, or code under test could bring its own ``abs`` or ``all``; unless the tests use no
+    other name of the program: then that builtin's name is what they test.
     """
     builtin_names = vars(importlib.import_module("builtins"))
     used = [name for name in _names_used(sources) if name in offered and not name.startswith("__")]
@@ -90,5 +91,3 @@ def _names_used(sources: list[str]) -> list[str]:
         names.update(dict.fromkeys(code.co_names))
         pending += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
     return list(names)
-
-

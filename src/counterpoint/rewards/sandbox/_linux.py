@@ -1,6 +1,7 @@
 """The Linux system calls the sandbox needs and that Python 3.11 lacks, through ctypes.
 
-Everything here raises ``OSError`` where the kernel refuses. Flag values are those of the kernel's user interface headers.
+Everything here raises ``OSError`` where the kernel refuses. Flag values are those of the kernel's user interface
+headers.
 """
 
 import ctypes

@@ -1,7 +1,7 @@
 """The tested side: the process that runs the code nobody trusts, and answers the judge's questions about it.
 
-It holds neither the tests nor the expected values: they are read by the judge, from a channel this process does not have,
-after this process was started.
+It holds neither the tests nor the expected values: they are read by the judge, from a channel this process does not
+have, after this process was started.
 """
 
 import contextlib
@@ -15,8 +15,9 @@ import types
 from typing import Any, NoReturn
 
 from counterpoint.rewards.sandbox import _linux, _seccomp
+from counterpoint.rewards.sandbox._frames import Gone, send_frame
 from counterpoint.rewards.sandbox._limits import Limits
-from counterpoint.rewards.sandbox._wire import Gone, Peer, send_frame
+from counterpoint.rewards.sandbox._peer import Peer
 
 OUTPUT_FILE = ".output"
 

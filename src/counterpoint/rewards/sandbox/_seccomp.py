@@ -1,7 +1,7 @@
 """A system-call filter for tested programs: no network sockets, no signals to others, no way out of the process group.
 
-In a sandbox with namespaces this is a second wall; where the kernel allows no namespaces it is the wall. Refused calls fail
-with EPERM, so a program that merely tries is not killed.
+In a sandbox with namespaces this is a second wall; where the kernel allows no namespaces it is the wall. Refused calls
+fail with EPERM, so a program that merely tries is not killed.
 """
 
 import ctypes
@@ -21,21 +21,49 @@ _X32_BIT = 0x40000000
 _TABLES: dict[str, tuple[int, dict[str, int]]] = {
     "x86_64": (
         0xC000003E,
-        dict(socket=41, kill=62, tkill=200, ptrace=101, setpgid=109, setsid=112, rt_sigqueueinfo=129)
-        | dict(rt_tgsigqueueinfo=297, pidfd_send_signal=424, pidfd_open=434, pidfd_getfd=438, unshare=272, setns=308)
-        | dict(mount=165, umount2=166, pivot_root=155, chroot=161, process_vm_readv=310, process_vm_writev=311)
-        | dict(bpf=321, perf_event_open=298, userfaultfd=323, keyctl=250, add_key=248, request_key=249)
-        | dict(io_uring_setup=425, io_uring_enter=426, io_uring_register=427, open_by_handle_at=304)
-        | dict(fsopen=430, move_mount=429, open_tree=428, kcmp=312, clone3=435),
+        {"socket": 41, "kill": 62, "tkill": 200, "ptrace": 101, "setpgid": 109, "setsid": 112, "rt_sigqueueinfo": 129}
+        | {
+            "rt_tgsigqueueinfo": 297,
+            "pidfd_send_signal": 424,
+            "pidfd_open": 434,
+            "pidfd_getfd": 438,
+            "unshare": 272,
+            "setns": 308,
+        }
+        | {
+            "mount": 165,
+            "umount2": 166,
+            "pivot_root": 155,
+            "chroot": 161,
+            "process_vm_readv": 310,
+            "process_vm_writev": 311,
+        }
+        | {"bpf": 321, "perf_event_open": 298, "userfaultfd": 323, "keyctl": 250, "add_key": 248, "request_key": 249}
+        | {"io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427, "open_by_handle_at": 304}
+        | {"fsopen": 430, "move_mount": 429, "open_tree": 428, "kcmp": 312, "clone3": 435},
     ),
     "aarch64": (
         0xC00000B7,
-        dict(socket=198, kill=129, tkill=130, ptrace=117, setpgid=154, setsid=157, rt_sigqueueinfo=138)
-        | dict(rt_tgsigqueueinfo=240, pidfd_send_signal=424, pidfd_open=434, pidfd_getfd=438, unshare=97, setns=268)
-        | dict(mount=40, umount2=39, pivot_root=41, chroot=51, process_vm_readv=270, process_vm_writev=271)
-        | dict(bpf=280, perf_event_open=241, userfaultfd=282, keyctl=219, add_key=217, request_key=218)
-        | dict(io_uring_setup=425, io_uring_enter=426, io_uring_register=427, open_by_handle_at=265)
-        | dict(fsopen=430, move_mount=429, open_tree=428, kcmp=272, clone3=435),
+        {"socket": 198, "kill": 129, "tkill": 130, "ptrace": 117, "setpgid": 154, "setsid": 157, "rt_sigqueueinfo": 138}
+        | {
+            "rt_tgsigqueueinfo": 240,
+            "pidfd_send_signal": 424,
+            "pidfd_open": 434,
+            "pidfd_getfd": 438,
+            "unshare": 97,
+            "setns": 268,
+        }
+        | {
+            "mount": 40,
+            "umount2": 39,
+            "pivot_root": 41,
+            "chroot": 51,
+            "process_vm_readv": 270,
+            "process_vm_writev": 271,
+        }
+        | {"bpf": 280, "perf_event_open": 241, "userfaultfd": 282, "keyctl": 219, "add_key": 217, "request_key": 218}
+        | {"io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427, "open_by_handle_at": 265}
+        | {"fsopen": 430, "move_mount": 429, "open_tree": 428, "kcmp": 272, "clone3": 435},
     ),
 }
 _TGKILL = {"x86_64": 234, "aarch64": 131}
@@ -49,7 +77,7 @@ def is_available() -> bool:
 
 
 def install() -> None:
-    """Installs the filter for this process and all that it will start. Irrevocable. Raises ``OSError`` where refused."""
+    """Installs the filter for this process and all that it will start, for good. Raises ``OSError`` where refused."""
     program = b"".join(_assemble(platform.machine()))
     buffer = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(buffer))

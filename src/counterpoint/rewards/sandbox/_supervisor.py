@@ -3,8 +3,8 @@
     zygote --fork--> supervisor --fork--> judge (process 1 of the cage: reads the tests, sends the verdicts)
                                \\--fork--> program (runs the code nobody trusts)
 
-The judge is process 1 of the program's process namespace, so when it ends, or is killed, the kernel kills everything else in
-there, fork bombs and daemons included, and the program's signals cannot reach it.
+The judge is process 1 of the program's process namespace, so when it ends, or is killed, the kernel kills everything
+else in there, fork bombs and daemons included, and the program's signals cannot reach it.
 """
 
 import contextlib
@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from counterpoint.rewards.sandbox import _linux
+from counterpoint.rewards.sandbox._frames import Gone, recv_frame, send_frame
 from counterpoint.rewards.sandbox._judge import judge
 from counterpoint.rewards.sandbox._limits import Limits
 from counterpoint.rewards.sandbox._program import run_program
-from counterpoint.rewards.sandbox._wire import Gone, recv_frame, send_frame
 
 
 @dataclass(frozen=True)

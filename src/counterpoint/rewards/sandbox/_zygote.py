@@ -1,7 +1,7 @@
 """The fork server: a small clean interpreter that forks one supervisor per program.
 
-Forking from here instead of from the training process is what makes a program cost milliseconds, and it keeps everything
-the training process holds (memory, open files, environment) out of the tested code's reach. Started as
+Forking from here instead of from the training process is what makes a program cost milliseconds, and it keeps
+everything the training process holds (memory, open files, environment) out of the tested code's reach. Started as
 ``python -s -S -P -B -c ...`` with an empty environment; file descriptor 0 is the control socket.
 """
 
@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from counterpoint.rewards.sandbox import _linux
+from counterpoint.rewards.sandbox._frames import send_frame
 from counterpoint.rewards.sandbox._supervisor import Cage, enter_namespaces, supervise
-from counterpoint.rewards.sandbox._wire import send_frame
 
 # Imported once here, so that programs get them for nothing.
-_PRELOADED = (
-    "array bisect collections copy datetime decimal enum fractions functools heapq itertools json math operator random re "
-    "statistics string textwrap typing dataclasses hashlib cmath contextlib abc queue threading unittest"
-).split()
+_PRELOADED = """
+abc array bisect cmath collections contextlib copy dataclasses datetime decimal enum fractions functools hashlib heapq
+itertools json math operator queue random re statistics string textwrap threading typing unittest
+"""
 _FIRST_UID, _NUM_UIDS = 56_000, 2_000
 
 
@@ -38,7 +38,7 @@ def main() -> NoReturn:
     os.environ.clear()
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for name in _PRELOADED:
+    for name in _PRELOADED.split():
         importlib.import_module(name)
     cage = prepare()
     send_frame(control, json.dumps({"namespaces": cage.namespaces, "why": cage.why}).encode())
@@ -111,5 +111,3 @@ def _trial(cage: Cage) -> str:
     os.close(read_end)
     os.waitpid(pid, 0)
     return "" if why == "fine" else why or "the trial ended early"
-
-

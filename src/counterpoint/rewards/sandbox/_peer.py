@@ -1,8 +1,9 @@
-"""Frames and values between the sandbox's processes: plain values by copy, everything else by reference.
+"""Values and questions between the sandbox's processes: plain values by copy, everything else by reference.
 
-Two peers share one socket and may call each other, also while they wait for an answer. A value of a plain type (numbers,
-text, containers of them) travels as JSON; anything else stays where it is and the other side holds a ``Remote``. JSON, not
-pickle or marshal: the bytes come from code nobody trusts, and reading them must never run or corrupt anything.
+Two peers share one socket and may call each other, also while they wait for an answer. A value of a plain type
+(numbers, text, containers of them) travels as JSON; anything else stays where it is and the other side holds a
+``Remote``. JSON, not pickle or marshal: the bytes come from code nobody trusts, and reading them must never run or
+corrupt anything.
 """
 
 import builtins
@@ -14,49 +15,15 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any, NoReturn
 
-MAX_FRAME = 32 << 20
+from counterpoint.rewards.sandbox._frames import Gone, recv_frame, send_frame
+
+_BUILTIN_CLASSES = {value for value in vars(builtins).values() if isinstance(value, type)}
 _EXACT_INT = 1 << 53
 _CONTAINERS = (list, dict, set, bytearray)
 
 
-class Gone(BaseException):
-    """The other side hung up. Not an ``Exception``: a test's own ``except Exception`` must not hide it."""
-
-
 class RemoteError(Exception):
     """An exception of the other side whose class is not a builtin."""
-
-
-def send_frame(sock: socket.socket, payload: bytes) -> None:
-    """Sends one frame: four bytes of length, then ``payload``."""
-    if len(payload) > MAX_FRAME:
-        raise Gone(f"a message of {len(payload)} bytes is over the limit of {MAX_FRAME}")
-    try:
-        sock.sendall(len(payload).to_bytes(4, "big") + payload)
-    except OSError as error:
-        raise Gone(str(error)) from None
-
-
-def recv_frame(sock: socket.socket) -> bytes:
-    """Receives one frame, reading not one byte more (another process may read the next one). Raises ``Gone`` at the end."""
-    size = int.from_bytes(_recv_exactly(sock, 4), "big")
-    if size > MAX_FRAME:
-        raise Gone(f"a message of {size} bytes is over the limit of {MAX_FRAME}")
-    return _recv_exactly(sock, size)
-
-
-def _recv_exactly(sock: socket.socket, size: int) -> bytes:
-    parts = []
-    while size:
-        try:
-            part = sock.recv(min(size, 1 << 20))
-        except OSError as error:
-            raise Gone(str(error)) from None
-        if not part:
-            raise Gone("the connection was closed")
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
 
 
 class Remote:
@@ -174,10 +141,13 @@ class Peer:
                 raise Gone("a malformed message")
         try:
             args = [self.unpack(arg) for arg in packed_args]
-            before = [json.dumps(node) if isinstance(arg, _CONTAINERS) else "" for arg, node in zip(args, packed_args)]
+            before = [
+                json.dumps(node) if isinstance(arg, _CONTAINERS) else ""
+                for arg, node in zip(args, packed_args, strict=True)
+            ]
             value = self.pack(self._perform(operation, target, args, self.unpack(packed_kwargs)))
             after = [self.pack(arg) if isinstance(arg, _CONTAINERS) else "" for arg in args]
-            changed = [[i, a] for i, (b, a) in enumerate(zip(before, after)) if b and json.dumps(a) != b]
+            changed = [[i, a] for i, (b, a) in enumerate(zip(before, after, strict=True)) if b and json.dumps(a) != b]
             reply = ["ok", value, changed]
         except BaseException as error:  # code under test may raise anything, SystemExit included
             if isinstance(error, Gone):
@@ -236,6 +206,8 @@ class Peer:
                 return {"decimal" if isinstance(value, Decimal) else "fraction": str(value)}
             case range():
                 return {"range": [value.start, value.stop, value.step]}
+        if isinstance(value, type) and value in _BUILTIN_CLASSES:
+            return {"class": value.__name__}
         if self.guarded and isinstance(value, types.ModuleType | types.FrameType):
             raise TypeError(f"a {type(value).__name__} is not passed to the code under test")
         self._exports[id(value)] = value
@@ -255,6 +227,9 @@ class Peer:
                 return self._exports[body]
             case "dict":
                 return {self.unpack(key): self.unpack(item) for key, item in body}
+            case "class":
+                found = getattr(builtins, body)
+                return found if isinstance(found, type) else None
             case "int":
                 return int(body, 16)
             case "bytes" | "bytearray":

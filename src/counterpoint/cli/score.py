@@ -1,0 +1,182 @@
+"""``counterpoint score``: rewards for completions in a file, without any model."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, TextIO
+
+import typer
+
+from counterpoint.errors import RewardError
+
+_CHUNK = 128
+
+
+def score(
+    reward: Annotated[
+        str,
+        typer.Argument(help="Name of a reward (math, code, choice, ...) or package.module:object.", metavar="REWARD"),
+    ],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Rows, one JSON object a line, with 'completion' and the reward's columns; - is standard input.",
+            metavar="IN.jsonl",
+        ),
+    ],
+    target: Annotated[
+        str, typer.Argument(help="Where the rows go with 'reward' added; - is standard output.", metavar="OUT.jsonl")
+    ],
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option", "-o", help="An option of the reward, as name=value; repeatable.", metavar="NAME=VALUE"
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT.jsonl if it is there.")] = False,
+) -> None:
+    """Score completions in a JSONL file with a reward.
+
+    Each output line repeats its input line with "reward" added, in the same order. Example:
+
+    counterpoint score math answers.jsonl scored.jsonl --option extraction=boxed
+    """
+    from counterpoint.rewards import build_reward
+
+    function = build_reward(reward, **parse_options(option or []))
+    _check_target(source, target, force)
+    rows = read_rows(source)
+    _check_rows(function, rows, source)
+    total, counted = 0.0, 0
+    with _writer(target) as file, _progress(len(rows)) as advance:
+        for start in range(0, len(rows), _CHUNK):
+            chunk = rows[start : start + _CHUNK]
+            values = _score_chunk(function, chunk, f"{source} lines {start + 1} to {start + len(chunk)}")
+            for row, value in zip(chunk, values, strict=True):
+                file.write(_dump({**row, "reward": value}) + "\n")
+            total += sum(value for value in values if value is not None)
+            counted += sum(value is not None for value in values)
+            advance(len(chunk))
+    mean = f"mean reward {total / counted:.4f}" if counted else "no rewards"
+    where = "" if target == "-" else f", written to {target}"
+    typer.echo(f"{len(rows)} rows, {mean}{where}", err=target == "-")
+
+
+def parse_options(pairs: list[str]) -> dict[str, Any]:
+    """``["fraction=true", "mode=all"]`` as ``{"fraction": True, "mode": "all"}``: JSON values, or else texts."""
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise RewardError(f"--option must be NAME=VALUE, found {pair!r}.")
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options
+
+
+def read_rows(source: str) -> list[dict[str, Any]]:
+    """All rows of a JSONL file. Raises ``RewardError`` naming file and line of the first that is no JSON object."""
+    try:
+        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RewardError(f"{source} cannot be read: {error}.") from None
+    rows = []
+    # Not splitlines(): JSON texts may hold other line separators than the newline.
+    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise RewardError(f"{source} line {number} is no JSON ({error}): {line[:60]!r}. Nothing scored.") from None
+        if not isinstance(row, dict):
+            raise RewardError(f"{source} line {number} must be a JSON object, found {line[:60]!r}. Nothing scored.")
+        rows.append(row)
+    return rows
+
+
+def _check_target(source: str, target: str, force: bool) -> None:
+    if target == "-":
+        return
+    path = Path(target)
+    if source != "-" and path.exists() and path.samefile(source):
+        raise RewardError(f"{target} is the input file; it is never overwritten. Name another output file.")
+    if path.exists() and not force:
+        raise RewardError(f"{target} is there already. Name another file, or replace it with --force.")
+    if not path.parent.is_dir():
+        raise RewardError(f"{target} cannot be written: there is no directory {path.parent}. Make it first.")
+
+
+def _check_rows(function: Callable[..., Any], rows: list[dict[str, Any]], source: str) -> None:
+    check = getattr(function, "check_rows", None)
+    for number, row in enumerate(rows, start=1):
+        if "completion" not in row:
+            present = ", ".join(sorted(row)) or "nothing"
+            raise RewardError(f"{source} line {number} has no 'completion'; it has {present}. Nothing scored.")
+        completion = row["completion"]
+        is_chat = isinstance(completion, list) and all(isinstance(message, dict) for message in completion)
+        if completion is not None and not isinstance(completion, str) and not is_chat:
+            raise RewardError(f"{source} line {number}: 'completion' must be a text, found {str(completion)[:60]!r}.")
+        problems = check([row]) if check else []
+        if problems:
+            raise RewardError(f"{source} line {number}: {problems[0].removeprefix('row 0: ')} Nothing scored.")
+
+
+def _score_chunk(function: Callable[..., Any], rows: list[dict[str, Any]], where: str) -> list[float | None]:
+    names = dict.fromkeys(name for row in rows for name in row if name not in ("completion", "prompts", "completions"))
+    columns: dict[str, Any] = {name: [row.get(name) for row in rows] for name in names}
+    if all("prompt" in row for row in rows):
+        columns["prompts"] = columns["prompt"]
+    completions = ["" if row["completion"] is None else row["completion"] for row in rows]
+    values = function(completions=completions, **columns)
+    if not isinstance(values, list | tuple) or len(values) != len(rows):
+        found = f"{len(values)} values" if isinstance(values, list | tuple) else repr(values)[:60]
+        raise RewardError(f"{where}: the reward must give a list of {len(rows)} numbers, found {found}.")
+    for value in values:
+        if value is not None and (isinstance(value, str) or not hasattr(value, "__float__")):
+            raise RewardError(f"{where}: a reward must be a number or None, found {value!r}.")
+    return [None if value is None else float(value) for value in values]
+
+
+def _dump(row: dict[str, Any]) -> str:
+    text = json.dumps(row, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, as a cut completion may hold, exists only as an escape
+        return json.dumps(row)
+    return text
+
+
+@contextmanager
+def _writer(target: str) -> Iterator[TextIO]:
+    """A file that takes its name only when it is complete."""
+    if target == "-":
+        yield sys.stdout
+        return
+    path = Path(target)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with beside.open("w", encoding="utf-8", newline="\n") as file:
+            yield file
+        beside.replace(path)
+    except OSError as error:
+        raise RewardError(f"{target} cannot be written: {error}.") from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _count: None
+        return
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("scoring", total=total)
+        yield lambda count: progress.advance(task, count)

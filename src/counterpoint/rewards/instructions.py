@@ -1,0 +1,122 @@
+"""Reward ``instructions``: how many of a prompt's verifiable instructions the completion follows.
+
+    {"prompt": "Write two sentences about rain, without commas.",
+     "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    completion "It rains. We stay in."    1.0
+
+The checks are those of IFEval (Zhou et al. 2023) and IFBench (Pyatkin et al. 2025), from the package ``if-verifiable``.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from counterpoint.errors import RewardError, nearest
+from counterpoint.rewards._base import Completion, Reward, Row, message_text, one_of, shorten
+from counterpoint.rewards._checkers import isolated, load_checkers, missing_data
+from counterpoint.rewards._regions import final_answer
+
+MODES = ("fraction", "all")
+
+# What the checkers, which are not ours, raise on texts they did not expect; such a text does not follow the
+# instruction.
+_CHECKER_FAILURES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
+
+@dataclass(frozen=True)
+class _Instruction:
+    id: str
+    checker: Any
+
+
+class InstructionsReward(Reward):
+    """The share of the row's instructions that the completion follows, or 1 for all of them.
+
+    Arguments:
+        mode: ``fraction`` or ``all``.
+        loose: Also counts an instruction that is followed after dropping the first or last line or all asterisks, as
+            IFEval's loose accuracy does.
+    """
+
+    columns: ClassVar[tuple[str, ...]] = ("instruction_id_list", "kwargs")
+    optional_columns: ClassVar[tuple[str, ...]] = ("prompt",)
+
+    def __init__(self, mode: str = "fraction", loose: bool = False) -> None:
+        self.__name__ = "instructions"
+        self.mode = one_of("mode", mode, MODES)
+        self.loose = loose
+        self._checkers = load_checkers()
+
+    def __call__(
+        self, completions: Sequence[Completion], prompts: Sequence[Any] | None = None, **columns: Any
+    ) -> list[float]:
+        """Scores a batch without touching the global random state."""
+        with isolated():
+            return super().__call__(completions, prompts, **columns)
+
+    def prepare(self, row: Row) -> list[_Instruction]:
+        """The row's checkers, built. Raises ``RewardError`` for unknown ones and those whose data is not installed."""
+        ids, arguments = row["instruction_id_list"], row["kwargs"]
+        if not isinstance(ids, list | tuple) or not ids or not all(isinstance(id, str) for id in ids):
+            raise RewardError(f"'instruction_id_list' must be a list of instruction ids, found {shorten(ids)}.")
+        if not isinstance(arguments, list | tuple) or len(arguments) != len(ids):
+            raise RewardError(
+                f"'kwargs' must hold one mapping for each of the {len(ids)} instructions, found {shorten(arguments)}."
+            )
+        refused = {id: missing_data(id) for id in ids if missing_data(id)}
+        if refused:
+            names = "; ".join(f"{id} needs {', '.join(data)}" for id, data in refused.items())
+            packages = " ".join(sorted({name for data in refused.values() for name in data}))
+            raise RewardError(
+                f"NLTK data is not installed: {names}. Install it (python -m nltk.downloader {packages}) "
+                "or leave out the rows with these instructions."
+            )
+        with isolated():
+            return [self._build(id, given, row.get("prompt")) for id, given in zip(ids, arguments, strict=True)]
+
+    def _build(self, id: str, given: Any, prompt: Any) -> _Instruction:
+        if id not in self._checkers:
+            raise RewardError(f"unknown instruction {id!r}; {nearest(id, self._checkers)}")
+        if given is not None and not isinstance(given, Mapping):
+            raise RewardError(f"'kwargs' of {id} must be a mapping, found {shorten(given)}.")
+        # Rows that went through a table carry every argument of every instruction, most of them null.
+        kwargs = {name: value for name, value in (given or {}).items() if value is not None}
+        checker = self._checkers[id](id)
+        try:
+            checker.build_description(**kwargs)
+            if "prompt" in (checker.get_instruction_args() or {}) and isinstance(prompt, str):
+                checker.build_description(prompt=prompt)
+        except _CHECKER_FAILURES as error:
+            raise RewardError(f"'kwargs' of {id} cannot be used ({error}), found {shorten(kwargs)}.") from None
+        return _Instruction(id, checker)
+
+    def score(self, text: str, prepared: list[_Instruction]) -> float:
+        """The share of instructions followed, or with ``mode="all"`` whether all are; 0 for a text without any word.
+
+        Without that rule signs alone would earn much: they hold no comma, no forbidden word and no detectable language.
+        """
+        text = final_answer(text)
+        if not any(character.isalnum() for character in text):
+            return 0.0
+        variants = _loose_variants(text) if self.loose else [text]
+        followed = [any(_follows(item, variant) for variant in variants) for item in prepared]
+        return float(all(followed)) if self.mode == "all" else sum(followed) / len(followed)
+
+    def _rows(self, count: int, prompts: Sequence[Any] | None, columns: Mapping[str, Any]) -> list[dict[str, Any]]:
+        rows = super()._rows(count, prompts, columns)
+        for row, prompt in zip(rows, prompts or [], strict=False):
+            row.setdefault("prompt", prompt if isinstance(prompt, str) else message_text(prompt[-1]))
+        return rows
+
+
+def _follows(item: _Instruction, text: str) -> bool:
+    try:
+        return bool(text.strip()) and bool(item.checker.check_following(text))
+    except _CHECKER_FAILURES:
+        return False
+
+
+def _loose_variants(text: str) -> list[str]:
+    lines = text.split("\n")
+    cuts = [text, *("\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1]))]
+    return [variant for cut in cuts for variant in (cut, cut.replace("*", ""))]
