@@ -1,0 +1,67 @@
+"""Every help text answers at once and teaches; nothing heavy is imported for it."""
+
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from counterpoint import __version__
+from counterpoint.cli.app import app
+
+COMMANDS = [
+    ["train"],
+    ["eval"],
+    ["score"],
+    ["groups"],
+    ["report"],
+    ["demo"],
+    ["fetch"],
+    ["config"],
+    ["config", "check"],
+    ["config", "schema"],
+    ["pocket"],
+    ["pocket", "build"],
+]
+
+
+@pytest.mark.parametrize("command", [[], *COMMANDS], ids=" ".join)
+def test_help_explains_every_command_without_torch(command):
+    code = (
+        "import sys; from typer.testing import CliRunner; from counterpoint.cli.app import app; "
+        f"result = CliRunner().invoke(app, {[*command, '--help']!r}); "
+        "sys.exit(result.exit_code or ('torch' in sys.modules) or ('transformers' in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_version():
+    result = CliRunner().invoke(app, ["--version"])
+    assert result.output.strip() == f"counterpoint {__version__}"
+
+
+def test_the_help_lists_every_command():
+    output = CliRunner().invoke(app, ["--help"]).output
+    for command in COMMANDS:
+        assert command[0] in output
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "counterpoint", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def test_a_users_mistake_is_one_message_and_no_traceback(tmp_path):
+    result = run("train", str(tmp_path / "absent.yaml"))
+    assert result.returncode == 1
+    assert result.stderr.startswith("Error: ")
+    assert "there is no such configuration file" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["a.yaml", "--resume", "runs/x"]])
+def test_train_wants_a_configuration_or_a_run(arguments):
+    result = run("train", *arguments)
+    assert result.returncode == 1
+    assert "either a configuration file or --resume RUN" in result.stderr

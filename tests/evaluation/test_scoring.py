@@ -1,0 +1,70 @@
+import json
+import math
+
+import pytest
+
+from counterpoint.domains import Domain, LoadSummary, WeightedReward
+from counterpoint.errors import RewardError
+from counterpoint.evaluation import Completion, EvaluationPlan, Sampling, evaluate, score_rows
+from counterpoint.evaluation.intervals import mean_interval
+from counterpoint.pocket import model_path
+from counterpoint.pocket.tasks import TASKS
+from counterpoint.rewards import build_reward
+
+
+def domain(*rewards, rows=({"prompt": "p", "answer": "a"}, {"prompt": "q", "answer": "b"})):
+    summary = LoadSummary(*[0] * len(LoadSummary.__dataclass_fields__))
+    return Domain("math", [], list(rows), tuple(rewards), 1.0, summary)
+
+
+def completions(*texts):
+    return [Completion(text, len(text), False) for text in texts]
+
+
+def right(completions, answer, **_):
+    return [float(c == a) for c, a in zip(completions, answer, strict=True)]
+
+
+def test_rewards_are_summed_by_weight():
+    both = domain(WeightedReward("right", 1.0, right), WeightedReward("half", 0.5, lambda prompts, **_: [1, None]))
+    assert score_rows(both, both.evaluation, completions("a", "x")) == [1.5, 0.0]
+
+
+def test_chat_completions_reach_rewards_as_messages():
+    seen = []
+    rows = [{"prompt": [{"role": "user", "content": "hi"}], "answer": "a"}]
+    spy = WeightedReward("spy", 1.0, lambda completions, **_: seen.extend(completions) or [1.0])
+    score_rows(domain(spy, rows=rows), rows, completions("a"))
+    assert seen == [[{"role": "assistant", "content": "a"}]]
+
+
+def test_a_wrong_number_of_values_names_domain_and_reward():
+    broken = domain(WeightedReward("broken", 1.0, lambda **_: [1.0]))
+    with pytest.raises(RewardError, match=r"domain 'math': reward 'broken' returned 1 values for 2 completions"):
+        score_rows(broken, broken.evaluation, completions("a", "b"))
+
+
+def test_evaluate_scores_prompts_not_samples():
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    rows = [TASKS["math"].generate("test", i) for i in range(6)]
+    pocket = domain(WeightedReward("pocket", 1.0, build_reward("pocket")), rows=rows)
+    model = AutoModelForCausalLM.from_pretrained(model_path())
+    tokenizer = AutoTokenizer.from_pretrained(model_path(), padding_side="left")
+    progress = []
+    plan = EvaluationPlan(samples=3, examples=2, sampling=Sampling(max_new_tokens=8, batch_size=10))
+    (score,) = evaluate(model, tokenizer, [pocket], plan, lambda *update: progress.append(update))
+
+    assert (score.prompts, score.samples, len(score.scores)) == (6, 3, 6)
+    interval = mean_interval(score.scores)
+    assert (score.mean, score.low, score.high) == (interval.mean, interval.low, interval.high)
+    assert set(score.scores) <= {0, 1 / 3, 2 / 3, 1}
+    assert 0 <= score.greedy <= 1
+    assert len(score.examples) == 2
+    assert score.examples[0].prompt == rows[0]["prompt"]
+    assert score.examples[0].reference == rows[0]["answer"]
+    assert progress[-1] == ("math", 24, 24)
+    line = json.loads(json.dumps(score.to_json()))
+    assert line["domain"] == "math"
+    assert math.isclose(line["mean"], score.mean)
+    assert "examples" not in line

@@ -1,0 +1,97 @@
+"""Imports point one way, and what must stay light never imports torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parent.parent / "src" / "counterpoint"
+
+ALLOWED = {
+    "errors": set(),
+    "disk": {"errors"},
+    "runs": {"errors", "disk"},
+    "pocket": {"errors", "disk"},
+    "rewards": {"errors", "pocket"},
+    "config": {"errors", "rewards", "pocket", "disk"},
+    "surgery": {"errors"},
+    "domains": {"errors", "config", "rewards", "pocket"},
+    "evaluation": {"errors", "domains"},
+    "fetch": {"errors", "evaluation"},
+    "training": {"errors", "config", "domains", "evaluation", "pocket", "runs", "surgery"},
+    "report": {"errors", "runs", "disk", "evaluation"},
+    "cli": {
+        *("errors", "config", "domains", "evaluation", "fetch", "pocket", "report", "rewards", "runs", "surgery"),
+        *("training", "disk"),
+    },
+}
+"""Package -> packages it may import, at the top of a file or inside a function."""
+
+
+def package_of(path):
+    first = path.relative_to(SOURCE).parts[0]
+    return first.removesuffix(".py")
+
+
+def imports_of(path):
+    """Names of counterpoint's packages that a file imports, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        modules = []
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            if node.level:
+                base = path.relative_to(SOURCE.parent).with_suffix("").parts[: -node.level]
+                module = ".".join([*base, *([module] if module else [])])
+            modules = [module]
+        for module in modules:
+            parts = module.split(".")
+            if parts[0] == "counterpoint" and len(parts) > 1:
+                yield parts[1]
+
+
+def files():
+    return [p for p in sorted(SOURCE.rglob("*.py")) if p.name not in ("__init__.py", "__main__.py") or p.parent != SOURCE]
+
+
+def test_every_package_has_its_place():
+    assert {package_of(path) for path in files()} == set(ALLOWED)
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(SOURCE)))
+def test_imports_point_one_way(path):
+    package = package_of(path)
+    assert set(imports_of(path)) - {package} <= ALLOWED[package]
+
+
+def test_the_check_sees_a_forbidden_import(tmp_path):
+    assert "training" in set(imports_of(SOURCE / "cli" / "running.py"))
+    assert "training" not in ALLOWED["report"]
+
+
+LIGHT = ["config", "errors", "runs", "report", "rewards", "pocket", "pocket.tasks", "cli.app", "evaluation.intervals"]
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_light_modules_do_not_import_torch(module):
+    code = f"import counterpoint.{module}, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_surgery_imports_torch_alone():
+    code = (
+        "import counterpoint.surgery, sys; "
+        "sys.exit(any(m in sys.modules for m in ('transformers', 'trl', 'accelerate', 'datasets', 'peft')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+MAX_LINES = 300
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(SOURCE)))
+def test_files_stay_small(path):
+    assert len(path.read_text().splitlines()) <= MAX_LINES
