@@ -175,3 +175,9 @@ def test_plain_data_is_checked_as_a_file_is():
 def test_errors_hold_no_long_values(tmp_path):
     (found,) = problems(tmp_path, f"{GOOD}run: {{seed: {'x' * 5000}}}\n")
     assert len(found) < 300
+
+
+def test_an_unset_variable_is_one_problem_not_two(tmp_path, monkeypatch):
+    monkeypatch.delenv("NOWHERE", raising=False)
+    (found,) = problems(tmp_path, f"{GOOD}run: {{seed: '${{NOWHERE}}'}}\n")
+    assert found.startswith("c.yaml:3: run.seed: the environment variable NOWHERE is not set.")
