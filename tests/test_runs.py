@@ -176,7 +176,7 @@ def test_a_disk_error_keeps_the_old_file_and_says_what_to_do(tmp_path, monkeypat
     with pytest.raises(RunError, match=r"No space left on device\). The disk is full. Free some space"):
         write_text(path, "new")
     assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["file.txt"]
+    assert [item.name for item in tmp_path.iterdir()] == ["file.txt"]
 
 
 def test_disk_checks(tmp_path):
