@@ -87,8 +87,11 @@ def test_info_shows_every_domain():
 
 
 def test_errors_say_what_to_do(tmp_path):
-    with pytest.raises(ModelError, match=r"exists already, and nothing is overwritten. Choose another folder"):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ModelError, match=r"is not empty, and nothing is overwritten. Choose another with --output"):
         raise run("build", "-o", tmp_path).exception
+    with pytest.raises(ModelError, match=r"mine.txt cannot be made: File exists. Choose another"):
+        raise run("build", "-o", tmp_path / "mine.txt").exception
     with pytest.raises(DomainError, match=r"Unknown pocket domain 'maths': did you mean 'math'"):
         raise run("sample", "maths").exception
     with pytest.raises(ModelError, match=r"is no model folder: it holds no config.json"):

@@ -39,13 +39,13 @@ def sample(
 def build(
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", help="Folder to write: a Hugging Face model folder. It must not exist yet."),
+        typer.Option("--output", "-o", help="Folder to write: a Hugging Face model folder. It must be new or empty."),
     ] = Path("pocket-base"),
     steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of supervised learning on gold answers. Default: as shipped.")
     ] = None,
     noisy_steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps on answers of which most are noise. Default: as shipped.")
+        int | None, typer.Option(min=1, help="Steps on answers of which many are noise. Default: as shipped.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the first weights and of every batch.")] = 0,
     prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts of each domain to measure it on.")] = 512,

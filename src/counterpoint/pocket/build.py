@@ -1,6 +1,6 @@
 """Trains the pocket base model from nothing, on the CPU, the same bit for bit each time on one machine.
 
-First supervised learning on gold answers, to competence. Then some steps on answers of which most are noise (gold
+First supervised learning on gold answers, to competence. Then some steps on answers of which many are noise (gold
 answers to other prompts), so that the model still knows the domains but samples them badly, as base models do:
 reinforcement learning then has something to bring out. The bits depend on the kind of processor, the release of torch
 and the number of threads, which is therefore a setting of its own and not taken from the machine.
@@ -45,7 +45,7 @@ class Plan:
     """Everything that decides the weights of a base model."""
 
     competence: Stage = Stage("competence", steps=1400, learning_rate=2e-3)
-    noisy: Stage = Stage("noise", steps=120, learning_rate=5e-4, noise=0.6, warm_up=10)
+    noisy: Stage = Stage("noise", steps=120, learning_rate=2e-4, noise=0.4, warm_up=10)
     rows: int = 16
     """Rows of each domain in a step."""
     seed: int = 0

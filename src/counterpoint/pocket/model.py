@@ -25,7 +25,7 @@ class Shape:
     """Sizes of a pocket model."""
 
     hidden: int = 192
-    layers: int = 6
+    layers: int = 4
     heads: int = 6
     inner: int = 512
     longest: int = 128

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from counterpoint.errors import DomainError, ModelError, nearest
 from counterpoint.pocket import TASKS, model_path
+from counterpoint.pocket.progress import BuildProgress
 
 
 def print_info() -> None:
@@ -73,8 +73,7 @@ def print_samples(domain: str, folder: Path | None, *, prompts: int, seed: int) 
 
 def build_with_progress(output: Path, *, steps: int | None, noisy_steps: int | None, seed: int, prompts: int) -> None:
     """Trains a base, shows the progress, writes the folder ``output`` and prints what the base reached."""
-    if output.exists():
-        raise ModelError(f"{output} exists already, and nothing is overwritten. Choose another folder with --output.")
+    _make_empty_folder(output)
     # Must be set before torch starts its threads: waiting threads that spin slow a busy machine down fifteen-fold.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from counterpoint.pocket.build import Plan, build, record, save
@@ -86,25 +85,22 @@ def build_with_progress(output: Path, *, steps: int | None, noisy_steps: int | N
         noisy=replace(plan.noisy, steps=noisy_steps or plan.noisy.steps),
     )
     console = Console()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}"),
-    )
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
-        bars = {
-            stage.name: progress.add_task(
-                stage.name, total=stage.steps, loss=float("nan"), start=stage is plan.competence
-            )
-            for stage in plan.stages
-        }
-
-        def report(stage: str, done: int, total: int, loss: float) -> None:
-            progress.start_task(bars[stage])
-            progress.update(bars[stage], completed=done, loss=loss)
-
-        base = build(plan, report, prompts=prompts)
+    with BuildProgress(console, [(stage.name, stage.steps) for stage in plan.stages]) as progress:
+        base = build(plan, progress.step, prompts=prompts)
     save(base, output)
     console.print(score_table(record(base)["scores"]))
     console.print(escape(f"Written to {output}"), soft_wrap=True)
+
+
+def _make_empty_folder(folder: Path) -> None:
+    """Makes the folder before the minutes of training, so that they are not lost for want of a place to write."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ModelError(
+            f"The folder {folder} cannot be made: {error.strerror}. Choose another with --output."
+        ) from error
+    if any(folder.iterdir()):
+        raise ModelError(f"The folder {folder} is not empty, and nothing is overwritten. Choose another with --output.")
+    if not os.access(folder, os.W_OK):
+        raise ModelError(f"The folder {folder} cannot be written to. Choose another with --output.")
