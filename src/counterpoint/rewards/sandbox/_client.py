@@ -85,6 +85,7 @@ class _Server:
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._warned = False
+        self.why_weaker = ""
 
     def run(self, program: Program, limits: Limits) -> Verdict:
         for attempt in range(3):
@@ -138,9 +139,10 @@ class _Server:
                 f"The code sandbox did not start ({error}); its own message is on standard error."
             ) from None
         self._control.settimeout(None)
-        if not hello["namespaces"] and not self._warned:
+        self.why_weaker = "" if hello["namespaces"] else hello["why"]
+        if self.why_weaker and not self._warned:
             self._warned = True
-            _warn(hello["why"])
+            _warn(self.why_weaker)
         return self._control
 
     def stop(self) -> None:

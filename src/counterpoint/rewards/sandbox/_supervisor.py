@@ -10,6 +10,7 @@ else in there, fork bombs and daemons included, and the program's signals cannot
 import contextlib
 import json
 import os
+import random
 import select
 import shutil
 import signal
@@ -113,15 +114,19 @@ def _run(client: socket.socket, sources: list[str], limits: Limits, cage: Cage) 
     theirs.close()
     outcome = _wait(judge_pid, program_pid if cage.namespaces else -1, client, limits.wall_seconds)
     os.kill(judge_pid, signal.SIGKILL)
-    if not cage.namespaces:
+    if cage.namespaces:  # the judge's end takes the rest along, and waits until the program is reaped
+        with contextlib.suppress(ChildProcessError):  # reaped already
+            os.waitpid(program_pid, 0)
+        os.waitpid(judge_pid, 0)
+    else:
+        os.waitpid(judge_pid, 0)
         _sweep(program_pid, cage.uid)
-    with contextlib.suppress(ChildProcessError):  # reaped already
         os.waitpid(program_pid, 0)
-    os.waitpid(judge_pid, 0)
     return outcome
 
 
 def _judge_process(client: socket.socket, program: socket.socket, cage: Cage) -> NoReturn:
+    random.seed(0)  # forking has drawn a new seed; programs and tests get the same random numbers every time
     # Orphans of the program end up here; ignoring the signal lets the kernel reap them.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
@@ -144,6 +149,7 @@ def _judge_process(client: socket.socket, program: socket.socket, cage: Cage) ->
 def _program_process(
     client: socket.socket, judge_socket: socket.socket, sources: list[str], limits: Limits, cage: Cage
 ) -> NoReturn:
+    random.seed(0)
     try:
         client.close()
         os.setsid()

@@ -65,9 +65,18 @@ def prepare() -> Cage:
     cage = Cage(True, uid, os.open("/proc", os.O_RDONLY | os.O_DIRECTORY))
     why = "COUNTERPOINT_SANDBOX=processes" if "processes" in sys.argv else _trial(cage)
     if why:
-        return Cage(False, uid, why=why)
+        return Cage(False, uid, why=why + _library_problem(uid))
     _enter(cage)
     return cage
+
+
+def _library_problem(uid: int | None) -> str:
+    """Says so when programs, as the user ``uid``, cannot read the standard library."""
+    library = Path(os.__file__).resolve().parent
+    folders = [library, *library.parents]
+    if uid is None or all(folder.stat().st_mode & 0o001 for folder in folders):
+        return ""
+    return f"; unprivileged users cannot read {library}, so programs can import only {' '.join(_PRELOADED.split())}"
 
 
 def _can_become(uid: int) -> bool:
