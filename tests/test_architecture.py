@@ -54,7 +54,9 @@ def imports_of(path):
 
 
 def files():
-    return [p for p in sorted(SOURCE.rglob("*.py")) if p.name not in ("__init__.py", "__main__.py") or p.parent != SOURCE]
+    return [
+        p for p in sorted(SOURCE.rglob("*.py")) if p.name not in ("__init__.py", "__main__.py") or p.parent != SOURCE
+    ]
 
 
 def test_every_package_has_its_place():

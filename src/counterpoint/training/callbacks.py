@@ -115,6 +115,6 @@ class CheckpointMover(TrainerCallback):
     def _prune(self) -> None:
         if self.keep is None:
             return
-        removable = [path for step, path in self.run.checkpoints() if step not in self.protected]
-        for path in removable[: -self.keep]:
-            shutil.rmtree(path)
+        for step, path in self.run.checkpoints()[: -self.keep]:
+            if step not in self.protected:
+                shutil.rmtree(path)

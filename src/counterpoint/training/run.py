@@ -95,10 +95,15 @@ class _Run:
             raise
         except CounterpointError:
             self.run.finish("failed")
+            self._say_what_is_left()
             raise
         shutil.rmtree(output_dir(self.run), ignore_errors=True)
         self.run.finish("done")
         return self.run
+
+    def _say_what_is_left(self) -> None:
+        if checkpoints := self.run.checkpoints():
+            self.reporter.message(f"The last whole checkpoint is {checkpoints[-1][1]}")
 
     def _forget_unfinished(self) -> None:
         """Drops what a killed run wrote after its last whole checkpoint; it will be written again."""

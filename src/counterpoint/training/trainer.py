@@ -115,7 +115,7 @@ class DomainGRPOTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Buffer:
         known = all(example.get("domain") in self.domains and "row" in example for example in inputs)
-        output = super()._generate_and_score_completions(self.domain_rows.expand(inputs) if known else inputs)
+        output = self._sample(self.domain_rows.expand(inputs) if known else inputs)
         if not known:  # an evaluation set without domains
             return output
         domain_B = torch.tensor([self.domains.index(e["domain"]) for e in inputs], device=self.accelerator.device)
@@ -124,6 +124,14 @@ class DomainGRPOTrainer(GRPOTrainer):
         self._normalise_advantages(output, all_domain_B)
         self._log_batch(output, all_domain_B)
         return output
+
+    def _sample(self, rows: list[dict[str, Any]]) -> Buffer:
+        try:
+            return super()._generate_and_score_completions(rows)
+        except RuntimeError as error:
+            if "probability tensor contains" not in str(error):
+                raise
+            raise self._diverged("the model's probabilities are not numbers") from error
 
     def _normalise_advantages(self, output: Buffer, all_domain_B: torch.Tensor) -> None:
         normalised_sum = self.multi_objective_aggregation == "normalize_then_sum"
@@ -214,15 +222,18 @@ class DomainGRPOTrainer(GRPOTrainer):
         loss, self._window_loss = self._window_loss, None
         if not torch.isfinite(loss):
             self.surgeon.reset()
-            raise DivergedError(
-                f"Step {self.state.global_step + 1}: the loss is {loss.item()}, so the step was not taken. Continue "
-                "from the last checkpoint with a lower learning_rate or a smaller max_grad_norm."
-            )
+            raise self._diverged(f"the loss is {loss.item()}, so the step was not taken")
         if not self._separates_domains:
             return
         self.last_record = self.surgeon.combine()
         for key, value in surgery_metrics(self.last_record).items():
             self._metrics["train"][key].append(value)
+
+    def _diverged(self, what: str) -> DivergedError:
+        return DivergedError(
+            f"Step {self.state.global_step + 1}: {what}. Continue from the last checkpoint with a lower learning_rate or "
+            "a smaller max_grad_norm."
+        )
 
     def _copy_metrics(self, domain: str, counts: Mapping[str, int]) -> None:
         metrics = self._metrics["train"]
@@ -233,6 +244,8 @@ class DomainGRPOTrainer(GRPOTrainer):
     # Checkpoints
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if not all(bool(param.isfinite().all()) for param in model.parameters() if param.requires_grad):
+            raise self._diverged("weights are no longer numbers, so no checkpoint was written over good ones")
         super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         buffer = None if self._generates_next else self._buffered_inputs
