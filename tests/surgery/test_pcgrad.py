@@ -98,6 +98,11 @@ def test_a_zero_gradient_changes_nothing(explicit_pcgrad):
     torch.testing.assert_close(weights_D[[0, 2]], without)
 
 
+def test_a_gradient_whose_square_underflows_is_not_projected_against():
+    gram_GDD = torch.tensor([[[1.0, -1e-20], [-1e-20, 0.0]]], dtype=torch.float64)
+    assert pcgrad(gram_GDD, context(2)).eq(1).all()
+
+
 def test_opposite_gradients_cancel():
     vectors_DP = torch.stack([gradients(1)[0], -gradients(1)[0]])
     update = pcgrad(gram(vectors_DP), context(2))[0] @ vectors_DP

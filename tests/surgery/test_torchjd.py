@@ -115,6 +115,14 @@ def test_an_absent_domain_does_not_erase_gradvacs_memory():
     assert torch.equal(first(grams(1, seed=4), context(1, 2)), second(grams(1, seed=4), context(1, 2)))
 
 
+def test_gradvac_does_not_take_one_pair_of_domains_for_another():
+    first, second = weighting_of("gradvac"), weighting_of("gradvac")
+    first(grams(1)[:, :2, :2], Context(("g0",), ("a", "b")))
+    later = grams(1, seed=4)[:, :2, :2]
+    other_pair = Context(("g0",), ("a", "c"))
+    assert torch.equal(first(later, other_pair), second(later, other_pair))
+
+
 def test_gradvacs_memory_travels_in_the_surgeons_state(tmp_path):
     weighting_of("gradvac")
 

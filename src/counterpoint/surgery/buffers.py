@@ -81,7 +81,7 @@ class DomainBuffers:
         return gram_UDD
 
     def write(self, weights_UD: Tensor, counts: list[int], chunk: int | None = None) -> None:
-        """Sets ``.grad`` to the weighted sum, unit by unit, and lets go of every buffer on the way.
+        """Sets ``.grad`` to the weighted sum, unit by unit, and lets go of every buffer.
 
         ``weights_UD`` [U, D] is in the order of ``domains``. A parameter for which no domain has a gradient gets none.
         """
@@ -96,8 +96,6 @@ class DomainBuffers:
                 if mine:
                     _kernels.weighted_sum_([gradient.view(-1) for _, gradient in mine], rows, chunk)
                     parameter.grad = mine[0][1]
-                for gradients in held:
-                    gradients[i] = None
         self.clear()
 
     def _own(self, gradient: Tensor | None) -> Tensor | None:

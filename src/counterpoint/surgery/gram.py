@@ -16,9 +16,8 @@ def cosines(gram_GDD: Tensor) -> Tensor:
 
 
 def conflicts(gram_GDD: Tensor) -> Tensor:
-    """True [G, D, D] where two different domains' gradients have a negative inner product."""
-    off_diagonal_DD = ~torch.eye(gram_GDD.shape[-1], dtype=torch.bool, device=gram_GDD.device)
-    return (gram_GDD < 0) & off_diagonal_DD
+    """True [G, D, D] where two domains' gradients have a negative inner product; never on the diagonal."""
+    return gram_GDD < 0
 
 
 def conflict_rate(gram_GDD: Tensor) -> float:
