@@ -26,12 +26,18 @@ def shuffled_buffer(counts, micro_batches, seed=0):
 
 
 @pytest.mark.parametrize(
-    ("counts", "micro_batches", "per_step"),
-    [((8, 8), 4, 4), ((8, 8), 4, 2), ((12, 4), 8, 8), ((6, 6, 6), 9, 9), ((6, 6, 6), 9, 3), ((16,), 4, 2)],
+    ("counts", "micro_batches", "steps"),
+    [
+        ((8, 8), 4, None),
+        ((8, 8), 4, [[2, 2]]),
+        ((8, 8), 4, [[1, 1], [1, 1]]),
+        ((12, 4), 8, [[6, 2]]),
+        ((6, 6, 6), 9, [[1, 1, 1], [1, 2, 0], [1, 0, 2]]),
+        ((16,), 4, [[2], [2]]),
+    ],
 )
-def test_every_micro_batch_holds_one_domain_and_every_row_survives(counts, micro_batches, per_step):
-    buffer = shuffled_buffer(counts, micro_batches)
-    result = regroup(buffer, per_step)
+def test_every_micro_batch_holds_one_domain_and_every_row_survives(counts, micro_batches, steps):
+    result = regroup(shuffled_buffer(counts, micro_batches), steps)
 
     assert len(result) == micro_batches
     assert all((part[DOMAIN_KEY] == domain_of(part)).all() for part in result)
@@ -44,24 +50,28 @@ def test_every_micro_batch_holds_one_domain_and_every_row_survives(counts, micro
         assert part["absent"] is None
 
 
-@pytest.mark.parametrize(
-    ("counts", "micro_batches", "per_step"), [((8, 8), 8, 4), ((24, 8), 16, 4), ((6, 6, 12), 12, 4)]
-)
-def test_every_step_gets_the_same_number_of_micro_batches_of_each_domain(counts, micro_batches, per_step):
-    result = regroup(shuffled_buffer(counts, micro_batches), per_step)
-    windows = [result[i : i + per_step] for i in range(0, micro_batches, per_step)]
-    expected = [sorted(domain_of(part) for part in windows[0])] * len(windows)
-    assert [[domain_of(part) for part in window] for window in windows] == expected
+@pytest.mark.parametrize("steps", [[[2, 2], [2, 2]], [[3, 1], [1, 3]], [[4, 0], [0, 4]]])
+def test_every_step_gets_its_own_numbers(steps):
+    result = regroup(shuffled_buffer((8, 8), 8), steps)
+    domains = [domain_of(part) for part in result]
+    assert [[domains[i : i + 4].count(d) for d in (0, 1)] for i in (0, 4)] == steps
+    assert all(domains[i : i + 4] == sorted(domains[i : i + 4]) for i in (0, 4))
+
+
+@pytest.mark.parametrize("steps", [[[3, 2]], [[2, 1]], [[2, 3], [0, 0]]])
+def test_numbers_that_do_not_fit_the_rows_are_a_bug_of_ours(steps):
+    with pytest.raises(AssertionError, match="left"):
+        regroup(shuffled_buffer((8, 8), 4), steps)
 
 
 def test_rows_keep_their_order_inside_a_domain():
     buffer = shuffled_buffer((8, 8), 4)
     before = {d: torch.cat([p["value"][p[DOMAIN_KEY] == d] for p in buffer]).tolist() for d in (0, 1)}
-    result = regroup(buffer, 4)
+    result = regroup(buffer)
     after = {d: torch.cat([p["value"] for p in result if domain_of(p) == d]).tolist() for d in (0, 1)}
     assert before == after
 
 
 def test_rows_that_do_not_fill_micro_batches_are_a_bug_of_ours():
     with pytest.raises(AssertionError, match="do not fill"):
-        regroup(shuffled_buffer((5, 11), 4), 4)
+        regroup(shuffled_buffer((5, 11), 4))

@@ -62,6 +62,14 @@ def test_carry_meets_such_shares_over_steps(tiny_model, tiny_tokenizer, tmp_path
     assert sum(step.count("math") for step in steps) == 8
 
 
+def test_carry_gives_every_step_of_a_long_generation_its_own_numbers(tiny_model, tiny_tokenizer, tmp_path):
+    shares = {"shares": {"math": 2, "code": 1}, "share_rule": "carry", "max_steps": 6}
+    short = watch(tiny_model, tiny_tokenizer, tmp_path / "a", **shares)
+    long = watch(tiny_model, tiny_tokenizer, tmp_path / "b", steps_per_generation=8, **shares)
+    assert long == short
+    assert len({step.count("math") for step in short}) > 1
+
+
 def test_a_domain_missing_from_a_step_takes_no_part(tiny_model, tiny_tokenizer, tmp_path):
     trainer = build(
         tiny_model, tiny_tokenizer, tmp_path, shares={"math": 9, "code": 1}, share_rule="carry", max_steps=1

@@ -25,6 +25,8 @@ REWARDS: dict[str, str] = {
     "format": "counterpoint.rewards.shape:FormatReward",
     # the four toy domains of counterpoint.pocket
     "pocket": "counterpoint.rewards.pocket:PocketReward",
+    # the scorer that comes with each reasoning-gym task
+    "reasoning_gym": "counterpoint.rewards.reasoning_gym:ReasoningGymReward",
 }
 
 

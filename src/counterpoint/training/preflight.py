@@ -35,13 +35,7 @@ class Plan:
 
 def strategy_spec(config: Config) -> str | dict[str, Any]:
     """What the Surgeon is to do; a stage of a sequential run holds one domain, so there it is plain mixing."""
-    strategy = config.strategy
-    if strategy.sequential:
-        return "mixed"
-    if strategy.name is not None:
-        return strategy.name
-    weighting = {"type": strategy.weighting, **strategy.options} if strategy.options else strategy.weighting
-    return {"grouping": strategy.grouping, "weighting": weighting}
+    return "mixed" if config.strategy.sequential else config.strategy.spec
 
 
 def check_config(config: Config) -> list[str]:

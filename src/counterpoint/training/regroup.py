@@ -19,33 +19,40 @@ def domain_of(micro_batch: Buffer) -> int:
     return int(micro_batch[DOMAIN_KEY][0])
 
 
-def regroup(buffer: Sequence[Buffer], micro_batches_per_step: int) -> list[Buffer]:
+def regroup(buffer: Sequence[Buffer], steps: Sequence[Sequence[int]] | None = None) -> list[Buffer]:
     """The rows of ``buffer`` as equally many, equally large micro-batches of one domain each.
 
-    Rows keep their order inside a domain. Micro-batches of a domain are spread over the optimizer steps that the buffer
-    covers as evenly as their number allows, and lie next to each other inside a step, in the order of domain ids.
+    Rows keep their order inside a domain; micro-batches of a domain lie next to each other inside an optimizer step, in
+    the order of domain ids.
 
     Args:
         buffer: micro-batches of B rows each: ``[B, ...]`` tensors or lists of length B; 0-d tensors belong to all rows.
-        micro_batches_per_step: micro-batches of one optimizer step (gradient accumulation).
+        steps: for every optimizer step that the buffer covers, the number of micro-batches of each domain id; None for
+            a buffer that lies inside one step.
 
     Raises:
-        AssertionError: a domain's rows do not fill whole micro-batches; the quota sampler prevents this.
+        AssertionError: rows that do not fill whole micro-batches, or not the steps; the quota sampler prevents this.
     """
     rows = _concatenate(buffer)
-    num_rows = rows[DOMAIN_KEY].shape[0]
-    size = num_rows // len(buffer)
-    pure: list[tuple[float, int, torch.Tensor]] = []
-    for domain_id in rows[DOMAIN_KEY].unique().tolist():
-        index_B = (rows[DOMAIN_KEY] == domain_id).nonzero().squeeze(1)
-        assert len(index_B) % size == 0, f"domain {domain_id}: {len(index_B)} rows do not fill micro-batches of {size}"
-        chunks = index_B.split(size)
-        pure += [((i + 0.5) / len(chunks), domain_id, chunk) for i, chunk in enumerate(chunks)]
-    pure.sort(key=lambda item: item[:2])
+    size = rows[DOMAIN_KEY].shape[0] // len(buffer)
+    chunks = {domain_id: _chunks(rows, domain_id, size) for domain_id in rows[DOMAIN_KEY].unique().tolist()}
+    if steps is None:
+        return [_select(rows, index_B) for domain_id in sorted(chunks) for index_B in chunks[domain_id]]
     ordered = []
-    for start in range(0, len(pure), micro_batches_per_step):
-        ordered += sorted(pure[start : start + micro_batches_per_step], key=lambda item: item[1])
-    return [_select(rows, index_B) for _, _, index_B in ordered]
+    for counts in steps:
+        for domain_id, count in enumerate(counts):
+            own = chunks.get(domain_id, [])
+            assert len(own) >= count, f"domain {domain_id}: {len(own)} micro-batches left, a step needs {count}"
+            ordered += own[:count]
+            chunks[domain_id] = own[count:]
+    assert not any(chunks.values()), "rows are left over after the last step"
+    return [_select(rows, index_B) for index_B in ordered]
+
+
+def _chunks(rows: Buffer, domain_id: int, size: int) -> list[torch.Tensor]:
+    index_B = (rows[DOMAIN_KEY] == domain_id).nonzero().squeeze(1)
+    assert len(index_B) % size == 0, f"domain {domain_id}: {len(index_B)} rows do not fill micro-batches of {size}"
+    return list(index_B.split(size))
 
 
 def _concatenate(buffer: Sequence[Buffer]) -> Buffer:

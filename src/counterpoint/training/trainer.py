@@ -34,7 +34,7 @@ class DomainGRPOTrainer(GRPOTrainer):
     Args:
         model: as in ``GRPOTrainer``.
         reward_funcs: a mapping from domain to one or several reward functions, or what ``GRPOTrainer`` takes, applied
-            to all domains. Weights per function go into ``args.reward_weights``, in the order of domains, then functions.
+            to all domains. Weights go into ``args.reward_weights``, in the order of domains, then functions.
         train_dataset: a dataset with the columns ``prompt`` and ``domain``, or a mapping from domain to rows.
         strategy: a name (``mixed``, ``pcgrad``, ``mgs``, ``mgs-tensor``), ``{"grouping": ..., "weighting": ...}`` or a
             ``Strategy``.
@@ -171,9 +171,20 @@ class DomainGRPOTrainer(GRPOTrainer):
         if not self.model.training or self._buffered_inputs is before:
             return inputs
         assert self._buffered_inputs is not None
-        num_buffered = len(self._buffered_inputs)
-        self._buffered_inputs = regroup(self._buffered_inputs, min(self.args.gradient_accumulation_steps, num_buffered))
+        self._buffered_inputs = regroup(self._buffered_inputs, self._step_quotas())
         return self._buffered_inputs[self._slot]
+
+    def _step_quotas(self) -> list[list[int]] | None:
+        """Micro-batches of each domain in every step of the generation just made; None where a step holds several."""
+        sampler, geometry = self._sampler, self._sampler.geometry
+        if geometry.steps_per_generation < geometry.accumulation:
+            return None
+        period = self._step // (geometry.steps_per_generation * geometry.iterations)
+        first = period * geometry.period_quota_steps
+        return [
+            [units * geometry.unit_micro_batches for units in sampler.quotas.counts(first + i)]
+            for i in range(geometry.period_quota_steps)
+        ]
 
     # Training
 
@@ -231,8 +242,8 @@ class DomainGRPOTrainer(GRPOTrainer):
 
     def _diverged(self, what: str) -> DivergedError:
         return DivergedError(
-            f"Step {self.state.global_step + 1}: {what}. Continue from the last checkpoint with a lower learning_rate or "
-            "a smaller max_grad_norm."
+            f"Step {self.state.global_step + 1}: {what}. Continue from the last checkpoint with a lower learning_rate "
+            "or a smaller max_grad_norm."
         )
 
     def _copy_metrics(self, domain: str, counts: Mapping[str, int]) -> None:
