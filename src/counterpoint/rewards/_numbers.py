@@ -39,9 +39,8 @@ _NUMBER = re.compile(
     re.VERBOSE,
 )
 _LAST_NUMBER = re.compile(rf"(?<![\w.])[-−]?\s?[$£€]?\s?[-−]?{_DECIMAL}(?:\s*/\s*{_DIGITS}(?![\w.]*/))?")  # noqa: RUF001
-_LATEX_NOISE = re.compile(
-    r"\\(?:left|right|displaystyle|,|!|;|:|quad|ldots)|[{}]?\\(?:text|mathrm|textbf|mbox)\s*(?=\{)"
-)
+_LATEX_NOISE = re.compile(r"\\(?:left|right|displaystyle|,|!|;|:|quad|ldots)")
+_LATEX_TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf|mbox)\s*\{([^{}]*)\}")
 
 
 def parse_number(text: str) -> Fraction | None:
@@ -74,7 +73,7 @@ def last_number(text: str) -> Fraction | None:
 def _clean(text: str) -> str:
     text = text.strip().strip("*_`").replace("−", "-").replace("–", "-").replace("\u00a0", " ")  # noqa: RUF001
     text = text.replace("\\$", "$").replace("\\%", "%").replace("{,}", ",").replace("\\ ", " ")
-    text = _LATEX_NOISE.sub(" ", text).strip()
+    text = _LATEX_TEXT.sub(r" \1 ", _LATEX_NOISE.sub(" ", text)).strip()
     if text.startswith("$") and text.endswith("$") and len(text) > 1:
         text = text.strip("$").strip()
     text = re.sub(r"^\(?\s*[a-zA-Z]\s*=\s*", "", text)

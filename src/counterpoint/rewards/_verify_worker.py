@@ -37,9 +37,9 @@ def _comparison() -> Callable[[str, str], bool]:
     targets = [LatexExtractionConfig(), ExprExtractionConfig()]
 
     def read(text: str) -> list[Any]:
-        plain = parse(text, targets, parsing_timeout=None)
-        wrapped = parse(f"${text.strip('$ ')}$", targets, parsing_timeout=None)
-        return [*wrapped, *plain]
+        # As one formula; only prose that is none is searched for formulas, or ``3x`` would hold the answer 3.
+        whole = parse(f"${text.strip('$ ')}$", targets, parsing_timeout=None)
+        return whole or parse(text, targets, parsing_timeout=None)
 
     def same(gold: str, answer: str) -> bool:
         try:

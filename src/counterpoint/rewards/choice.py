@@ -118,7 +118,11 @@ def _lone_label(text: str, names: str, labels: list[str]) -> str | None:
     bracketed = {_canonical(name, labels) for name in re.findall(rf"[(\[]\s*({names})\s*[)\]]", text, re.IGNORECASE)}
     if len(bracketed) == 1:
         return bracketed.pop()
-    bare = set(re.findall(rf"(?<![\w'’])({names})(?![\w'’])", text)) - {"A", "I"}  # noqa: RUF001
+    bare = set()
+    for match in re.finditer(rf"(?<![\w'’])({names})(?![\w'’])", text):  # noqa: RUF001
+        is_word = match[1] in ("A", "I") and re.match(r"\s+(?!or\b|and\b)[a-z]", text[match.end() :])
+        if not is_word:
+            bare.add(match[1])
     return bare.pop() if len(bare) == 1 and not bracketed else None
 
 

@@ -24,6 +24,7 @@ _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _CUE = re.compile(r"(?:final\s+)?answer\s*(?:is|:|=)+\s*:?\s*(?:\*\*)?\s*([^\n]+)", re.IGNORECASE)
 _INLINE_MATH = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _MAX_EXPRESSION = 300
+_FUNCTIONS = {"pi", "sqrt", "sin", "cos", "tan", "log", "ln", "exp", "frac", "cdot", "times", "inf"}
 
 
 @dataclass(frozen=True)
@@ -85,13 +86,19 @@ class MathReward(Reward):
                 elif answer:
                     if _same_text(answer, reference.text):
                         rewards[index] = 1.0
-                    elif len(answer) <= _MAX_EXPRESSION and not _is_malformed_number(answer, reference):
+                    elif self._is_comparable(answer, reference):
                         open_pairs.append((index, reference.text, answer))
         open_pairs = [pair for pair in open_pairs if rewards[pair[0]] == 0.0]
         verdicts = equivalent_all([(gold, answer) for _, gold, answer in open_pairs], self.timeout)
         for (index, _, _), same in zip(open_pairs, verdicts, strict=True):
             rewards[index] = max(rewards[index], float(same))
         return rewards
+
+    def _is_comparable(self, answer: str, reference: _Reference) -> bool:
+        """Whether math-verify is asked at all. It finds formulas in prose, which a whole reply must not be."""
+        if len(answer) > _MAX_EXPRESSION or (self.extraction == "plain" and not _is_formula(answer)):
+            return False
+        return not _is_malformed_number(answer, reference)
 
     def extract(self, text: str, numeric: bool) -> Fraction | str:
         """The final answer of a completion: a number, an expression's text, or ``""``.
@@ -123,8 +130,12 @@ class MathReward(Reward):
             number = parse_number(candidate)
             if number is not None:
                 return number
-        number = _first_number(cues[-1]) if cues else None
-        return _or_nothing(number if number is not None else last_number(text)) or _read(text, numeric)
+        if cues:
+            number = _first_number(cues[-1])
+            return _or_nothing(last_number(text) if number is None else number)
+        # A bare calculation, ``17 + 25 = 42`` or ``2\\sqrt{4}``, is read as a whole: its last number is not its value.
+        result = text.rpartition("=")[2]
+        return _read(result, numeric) if _is_formula(text) else _or_nothing(last_number(text))
 
 
 def _read(text: str, numeric: bool) -> Fraction | str:
@@ -157,6 +168,12 @@ def _boxed(text: str) -> str:
             if depth == 0:
                 return text[start:position].strip()
     return ""
+
+
+def _is_formula(text: str) -> bool:
+    """Whether a text is one line of mathematics: no words but functions' names."""
+    words = re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", re.sub(r"\\(?:text|mathrm)\s*\{[^{}]*\}", "", text))
+    return "\n" not in text and len(text) <= _MAX_EXPRESSION and all(word in _FUNCTIONS for word in words)
 
 
 def _is_malformed_number(answer: str, reference: _Reference) -> bool:
