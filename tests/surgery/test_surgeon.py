@@ -143,6 +143,8 @@ def test_a_parameter_without_gradient_counts_as_zero(toy, every_pcgrad):
         for gradients in gradients_D.values()
     ]
     allowed = torch.stack(every_pcgrad([toy.flat(gradients, list(toy.SHAPES)) for gradients in full]))
+    vectors_DP = torch.stack([toy.flat(gradients, list(toy.SHAPES)) for gradients in full])
+    torch.testing.assert_close(record.gram_GDD[0], vectors_DP @ vectors_DP.T)
     found["scalar"] = torch.zeros((), dtype=torch.float64)
     assert (allowed - toy.flat(found, list(toy.SHAPES))).abs().amax(dim=1).min() < 1e-12
     assert record.finite

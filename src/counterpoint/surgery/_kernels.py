@@ -21,31 +21,24 @@ DEVICE_CHUNK = 1 << 24
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 
-def pair_products(flat_D: Sequence[Tensor | None], num_pieces: int, chunk: int | None = None) -> Tensor:
-    """Inner products [pieces, D, D] of a parameter's flat gradients, float64, on their device.
+def pairs(number: int) -> list[tuple[int, int]]:
+    """The pairs ``(i, j)`` with ``i <= j`` of that many things, in the order of ``pair_products``."""
+    return [(i, j) for i in range(number) for j in range(i, number)]
 
-    Each gradient is cut into ``num_pieces`` equal pieces; ``None`` stands for a gradient of zeros.
+
+def pair_products(flats: Sequence[Tensor], num_pieces: int, chunk: int | None = None) -> Tensor:
+    """Inner products [pieces, pairs] of flat gradients, float64 and on their device, without waiting for it.
+
+    Each gradient is cut into ``num_pieces`` equal pieces.
     """
-    present = [d for d, flat in enumerate(flat_D) if flat is not None]
-    flats = [flat for flat in flat_D if flat is not None]
-    pairs = [(i, j) for i in range(len(flats)) for j in range(i, len(flats))]
+    both = pairs(len(flats))
     products: list[Tensor] = []
-    rows: list[int] = []
-    for piece, low, high in _chunks(flats, num_pieces, chunk):
+    for _, low, high in _chunks(flats, num_pieces, chunk):
         parts = [_widened(flat[low:high]) for flat in flats]
-        products += [torch.dot(parts[i], parts[j]) for i, j in pairs]
-        rows.append(piece)
-    device = flats[0].device
-    gram = torch.zeros(num_pieces, len(flat_D), len(flat_D), dtype=torch.float64, device=device)
-    if not rows:
-        return gram
-    per_chunk = torch.stack(products).double().view(len(rows), len(pairs))
-    per_piece = torch.zeros(num_pieces, len(pairs), dtype=torch.float64, device=device)
-    per_piece.index_add_(0, torch.tensor(rows, device=device), per_chunk)
-    for column, (i, j) in enumerate(pairs):
-        gram[:, present[i], present[j]] = per_piece[:, column]
-        gram[:, present[j], present[i]] = per_piece[:, column]
-    return gram
+        products += [torch.dot(parts[i], parts[j]) for i, j in both]
+    if not products:
+        return torch.zeros(num_pieces, len(both), dtype=torch.float64, device=flats[0].device)
+    return torch.stack(products).double().view(num_pieces, -1, len(both)).sum(1)
 
 
 def weighted_sum_(flats: Sequence[Tensor], weights: Sequence[Sequence[float]], chunk: int | None = None) -> None:

@@ -63,22 +63,24 @@ class DomainBuffers:
         ``counts`` holds the number of units of each parameter. Domains are in the order of ``domains``. The numbers
         leave the device once, at the end.
         """
-        domains = self.domains
-        by_device: dict[torch.device, list[tuple[int, Tensor]]] = {}
+        held = [self._held[domain] for domain in self.domains]
+        gram_UDD = torch.zeros(sum(counts), len(held), len(held), dtype=torch.float64)
+        products: dict[torch.device, list[Tensor]] = {}
+        targets: dict[torch.device, list[Tensor]] = {}
         start = 0
         with _kernels.few_threads():
             for i, count in enumerate(counts):
-                flats = [_flat(self._held[domain][i]) for domain in domains]
-                first = next((flat for flat in flats if flat is not None), None)
-                if first is not None:
-                    products = _kernels.pair_products(flats, count, chunk)
-                    by_device.setdefault(first.device, []).append((start, products))
+                mine = _present(held, i)
+                if mine:
+                    device = mine[0][1].device
+                    found = _kernels.pair_products([gradient.view(-1) for _, gradient in mine], count, chunk)
+                    products.setdefault(device, []).append(found.view(-1))
+                    targets.setdefault(device, []).append(_targets(start, count, [d for d, _ in mine], len(held)))
                 start += count
-        gram_UDD = torch.zeros(start, len(domains), len(domains), dtype=torch.float64)
-        for parts in by_device.values():
-            rows = torch.cat([torch.arange(at, at + len(products)) for at, products in parts])
-            gram_UDD[rows] = torch.cat([products for _, products in parts]).cpu()
-        return gram_UDD
+        flat = gram_UDD.view(-1)
+        for device, parts in products.items():
+            flat[torch.cat(targets[device])] = torch.cat(parts).cpu()
+        return gram_UDD + gram_UDD.triu(1).mT
 
     def write(self, weights_UD: Tensor, counts: list[int], chunk: int | None = None) -> None:
         """Sets ``.grad`` to the weighted sum, unit by unit, and lets go of every buffer.
@@ -90,7 +92,7 @@ class DomainBuffers:
         start = 0
         with _kernels.few_threads():
             for i, (parameter, count) in enumerate(zip(self._parameters, counts, strict=True)):
-                mine = [(d, gradient) for d, gradients in enumerate(held) if (gradient := gradients[i]) is not None]
+                mine = _present(held, i)
                 rows = [[weights[unit][d] for d, _ in mine] for unit in range(start, start + count)]
                 start += count
                 if mine:
@@ -118,5 +120,13 @@ class DomainBuffers:
                 )
 
 
-def _flat(gradient: Tensor | None) -> Tensor | None:
-    return None if gradient is None else gradient.view(-1)
+def _present(held: list[Gradients], i: int) -> list[tuple[int, Tensor]]:
+    """The domains that have a gradient for parameter ``i``, by number, with that gradient."""
+    return [(d, gradient) for d, gradients in enumerate(held) if (gradient := gradients[i]) is not None]
+
+
+def _targets(start: int, count: int, present: list[int], num_domains: int) -> Tensor:
+    """Where in a flat [U, D, D] the pair products of ``count`` units from ``start`` on belong (upper triangle)."""
+    units = torch.arange(start, start + count).unsqueeze(1) * num_domains**2
+    cells = torch.tensor([present[i] * num_domains + present[j] for i, j in _kernels.pairs(len(present))])
+    return (units + cells).view(-1)
