@@ -2,9 +2,9 @@
 
     python benchmarks/sandbox.py [--programs 300] [--rounds 5]
 
-Each program defines a function and has three assert lines. Prints the median rate over the rounds, with the fastest and the
-slowest, and the same for programs run one after the other by a fresh Python each, the usual way. Target: 50 a second on two
-processors.
+Each program defines a function and has three assert lines. Prints the median rate over the rounds, with the fastest and
+the slowest, and the same for programs run one after the other by a fresh Python each. Target: 50 a second
+on two processors.
 """
 
 import argparse

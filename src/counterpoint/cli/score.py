@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -119,7 +120,8 @@ def _check_rows(function: Callable[..., Any], rows: list[dict[str, Any]], source
         completion = row["completion"]
         is_chat = isinstance(completion, list) and all(isinstance(message, dict) for message in completion)
         if completion is not None and not isinstance(completion, str) and not is_chat:
-            raise RewardError(f"{source} line {number}: 'completion' must be a text, found {str(completion)[:60]!r}.")
+            found = repr(completion)[:60]
+            raise RewardError(f"{source} line {number}: 'completion' must be a text, found {found}. Nothing scored.")
         problems = check([row]) if check else []
         if problems:
             raise RewardError(f"{source} line {number}: {problems[0].removeprefix('row 0: ')} Nothing scored.")
@@ -142,12 +144,9 @@ def _score_chunk(function: Callable[..., Any], rows: list[dict[str, Any]], where
 
 
 def _dump(row: dict[str, Any]) -> str:
+    # Readers that split at any line separator, or cannot hold half a surrogate pair, get these as escapes.
     text = json.dumps(row, ensure_ascii=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half a surrogate pair, as a cut completion may hold, exists only as an escape
-        return json.dumps(row)
-    return text
+    return re.sub("[\x85\u2028\u2029\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 @contextmanager

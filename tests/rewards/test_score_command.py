@@ -1,0 +1,126 @@
+# ruff: noqa: E501 (tables of cases)
+"""``counterpoint score``: every line comes back, in order, with its reward; mistakes are named before anything is scored."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from counterpoint.cli.app import app
+from counterpoint.errors import RewardError
+
+GOOD = [
+    {"completion": "It is 18.", "answer": "18", "id": "first", "note": "Übung"},
+    {"completion": "", "answer": "18"},
+    {"completion": None, "answer": "18"},
+    {"completion": "\x00 \u2028 nonsense \\boxed{", "answer": "18"},
+    {"completion": [{"role": "assistant", "content": "#### 18"}], "answer": "18"},
+    {"completion": "half a pair \ud83d", "answer": 18},
+]
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def run(*arguments: object, stdin: str | None = None) -> Any:
+    return CliRunner().invoke(app, ["score", *map(str, arguments)], input=stdin)
+
+
+def message(*arguments: object) -> str:
+    result = run(*arguments)
+    assert isinstance(result.exception, RewardError), result.output
+    return str(result.exception)
+
+
+def test_rows_come_back_in_order_with_rewards(tmp_path: Path) -> None:
+    source, target = write(tmp_path / "in.jsonl", GOOD), tmp_path / "out.jsonl"
+    result = run("math", source, target)
+    assert result.exit_code == 0, result.output
+    lines = target.read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row.pop("reward") for row in rows] == [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]
+    assert rows == GOOD
+    assert "Übung" in lines[0]
+    assert "6 rows, mean reward 0.3333" in result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+def test_code_rows_of_both_forms(tmp_path: Path) -> None:
+    rows = [
+        {"completion": "def f(x):\n    return x", "tests": ["assert f(1) == 1", "assert f(1) == 2"]},
+        {"completion": "    return x\n", "prompt": "def f(x):\n", "test": "def check(c):\n    assert c(2) == 2", "entry_point": "f"},
+        {"completion": "", "tests": ["assert True"]},
+    ]  # fmt: skip
+    target = tmp_path / "out.jsonl"
+    result = run("code", write(tmp_path / "in.jsonl", rows), target, "--option", "fraction=true")
+    assert result.exit_code == 0, result.output
+    assert [json.loads(line)["reward"] for line in target.read_text().splitlines()] == [0.5, 1.0, 0.0]
+
+
+def test_standard_input_and_output() -> None:
+    result = run("text", "-", "-", "-o", "mode=contains", stdin='{"completion": "oh yes", "answer": "yes"}\n')
+    assert json.loads(result.stdout) == {"completion": "oh yes", "answer": "yes", "reward": 1.0}
+
+
+def test_empty_file_gives_an_empty_file(tmp_path: Path) -> None:
+    target = tmp_path / "out.jsonl"
+    assert run("math", write(tmp_path / "in.jsonl", []), target).exit_code == 0
+    assert target.read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("{oops", r"in.jsonl line 3 is no JSON"),
+        ("", r"in.jsonl line 3 is no JSON"),
+        ("[1]", "in.jsonl line 3 must be a JSON object"),
+        ('{"answer": "1"}', "line 3 has no 'completion'; it has answer"),
+        ('{"completion": 5, "answer": "1"}', "line 3: 'completion' must be a text, found 5"),
+        ('{"completion": "5", "anwser": "1"}', r"line 3: reward 'math' needs the column 'answer', the row has anwser, completion"),
+        ('{"completion": "5", "answer": {}}', r"line 3: 'answer' must be a number"),
+    ],
+)  # fmt: skip
+def test_bad_lines_are_named_before_scoring(tmp_path: Path, line: str, expected: str) -> None:
+    source = write(tmp_path / "in.jsonl", GOOD[:2])
+    source.write_text(source.read_text() + line + "\n" + json.dumps(GOOD[0]) + "\n")
+    text = message("math", source, tmp_path / "out.jsonl")
+    assert expected in text
+    assert "Nothing scored" in text
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_output_is_not_overwritten_unasked(tmp_path: Path) -> None:
+    source, target = write(tmp_path / "in.jsonl", GOOD), tmp_path / "out.jsonl"
+    target.write_text("precious")
+    assert "is there already" in message("math", source, target)
+    assert target.read_text() == "precious"
+    assert run("math", source, target, "--force").exit_code == 0
+    assert len(target.read_text().splitlines()) == len(GOOD)
+    assert "is the input file" in message("math", source, source, "--force")
+
+
+def test_wrong_names(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", GOOD)
+    assert "did you mean 'math'" in message("mth", source, tmp_path / "o")
+    assert "--option must be NAME=VALUE, found 'strict'" in message(
+        "math", source, tmp_path / "o", "--option", "strict"
+    )
+    assert "no option 'strick'; did you mean 'strict'" in message("math", source, tmp_path / "o", "-o", "strick=1")
+    assert "cannot be read" in message("math", tmp_path / "absent.jsonl", tmp_path / "o")
+    assert "there is no directory" in message("math", source, tmp_path / "absent" / "o")
+
+
+def test_custom_reward_that_returns_rubbish_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_rubbish.py").write_text(
+        "def short(completions, **_):\n    return [1.0]\ndef text(completions, **_):\n    return ['x' for _ in completions]\n"
+        "def none(completions, **_):\n    return [None for _ in completions]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    source = write(tmp_path / "in.jsonl", GOOD)
+    assert "must give a list of 6 numbers, found 1 values" in message("my_rubbish:short", source, tmp_path / "o")
+    assert "must be a number or None, found 'x'" in message("my_rubbish:text", source, tmp_path / "o")
+    assert "no rewards" in run("my_rubbish:none", source, tmp_path / "o").output
