@@ -19,7 +19,11 @@ pytestmark = [
 
 
 def build(model, tokenizer, folder, data=DATA, rewards=REWARDS, cls=DomainGRPOTrainer, **kwargs):
-    own = {key: kwargs.pop(key) for key in ("strategy", "shares", "share_rule", "grams_every") if key in kwargs}
+    own = {
+        key: kwargs.pop(key)
+        for key in ("strategy", "shares", "share_rule", "grams_every", "eval_dataset")
+        if key in kwargs
+    }
     return cls(str(model), rewards, grpo_args(folder, **kwargs), data, processing_class=tokenizer, **own)
 
 
@@ -123,6 +127,23 @@ def test_a_dataset_with_a_domain_column_trains_like_a_mapping(tiny_model, tiny_t
     assert [line.get("loss") for line in mapping.state.log_history] == [
         line.get("loss") for line in column.state.log_history
     ]
+
+
+def test_trls_own_evaluation_tells_domains_apart(tiny_model, tiny_tokenizer, tmp_path):
+    held_out = {"code": [{"prompt": f'dup("{c}")=', "answer": c + c} for c in "xyz"]}
+    settings = {"max_steps": 1, "per_device_eval_batch_size": 4, "num_generations_eval": 2}
+    trainer = build(tiny_model, tiny_tokenizer, tmp_path, eval_dataset=held_out, **settings)
+    trainer.train()
+    metrics = trainer.evaluate()
+    assert metrics["eval_reward/code"] == pytest.approx(metrics["eval_reward"])
+    assert "eval_reward/math" not in metrics
+
+
+def test_evaluating_an_unknown_domain_is_refused(tiny_model, tiny_tokenizer, tmp_path):
+    with pytest.raises(
+        DomainError, match=r"eval_dataset: 'maths' is no domain of train_dataset; did you mean 'math'\?"
+    ):
+        build(tiny_model, tiny_tokenizer, tmp_path, eval_dataset={"maths": [{"prompt": "1+1="}]})
 
 
 def test_batch_scaling_means_the_domains_batch(tiny_model, tiny_tokenizer, tmp_path):

@@ -8,7 +8,7 @@ import typer
 STRATEGIES = ("mixed", "mgs")
 
 
-def demo_settings(strategy: str, steps: int, folder: Path) -> dict[str, Any]:
+def demo_settings(strategy: str, steps: int, prompts: int, folder: Path) -> dict[str, Any]:
     """The configuration of one demo run; both differ in the strategy alone."""
     return {
         "model": "pocket",
@@ -24,13 +24,14 @@ def demo_settings(strategy: str, steps: int, folder: Path) -> dict[str, Any]:
             "max_completion_length": 24,
             "gradient_checkpointing": False,
         },
-        "evaluation": {"prompts": 128, "samples": 4, "batch_size": 256},
+        "evaluation": {"prompts": prompts, "samples": 4, "batch_size": 256},
         "run": {"dir": str(folder), "name": strategy, "save_every": max(1, steps), "keep": 1},
     }
 
 
 def demo(
     steps: Annotated[int, typer.Option("--steps", min=1, help="Optimizer steps of each run.")] = 60,
+    prompts: Annotated[int, typer.Option("--prompts", min=2, help="Held-out prompts per domain.")] = 128,
     folder: Annotated[
         Path | None, typer.Option("--dir", help="Where the two runs go; default: a new folder below runs/.")
     ] = None,
@@ -56,7 +57,7 @@ def demo(
     runs = []
     for strategy in STRATEGIES:
         with ConsoleReporter(label=strategy) as reporter:
-            runs.append(train(parse_config(demo_settings(strategy, steps, folder)), strategy, reporter))
+            runs.append(train(parse_config(demo_settings(strategy, steps, prompts, folder)), strategy, reporter))
     print_run_table(runs)
     typer.echo("One seed of a toy model: it shows that the tool works, not which strategy is better.")
     typer.echo(f"Report: {write_report(runs[-1].path, compare=[run.path for run in runs[:-1]])}")

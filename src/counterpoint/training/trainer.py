@@ -10,7 +10,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOConfig, GRPOTrainer
 
 from counterpoint.domains.sampler import QuotaSampler
-from counterpoint.errors import DivergedError, RunError
+from counterpoint.errors import DivergedError, DomainError, RunError, nearest
 from counterpoint.surgery import Record, Strategy, Surgeon, resolve_strategy
 from counterpoint.training.advantages import rescale_per_domain, total_rewards
 from counterpoint.training.dataset import Rows, combine_domains
@@ -36,6 +36,7 @@ class DomainGRPOTrainer(GRPOTrainer):
         reward_funcs: a mapping from domain to one or several reward functions, or what ``GRPOTrainer`` takes, applied
             to all domains. Weights go into ``args.reward_weights``, in the order of domains, then functions.
         train_dataset: a dataset with the columns ``prompt`` and ``domain``, or a mapping from domain to rows.
+        eval_dataset: the same for TRL's own evaluation; its metrics per domain are named ``eval_reward/{domain}`` etc.
         strategy: a name (``mixed``, ``pcgrad``, ``mgs``, ``mgs-tensor``), ``{"grouping": ..., "weighting": ...}`` or a
             ``Strategy``.
         shares: relative share of every step's prompts per domain; equal by default.
@@ -62,6 +63,7 @@ class DomainGRPOTrainer(GRPOTrainer):
         reward_funcs: DomainRewards | Any = None,
         args: GRPOConfig | None = None,
         train_dataset: Any | Mapping[str, Rows] = None,
+        eval_dataset: Any | Mapping[str, Rows] | None = None,
         *,
         strategy: str | Mapping[str, Any] | Strategy = "mgs",
         shares: Mapping[str, float] | None = None,
@@ -73,7 +75,9 @@ class DomainGRPOTrainer(GRPOTrainer):
         self.strategy = resolve_strategy(strategy)
         check_args(args)
         self.domain_rows = combine_domains(train_dataset)
+        self.eval_rows = None if eval_dataset is None else combine_domains(eval_dataset, "eval_dataset")
         self.domains = self.domain_rows.domains
+        self._check_eval_domains()
         self.grams_every = grams_every
         self._sampler = self._build_sampler(args, shares, share_rule)
         if isinstance(reward_funcs, Mapping):
@@ -81,11 +85,18 @@ class DomainGRPOTrainer(GRPOTrainer):
         accelerator_config: Any = args.accelerator_config
         accelerator_config.gradient_accumulation_kwargs = {"sync_each_batch": True}
         rewards: Any = reward_funcs
-        super().__init__(model, rewards, args, self.domain_rows.index, **kwargs)
+        eval_index = None if self.eval_rows is None else self.eval_rows.index
+        super().__init__(model, rewards, args, self.domain_rows.index, eval_index, **kwargs)
         check_accelerator(self.accelerator, surgery=self.strategy.weighting != "ones")
         self.surgeon = Surgeon(self.accelerator.unwrap_model(self.model), strategy=self.strategy, seed=args.seed)
         self.last_record: Record | None = None
         self._window_loss: torch.Tensor | None = None
+
+    def _check_eval_domains(self) -> None:
+        unknown = set(self.eval_rows.domains) - set(self.domains) if self.eval_rows else set()
+        if unknown:
+            name = sorted(unknown)[0]
+            raise DomainError(f"eval_dataset: {name!r} is no domain of train_dataset; {nearest(name, self.domains)}")
 
     def _build_sampler(self, args: GRPOConfig, shares: Mapping[str, float] | None, share_rule: str) -> QuotaSampler:
         assert args.num_generations is not None
@@ -114,10 +125,9 @@ class DomainGRPOTrainer(GRPOTrainer):
         return self._rewards_BF
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Buffer:
-        known = all(example.get("domain") in self.domains and "row" in example for example in inputs)
-        output = self._sample(self.domain_rows.expand(inputs) if known else inputs)
-        if not known:  # an evaluation set without domains
-            return output
+        rows = self.domain_rows if self.model.training else self.eval_rows
+        assert rows is not None
+        output = self._sample(rows.expand(inputs))
         domain_B = torch.tensor([self.domains.index(e["domain"]) for e in inputs], device=self.accelerator.device)
         output[DOMAIN_KEY] = domain_B
         all_domain_B = self.accelerator.gather(domain_B)
