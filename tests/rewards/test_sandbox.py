@@ -16,14 +16,13 @@ from counterpoint.errors import RewardError
 from counterpoint.rewards.sandbox import Limits, Program, Sandbox
 from counterpoint.rewards.sandbox import _client as client
 
-QUICK = Limits(cpu_seconds=1, wall_seconds=2.0, memory_megabytes=256, processes=12, file_megabytes=1)
 GOOD = "def double(x):\n    return 2 * x\n"
 TESTS = ("assert double(2) == 4", "assert double(-1) == -2")
 
 
 @pytest.fixture(scope="module")
 def sandbox() -> Sandbox:
-    sandbox = Sandbox(QUICK, workers=4)
+    sandbox = Sandbox()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         sandbox.run(Program([GOOD], TESTS))
@@ -152,6 +151,7 @@ def test_each_test_counts_alone(sandbox: Sandbox) -> None:
 
 
 def test_tests_before_a_hang_count(sandbox: Sandbox) -> None:
+    sandbox = Sandbox(Limits(cpu_seconds=1, wall_seconds=3.0))
     hang = "def double(x):\n    while x == 9:\n        pass\n    return 2 * x\n"
     verdict = sandbox.run(Program([hang], ("assert double(1) == 2", "assert double(9) == 18", "assert double(0) == 0")))
     assert verdict.passed == (True, False, False)

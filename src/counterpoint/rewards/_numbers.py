@@ -50,7 +50,7 @@ def parse_number(text: str) -> Fraction | None:
     fractions, mixed numbers, scientific notation, ``x = 5``, ``5 million`` and words of units after the number are
     understood.
     """
-    text = _clean(text)
+    text = _clean(text[: 2 * _MAX_DIGITS + 1])
     if not text or len(text) > _MAX_DIGITS:
         return None
     match = _NUMBER.match(text)

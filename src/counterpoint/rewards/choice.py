@@ -17,6 +17,9 @@ from counterpoint.rewards._base import Reward, Row, shorten
 from counterpoint.rewards._regions import final_answer
 from counterpoint.rewards.text import normalise
 
+# A choice stands at the end; searching more of an endless reply would only take time.
+_MAX_REPLY = 10_000
+
 
 @dataclass(frozen=True)
 class _Question:
@@ -61,7 +64,7 @@ class ChoiceReward(Reward):
 
     def score(self, text: str, prepared: _Question) -> float:
         """1 for the right option and no other."""
-        chosen = self.choose(final_answer(text), prepared.options, prepared.label)
+        chosen = self.choose(final_answer(text)[-_MAX_REPLY:], prepared.options, prepared.label)
         # Some questions have two options with the same text; who answers with that text has answered.
         same_text = chosen in prepared.options and prepared.options[chosen] == prepared.options.get(prepared.label)
         return float(chosen == prepared.label or same_text)

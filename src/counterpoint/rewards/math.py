@@ -23,7 +23,9 @@ EXTRACTIONS = ("auto", "gsm8k", "boxed", "plain", "last_number")
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _CUE = re.compile(r"(?:final\s+)?answer\s*(?:is|:|=)+\s*:?\s*(?:\*\*)?\s*([^\n]+)", re.IGNORECASE)
 _INLINE_MATH = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
-_MAX_EXPRESSION = 300
+_MAX_EXPRESSION, _MAX_BOXES = 300, 50
+# An answer stands at the end; searching more of an endless reply would only take time.
+_MAX_REPLY = 10_000
 _FUNCTIONS = {"pi", "sqrt", "sin", "cos", "tan", "log", "ln", "exp", "frac", "cdot", "times", "inf"}
 
 
@@ -107,7 +109,7 @@ class MathReward(Reward):
             text: The completion.
             numeric: Whether the reference is a number, so that numbers are looked for.
         """
-        text = final_answer(text)
+        text = final_answer(text)[-_MAX_REPLY:]
         if self.extraction == "gsm8k":
             return _read(_after_hashes(text), numeric)
         if self.extraction == "boxed":
@@ -161,7 +163,7 @@ def _after_hashes(text: str) -> str:
 
 def _boxed(text: str) -> str:
     """The content of the last ``\\boxed{}`` whose braces are balanced."""
-    for start in reversed([match.end() for match in _BOXED.finditer(text)]):
+    for start in reversed([match.end() for match in _BOXED.finditer(text)][-_MAX_BOXES:]):
         depth = 1
         for position in range(start, min(len(text), start + 2000)):
             depth += {"{": 1, "}": -1}.get(text[position], 0)
