@@ -54,15 +54,15 @@ def _clean(logs: Mapping[str, Any]) -> dict[str, Any]:
 class GramWriter(TrainerCallback):
     """Keeps the Grams of the steps that are recorded."""
 
-    def __init__(self, recorder: GramRecorder, stage: Stage, last_record: Callable[[], Any]) -> None:
-        self.recorder, self.stage, self.last_record = recorder, stage, last_record
+    def __init__(self, recorder: GramRecorder, stage: Stage, trainer: Any) -> None:
+        self.recorder, self.stage, self.trainer = recorder, stage, trainer
         self._seen: Any = None
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Appends the record that this step left, if it left one."""
-        record = self.last_record()
+        record = self.trainer.last_record
         if state.is_world_process_zero and record is not None and record is not self._seen and record.finite:
-            self.recorder.add(self.stage.first_step + state.global_step, record)
+            self.recorder.add(self.stage.first_step + state.global_step, record, self.trainer.metrics_grouping)
         self._seen = record
 
 

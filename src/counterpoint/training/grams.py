@@ -1,10 +1,11 @@
-"""Keeps the Grams of a run, at module grouping, in one compact safetensors file.
+"""Keeps the Grams of a run, module by module, in one compact safetensors file.
 
 Legend: S recorded steps, G module groups, D domains of the run, K groups of the strategy.
 """
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -37,9 +38,9 @@ class GramRecorder:
         if path.exists():
             self._load()
 
-    def add(self, step: int, record: Record) -> None:
-        """Appends one step's record and rewrites the file."""
-        self._groups, gram_GDD = record.regroup("module")
+    def add(self, step: int, record: Record, grouping: Any = "module") -> None:
+        """Appends one step's record, in the groups of ``grouping``, and rewrites the file."""
+        self._groups, gram_GDD = record.regroup(grouping)
         self._strategy_groups = record.groups
         index = torch.tensor([self.domains.index(name) for name in record.domains])
         full_GDD = torch.full((len(self._groups), len(self.domains), len(self.domains)), torch.nan)

@@ -166,7 +166,7 @@ class _Run:
     def _callbacks(self, trainer: DomainGRPOTrainer, stage: Stage) -> list[Any]:
         stage_ends = {s.last_step for s in self.plan.stages}
         return [
-            GramWriter(self.recorder, stage, lambda: trainer.last_record),
+            GramWriter(self.recorder, stage, trainer),
             Evaluator(self.config.evaluation.every, stage, lambda step: self._evaluate(trainer, "during", step, None)),
             MetricsWriter(self.run, stage, self.plan.total_steps, self.reporter),
             CheckpointMover(self.run, stage, self.config.run.keep, stage_ends),

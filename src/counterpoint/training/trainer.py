@@ -15,7 +15,7 @@ from counterpoint.surgery import Record, Strategy, Surgeon, resolve_strategy
 from counterpoint.training.advantages import rescale_per_domain, total_rewards
 from counterpoint.training.dataset import Rows, combine_domains
 from counterpoint.training.domain_rewards import DomainRewards, build_domain_rewards
-from counterpoint.training.metrics import PER_MICRO_BATCH, batch_metrics, surgery_metrics
+from counterpoint.training.metrics import PER_MICRO_BATCH, batch_metrics, metrics_grouping, surgery_metrics
 from counterpoint.training.regroup import DOMAIN_KEY, Buffer, domain_of, regroup
 from counterpoint.training.support import check_accelerator, check_args
 from counterpoint.training.trainer_state import load_state, save_state
@@ -88,7 +88,9 @@ class DomainGRPOTrainer(GRPOTrainer):
         eval_index = None if self.eval_rows is None else self.eval_rows.index
         super().__init__(model, rewards, args, self.domain_rows.index, eval_index, **kwargs)
         check_accelerator(self.accelerator, surgery=self.strategy.weighting != "ones")
-        self.surgeon = Surgeon(self.accelerator.unwrap_model(self.model), strategy=self.strategy, seed=args.seed)
+        policy = self.accelerator.unwrap_model(self.model)
+        self.surgeon = Surgeon(policy, strategy=self.strategy, seed=args.seed)
+        self.metrics_grouping = metrics_grouping(policy, self.strategy)
         self.last_record: Record | None = None
         self._window_loss: torch.Tensor | None = None
 
@@ -247,7 +249,7 @@ class DomainGRPOTrainer(GRPOTrainer):
         if not self._separates_domains:
             return
         self.last_record = self.surgeon.combine()
-        for key, value in surgery_metrics(self.last_record).items():
+        for key, value in surgery_metrics(self.last_record, self.metrics_grouping).items():
             self._metrics["train"][key].append(value)
 
     def _diverged(self, what: str) -> DivergedError:
