@@ -64,13 +64,14 @@ class ChoiceReward(Reward):
 
     def score(self, text: str, prepared: _Question) -> float:
         """1 for the right option and no other."""
-        chosen = self.choose(final_answer(text)[-_MAX_REPLY:], prepared.options, prepared.label)
-        # Some questions have two options with the same text; who answers with that text has answered.
-        same_text = chosen in prepared.options and prepared.options[chosen] == prepared.options.get(prepared.label)
-        return float(chosen == prepared.label or same_text)
+        return float(self.choose(final_answer(text)[-_MAX_REPLY:], prepared.options, prepared.label) == prepared.label)
 
     def choose(self, text: str, options: Mapping[str, str], label: str) -> str | None:
-        """The label that ``text`` chooses, or None when it chooses none or several."""
+        """The label that ``text`` chooses, or None when it chooses none or several.
+
+        Some questions have two options with the same text; who answers with it has chosen ``label`` if that is one of
+        them.
+        """
         labels = list(options) or _like(label)
         names = "|".join(re.escape(name) for name in sorted(labels, key=len, reverse=True))
         whole = re.fullmatch(rf"\W*({names})\W*", text.strip(), re.IGNORECASE)
@@ -82,7 +83,7 @@ class ChoiceReward(Reward):
             found = [_canonical(name, labels) for name in pattern.findall(text)]
             if found:
                 return found[-1]
-        return _by_text(text, options) or _lone_label(text, names, labels)
+        return _by_text(text, options, label) or _lone_label(text, names, labels)
 
 
 def _patterns(names: str) -> list[re.Pattern[str]]:
@@ -98,7 +99,7 @@ def _patterns(names: str) -> list[re.Pattern[str]]:
     ]
 
 
-def _by_text(text: str, options: Mapping[str, str]) -> str | None:
+def _by_text(text: str, options: Mapping[str, str], label: str) -> str | None:
     """The one option whose text stands in ``text``; one inside a longer one that stands there too does not count."""
     cues = re.findall(r"(?i:answer\s+(?:is|would be)|answer\s*:)\s*([^\n]+)", text)
     for part in (*reversed(cues), text):
@@ -112,7 +113,7 @@ def _by_text(text: str, options: Mapping[str, str]) -> str | None:
             )
         ]
         if len({options[name] for name in longest}) == 1:
-            return longest[0]
+            return label if label in longest else longest[0]
     return None
 
 
