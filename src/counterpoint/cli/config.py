@@ -26,9 +26,11 @@ def check(
     The keys under `training` are checked by building TRL's own configuration. Data, model and tokenizer are not
     touched; `counterpoint train` checks them before it starts.
     """
-    from counterpoint.config import load_config
+    from counterpoint.cli.loading import load
+    from counterpoint.cli.running import quiet_libraries
 
-    checked = load_config(config, overrides or ())
+    quiet_libraries()
+    checked = load(config, overrides)
     from counterpoint.training.preflight import check_config
 
     if problems := check_config(checked):

@@ -27,14 +27,14 @@ def evaluate(
 
       counterpoint eval examples/pocket-mgs.yaml --model runs/pocket-mgs/checkpoints/step-60
     """
+    from counterpoint.cli.loading import load
     from counterpoint.cli.progress import ConsoleReporter
     from counterpoint.cli.running import quiet_libraries
-    from counterpoint.config import load_config
     from counterpoint.runs import write_text
 
     settings = [*(overrides or ()), *([f"model.path={model}"] if model else [])]
-    loaded = load_config(config, settings)
     quiet_libraries()
+    loaded = load(config, settings)
     from counterpoint.training import evaluate_model
 
     with ConsoleReporter() as reporter:

@@ -15,7 +15,6 @@ from counterpoint.runs import RunDirectory
 
 def train_config(config: Config, name: str) -> RunDirectory:
     """Trains ``config`` with progress on the terminal, prints its table and writes its report."""
-    quiet_libraries()
     from counterpoint.training import train
 
     return _with_progress(lambda reporter: train(config, name, reporter))
@@ -23,7 +22,6 @@ def train_config(config: Config, name: str) -> RunDirectory:
 
 def resume_run(path: Path) -> RunDirectory:
     """Continues the run at ``path`` in the same manner."""
-    quiet_libraries()
     from counterpoint.training import resume
 
     return _with_progress(lambda reporter: resume(path, reporter))
@@ -57,6 +55,3 @@ def quiet_libraries(*, offline: bool = False) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|torch|accelerate)\b")
     warnings.filterwarnings("ignore", message=r".*pin_memory.*")
     logging.getLogger("trl").setLevel(logging.ERROR)
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()

@@ -45,14 +45,14 @@ def train(
         raise ConfigError("Give either a configuration file or --resume RUN, not both and not neither.")
     if resume is not None and overrides:
         raise ConfigError("--set cannot change a run that has started. Start a new run, or resume without --set.")
-    from counterpoint.cli.running import resume_run, train_config
-    from counterpoint.config import load_config
+    from counterpoint.cli.loading import load
+    from counterpoint.cli.running import quiet_libraries, resume_run, train_config
+
+    quiet_libraries()
 
     if resume is not None:
         resume_run(resume)
         return
     assert config is not None
-    loaded = load_config(config, overrides or ())
-    train_config(
-        loaded, f"{config.stem}-{loaded.strategy.label}" if loaded.strategy.label not in config.stem else config.stem
-    )
+    loaded = load(config, overrides)
+    train_config(loaded, loaded.run.name or config.stem)

@@ -1,7 +1,7 @@
 """From a file to a checked ``Config``; every problem of the file is reported at once."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,23 @@ from counterpoint.config.fields import strip_tags
 from counterpoint.config.messages import sentence
 from counterpoint.config.overrides import apply_overrides
 from counterpoint.config.schema import Config
+from counterpoint.config.training_keys import refused_reason, unknown_setting
 from counterpoint.errors import ConfigError
 
+SettingNames = Callable[[], Collection[str]]
+"""Gives the names of all settings of ``trl.GRPOConfig``; asked only where there are keys to compare."""
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+
+def load_config(path: str | Path, overrides: Sequence[str] = (), training_names: SettingNames | None = None) -> Config:
     """The configuration in the YAML file ``path`` with every ``key=value`` of ``overrides`` written over it.
 
     Relative paths of data files and of the model are looked for beside the file, then in the current folder.
+
+    Args:
+        path: the file.
+        overrides: ``key=value`` each, a dotted key and a YAML value.
+        training_names: names that may stand under ``training``; without it they are checked when TRL's own
+            configuration is built.
 
     Raises:
         ConfigError: one line per problem, each with ``file:line`` or the override, the key, what was found and what
@@ -36,7 +46,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     document = read_yaml(text, str(path))
     if document.data is not None or not document.problems:
         apply_overrides(document, overrides)
-    config = _checked(document)
+    config = _checked(document, training_names)
     return _resolved(config, path)
 
 
@@ -45,7 +55,7 @@ def parse_config(data: Mapping[str, Any]) -> Config:
     return _checked(Document(data=dict(data)))
 
 
-def _checked(document: Document) -> Config:
+def _checked(document: Document, training_names: SettingNames | None = None) -> Config:
     if document.problems and document.data is None:
         raise _error(document.problems)
     if not isinstance(document.data, dict):
@@ -54,6 +64,7 @@ def _checked(document: Document) -> Config:
         raise _error([*document.problems, Problem(document.name, (), message)])
     problems = list(document.problems)
     problems += [Problem(document.place(path), path, message) for path, message in cross_findings(_filled(document))]
+    problems += _unknown_settings(document, training_names)
     config: Config | None = None
     try:
         config = Config.model_validate(document.data)
@@ -66,6 +77,19 @@ def _checked(document: Document) -> Config:
     if config is None or problems:
         raise _error(problems)
     return config
+
+
+def _unknown_settings(document: Document, training_names: SettingNames | None) -> list[Problem]:
+    """Keys under ``training`` that TRL does not have and that counterpoint does not refuse for a reason of its own."""
+    training = document.data.get("training")
+    if training_names is None or not isinstance(training, dict) or not training:
+        return []
+    known = training_names()
+    return [
+        Problem(document.place(("training", key)), ("training", key), unknown_setting(key, known))
+        for key in training
+        if key not in known and refused_reason(key) is None
+    ]
 
 
 def _filled(document: Document) -> Any:

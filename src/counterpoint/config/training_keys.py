@@ -1,5 +1,8 @@
 """Keys of ``training:`` that counterpoint sets itself, with the reason and the key to use instead."""
 
+import difflib
+from collections.abc import Collection
+
 REFUSED_KEYS: dict[str, str] = {
     "output_dir": "the run directory is run.dir/run.name",
     "run_name": "the run is named by run.name",
@@ -32,3 +35,9 @@ def refused_reason(key: str) -> str | None:
     if key in REFUSED_KEYS:
         return REFUSED_KEYS[key]
     return next((reason for prefix, reason in REFUSED_PREFIXES.items() if key.startswith(prefix)), None)
+
+
+def unknown_setting(key: str, known: Collection[str]) -> str:
+    """What to say of a key that ``trl.GRPOConfig`` does not have; with the nearest name, for there are too many."""
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"not a setting of trl.GRPOConfig; {f'did you mean {close[0]!r}?' if close else 'see its documentation.'}"

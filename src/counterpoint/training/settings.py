@@ -7,7 +7,8 @@ import torch
 from trl import GRPOConfig
 
 from counterpoint.config import Config
-from counterpoint.errors import ConfigError, nearest
+from counterpoint.config.training_keys import unknown_setting
+from counterpoint.errors import ConfigError
 from counterpoint.runs import RunDirectory
 
 
@@ -17,11 +18,9 @@ def grpo_config(config: Config, output_dir: str, max_steps: int | None = None) -
     Raises:
         ConfigError: a key under ``training`` that TRL does not know, or a value that it refuses.
     """
-    known = {field.name for field in dataclasses.fields(GRPOConfig) if field.init}
+    known = setting_names()
     if unknown := [key for key in config.training if key not in known]:
-        raise ConfigError(
-            "\n".join(f"training.{key}: not a setting of trl.GRPOConfig; {nearest_of(key, known)}" for key in unknown)
-        )
+        raise ConfigError("\n".join(f"training.{key}: {unknown_setting(key, known)}" for key in unknown))
     settings = _own_settings(config, output_dir) | config.training
     if max_steps is not None:
         settings["max_steps"] = max_steps
@@ -31,10 +30,9 @@ def grpo_config(config: Config, output_dir: str, max_steps: int | None = None) -
         raise ConfigError(f"training: trl.GRPOConfig refuses these settings: {error}") from error
 
 
-def nearest_of(key: str, known: set[str]) -> str:
-    """The nearest known name alone; GRPOConfig has too many to list."""
-    hint = nearest(key, known)
-    return hint.split("Known:")[0].strip() or "see `trl.GRPOConfig` for the settings there are."
+def setting_names() -> set[str]:
+    """Names of all settings of the installed ``trl.GRPOConfig``."""
+    return {field.name for field in dataclasses.fields(GRPOConfig) if field.init}
 
 
 def _own_settings(config: Config, output_dir: str) -> dict[str, Any]:
