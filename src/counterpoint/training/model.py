@@ -1,5 +1,6 @@
 """Loads policies and tokenizers, and says plainly when a path is not one."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +45,16 @@ def check_model(model: ModelConfig) -> int:
     Raises:
         ModelError: the path is not a causal language model.
     """
-    path = resolve_path(model)
+    folder = Path(resolve_path(model))
+    path = _adapter_base(str(folder)) or str(folder)
     try:
         config = AutoConfig.from_pretrained(path, revision=model.revision, trust_remote_code=model.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(_not_a_model(path, "model configuration", error)) from error
-    folder = Path(path)
     if folder.is_dir() and not list(folder.glob("*.safetensors")):
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
         raise ModelError(
-            f"model.path {path}: no .safetensors weights there, found {found}. Save the model with save_pretrained; "
+            f"model.path {folder}: no .safetensors weights there, found {found}. Save the model with save_pretrained; "
             "pickled weights are not read."
         )
     return _count_params(config, model)
@@ -69,12 +70,21 @@ def _count_params(config: Any, model: ModelConfig) -> int:
 
 
 def load_model(model: ModelConfig, start: Path | None = None) -> Any:
-    """The policy as a module: from ``start`` (a checkpoint of this run) where given, else from ``model.path``."""
-    path = resolve_path(model)
-    if start is not None and (start / ADAPTER_CONFIG).exists():
-        peft = _import_peft()
-        return peft.PeftModel.from_pretrained(_from_pretrained(model, path), start, is_trainable=True)
-    return _from_pretrained(model, str(start or path))
+    """The policy as a module: from ``start`` (a checkpoint of this run) where given, else from ``model.path``.
+
+    A folder with LoRA adapters is loaded on top of the model it names, its adapters trainable.
+    """
+    path = str(start or resolve_path(model))
+    base = _adapter_base(path)
+    if base is None:
+        return _from_pretrained(model, path)
+    return _import_peft().PeftModel.from_pretrained(_from_pretrained(model, base), path, is_trainable=True)
+
+
+def _adapter_base(path: str) -> str | None:
+    """The model that the adapters in folder ``path`` belong to; None where there are no adapters."""
+    file = Path(path) / ADAPTER_CONFIG
+    return json.loads(file.read_text())["base_model_name_or_path"] if file.is_file() else None
 
 
 def lora_config(model: ModelConfig) -> Any:
