@@ -1,18 +1,21 @@
 """Time of a GRPO step of ours (``mixed``, ``mgs``) over plain TRL's, on the pocket model and the same batch.
 
-    python benchmarks/overhead.py [--steps 6] [--rounds 4] [--json FILE]
+    python benchmarks/overhead.py [--steps 20] [--json FILE]
 
 The learning rate is 0, so the weights never change and all three train on the very same completions; everything else of
-a step is done (AdamW's update of zero included). The trainers take turns, so a busy machine slows all of them alike.
-Quoted is the ratio of medians over all rounds, and the smallest and largest ratio of one round.
+a step is done (AdamW's update of zero included). The three trainers live in one process and take turns step by step, so
+a busy machine slows all of them alike. Quoted are medians over steps of the ratio to TRL's step beside it, in wall
+seconds and in processor seconds; the latter hardly depend on what else the machine does.
 """
 
 import argparse
 import json
 import os
 import statistics
+import threading
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,7 +24,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 warnings.filterwarnings("ignore")
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, TrainerState
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
@@ -31,23 +35,57 @@ from counterpoint.rewards import build_reward
 from counterpoint.training import DomainGRPOTrainer
 from counterpoint.training.domain_rewards import build_domain_rewards
 
+KINDS = ("trl", "mixed", "mgs")
 TARGETS = {"mixed": 1.10, "mgs": 1.15}
 
 
+class Turns:
+    """Hands the processor from one trainer to the next."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._waiting = list(names)
+        self._changed = threading.Condition()
+
+    def wait(self, name: str) -> None:
+        """Returns when it is the turn of ``name``."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting[0] == name)
+
+    def pass_on(self, name: str, *, leave: bool = False) -> None:
+        """Ends the turn of ``name``, for good with ``leave``."""
+        with self._changed:
+            self._waiting.remove(name)
+            if not leave:
+                self._waiting.append(name)
+            self._changed.notify_all()
+
+
 class StepClock(TrainerCallback):
-    """Seconds from the start of one optimizer step to the start of the next."""
+    """Times whole steps, from one step's beginning to the next one's, and passes the turn between them."""
 
-    def __init__(self) -> None:
-        self.marks: list[float] = []
+    def __init__(self, name: str, turns: Turns) -> None:
+        self.name, self.turns = name, turns
+        self.wall: list[float] = []
+        self.cpu: list[float] = []
+        self._start: tuple[float, float] | None = None
 
-    def on_step_end(self, *args: object, **kwargs: object) -> None:
-        """Marks the end of a step."""
-        self.marks.append(time.perf_counter())
+    def on_step_begin(self, args: object, state: TrainerState, *rest: object, **kwargs: object) -> None:
+        """Ends the previous step's time and starts the next one's when the turn comes back."""
+        self._stop()
+        self.turns.pass_on(self.name)
+        self.turns.wait(self.name)
+        torch.manual_seed(state.global_step)
+        self._start = time.perf_counter(), time.process_time()
 
-    @property
-    def seconds(self) -> list[float]:
-        """Durations; the first step, which warms caches, is left out."""
-        return [later - earlier for earlier, later in zip(self.marks, self.marks[1:], strict=False)]
+    def on_train_end(self, *args: object, **kwargs: object) -> None:
+        """Leaves the round."""
+        self._stop()
+        self.turns.pass_on(self.name, leave=True)
+
+    def _stop(self) -> None:
+        if self._start is not None:
+            self.wall.append(time.perf_counter() - self._start[0])
+            self.cpu.append(time.process_time() - self._start[1])
 
 
 def config(folder: str, steps: int) -> GRPOConfig:
@@ -70,15 +108,16 @@ def config(folder: str, steps: int) -> GRPOConfig:
     )
 
 
-def build(kind: str, folder: str, steps: int) -> tuple[GRPOTrainer, StepClock]:
+def build(kind: str, folder: str, steps: int) -> GRPOTrainer:
     """A trainer of ``kind`` on the four pocket domains: trl, mixed or mgs."""
     data = {name: [task.generate("train", i) for i in range(256)] for name, task in TASKS.items()}
     rewards = {name: build_reward("pocket") for name in TASKS}
     model = AutoModelForCausalLM.from_pretrained(model_path())
     tokenizer = AutoTokenizer.from_pretrained(model_path(), padding_side="left")
-    clock = StepClock()
     if kind == "trl":
-        ours = DomainGRPOTrainer(model, rewards, config(folder, steps), data, strategy="mixed", processing_class=tokenizer)
+        ours = DomainGRPOTrainer(
+            model, rewards, config(folder, steps), data, strategy="mixed", processing_class=tokenizer
+        )
 
         class SameOrder(GRPOTrainer):
             def _get_train_sampler(self, dataset: object = None) -> object:
@@ -96,44 +135,60 @@ def build(kind: str, folder: str, steps: int) -> tuple[GRPOTrainer, StepClock]:
             processing_class=tokenizer,
         )
     else:
-        trainer = DomainGRPOTrainer(model, rewards, config(folder, steps), data, strategy=kind, processing_class=tokenizer)
+        trainer = DomainGRPOTrainer(
+            model, rewards, config(folder, steps), data, strategy=kind, processing_class=tokenizer
+        )
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(clock)
-    return trainer, clock
+    return trainer
 
 
-def measure(steps: int, rounds: int) -> dict[str, list[list[float]]]:
-    """Step times of every round by trainer."""
-    times: dict[str, list[list[float]]] = {"trl": [], "mixed": [], "mgs": []}
-    for number in range(rounds):
-        for kind in sorted(times, key=lambda kind: (list(times).index(kind) + number) % len(times)):
-            with TemporaryDirectory() as folder:
-                trainer, clock = build(kind, folder, steps + 1)
-                trainer.train()
-                times[kind].append(clock.seconds)
-    return times
+def measure(steps: int) -> dict[str, StepClock]:
+    """Times of ``steps`` steps by trainer, the first (which warms caches) left out."""
+    turns = Turns(KINDS)
+    clocks = {kind: StepClock(kind, turns) for kind in KINDS}
+    with TemporaryDirectory() as folder:
+        trainers = {kind: build(kind, folder, steps + 1) for kind in KINDS}
+        threads = []
+        for kind, trainer in trainers.items():
+            trainer.add_callback(clocks[kind])
+            threads.append(threading.Thread(target=_train, args=(trainer, turns, kind)))
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    for clock in clocks.values():
+        clock.wall, clock.cpu = clock.wall[1:], clock.cpu[1:]
+    return clocks
+
+
+def _train(trainer: GRPOTrainer, turns: Turns, kind: str) -> None:
+    turns.wait(kind)  # set-up before the first step takes turns as well
+    trainer.train()
+
+
+def ratios(mine: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    """Step by step."""
+    return [a / b for a, b in zip(mine, theirs, strict=True)]
 
 
 def main() -> None:
-    """Prints the table and says whether the targets hold."""
+    """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=6, help="timed steps per round")
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=20, help="timed steps of each trainer")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    times = measure(options.steps, options.rounds)
-    medians = {kind: statistics.median(t for row in rows for t in row) for kind, rows in times.items()}
-    print(f"{'trainer':8} {'median s':>9} {'over TRL':>9} {'per round':>15} {'target':>7}")
-    for kind, median in medians.items():
-        ratios = [
-            statistics.median(mine) / statistics.median(theirs)
-            for mine, theirs in zip(times[kind], times["trl"], strict=True)
-        ]
-        target = f"{TARGETS[kind]:.2f}" if kind in TARGETS else "-"
-        spread = f"{min(ratios):.3f} - {max(ratios):.3f}"
-        print(f"{kind:8} {median:9.3f} {median / medians['trl']:9.3f} {spread:>15} {target:>7}")
+    clocks = measure(options.steps)
+    print(f"{'trainer':8} {'wall s':>7} {'cpu s':>7} {'wall/TRL':>9} {'cpu/TRL':>8} {'middle half':>15} {'target':>7}")
+    for kind, clock in clocks.items():
+        wall = ratios(clock.wall, clocks["trl"].wall)
+        low, _, high = statistics.quantiles(wall, n=4)
+        cpu = statistics.median(ratios(clock.cpu, clocks["trl"].cpu))
+        print(
+            f"{kind:8} {statistics.median(clock.wall):7.2f} {statistics.median(clock.cpu):7.2f} "
+            f"{statistics.median(wall):9.3f} {cpu:8.3f} {f'{low:.3f} - {high:.3f}':>15} {TARGETS.get(kind, '-'):>7}"
+        )
     if options.json:
-        options.json.write_text(json.dumps({"seconds": times, "medians": medians}, indent=2))
+        options.json.write_text(json.dumps({kind: {"wall": c.wall, "cpu": c.cpu} for kind, c in clocks.items()}))
 
 
 if __name__ == "__main__":
