@@ -69,13 +69,20 @@ def test_train_wants_a_configuration_or_a_run(arguments):
 
 def test_all_problems_of_a_file_are_told_at_once_settings_of_trl_included(tmp_path):
     path = tmp_path / "bad.yaml"
-    path.write_text("model: pocket\nstrategy: msg\ndomains:\n  math: {source: pocket, shar: 2}\ntraining:\n  max_stepz: 3\n")
+    lines = [
+        "model: pocket",
+        "strategy: msg",
+        "domains:",
+        "  math: {source: pocket, shar: 2}",
+        "training: {max_stepz: 3}",
+    ]
+    path.write_text("\n".join(lines))
     result = run("config", "check", str(path))
     assert result.returncode == 1
     assert "3 problems" in result.stderr
     for problem in (
         f"{path}:2: strategy.name: unknown strategy 'msg': did you mean 'mgs'?",
         f"{path}:4: domains.math.shar: unknown key. did you mean 'share'?",
-        f"{path}:6: training.max_stepz: not a setting of trl.GRPOConfig; did you mean 'max_steps'?",
+        f"{path}:5: training.max_stepz: not a setting of trl.GRPOConfig; did you mean 'max_steps'?",
     ):
         assert problem in result.stderr
