@@ -50,7 +50,7 @@ def build(
     seed: Annotated[int, typer.Option(help="Seed of the first weights and of every batch.")] = 0,
     prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts of each domain to measure it on.")] = 512,
 ) -> None:
-    """Train the pocket base model from nothing, in about six minutes on two cores.
+    """Train the pocket base model from nothing: about six minutes of processor time, on two cores.
 
     The weights are the same bit for bit each time on one machine.
     """

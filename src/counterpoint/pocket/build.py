@@ -45,7 +45,7 @@ class Plan:
     """Everything that decides the weights of a base model."""
 
     competence: Stage = Stage("competence", steps=1400, learning_rate=2e-3)
-    noisy: Stage = Stage("noise", steps=120, learning_rate=2e-4, noise=0.4, warm_up=10)
+    noisy: Stage = Stage("noise", steps=200, learning_rate=1.5e-4, noise=0.4, warm_up=10)
     rows: int = 16
     """Rows of each domain in a step."""
     seed: int = 0

@@ -76,6 +76,8 @@ def save_base(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, folde
     folder.mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
+    # A tokenizer that has padded a batch would write that batch's padding into its file.
+    tokenizer.backend_tokenizer.no_padding()
     tokenizer.save_pretrained(folder)
     weights = {name: param.detach().half().contiguous() for name, param in model.named_parameters()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
