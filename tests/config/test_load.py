@@ -196,7 +196,7 @@ def test_reading_a_configuration_never_imports_torch(tmp_path):
         "load_config(sys.argv[1]); bad = {'torch', 'transformers', 'trl', 'datasets'} & set(sys.modules); "
         "assert not bad, bad"
     )
-    subprocess.run([sys.executable, "-c", code, str(path)], check=True)
+    assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == 0
 
 
 def test_an_alias_bomb_is_refused(tmp_path):

@@ -277,7 +277,7 @@ def test_the_report_never_imports_torch(run_dir):
         "import sys, pathlib; from counterpoint.report import write_report; "
         "write_report(pathlib.Path(sys.argv[1])); sys.exit('torch' in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code, str(run_dir)], check=True, timeout=60)
+    assert subprocess.run([sys.executable, "-c", code, str(run_dir)], check=False, timeout=60).returncode == 0
 
 
 def test_the_command_prints_the_path_of_the_page(run_dir):

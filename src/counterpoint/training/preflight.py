@@ -8,10 +8,10 @@ from trl import GRPOConfig
 
 from counterpoint.config import Config
 from counterpoint.domains import Domain, load_domains
-from counterpoint.domains.sampler import QuotaSampler
 from counterpoint.errors import ConfigError, CounterpointError
 from counterpoint.surgery import resolve_strategy
 from counterpoint.training.model import check_model, load_tokenizer
+from counterpoint.training.quotas import quota_sampler
 from counterpoint.training.settings import grpo_config
 from counterpoint.training.stages import Stage, plan_stages
 from counterpoint.training.support import check_args
@@ -54,20 +54,9 @@ def check_config(config: Config) -> list[str]:
 
 def check_shares(config: Config, args: GRPOConfig, sizes: dict[str, int]) -> None:
     """Refuses shares that a step of this batch cannot hold, naming a batch that can."""
-    assert args.num_generations is not None
     for domains in {stage.domains for stage in plan_stages(config, 10**9)}:
-        QuotaSampler(
-            {name: sizes[name] for name in domains},
-            shares={name: config.domains[name].share for name in domains},
-            num_generations=args.num_generations,
-            rows_per_device=args.per_device_train_batch_size,
-            accumulation=args.gradient_accumulation_steps,
-            steps_per_generation=args.steps_per_generation,
-            iterations=args.num_iterations,
-            world=args.world_size,
-            seed=args.seed,
-            rule=config.share_rule,
-        )
+        shares = {name: config.domains[name].share for name in domains}
+        quota_sampler(args, {name: sizes[name] for name in domains}, shares, config.share_rule)
 
 
 def plan_run(config: Config) -> Plan:

@@ -9,13 +9,13 @@ from torch.utils.data import Sampler
 from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOConfig, GRPOTrainer
 
-from counterpoint.domains.sampler import QuotaSampler
 from counterpoint.errors import DivergedError, DomainError, RunError, nearest
 from counterpoint.surgery import Record, Strategy, Surgeon, resolve_strategy
 from counterpoint.training.advantages import rescale_per_domain, total_rewards
 from counterpoint.training.dataset import Rows, combine_domains
 from counterpoint.training.domain_rewards import DomainRewards, build_domain_rewards
 from counterpoint.training.metrics import PER_MICRO_BATCH, batch_metrics, metrics_grouping, surgery_metrics
+from counterpoint.training.quotas import quota_sampler
 from counterpoint.training.regroup import DOMAIN_KEY, Buffer, domain_of, regroup
 from counterpoint.training.support import check_accelerator, check_args
 from counterpoint.training.trainer_state import load_state, save_state
@@ -79,7 +79,8 @@ class DomainGRPOTrainer(GRPOTrainer):
         self.domains = self.domain_rows.domains
         self._check_eval_domains()
         self.grams_every = grams_every
-        self._sampler = self._build_sampler(args, shares, share_rule)
+        sizes = {name: len(rows) for name, rows in self.domain_rows.rows.items()}
+        self._sampler = quota_sampler(args, sizes, shares or dict.fromkeys(sizes, 1.0), share_rule)
         if isinstance(reward_funcs, Mapping):
             reward_funcs = build_domain_rewards(reward_funcs, self.domains)
         accelerator_config: Any = args.accelerator_config
@@ -99,23 +100,6 @@ class DomainGRPOTrainer(GRPOTrainer):
         if unknown:
             name = sorted(unknown)[0]
             raise DomainError(f"eval_dataset: {name!r} is no domain of train_dataset; {nearest(name, self.domains)}")
-
-    def _build_sampler(self, args: GRPOConfig, shares: Mapping[str, float] | None, share_rule: str) -> QuotaSampler:
-        assert args.num_generations is not None
-        sizes = {name: len(rows) for name, rows in self.domain_rows.rows.items()}
-        return QuotaSampler(
-            sizes,
-            shares=shares or dict.fromkeys(self.domains, 1.0),
-            num_generations=args.num_generations,
-            rows_per_device=args.per_device_train_batch_size,
-            accumulation=args.gradient_accumulation_steps,
-            steps_per_generation=args.steps_per_generation,
-            iterations=args.num_iterations,
-            world=args.world_size,
-            seed=args.seed,
-            rule=share_rule,
-            num_steps=args.max_steps if args.max_steps > 0 else None,
-        )
 
     def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
         return self._sampler  # type: ignore[return-value]
