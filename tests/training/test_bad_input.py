@@ -128,6 +128,17 @@ def test_a_finished_run_resumes_to_itself(tiny_model, tmp_path):
     assert listener.heard == []
 
 
+def test_prompts_that_are_too_long_are_dropped_and_counted(tiny_model, tmp_path):
+    listener = Listener()
+    run = train(parse_config(settings(tiny_model, tmp_path, max_prompt_tokens=12)), "x", listener)
+    rows = run.state["rows"]["code"]
+    assert rows["dropped_too_long"] > 0
+    assert rows["rows_read"] == rows["train_rows"] + rows["dropped_too_long"] + rows["dropped_held_out"]
+    (said,) = [text for text in listener.heard if str(text).startswith("code: ")]
+    assert f"{rows['train_rows']:,} rows to train on, 4 held out" in said
+    assert f"{rows['dropped_too_long']:,} too long" in said
+
+
 def test_a_reward_that_fails_later_leaves_the_checkpoint_and_says_so(tiny_model, tmp_path, monkeypatch):
     module = tmp_path / "failing_reward.py"
     module.write_text(

@@ -40,6 +40,18 @@ class LoadSummary:
     train_rows: int
     evaluation_rows: int
 
+    def __str__(self) -> str:
+        """``7,000 rows to train on, 64 held out; dropped of 7,473 read: 12 by filter, 3 too long``."""
+        dropped = {
+            "by filter": self.dropped_filtered,
+            "too long": self.dropped_too_long,
+            "of no use to the reward": self.dropped_unusable,
+            "with held-out prompts": self.dropped_held_out,
+        }
+        reasons = ", ".join(f"{count:,} {why}" for why, count in dropped.items() if count)
+        kept = f"{self.train_rows:,} rows to train on, {self.evaluation_rows:,} held out"
+        return f"{kept}; dropped of {self.rows_read:,} read: {reasons}" if reasons else kept
+
 
 @dataclass(frozen=True)
 class Domain:

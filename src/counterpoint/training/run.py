@@ -85,7 +85,7 @@ class _Run:
         self.done_steps = max((step for step, _ in run.checkpoints()), default=0)
 
     def execute(self) -> RunDirectory:
-        self.run.update(status="running", steps=self.plan.total_steps)
+        self._announce()
         self._forget_unfinished()
         try:
             for stage in self.plan.stages:
@@ -100,6 +100,13 @@ class _Run:
         shutil.rmtree(output_dir(self.run), ignore_errors=True)
         self.run.finish("done")
         return self.run
+
+    def _announce(self) -> None:
+        rows = {domain.name: vars(domain.summary) for domain in self.plan.domains}
+        self.run.update(status="running", steps=self.plan.total_steps, rows=rows)
+        if not self.done_steps:
+            for domain in self.plan.domains:
+                self.reporter.message(f"{domain.name}: {domain.summary}")
 
     def _say_what_is_left(self) -> None:
         if checkpoints := self.run.checkpoints():
