@@ -58,3 +58,11 @@ def test_a_checkpoint_can_be_evaluated_alone(tmp_path):
     counterpoint("eval", config, *arguments, cwd=tmp_path)
     scores = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
     assert [score["domain"] for score in scores] == ["math", "code", "qa", "writing"]
+
+
+def test_the_trl_script_checks_its_own_result(tmp_path):
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONWARNINGS": "ignore"}
+    script = [sys.executable, str(ROOT / "examples" / "trl_script.py")]
+    result = subprocess.run(script, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    assert "math: reward" in result.stdout

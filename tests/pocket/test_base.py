@@ -68,3 +68,7 @@ def test_the_record_says_what_these_weights_reach():
     for name, score in record["scores"]["noise"].items():
         assert BAND[0] <= score["sampled"] <= BAND[1], name
         assert score["greedy"] > score["sampled"] + LEAD, name
+
+
+def test_the_base_names_its_architecture_so_that_trl_loads_its_path():
+    assert json.loads((model_path() / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]

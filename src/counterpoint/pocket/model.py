@@ -35,6 +35,7 @@ class Shape:
 def new_model(shape: Shape, tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausalLM:
     """A Llama with random float32 weights from ``seed`` and tied embeddings."""
     config = LlamaConfig(
+        architectures=[LlamaForCausalLM.__name__],  # TRL loads a model's path by it
         vocab_size=len(tokenizer),
         hidden_size=shape.hidden,
         intermediate_size=shape.inner,
