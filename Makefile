@@ -1,4 +1,4 @@
-# make demo   install into .venv and see the product work (ten minutes on two cores)
+# make demo   install into .venv and see the product work (about five minutes on two cores)
 # make test   install into .venv and run the whole test suite
 # make lint   ruff and mypy
 

@@ -39,7 +39,7 @@ def demo(
     """See the product work: the pocket model on four domains, with `mixed` and with `mgs`, from the same start.
 
     Prints a table (domains x {before, mixed, mgs}, 95 % intervals) and the path of a report page. Needs no network.
-    About eight minutes on two cores.
+    Two to eight minutes on two cores.
     """
     import time
 
