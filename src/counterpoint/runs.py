@@ -13,7 +13,7 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -157,10 +157,14 @@ class RunDirectory:
     def truncate_after(self, step: int) -> None:
         """Remove every line of a later step, so that a resumed run writes it again."""
         for name in LINE_FILES:
-            path = self.path / name
-            if path.exists():
-                kept = [line for line in whole_lines(path) if json.loads(line)["step"] <= step]
-                write_text(path, "".join(f"{line}\n" for line in kept))
+            self.keep_lines(name, lambda line: line["step"] <= step)
+
+    def keep_lines(self, name: str, keep: Callable[[dict[str, Any]], bool]) -> None:
+        """Remove the lines of ``name`` that ``keep`` refuses; the file is replaced whole."""
+        path = self.path / name
+        if path.exists():
+            kept = [line for line in whole_lines(path) if keep(json.loads(line))]
+            write_text(path, "".join(f"{line}\n" for line in kept))
 
     # Checkpoints
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from counterpoint.config import parse_config
 from counterpoint.errors import ConfigError, DivergedError, DomainError, ModelError, RewardError, RunError
 from counterpoint.runs import RunDirectory
-from counterpoint.training import check_config, plan_run, resume, train
+from counterpoint.training import Interrupted, check_config, plan_run, resume, train
 from counterpoint.training.disk import explain_disk_errors
 
 pytestmark = [
@@ -126,6 +126,32 @@ def test_a_finished_run_resumes_to_itself(tiny_model, tmp_path):
     resume(run.path, listener)
     assert {name: (run.path / name).read_bytes() for name in before} == before
     assert listener.heard == []
+
+
+def test_an_evaluation_that_a_kill_tore_apart_is_written_anew(tiny_model, tmp_path):
+    run = train(parse_config(settings(tiny_model, tmp_path)), "x")
+    whole = {name: (run.path / name).read_text() for name in ("evals.jsonl", "samples.jsonl")}
+    torn = whole["evals.jsonl"].splitlines(keepends=True)
+    (run.path / "evals.jsonl").write_text("".join(torn[:-1]))  # the last domain of the last evaluation is missing
+    resume(run.path)
+    again = {name: (run.path / name).read_text().splitlines() for name in whole}
+    assert again["samples.jsonl"] == whole["samples.jsonl"].splitlines()
+    clock = "seconds"
+    strip = [{k: v for k, v in json.loads(line).items() if k != clock} for line in again["evals.jsonl"]]
+    assert strip == [{k: v for k, v in json.loads(line).items() if k != clock} for line in torn]
+
+
+def test_ctrl_c_outside_a_step_is_an_interruption_too(tiny_model, tmp_path):
+    class Impatient(Listener):
+        def evaluating(self, *args):
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted):
+        train(parse_config(settings(tiny_model, tmp_path)), "x", Impatient())
+    run = RunDirectory.open(tmp_path / "run", write=False)
+    assert run.state["status"] == "interrupted"
+    resume(run.path)
+    assert RunDirectory.open(run.path, write=False).state["status"] == "done"
 
 
 def test_prompts_that_are_too_long_are_dropped_and_counted(tiny_model, tmp_path):

@@ -8,7 +8,6 @@ from typing import Any
 from transformers.trainer_callback import PrinterCallback
 
 from counterpoint.config import Config, load_config
-from counterpoint.errors import CounterpointError
 from counterpoint.evaluation import DomainScore, EvaluationPlan, Sampling, evaluate
 from counterpoint.runs import RunDirectory
 from counterpoint.training.callbacks import CheckpointMover, Evaluator, GramWriter, MetricsWriter, Stopper
@@ -87,18 +86,19 @@ class _Run:
     def execute(self) -> RunDirectory:
         self._announce()
         self._forget_unfinished()
+        status = "failed"
         try:
             for stage in self.plan.stages:
                 self._run_stage(stage)
-        except Interrupted:
-            self.run.finish("interrupted")
-            raise
-        except CounterpointError:
-            self.run.finish("failed")
-            self._say_what_is_left()
-            raise
-        shutil.rmtree(output_dir(self.run), ignore_errors=True)
-        self.run.finish("done")
+            shutil.rmtree(output_dir(self.run), ignore_errors=True)
+            status = "done"
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise Interrupted(self.run) from None
+        finally:
+            self.run.finish(status)
+            if status == "failed":
+                self._say_what_is_left()
         return self.run
 
     def _announce(self) -> None:
@@ -115,6 +115,9 @@ class _Run:
     def _forget_unfinished(self) -> None:
         """Drops what a killed run wrote after its last whole checkpoint; it will be written again."""
         self.run.truncate_after(self.done_steps)
+        whole = self._whole_evaluations()
+        for name in ("evals.jsonl", "samples.jsonl"):
+            self.run.keep_lines(name, lambda line: (line["when"], line["step"]) in whole)
         self.recorder = GramRecorder(
             self.run.path / "grams.safetensors", tuple(d.name for d in self.plan.domains), self.config.strategy.label
         )
@@ -180,8 +183,14 @@ class _Run:
         ]
 
     def _is_evaluated(self, when: str, step: int) -> bool:
-        names = {e["domain"] for e in self.run.lines("evals.jsonl") if e["when"] == when and e["step"] == step}
-        return names >= {domain.name for domain in self.plan.domains}
+        return (when, step) in self._whole_evaluations()
+
+    def _whole_evaluations(self) -> set[tuple[str, int]]:
+        """The evaluations of which every domain was written; a kill can leave one with some."""
+        domains: dict[tuple[str, int], set[str]] = {}
+        for line in self.run.lines("evals.jsonl"):
+            domains.setdefault((line["when"], line["step"]), set()).add(line["domain"])
+        return {key for key, names in domains.items() if names >= {domain.name for domain in self.plan.domains}}
 
     def _evaluate(self, trainer: DomainGRPOTrainer, when: str, step: int, stage: int | None) -> None:
         model = trainer.accelerator.unwrap_model(trainer.model)
