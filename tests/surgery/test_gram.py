@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from counterpoint.surgery import conflict_rate, conflicts, cosines, removed_share
-from counterpoint.surgery._kernels import few_threads, pair_products, pairs, weighted_sum_
+from counterpoint.surgery import Surgeon, _kernels, conflict_rate, conflicts, cosines, removed_share
+from counterpoint.surgery._kernels import in_threads, pair_products, pairs, spans, weighted_sum_
 
 GROUPS, DOMAINS, SIZE = 3, 4, 10
 
@@ -90,7 +90,48 @@ def test_empty_parameters_have_zero_products():
 
 
 def test_thread_count_is_put_back():
+    def fail(item):
+        raise RuntimeError(item)
+
     before = torch.get_num_threads()
-    with pytest.raises(RuntimeError), few_threads():
-        raise RuntimeError
-    assert torch.get_num_threads() == before
+    for wanted in (1, 2):
+        with pytest.raises(RuntimeError, match="0"):
+            in_threads(fail, range(4), wanted)
+        assert torch.get_num_threads() == before
+    assert in_threads(lambda item: item * 2, range(5), 2) == [0, 2, 4, 6, 8]
+
+
+@pytest.mark.parametrize("longest", [1, 3, 5, 100])
+def test_spans_cover_every_element_once_and_stay_inside_their_unit(longest):
+    sizes, counts = [12, 7, 8, 0], [3, 1, 4, 1]
+    found = spans(sizes, counts, longest)
+    for parameter, size in enumerate(sizes):
+        mine = [span for span in found if span.parameter == parameter]
+        assert [i for span in mine for i in range(span.low, span.high)] == list(range(size))
+    assert all(0 < span.high - span.low <= longest for span in found)
+    sizes_U, starts_U = [4, 4, 4, 7, 2, 2, 2, 2], [0, 4, 8, 0, 0, 2, 4, 6]
+    assert sorted({span.unit for span in found}) == list(range(8))
+    for span in found:
+        assert starts_U[span.unit] <= span.low < span.high <= starts_U[span.unit] + sizes_U[span.unit]
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_the_result_does_not_depend_on_the_number_of_threads(num_threads, monkeypatch):
+    monkeypatch.setattr(_kernels, "CPU_SPAN", 1000)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, num_threads):
+            torch.set_num_threads(threads)
+            generator = torch.Generator().manual_seed(0)
+            parameters = {f"p{i}": torch.nn.Parameter(torch.zeros(7, 501)) for i in range(3)}
+            surgeon = Surgeon(parameters, "mgs-tensor")
+            for domain in ("a", "b", "c"):
+                for parameter in parameters.values():
+                    parameter.grad = torch.randn(7, 501, generator=generator)
+                surgeon.collect(domain)
+            record = surgeon.combine()
+            results.append([record.gram_UDD, *(parameter.grad for parameter in parameters.values())])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))

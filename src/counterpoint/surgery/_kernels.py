@@ -2,18 +2,28 @@
 
 Both walk through the D gradients of a parameter in chunks, so that on a CPU a chunk of every gradient is in the cache
 when it is used a second time. Products are formed in float32 (float64 for float64 gradients) and added up over chunks
-in float64. On the CPU the passes run in half the threads: they are bound by memory, and starting more threads for a
-chunk costs more than they bring.
+in float64. On the CPU the work is cut into spans that Python threads share, each with one torch thread: torch's own
+threads would be started anew for every chunk, which costs more than the chunk. What is computed, and in which order
+it is added up, does not depend on the number of threads.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-CPU_CHUNK_BYTES = 1 << 20
-"""Bytes of all D chunks together, per thread: they must fit a core's second-level cache."""
+CPU_CHUNK_BYTES = 3 << 20
+"""Bytes of all D chunks together: small enough for a core's share of the cache, large enough that threads rarely wait
+for each other's Python."""
+
+CPU_SPAN = 1 << 22
+"""Elements of a gradient that one thread works through before it looks for more."""
+
+MAX_THREADS = 8
+"""More threads than this would wait for each other's Python and for memory."""
 
 DEVICE_CHUNK = 1 << 24
 """Elements of one chunk on an accelerator, which bounds the scratch memory of low-precision gradients."""
@@ -60,15 +70,47 @@ def weighted_sum_(flats: Sequence[Tensor], weights: Sequence[Sequence[float]], c
             target.copy_(total)
 
 
-@contextmanager
-def few_threads() -> Iterator[None]:
-    """Half the CPU threads inside the block."""
+@dataclass(frozen=True)
+class Span:
+    """Elements ``low`` to ``high`` of the gradients of one parameter, all inside one unit."""
+
+    parameter: int
+    unit: int
+    low: int
+    high: int
+
+
+def spans(sizes: Sequence[int], counts: Sequence[int], longest: int) -> list[Span]:
+    """All elements of parameters of these sizes, each cut into ``counts`` equal units, in spans up to ``longest``."""
+    found: list[Span] = []
+    unit = 0
+    for parameter, (size, count) in enumerate(zip(sizes, counts, strict=True)):
+        piece = size // count
+        for number in range(count):
+            end = (number + 1) * piece
+            found += [
+                Span(parameter, unit, low, min(low + longest, end)) for low in range(number * piece, end, longest)
+            ]
+            unit += 1
+    return found
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_threads(function: Callable[[Item], Result], items: Sequence[Item], wanted: int) -> list[Result]:
+    """``function`` of every item, in order, on up to ``wanted`` threads, each with one torch thread."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, threads // 2))
+    workers = min(wanted, threads, MAX_THREADS)
+    torch.set_num_threads(1)
     try:
-        yield
+        if workers < 2:
+            return [function(item) for item in items]
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(function, items))
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(threads)  # of this thread, and of those that start later
 
 
 def _widened(part: Tensor) -> Tensor:
@@ -88,4 +130,4 @@ def _chunk_size(flats: Sequence[Tensor]) -> int:
     if flats[0].device.type != "cpu":
         return DEVICE_CHUNK
     bytes_per_element = max(4, flats[0].element_size()) * len(flats)
-    return max(1 << 12, CPU_CHUNK_BYTES * torch.get_num_threads() // bytes_per_element)
+    return max(1 << 12, CPU_CHUNK_BYTES // bytes_per_element)

@@ -1,12 +1,15 @@
 """The gradients of the step in progress, one set per domain."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import StrategyError, UnsupportedError
 from . import _kernels
+
+Result = TypeVar("Result")
 
 Gradients = list[Tensor | None]
 """One gradient per trainable parameter; ``None`` where a domain has none."""
@@ -64,22 +67,19 @@ class DomainBuffers:
         leave the device once, at the end.
         """
         held = [self._held[domain] for domain in self.domains]
-        gram_UDD = torch.zeros(sum(counts), len(held), len(held), dtype=torch.float64)
-        products: dict[torch.device, list[Tensor]] = {}
-        targets: dict[torch.device, list[Tensor]] = {}
-        start = 0
-        with _kernels.few_threads():
-            for i, count in enumerate(counts):
-                mine = _present(held, i)
-                if mine:
-                    device = mine[0][1].device
-                    found = _kernels.pair_products([gradient.view(-1) for _, gradient in mine], count, chunk)
-                    products.setdefault(device, []).append(found.view(-1))
-                    targets.setdefault(device, []).append(_targets(start, count, [d for d, _ in mine], len(held)))
-                start += count
-        flat = gram_UDD.view(-1)
-        for device, parts in products.items():
-            flat[torch.cat(targets[device])] = torch.cat(parts).cpu()
+        spans = self._spans(held, counts)
+
+        def products(span: _kernels.Span) -> Tensor:
+            flats = [gradient.view(-1)[span.low : span.high] for _, gradient in _present(held, span.parameter)]
+            return _kernels.pair_products(flats, 1, chunk)[0]
+
+        parts = self._run(products, spans)
+        targets = [_targets(span.unit, [d for d, _ in _present(held, span.parameter)], len(held)) for span in spans]
+        flat = torch.zeros(sum(counts) * len(held) ** 2, dtype=torch.float64)
+        for device in {part.device for part in parts}:
+            mine = [i for i, part in enumerate(parts) if part.device == device]
+            flat.index_add_(0, torch.cat([targets[i] for i in mine]), torch.cat([parts[i] for i in mine]).cpu())
+        gram_UDD = flat.view(-1, len(held), len(held))
         return gram_UDD + gram_UDD.triu(1).mT
 
     def write(self, weights_UD: Tensor, counts: list[int], chunk: int | None = None) -> None:
@@ -89,16 +89,36 @@ class DomainBuffers:
         """
         held = [self._held[domain] for domain in self.domains]
         weights = weights_UD.tolist()
-        start = 0
-        with _kernels.few_threads():
-            for i, (parameter, count) in enumerate(zip(self._parameters, counts, strict=True)):
-                mine = _present(held, i)
-                rows = [[weights[unit][d] for d, _ in mine] for unit in range(start, start + count)]
-                start += count
-                if mine:
-                    _kernels.weighted_sum_([gradient.view(-1) for _, gradient in mine], rows, chunk)
-                    parameter.grad = mine[0][1]
+
+        def combine(span: _kernels.Span) -> None:
+            mine = _present(held, span.parameter)
+            flats = [gradient.view(-1)[span.low : span.high] for _, gradient in mine]
+            _kernels.weighted_sum_(flats, [[weights[span.unit][d] for d, _ in mine]], chunk)
+
+        self._run(combine, self._spans(held, counts))
+        for i, parameter in enumerate(self._parameters):
+            mine = _present(held, i)
+            if mine:
+                parameter.grad = mine[0][1]
         self.clear()
+
+    def _spans(self, held: list[Gradients], counts: list[int]) -> list[_kernels.Span]:
+        """The spans of every parameter for which some domain has a gradient."""
+        longest = _kernels.CPU_SPAN if self._on_cpu else _kernels.DEVICE_CHUNK
+        spans = _kernels.spans([parameter.numel() for parameter in self._parameters], counts, longest)
+        there = [bool(_present(held, i)) for i in range(len(self._parameters))]
+        return [span for span in spans if there[span.parameter]]
+
+    def _run(self, function: Callable[[_kernels.Span], Result], spans: list[_kernels.Span]) -> list[Result]:
+        """``function`` of every span; where the CPU does the work, on as many threads as the work is worth."""
+        if not self._on_cpu:
+            return [function(span) for span in spans]
+        work = sum(span.high - span.low for span in spans)
+        return _kernels.in_threads(function, spans, wanted=-(-work // _kernels.CPU_SPAN))
+
+    @property
+    def _on_cpu(self) -> bool:
+        return all(parameter.device.type == "cpu" for parameter in self._parameters)
 
     def _own(self, gradient: Tensor | None) -> Tensor | None:
         if gradient is None:
@@ -125,8 +145,7 @@ def _present(held: list[Gradients], i: int) -> list[tuple[int, Tensor]]:
     return [(d, gradient) for d, gradients in enumerate(held) if (gradient := gradients[i]) is not None]
 
 
-def _targets(start: int, count: int, present: list[int], num_domains: int) -> Tensor:
-    """Where in a flat [U, D, D] the pair products of ``count`` units from ``start`` on belong (upper triangle)."""
-    units = torch.arange(start, start + count).unsqueeze(1) * num_domains**2
-    cells = torch.tensor([present[i] * num_domains + present[j] for i, j in _kernels.pairs(len(present))])
-    return (units + cells).view(-1)
+def _targets(unit: int, present: list[int], num_domains: int) -> Tensor:
+    """Where in a flat [U, D, D] the pair products of a unit belong (upper triangle)."""
+    cells = [present[i] * num_domains + present[j] for i, j in _kernels.pairs(len(present))]
+    return torch.tensor(cells) + unit * num_domains**2
