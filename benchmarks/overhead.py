@@ -103,7 +103,7 @@ def config(folder: str, steps: int) -> GRPOConfig:
         save_strategy="no",
         disable_tqdm=True,
         bf16=False,
-        gradient_checkpointing=False,
+        activation_checkpointing=False,
         dataloader_pin_memory=False,
     )
 

@@ -35,7 +35,7 @@ trainer = DomainGRPOTrainer(
         logging_steps=1,
         save_strategy="no",
         report_to="none",
-        gradient_checkpointing=False,
+        activation_checkpointing=False,
         bf16=False,
     ),
     train_dataset=data,

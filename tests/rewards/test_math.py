@@ -69,3 +69,10 @@ def test_math_survives_expressions_that_hang() -> None:
     # The replaced workers work.
     assert reward(completions=["\\boxed{\\sqrt{16}}"], answer=["4"]) == [1.0]
     assert _verify_pool._pool().size >= 1
+
+
+@pytest.mark.parametrize("completion", ["3 + (", "53 +", "53 (", "(53", "53)", "\\frac{53}{", "53 \\times"])
+def test_a_calculation_that_breaks_off_is_worth_nothing(completion):
+    reward = build_reward("math", extraction="plain")
+    for answer in ("3", "53"):
+        assert reward(completions=[completion, f"({answer} + 0) * 1"], answer=[answer] * 2) == [0.0, 1.0]

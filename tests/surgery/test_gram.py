@@ -42,6 +42,12 @@ def test_removed_share(vectors_GDP):
     assert removed_share(vectors_GDP @ vectors_GDP.mT, weights_GD) == pytest.approx(expected, rel=1e-12)
 
 
+def test_domains_without_a_gradient_are_left_out_of_the_conflict_rate():
+    gram_GDD = torch.tensor([[[1.0, -0.5, 0], [-0.5, 1, 0], [0, 0, 0]], [[1, 0.5, 0], [0.5, 1, 0], [0, 0, 0]]])
+    assert conflict_rate(gram_GDD) == 0.5
+    assert conflict_rate(torch.zeros(2, 3, 3)) == 0.0
+
+
 def test_nothing_is_removed_by_ones(vectors_GDP):
     gram_GDD = vectors_GDP @ vectors_GDP.mT
     assert removed_share(gram_GDD, torch.ones(GROUPS, DOMAINS, dtype=torch.float64)) == 0.0

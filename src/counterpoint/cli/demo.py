@@ -22,7 +22,7 @@ def demo_settings(strategy: str, steps: int, prompts: int, folder: Path) -> dict
             "gradient_accumulation_steps": 4,
             "num_generations": 8,
             "max_completion_length": 24,
-            "gradient_checkpointing": False,
+            "activation_checkpointing": False,
         },
         "evaluation": {"prompts": prompts, "samples": 4, "batch_size": 256},
         "run": {"dir": str(folder), "name": strategy, "save_every": max(1, steps), "keep": 1},

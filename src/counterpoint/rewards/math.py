@@ -100,7 +100,8 @@ class MathReward(Reward):
         """Whether math-verify is asked at all. It finds formulas in prose, which a whole reply must not be."""
         if len(answer) > _MAX_EXPRESSION or (self.extraction == "plain" and not _is_formula(answer)):
             return False
-        return not _is_malformed_number(answer, reference)
+        strict = self.extraction == "plain" or reference.number is not None
+        return not (_is_malformed_number(answer, reference) or (strict and _is_unfinished(answer)))
 
     def extract(self, text: str, numeric: bool) -> Fraction | str:
         """The final answer of a completion: a number, an expression's text, or ``""``.
@@ -181,6 +182,22 @@ def _is_formula(text: str) -> bool:
 def _is_malformed_number(answer: str, reference: _Reference) -> bool:
     """Digits and separators that are no number, like ``1,0007``: algebra systems may read a number into them."""
     return reference.number is not None and re.fullmatch(r"[\d\s.,$%-]*", answer) is not None
+
+
+def _is_unfinished(answer: str) -> bool:
+    """A calculation that breaks off, like ``3 + (``: algebra systems read what stands before the break.
+
+    Round and square brackets may close each other, as those of half-open intervals do.
+    """
+    text = answer.strip().strip("$").rstrip(" .")
+    depths = {"(": 0, "{": 0}
+    for sign in text:
+        kind = "(" if sign in "([)]" else "{" if sign in "{}" else ""
+        if kind:
+            depths[kind] += 1 if sign in "([{" else -1
+            if depths[kind] < 0:
+                return True
+    return any(depths.values()) or text.endswith(("+", "-", "*", "/", "^", "=", "\\times", "\\cdot", "\\div"))
 
 
 def _same_text(answer: str, reference: str) -> bool:

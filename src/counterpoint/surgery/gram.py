@@ -21,9 +21,13 @@ def conflicts(gram_GDD: Tensor) -> Tensor:
 
 
 def conflict_rate(gram_GDD: Tensor) -> float:
-    """The share, between 0 and 1, of (group, domain pair) combinations in conflict; 0 for a single domain."""
-    num_groups, num_domains = gram_GDD.shape[:2]
-    num_pairs = num_groups * num_domains * (num_domains - 1)
+    """The share, between 0 and 1, of (group, domain pair) combinations in conflict.
+
+    Pairs of which a domain has no gradient in the group are left out; 0 where no pair is left.
+    """
+    live_GD = gram_GDD.diagonal(dim1=-2, dim2=-1) > 0
+    num_live_G = live_GD.sum(-1)
+    num_pairs = (num_live_G * (num_live_G - 1)).sum().item()
     return conflicts(gram_GDD).sum().item() / num_pairs if num_pairs else 0.0
 
 

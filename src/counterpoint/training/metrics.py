@@ -84,7 +84,7 @@ def surgery_metrics(record: Record, grouping: Any = "module") -> dict[str, float
         for j in range(i + 1, len(record.domains)):
             pair = f"{first}|{record.domains[j]}"
             metrics[f"cosine/{pair}"] = global_cosine_DD[i, j].item()
-            metrics[f"conflict_rate/{pair}"] = (gram_GDD[:, i, j] < 0).double().mean().item()
+            metrics[f"conflict_rate/{pair}"] = conflict_rate(gram_GDD[:, [i, j]][:, :, [i, j]])
     for i, name in enumerate(record.domains):
         metrics[f"grad_norm/{name}"] = gram_GDD[:, i, i].sum().clamp(min=0).sqrt().item()
     return metrics
