@@ -29,11 +29,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, T
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from counterpoint.domains.domain_rewards import build_domain_rewards
 from counterpoint.pocket import model_path
 from counterpoint.pocket.tasks import TASKS
 from counterpoint.rewards import build_reward
 from counterpoint.training import DomainGRPOTrainer
-from counterpoint.training.domain_rewards import build_domain_rewards
 
 KINDS = ("trl", "mixed", "mgs")
 TARGETS = {"mixed": 1.10, "mgs": 1.15}

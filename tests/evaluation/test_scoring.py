@@ -44,6 +44,30 @@ def test_a_wrong_number_of_values_names_domain_and_reward():
         score_rows(broken, broken.evaluation, completions("a", "b"))
 
 
+def test_a_reward_that_raises_names_domain_row_and_completion():
+    def picky(completions, **_):
+        return [1 / (c != "x") for c in completions]
+
+    broken = domain(WeightedReward("picky", 1.0, picky))
+    with pytest.raises(RewardError, match=r"domain 'math': reward 'picky' raised ZeroDivisionError.* row 1 .*'x'"):
+        score_rows(broken, broken.evaluation, completions("a", "x"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), "good"])
+def test_values_that_are_no_numbers_are_refused(value):
+    broken = domain(WeightedReward("odd", 1.0, lambda prompts, **_: [1.0, value]))
+    with pytest.raises(RewardError, match=r"domain 'math': reward 'odd' returned .* for row 1"):
+        score_rows(broken, broken.evaluation, completions("a", "b"))
+
+
+def test_async_rewards_are_awaited():
+    async def judge(prompts, **_):
+        return [0.5] * len(prompts)
+
+    both = domain(WeightedReward("judge", 2.0, judge))
+    assert score_rows(both, both.evaluation, completions("a", "b")) == [1.0, 1.0]
+
+
 def test_evaluate_scores_prompts_not_samples():
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -4,10 +4,7 @@
 
 import os
 import signal
-import subprocess
-import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +12,7 @@ import pytest
 from counterpoint.errors import RewardError
 from counterpoint.rewards.sandbox import Limits, Program, Sandbox
 from counterpoint.rewards.sandbox import _client as client
+from sandbox_helpers import descendants, wait_until
 
 GOOD = "def double(x):\n    return 2 * x\n"
 TESTS = ("assert double(2) == 4", "assert double(-1) == -2")
@@ -37,7 +35,7 @@ def test_the_scan_for_processes_can_find_some(sandbox: Sandbox) -> None:
         running = pool.submit(sandbox.run, Program(["import time\ntime.sleep(1)\n" + GOOD], TESTS))
         assert server._process is not None
         pid = server._process.pid
-        assert _wait_until(lambda: len(_descendants(pid)) >= 2)
+        assert wait_until(lambda: len(descendants(pid)) >= 2)
         assert running.result().passed == (True, True)
 
 
@@ -192,21 +190,3 @@ def test_programs_are_deterministic(sandbox: Sandbox) -> None:
 def test_limits_are_checked() -> None:
     with pytest.raises(RewardError, match="processes must be a whole number above 0, found 0"):
         Limits(processes=0)
-
-
-def _wait_until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return False
-
-
-def _descendants(pid: int) -> list[int]:
-    lines = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout.splitlines()
-    parents = {int(child): int(parent) for child, parent in (line.split() for line in lines)}
-    found = [pid]
-    for ancestor in found:
-        found += [child for child, parent in parents.items() if parent == ancestor]
-    return found[1:]

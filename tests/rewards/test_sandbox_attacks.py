@@ -2,15 +2,15 @@
 
 import os
 import subprocess
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from counterpoint.rewards.sandbox import Limits, Program, Sandbox
 from counterpoint.rewards.sandbox import _client as client
+from sandbox_helpers import descendants, wait_until
 
 QUICK = Limits(cpu_seconds=1, wall_seconds=2.0, memory_megabytes=256, processes=12, file_megabytes=1)
 GOOD = "def double(x):\n    return 2 * x\n"
@@ -99,28 +99,10 @@ def test_attack_passes_no_test(verdicts: dict[str, tuple[bool, ...]], name: str)
 def test_attacks_leave_no_process(verdicts: dict[str, tuple[bool, ...]]) -> None:
     server = client._server()._process
     assert server is not None
-    assert _wait_until(lambda: _descendants(server.pid) == []), _descendants(server.pid)
+    assert wait_until(lambda: descendants(server.pid) == []), descendants(server.pid)
     # The programs have user ids of their own where we are root, wherever they were re-parented to.
     if os.geteuid() == 0:
-        assert _wait_until(lambda: _processes_of_sandbox_users() == []), _processes_of_sandbox_users()
-
-
-def _wait_until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return False
-
-
-def _descendants(pid: int) -> list[int]:
-    lines = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout.splitlines()
-    parents = {int(child): int(parent) for child, parent in (line.split() for line in lines)}
-    found = [pid]
-    for ancestor in found:
-        found += [child for child, parent in parents.items() if parent == ancestor]
-    return found[1:]
+        assert wait_until(lambda: _processes_of_sandbox_users() == []), _processes_of_sandbox_users()
 
 
 def _processes_of_sandbox_users() -> list[int]:

@@ -3,8 +3,8 @@
 import pytest
 from trl import GRPOTrainer
 
+from counterpoint.domains.domain_rewards import build_domain_rewards
 from counterpoint.training import DomainGRPOTrainer
-from counterpoint.training.domain_rewards import build_domain_rewards
 from trainer_helpers import DATA, REWARDS, GradientTape, grpo_args, relative_error, total_norm
 
 pytestmark = [

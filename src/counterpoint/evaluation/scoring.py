@@ -1,13 +1,15 @@
 """Scores a model on the held-out prompts of every domain: mean reward with a 95 % interval, greedy score, lengths."""
 
+import asyncio
+import inspect
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from counterpoint.domains import Domain, WeightedReward
-from counterpoint.errors import RewardError
+from counterpoint.domains import Domain
+from counterpoint.domains.domain_rewards import build_domain_rewards
 from counterpoint.evaluation.intervals import mean_interval
 from counterpoint.evaluation.sampling import Completion, Prompt, Sampling, generate, render_prompt
 
@@ -137,25 +139,24 @@ def _greedy(
 
 
 def score_rows(domain: Domain, rows: Sequence[Mapping[str, Any]], completions: Sequence[Completion]) -> list[float]:
-    """Weighted total reward per row, 0 where every reward function left the row out."""
+    """Weighted total reward per row, 0 where every reward function left the row out.
+
+    Raises:
+        RewardError: a function raised (naming the row and its completion) or returned something that is no reward.
+    """
     totals = [0.0] * len(rows)
     chat = not isinstance(rows[0]["prompt"], str)
     texts = [[{"role": "assistant", "content": c.text}] if chat else c.text for c in completions]
     columns = {key: [row.get(key) for row in rows] for row in rows[:1] for key in row if key != "prompt"}
-    for reward in domain.rewards:
-        values = reward.function(prompts=[row["prompt"] for row in rows], completions=texts, **columns)
-        for i, value in enumerate(_checked(domain, reward, values, len(rows))):
-            totals[i] += reward.weight * value
+    columns |= {"domain": [domain.name] * len(rows), "row": list(range(len(rows)))}
+    named = {reward.name: reward.function for reward in domain.rewards}
+    functions = build_domain_rewards({domain.name: named}, [domain.name])
+    for reward, function in zip(domain.rewards, functions, strict=True):
+        values = function(prompts=[row["prompt"] for row in rows], completions=texts, **columns)
+        values = asyncio.run(values) if inspect.iscoroutine(values) else values
+        for i, value in enumerate(values):
+            totals[i] += reward.weight * (0.0 if value is None else value)
     return totals
-
-
-def _checked(domain: Domain, reward: WeightedReward, values: Sequence[float | None], expected: int) -> list[float]:
-    if len(values) != expected:
-        raise RewardError(
-            f"domain {domain.name!r}: reward {reward.name!r} returned {len(values)} values for {expected} completions. "
-            "Return one number per completion."
-        )
-    return [0.0 if value is None else float(value) for value in values]
 
 
 def _sample(tokenizer: Any, row: Mapping[str, Any], completion: Completion, reward: float) -> Sample:

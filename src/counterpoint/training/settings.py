@@ -48,7 +48,6 @@ def _own_settings(config: Config, output_dir: str) -> dict[str, Any]:
         "report_to": "none",
         "disable_tqdm": True,
         "use_cpu": on_cpu,
-        "reward_weights": [reward.weight for domain in config.domains.values() for reward in domain.reward],
         "trust_remote_code": config.model.trust_remote_code,
     }
     if on_cpu:

@@ -9,11 +9,11 @@ from torch.utils.data import Sampler
 from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOConfig, GRPOTrainer
 
+from counterpoint.domains.domain_rewards import DomainRewards, build_domain_rewards
 from counterpoint.errors import DivergedError, DomainError, RunError, nearest
 from counterpoint.surgery import Record, Strategy, Surgeon, resolve_strategy
 from counterpoint.training.advantages import rescale_per_domain, total_rewards
 from counterpoint.training.dataset import Rows, combine_domains
-from counterpoint.training.domain_rewards import DomainRewards, build_domain_rewards
 from counterpoint.training.metrics import PER_MICRO_BATCH, batch_metrics, metrics_grouping, surgery_metrics
 from counterpoint.training.quotas import quota_sampler
 from counterpoint.training.regroup import DOMAIN_KEY, Buffer, domain_of, regroup

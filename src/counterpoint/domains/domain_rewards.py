@@ -69,7 +69,7 @@ class _Blame(AbstractContextManager[None]):
         if isinstance(error, Exception) and not isinstance(error, RewardError):
             raise RewardError(
                 f"{self._where} raised {type(error).__name__}: {error}, for {self._culprit}. "
-                "Mend the function or the row; training stopped before the step that needed it."
+                "Mend the function or the row; nothing was trained on it."
             ) from error
 
 

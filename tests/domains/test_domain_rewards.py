@@ -2,8 +2,8 @@ import asyncio
 
 import pytest
 
+from counterpoint.domains.domain_rewards import build_domain_rewards
 from counterpoint.errors import RewardError
-from counterpoint.training.domain_rewards import build_domain_rewards
 
 
 def batch(domains=("math", "code", "math")):
