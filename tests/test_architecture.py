@@ -21,10 +21,12 @@ ALLOWED = {
     "evaluation": {"errors", "domains"},
     "fetch": {"errors", "evaluation"},
     "training": {"errors", "config", "domains", "evaluation", "pocket", "runs", "surgery"},
+    "verification": {"errors", "surgery"},
+    "planning": {"errors", "config", "surgery"},
     "report": {"errors", "runs", "disk", "evaluation"},
     "cli": {
         *("errors", "config", "domains", "evaluation", "fetch", "pocket", "report", "rewards", "runs", "surgery"),
-        *("training", "disk"),
+        *("training", "disk", "verification", "planning"),
     },
 }
 """Package -> packages it may import, at the top of a file or inside a function."""

@@ -35,6 +35,10 @@ class UnsupportedError(CounterpointError):
     """A setting or back end under which domain gradients could not be exact."""
 
 
+class RankMismatchError(UnsupportedError):
+    """Ranks of one training collected different domains, so their gradients cannot be told apart."""
+
+
 class RunError(CounterpointError):
     """A run directory that cannot be created, read, resumed or written."""
 
