@@ -4,7 +4,8 @@
 
 ``gram_GDD`` [G, D, D] and ``weights_GD`` [G, D] are float64 on the CPU; ``context`` names groups and domains and hands
 out private random generators. The update of group g is ``sum_d weights_GD[g, d] * gradient of domain d``. A weighting
-with memory is an object with ``state_dict()`` and ``load_state_dict()`` besides.
+with memory is an object with ``state_dict()`` and ``load_state_dict()`` besides. One that has the attribute
+``uses_halves = True`` finds the step's gradients split in two in ``context.halves``.
 """
 
 import hashlib
@@ -16,6 +17,19 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Halves:
+    """Every domain's gradient of this step in two parts, of alternate ``collect()`` calls, that sum to the whole.
+
+    How the parts differ tells how noisy the whole is. Vector ``2 * d + h`` is half ``h`` of domain ``d``.
+    """
+
+    gram_GVV: Tensor
+    """[G, 2D, 2D] float64: inner products of the parts; zero where nothing was collected."""
+    counts_D2: Tensor
+    """[D, 2] int64: ``collect()`` calls in each part."""
+
+
+@dataclass(frozen=True)
 class Context:
     """What a weighting may know besides the Grams: the names of groups and domains, the seed and the step."""
 
@@ -23,6 +37,8 @@ class Context:
     domains: tuple[str, ...]
     seed: int = 0
     step: int = 0
+    halves: Halves | None = None
+    """The split gradients, for a weighting that ``uses_halves``."""
 
     @property
     def num_domains(self) -> int:
