@@ -118,13 +118,6 @@ def test_sparse_gradients_are_refused():
         surgeon.collect("a")
 
 
-def test_sharded_parameters_are_refused():
-    parameter = nn.Parameter(torch.ones(2))
-    parameter.placements = ("shard",)
-    with pytest.raises(UnsupportedError, match="'w' is sharded over devices"):
-        Surgeon({"w": parameter}, "pcgrad")
-
-
 def test_frozen_models_are_refused(toy):
     with pytest.raises(StrategyError, match="No parameter requires a gradient"):
         Surgeon(toy.Loss(toy.SHAPES).requires_grad_(False), "pcgrad")

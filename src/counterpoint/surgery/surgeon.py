@@ -1,18 +1,24 @@
 """The Surgeon: gradient surgery in any training loop."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import StrategyError, UnsupportedError
+from ..errors import StrategyError
 from .buffers import DomainBuffers
 from .groupings import ParameterRule
+from .own import OwnGradients, Vector
+from .ranks import find_ranks, sum_over_ranks
 from .record import Record
+from .scatter import ScatteredGradients
+from .stores import build_store
 from .strategies import Strategy, resolve_strategy
 from .units import Units, sum_units
-from .weighting import Context
+from .weighting import Context, Halves
 from .weightings import WeightingSpec, build_weighting
 
 NamedParameters = Mapping[str, nn.Parameter] | Iterable[tuple[str, nn.Parameter]]
@@ -35,10 +41,16 @@ class Surgeon:
         grouping, weighting: replace that part of the strategy.
         seed: of the private random generators; with the step and the group's name it fixes every random order.
         copy: copy each gradient instead of taking its tensor over. Needed where something else owns and reuses the
-            memory of ``.grad``, as DDP with ``gradient_as_bucket_view=True`` does; costs a copy per domain.
+            memory of ``.grad``; with a DDP model that has ``gradient_as_bucket_view=True`` it is switched on by itself.
+        buffers: where domain gradients wait for ``combine()``: ``device``; ``bfloat16``, half the memory of float32;
+            or ``cpu``, pinned host memory, with copies that overlap the passes that follow.
+        average_over: the process group over which collected gradients still have to be averaged. Give it where
+            backward runs under DDP's ``no_sync()``, so that every rank collects gradients of its own: each domain is
+            then reduced once per step, and ranks may collect domains in any order. ``None`` where gradients are final
+            when they are collected: one process, DDP that reduces in every backward, FSDP2, tensor parallelism.
 
     Raises ``StrategyError`` and ``GroupingError`` for names and parameters that nothing knows, ``UnsupportedError``
-    for parameters sharded over devices.
+    for parameters over whose device meshes no common sum exists.
     """
 
     def __init__(
@@ -50,6 +62,8 @@ class Surgeon:
         weighting: WeightingSpec | None = None,
         seed: int = 0,
         copy: bool = False,
+        buffers: str = "device",
+        average_over: Any = None,
     ) -> None:
         self.strategy = resolve_strategy(strategy, grouping, weighting)
         self.seed = seed
@@ -60,10 +74,22 @@ class Surgeon:
         self._weighting = build_weighting(self.strategy.weighting)
         named = _distinct(model_or_named_parameters)
         trainable = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
-        _check_parameters(trainable)
+        if not trainable:
+            raise StrategyError("No parameter requires a gradient, so there is nothing to combine.")
         shapes = {name: tuple(parameter.shape) for name, parameter in named.items()}
         self._units = Units(shapes, list(trainable), self.strategy.grouping)
-        self._buffers = DomainBuffers(trainable, copy)
+        parameters = list(trainable.values())
+        store = build_store(buffers, parameters[0].device)
+        ddp = _ddp(model_or_named_parameters)
+        self._averages = average_over is not None and dist.get_world_size(average_over) > 1
+        self._ranks = find_ranks(parameters, average_over or (ddp.process_group if ddp else None))
+        self._passes: OwnGradients | ScatteredGradients
+        if self._averages:
+            self._passes = ScatteredGradients(parameters, self._units.counts, average_over, store)
+        else:
+            self._passes = OwnGradients(parameters, self._units.counts, self._ranks, store)
+        copy = copy or bool(ddp and ddp.gradient_as_bucket_view)
+        self._buffers = DomainBuffers(trainable, store, copy, bool(getattr(self._weighting, "uses_halves", False)))
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -76,13 +102,20 @@ class Surgeon:
         return self._buffers.domains
 
     @torch.no_grad()
-    def collect(self, domain: str) -> None:
-        """Moves the gradients of the micro-batch just back-propagated into the domain's buffer; ``.grad`` is empty.
+    def collect(self, domain: str, last: bool = False) -> None:
+        """Moves the gradients just back-propagated into the domain's buffer; ``.grad`` is empty.
 
-        A parameter without gradient counts as zero for this micro-batch. Call it once per micro-batch, in any order of
-        domains. Raises ``StrategyError`` where no parameter has a gradient.
+        Call it after every micro-batch, or after the last of several of one domain, whose gradients add up in
+        ``.grad``. A parameter without gradient counts as zero. Raises ``StrategyError`` where no parameter has one.
+
+        Without ``average_over`` all ranks must collect the same domains in the same order.
+
+        Arguments:
+            domain: whose gradients these are.
+            last: nothing more is collected before ``combine()``, so with ``bfloat16`` or ``cpu`` buffers this gradient
+                can stay where it is.
         """
-        self._buffers.take(domain)
+        self._buffers.take(domain, last)
 
     @torch.no_grad()
     def combine(self) -> Record:
@@ -90,17 +123,29 @@ class Surgeon:
 
         Clip and step as usual afterwards. Domains that were not collected take no part; one domain alone passes
         unchanged. Where a domain's gradient is not finite, or so large that its squared norm is not, the plain sum is
-        written and ``nonfinite_steps`` counts it. Raises ``StrategyError`` where nothing was collected.
+        written and ``nonfinite_steps`` counts it. All ranks call it together and get the same record.
+
+        Raises ``StrategyError`` where nothing was collected, ``RankMismatchError`` on all ranks where they collected
+        different domains (without ``average_over``).
         """
-        domains = self._buffers.domains
-        if not domains:
+        held = self._buffers.held
+        collected = self._passes.agree(self._buffers.counts)
+        vectors = list(collected)
+        if not vectors:
             raise StrategyError("combine() without a collected domain: call collect(domain) after each backward().")
+        gram_UVV = self._passes.gram(held, vectors)
+        sequence = None if self._averages else self._buffers.sequence
+        gram_UVV = sum_over_ranks(gram_UVV, sequence, self._ranks, self.step)
+        domains = tuple(dict.fromkeys(domain for domain, _ in vectors))
+        member_VD = torch.tensor([[domain == name for name in domains] for domain, _ in vectors], dtype=torch.float64)
         index = self._units.own
-        gram_UDD = self._buffers.gram(self._units.counts)
+        gram_UDD = member_VD.mT @ gram_UVV @ member_VD if len(vectors) > len(domains) else gram_UVV
         gram_GDD = sum_units(gram_UDD, index)
         finite = bool(gram_UDD.isfinite().all())
-        weights_GD = self._weights(gram_GDD, domains, finite)
-        self._buffers.write(weights_GD[index.index_U], self._units.counts)
+        weights_GD = self._weights(gram_GDD, domains, finite, lambda: self._halves(gram_UVV, collected, domains))
+        weights_GV = weights_GD[:, member_VD.argmax(dim=1)]
+        self._passes.write(held, vectors, weights_GV[index.index_U])
+        self._buffers.clear()
         record = Record(self.step, index.groups, domains, gram_GDD, weights_GD, finite, gram_UDD, self._units)
         self.step += 1
         self.nonfinite_steps += not finite
@@ -140,11 +185,13 @@ class Surgeon:
         if hasattr(self._weighting, "load_state_dict"):
             self._weighting.load_state_dict(state["weighting"])
 
-    def _weights(self, gram_GDD: Tensor, domains: tuple[str, ...], finite: bool) -> Tensor:
+    def _weights(
+        self, gram_GDD: Tensor, domains: tuple[str, ...], finite: bool, halves: Callable[[], Halves | None]
+    ) -> Tensor:
         shape = gram_GDD.shape[:2]
         if len(domains) == 1 or not finite:
             return torch.ones(shape, dtype=torch.float64)
-        context = Context(self.groups, domains, self.seed, self.step)
+        context = Context(self.groups, domains, self.seed, self.step, halves())
         weights_GD = torch.as_tensor(self._weighting(gram_GDD, context), dtype=torch.float64)
         if weights_GD.shape != shape or not weights_GD.isfinite().all():
             raise StrategyError(
@@ -153,6 +200,16 @@ class Surgeon:
                 f"it must give one finite weight per group and domain, shape {tuple(shape)}."
             )
         return weights_GD
+
+    def _halves(self, gram_UVV: Tensor, collected: Mapping[Vector, int], domains: tuple[str, ...]) -> Halves | None:
+        """The Grams with every domain split in two, for a weighting that asks for them."""
+        if not getattr(self._weighting, "uses_halves", False):
+            return None
+        places = torch.tensor([2 * domains.index(domain) + half for domain, half in collected])
+        gram_GVV = torch.zeros(len(self.groups), 2 * len(domains), 2 * len(domains), dtype=torch.float64)
+        gram_GVV[:, places.unsqueeze(1), places] = sum_units(gram_UVV, self._units.own)
+        counts_D2 = torch.tensor([[collected.get((domain, half), 0) for half in (0, 1)] for domain in domains])
+        return Halves(gram_GVV, counts_D2)
 
 
 def _distinct(source: nn.Module | NamedParameters) -> dict[str, nn.Parameter]:
@@ -168,15 +225,10 @@ def _distinct(source: nn.Module | NamedParameters) -> dict[str, nn.Parameter]:
     return named
 
 
-def _check_parameters(trainable: Mapping[str, nn.Parameter]) -> None:
-    if not trainable:
-        raise StrategyError("No parameter requires a gradient, so there is nothing to combine.")
-    for name, parameter in trainable.items():
-        if hasattr(parameter, "placements"):  # a DTensor; its class is not imported for one look
-            raise UnsupportedError(
-                f"The parameter {name!r} is sharded over devices, and inner products of shards would be partial. "
-                "Use one process, or DDP, where every rank holds whole gradients."
-            )
+def _ddp(source: nn.Module | NamedParameters) -> DistributedDataParallel | None:
+    """The model if DDP wraps it, compiled or not."""
+    inner = getattr(source, "_orig_mod", source)
+    return inner if isinstance(inner, DistributedDataParallel) else None
 
 
 def _describe(weights_GD: Tensor, groups: tuple[str, ...]) -> str:

@@ -1,0 +1,104 @@
+"""Both passes where gradients are final when they are collected: one process, DDP's own reduction, FSDP2, tensors cut
+over devices. Every parameter's part on this rank is one block."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from . import _kernels
+from .layout import own_spans
+from .ranks import Ranks
+from .shards import is_dtensor, local
+from .stores import DeviceStore, Gradients
+
+Vector = tuple[str, int]
+"""A domain, and which half of its micro-batches: 0 where a domain is not split."""
+
+Held = Mapping[Vector, Gradients]
+
+
+class OwnGradients:
+    """Inner products and weighted sums of gradients that this rank holds whole, or holds its shard of."""
+
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], counts: Sequence[int], ranks: Ranks | None, store: DeviceStore
+    ) -> None:
+        self._parameters = parameters
+        self._ranks = ranks
+        self._store = store
+        self._num_units = sum(counts)
+        self._spans_B: list[list[_kernels.Span]] = [[] for _ in parameters]
+        for span in own_spans(parameters, counts):
+            self._spans_B[span.block].append(span)
+
+    def agree(self, collected: Mapping[Vector, int]) -> dict[Vector, int]:
+        """The vectors of this step with their numbers of micro-batches, in the order of names."""
+        return dict(sorted(collected.items()))
+
+    def gram(self, held: Held, vectors: Sequence[Vector]) -> Tensor:
+        """Inner products [U, V, V] that this rank contributes to the sum over ranks, float64."""
+        owns_B = self._ranks.owns_P if self._ranks else [True] * len(self._parameters)
+        total: Tensor | None = None
+        for low, blocks_VB in self._batches(held, vectors):
+            spans = self._spans(low, blocks_VB, lambda block: owns_B[block])
+            part = _kernels.unit_grams(blocks_VB, spans, self._num_units)
+            total = part if total is None else total + part.to(total.device)
+        assert total is not None, "nothing was collected"
+        return total
+
+    def write(self, held: Held, vectors: Sequence[Vector], weights_UV: Tensor) -> None:
+        """Sets ``.grad`` to the weighted sums; a parameter for which no vector has a gradient gets none."""
+        for low, blocks_VB in self._batches(held, vectors):
+            parameters = self._parameters[low : low + len(blocks_VB[0])]
+            targets_B = [
+                _target(parameter, [blocks[i] for blocks in blocks_VB]) for i, parameter in enumerate(parameters)
+            ]
+            spans = self._spans(low, blocks_VB, lambda block: True)
+            _kernels.weighted_sums_(blocks_VB, targets_B, spans, weights_UV)
+            for parameter, target in zip(parameters, targets_B, strict=True):
+                if target is not None:
+                    parameter.grad = _as_gradient(target, parameter)
+
+    def _batches(self, held: Held, vectors: Sequence[Vector]) -> Iterator[tuple[int, list[Gradients]]]:
+        """Stretches of flat blocks on one device; blocks on other devices come in batches of their own."""
+        for low, held_VB in self._store.batches([held[vector] for vector in vectors]):
+            blocks_VB = [[None if g is None else g.view(-1) for g in blocks] for blocks in held_VB]
+            devices = {block.device for blocks in blocks_VB for block in blocks if block is not None}
+            for device in sorted(devices, key=str):
+                only = [[b if b is not None and b.device == device else None for b in blocks] for blocks in blocks_VB]
+                yield low, blocks_VB if len(devices) == 1 else only
+
+    def _spans(self, low: int, blocks_VB: list[Gradients], wanted: Callable[[int], bool]) -> list[_kernels.Span]:
+        """The spans of the batch's blocks that some vector has, numbered as in the batch."""
+        return [
+            replace(span, block=i) if low else span
+            for i in range(len(blocks_VB[0]))
+            if wanted(low + i) and any(blocks[i] is not None for blocks in blocks_VB)
+            for span in self._spans_B[low + i]
+        ]
+
+
+def _target(parameter: nn.Parameter, blocks_V: Gradients) -> Tensor | None:
+    """Where the sum goes: a gradient as precise as the parameter, or new memory; None without gradients."""
+    there = [block for block in blocks_V if block is not None]
+    if not there:
+        return None
+    fitting = [block for block in there if block.dtype == parameter.dtype]
+    return fitting[0] if fitting else torch.empty_like(there[0], dtype=parameter.dtype)
+
+
+def _as_gradient(target: Tensor, parameter: nn.Parameter) -> Tensor:
+    if not is_dtensor(parameter):
+        return target.view(parameter.shape)
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        target.view(local(parameter).shape),
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )

@@ -1,0 +1,199 @@
+"""Both passes where every rank collects gradients of its own, to be averaged over a group of ranks.
+
+The gradients of D domains are reduce-scattered, so that every rank holds 1/N of each domain's average; inner products
+and weighted sums are formed on these shards, and one gradient is gathered. That moves the bytes of (D + 1) / 2
+all-reduces, where an all-reduce per domain would take D. Ranks may have collected the domains in any order, and a
+domain may be missing on some of them.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..errors import UnsupportedError
+from . import _kernels
+from .layout import shard_spans
+from .own import Held, Vector
+from .shards import is_dtensor
+from .stores import DeviceStore, Gradients
+
+BUCKET_ELEMENTS = 1 << 25
+"""Elements of a bucket, unless one parameter has more: the scratch memory of the reduction is a bucket or two."""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Parameters of one dtype and device that are reduced together, laid end to end and padded to whole shards."""
+
+    indices: tuple[int, ...]
+    sizes: tuple[int, ...]
+    shard: int
+    dtype: torch.dtype
+    device: torch.device
+
+
+class ScatteredGradients:
+    """Inner products and weighted sums of gradients averaged over ``group``, on this rank's shards of them."""
+
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], counts: Sequence[int], group: Any, store: DeviceStore
+    ) -> None:
+        _refuse_shards(parameters)
+        self._parameters = parameters
+        self._group = group
+        self._store = store
+        self._world = dist.get_world_size(group)
+        self._num_units = sum(counts)
+        self._buckets = make_buckets(parameters, self._world)
+        self._spans = self._make_spans(counts, dist.get_rank(group))
+        self._known: list[Vector] = []
+        self._present_P = [False] * len(parameters)
+        self._shards_VB: list[Gradients] = []
+
+    def agree(self, collected: Mapping[Vector, int]) -> dict[Vector, int]:
+        """The vectors that any rank collected, in the order of names, with the most micro-batches on one rank."""
+        counts = self._exchange(collected)
+        if counts[0]:
+            names: list[Any] = [None] * self._world
+            dist.all_gather_object(names, sorted(collected), group=self._group)
+            self._known = sorted({*self._known, *(tuple(name) for part in names for name in part)})
+            counts = self._exchange(collected)
+        return {vector: n for vector, n in zip(self._known, counts[1:], strict=True) if n}
+
+    def _exchange(self, collected: Mapping[Vector, int]) -> list[int]:
+        """Whether any rank has a vector that is not known to all, then the most micro-batches of each known one."""
+        news = any(vector not in self._known for vector in collected)
+        counts = torch.tensor([int(news), *(collected.get(vector, 0) for vector in self._known)])
+        counts = counts.to(self._buckets[0].device)
+        dist.all_reduce(counts, op=dist.ReduceOp.MAX, group=self._group)
+        return counts.tolist()
+
+    def gram(self, held: Held, vectors: Sequence[Vector]) -> Tensor:
+        """Averages every vector and gives the inner products [U, V, V] of this rank's shards, float64."""
+        self._agree_on_parameters(held)
+        self._shards_VB = [[self._reduce(held.get(vector), bucket) for bucket in self._buckets] for vector in vectors]
+        total: Tensor | None = None
+        for blocks_VB in self._by_device():
+            part = _kernels.unit_grams(blocks_VB, self._there(blocks_VB), self._num_units)
+            total = part if total is None else total + part.to(total.device)
+        assert total is not None, "nothing was collected"
+        return total
+
+    def write(self, held: Held, vectors: Sequence[Vector], weights_UV: Tensor) -> None:
+        """Sets ``.grad`` to the weighted sums, whole on every rank; none where no rank has a gradient."""
+        targets_B = self._shards_VB[0]
+        for blocks_VB in self._by_device():
+            _kernels.weighted_sums_(blocks_VB, targets_B, self._there(blocks_VB), weights_UV)
+        self._shards_VB = []
+        for b, bucket in enumerate(self._buckets):
+            shard, targets_B[b] = targets_B[b], None
+            assert shard is not None
+            self._gather(shard, bucket)
+
+    def _make_spans(self, counts: Sequence[int], rank: int) -> list[_kernels.Span]:
+        first_units = [0, *itertools.accumulate(counts)]
+        return [
+            span
+            for b, bucket in enumerate(self._buckets)
+            for span in shard_spans(
+                bucket.sizes,
+                [counts[i] for i in bucket.indices],
+                [first_units[i] for i in bucket.indices],
+                b,
+                rank * bucket.shard,
+                (rank + 1) * bucket.shard,
+            )
+        ]
+
+    def _agree_on_parameters(self, held: Held) -> None:
+        here = [any(gradients[i] is not None for gradients in held.values()) for i in range(len(self._parameters))]
+        flags = torch.tensor(here, dtype=torch.int32, device=self._buckets[0].device)
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._group)
+        self._present_P = flags.bool().tolist()
+
+    def _reduce(self, gradients: Gradients | None, bucket: Bucket) -> Tensor:
+        """This rank's shard of the bucket's average; lets go of the gradients that went in."""
+        flat = torch.zeros(bucket.shard * self._world, dtype=bucket.dtype, device=bucket.device)
+        if gradients is not None:
+            start = 0
+            mine = self._store.load([gradients[i] for i in bucket.indices])
+            for size, gradient in zip(bucket.sizes, mine, strict=True):
+                if gradient is not None:
+                    flat[start : start + size].copy_(gradient.view(-1))
+                start += size
+            self._store.release([[gradients[i] for i in bucket.indices]])
+            for i in bucket.indices:
+                gradients[i] = None
+        return reduce_scatter(flat.div_(self._world), self._world, self._group)
+
+    def _gather(self, shard: Tensor, bucket: Bucket) -> None:
+        whole = shard.new_empty(bucket.shard * self._world)
+        _collective("all_gather_single", "all_gather_into_tensor")(whole, shard, group=self._group)
+        start = 0
+        for i, size in zip(bucket.indices, bucket.sizes, strict=True):
+            if self._present_P[i]:
+                self._parameters[i].grad = whole[start : start + size].view(self._parameters[i].shape)
+            start += size
+
+    def _by_device(self) -> list[list[Gradients]]:
+        """The shards, those on other devices left out; one set for each device."""
+        devices = sorted({bucket.device for bucket in self._buckets}, key=str)
+        return [
+            [
+                [block if block is not None and block.device == d else None for block in blocks]
+                for blocks in self._shards_VB
+            ]
+            for d in devices
+        ]
+
+    def _there(self, blocks_VB: list[Gradients]) -> list[_kernels.Span]:
+        return [span for span in self._spans if blocks_VB[0][span.block] is not None]
+
+
+def make_buckets(parameters: Sequence[nn.Parameter], world: int, longest: int = BUCKET_ELEMENTS) -> list[Bucket]:
+    """Parameters in buckets of up to ``longest`` elements, in order, each of one dtype and device."""
+    kinds: dict[tuple[torch.dtype, torch.device], list[list[int]]] = {}
+    for i, parameter in enumerate(parameters):
+        full = kinds.setdefault((parameter.dtype, parameter.device), [[]])
+        if full[-1] and sum(parameters[j].numel() for j in full[-1]) + parameter.numel() > longest:
+            full.append([])
+        full[-1].append(i)
+    buckets = []
+    for (dtype, device), parts in kinds.items():
+        for indices in parts:
+            sizes = tuple(parameters[i].numel() for i in indices)
+            buckets.append(Bucket(tuple(indices), sizes, -(-sum(sizes) // world), dtype, device))
+    return buckets
+
+
+def reduce_scatter(flat: Tensor, world: int, group: Any) -> Tensor:
+    """This rank's part, 1/N, of the sum of ``flat`` over ranks.
+
+    gloo's own reduce-scatter moves as many bytes as an all-reduce; there an exchange of parts and a local sum, in the
+    order of ranks, moves half of them.
+    """
+    if flat.device.type == "cpu":
+        parts = torch.empty_like(flat)
+        dist.all_to_all_single(parts, flat, group=group)
+        return parts.view(world, -1).sum(0)
+    shard = flat.new_empty(flat.numel() // world)
+    _collective("reduce_scatter_single", "reduce_scatter_tensor")(shard, flat, group=group)
+    return shard
+
+
+def _collective(name: str, former: str) -> Callable[..., Any]:
+    """A collective by its name, or by the one it had in earlier versions of torch."""
+    return getattr(dist, name, None) or getattr(dist, former)
+
+
+def _refuse_shards(parameters: Sequence[nn.Parameter]) -> None:
+    if any(is_dtensor(parameter) for parameter in parameters):
+        raise UnsupportedError(
+            "average_over is for whole gradients, and these parameters are DTensors, whose gradients FSDP2 or tensor "
+            "parallelism reduce in backward. Leave average_over out."
+        )
