@@ -53,7 +53,10 @@ class OwnGradients:
         for low, blocks_VB in self._batches(held, vectors):
             parameters = self._parameters[low : low + len(blocks_VB[0])]
             targets_B = [
-                _target(parameter, [blocks[i] for blocks in blocks_VB]) for i, parameter in enumerate(parameters)
+                _target(
+                    parameter, [(blocks[i], held[v][low + i]) for blocks, v in zip(blocks_VB, vectors, strict=True)]
+                )
+                for i, parameter in enumerate(parameters)
             ]
             spans = self._spans(low, blocks_VB, lambda block: True)
             _kernels.weighted_sums_(blocks_VB, targets_B, spans, weights_UV)
@@ -80,13 +83,17 @@ class OwnGradients:
         ]
 
 
-def _target(parameter: nn.Parameter, blocks_V: Gradients) -> Tensor | None:
-    """Where the sum goes: a gradient as precise as the parameter, or new memory; None without gradients."""
-    there = [block for block in blocks_V if block is not None]
-    if not there:
-        return None
-    fitting = [block for block in there if block.dtype == parameter.dtype]
-    return fitting[0] if fitting else torch.empty_like(there[0], dtype=parameter.dtype)
+def _target(parameter: nn.Parameter, blocks_V: Sequence[tuple[Tensor | None, Tensor | None]]) -> Tensor | None:
+    """Where the sum goes: a gradient as precise as the parameter that never left the device, rather than a copy.
+
+    ``blocks_V`` pairs what is on the device with what was held. None without gradients.
+    """
+    there = [(block, held) for block, held in blocks_V if block is not None and held is not None]
+    fitting = [(block, held) for block, held in there if block.dtype == parameter.dtype]
+    stayed = [block for block, held in fitting if held.device == block.device]
+    if stayed or fitting:
+        return stayed[0] if stayed else fitting[0][0]
+    return torch.empty_like(there[0][0], dtype=parameter.dtype) if there else None
 
 
 def _as_gradient(target: Tensor, parameter: nn.Parameter) -> Tensor:

@@ -50,30 +50,61 @@ class CompactStore(DeviceStore):
         return self.keep(add_up(held, gradients))
 
 
-class HostStore(DeviceStore):
-    """Keeps gradients in pinned host memory.
-
-    Copies run on a stream of their own, so they overlap the forward and backward passes that follow. For both passes of
-    ``combine()`` the gradients come back a stretch of parameters at a time, the next stretch while one is worked on:
-    the device holds two stretches, each no longer than its longest parameter.
-    """
+class StreamCopies:
+    """Copies between a device and pinned host memory on a stream of their own, beside the device's other work."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._module: Any = torch.get_device_module(device)
         self._stream = self._module.Stream(device)
+
+    def empty(self, like: Tensor) -> Tensor:
+        """New pinned memory; slow, so it is kept and used again."""
+        return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
+
+    def to_host(self, sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+        """Starts copies of what the device has computed so far; a source's memory is reused once its copy is done."""
+        self._stream.wait_stream(self._module.current_stream(self._device))
+        with self._module.stream(self._stream):
+            for source, target in zip(sources, targets, strict=True):
+                target.copy_(source, non_blocking=True)
+                source.record_stream(self._stream)
+
+    def to_device(self, source: Tensor) -> Tensor:
+        """Starts the copy back; ``wait()`` before the copy is read."""
+        with self._module.stream(self._stream):
+            copy = source.to(self._device, non_blocking=True)
+        copy.record_stream(self._module.current_stream(self._device))
+        return copy
+
+    def wait(self) -> None:
+        """Makes the device's work from here on wait for all copies started so far; the host goes on."""
+        self._module.current_stream(self._device).wait_stream(self._stream)
+
+
+class HostStore(DeviceStore):
+    """Keeps gradients in pinned host memory.
+
+    Copies run beside the forward and backward passes that follow. For both passes of ``combine()`` the gradients come
+    back a stretch of parameters at a time, the next stretch while one is worked on: the device holds two stretches,
+    each no longer than the longest parameter.
+    """
+
+    def __init__(self, copies: StreamCopies) -> None:
+        self._copies = copies
+        self._kept: set[int] = set()
         self._free: dict[tuple[torch.Size, torch.dtype], list[Tensor]] = {}
 
     def keep(self, gradients: Gradients) -> Gradients:
-        """Starts the copies to host memory and returns at once; the device's memory is reused when they are done."""
-        self._stream.wait_stream(self._module.current_stream(self._device))
-        with self._module.stream(self._stream):
-            return [None if gradient is None else self._to_host(gradient) for gradient in gradients]
+        """Starts the copies to host memory and returns at once."""
+        hosts = [None if gradient is None else self._memory(gradient) for gradient in gradients]
+        self._copies.to_host([g for g in gradients if g is not None], [h for h in hosts if h is not None])
+        return hosts
 
     def load(self, held: Gradients) -> Gradients:
         """Copies back to the device."""
         copies = self._start_load(held)
-        self._module.current_stream(self._device).wait_stream(self._stream)
+        self._copies.wait()
         return copies
 
     def add(self, held: Gradients, gradients: Gradients) -> Gradients:
@@ -85,42 +116,36 @@ class HostStore(DeviceStore):
     def batches(self, held_VP: Sequence[Gradients]) -> Iterator[Batch]:
         """Stretches of parameters; the next one is on its way while one is used."""
         stretches = _stretches(held_VP)
-        following: list[Gradients] | None = None
-        for i, (low, high) in enumerate(stretches):
-            now = following or [self._start_load(held[low:high]) for held in held_VP]
-            self._module.current_stream(self._device).wait_stream(self._stream)
+        following = [self._start_load(held[slice(*stretches[0])]) for held in held_VP]
+        for i, (low, _) in enumerate(stretches):
+            now = following
+            self._copies.wait()
             if i + 1 < len(stretches):
                 following = [self._start_load(held[slice(*stretches[i + 1])]) for held in held_VP]
             yield low, now
 
     def release(self, held_VP: Sequence[Gradients]) -> None:
-        """Keeps pinned memory for the next step; pinning anew would be slow."""
+        """Keeps the host memory for the gradients of the next step."""
         for held in held_VP:
             for tensor in held:
-                if tensor is not None and tensor.device.type == "cpu":
+                if tensor is not None and id(tensor) in self._kept:
+                    self._kept.discard(id(tensor))
                     self._free.setdefault((tensor.shape, tensor.dtype), []).append(tensor)
 
-    def _to_host(self, gradient: Tensor) -> Tensor:
+    def _memory(self, gradient: Tensor) -> Tensor:
         free = self._free.get((gradient.shape, gradient.dtype))
-        host = free.pop() if free else torch.empty(gradient.shape, dtype=gradient.dtype, pin_memory=True)
-        host.copy_(gradient, non_blocking=True)
-        gradient.record_stream(self._stream)
+        host = free.pop() if free else self._copies.empty(gradient)
+        self._kept.add(id(host))
         return host
 
     def _start_load(self, held: Gradients) -> Gradients:
-        with self._module.stream(self._stream):
-            copies = [None if h is None else h.to(self._device, non_blocking=True) for h in held]
-        compute = self._module.current_stream(self._device)
-        for copy, source in zip(copies, held, strict=True):
-            if copy is not None and copy is not source:
-                copy.record_stream(compute)
-        return copies
+        return [self._copies.to_device(h) if h is not None and id(h) in self._kept else h for h in held]
 
 
 STORES: dict[str, Callable[[torch.device], DeviceStore]] = {
     "device": lambda device: DeviceStore(),
     "bfloat16": lambda device: CompactStore(),
-    "cpu": lambda device: DeviceStore() if device.type == "cpu" else HostStore(device),
+    "cpu": lambda device: DeviceStore() if device.type == "cpu" else HostStore(StreamCopies(device)),
 }
 """The values of ``buffers`` by name."""
 
