@@ -11,6 +11,7 @@ from counterpoint.cli.demo import demo
 from counterpoint.cli.evaluate import evaluate
 from counterpoint.cli.fetch import fetch
 from counterpoint.cli.groups import groups
+from counterpoint.cli.plan import plan
 from counterpoint.cli.report import report
 from counterpoint.cli.score import score
 from counterpoint.cli.train import train
@@ -50,6 +51,7 @@ app.command("demo")(demo)
 app.command("score")(score)
 app.command("groups")(groups)
 app.command("fetch")(fetch)
+app.command("plan")(plan)
 app.add_typer(config.app, name="config")
 app.add_typer(pocket.app, name="pocket")
 

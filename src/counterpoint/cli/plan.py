@@ -1,0 +1,180 @@
+"""``counterpoint plan``: what surgery will need, before anyone rents a cluster."""
+
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from counterpoint.errors import ConfigError
+
+if TYPE_CHECKING:
+    from counterpoint.planning import Backend, Lora, ModelShapes, Plan, Setup
+
+Buffers = Literal["device", "bfloat16", "cpu"]
+GIGABYTE = 1e9
+
+
+def plan(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="0.5B, 8B or 70B (the shapes of Qwen2.5-0.5B, Llama-3.1-8B and -70B), pocket, a checkpoint folder, "
+            "its config.json, a hub id, or a counterpoint configuration (YAML).",
+            show_default=False,
+        ),
+    ] = None,
+    gpus: Annotated[int, typer.Option("--gpus", "-n", min=1, help="GPUs in all, over all nodes.")] = 1,
+    domains: Annotated[
+        int | None, typer.Option("--domains", "-d", min=1, help="Domains in a step. [default: 2]", show_default=False)
+    ] = None,
+    strategy: Annotated[
+        str | None, typer.Option("--strategy", "-s", help="Name of a strategy. [default: mgs]", show_default=False)
+    ] = None,
+    buffers: Annotated[
+        Buffers | None,
+        typer.Option("--buffers", help="Where domain gradients wait. [default: device]", show_default=False),
+    ] = None,
+    backend: Annotated[Literal["auto", "ddp", "fsdp2"], typer.Option("--backend", help="auto shows both.")] = "auto",
+    shards: Annotated[
+        int | None,
+        typer.Option("--shards", min=1, help="FSDP2 over replicas (HSDP): GPUs that one replica is sharded over."),
+    ] = None,
+    micro_batches: Annotated[
+        int | None,
+        typer.Option(
+            "--micro-batches",
+            min=1,
+            help="gradient_accumulation_steps. [default: 4 per domain]",
+            show_default=False,
+        ),
+    ] = None,
+    sync_each_batch: Annotated[
+        bool, typer.Option("--sync-each-batch", help="FSDP2 reduces after every micro-batch, not once per domain.")
+    ] = False,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option("--dtype", help="Type the model is loaded in. [default: float32]", show_default=False),
+    ] = None,
+    mixed_precision: Annotated[
+        Literal["bf16", "no"], typer.Option("--mixed-precision", help="As in the configuration of accelerate.")
+    ] = "bf16",
+    lora_r: Annotated[int | None, typer.Option("--lora-r", min=1, help="Train LoRA adapters of this rank.")] = None,
+    lora_targets: Annotated[
+        str | None,
+        typer.Option("--lora-targets", help="all-linear, or modules with commas. [default: PEFT's choice]"),
+    ] = None,
+    gpu_memory: Annotated[float, typer.Option("--gpu-memory", min=0.0, help="Memory of one GPU in GiB.")] = 80.0,
+    bandwidth: Annotated[
+        float | None,
+        typer.Option(
+            "--bandwidth", min=0.001, help="GB/s that one GPU sends; adds the seconds at least spent on sending."
+        ),
+    ] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="Write the plan to this file as well.")] = None,
+    table: Annotated[bool, typer.Option("--table", help="Print the table of docs/distributed.md instead.")] = False,
+) -> None:
+    """Print what training and surgery need per GPU: memory, numbers, and bytes sent per step.
+
+    Exact counts from the model's shapes; no weights are loaded. Activations are not counted.
+
+    Examples:
+
+      counterpoint plan 8B --gpus 8 --domains 3
+
+      counterpoint plan 70B --gpus 64 --domains 4 --buffers cpu --backend fsdp2
+
+      counterpoint plan examples/pocket-mgs.yaml --gpus 2
+    """
+    from counterpoint.cli.running import quiet_libraries
+    from counterpoint.planning import Lora, Setup, markdown_table
+
+    quiet_libraries()
+    if table:
+        typer.echo(markdown_table(gpu_memory))
+        return
+    if model is None:
+        raise ConfigError("There is no model to plan for. Give 0.5B, 8B, 70B, a checkpoint or a configuration.")
+    if lora_targets and lora_r is None:
+        raise ConfigError("--lora-targets names modules for LoRA adapters. Give their rank too: --lora-r 16.")
+    if shards is not None and gpus % shards:
+        raise ConfigError(f"--shards {shards}: {gpus} GPUs cannot be cut into replicas of {shards}. Give a divisor.")
+    targets = lora_targets.split(",") if lora_targets and "," in lora_targets else lora_targets
+    lora = Lora(lora_r, targets) if lora_r is not None else None
+    setup = Setup(gpus, sync_each_batch=sync_each_batch, mixed_precision=mixed_precision == "bf16", shards=shards)
+    shapes, setup = _resolve(model, setup, lora)
+    given = {
+        "domains": domains,
+        "strategy": strategy,
+        "buffers": buffers,
+        "micro_batches": micro_batches,
+        "dtype": dtype,
+    }
+    setup = replace(setup, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    _show(_plan(shapes, setup, backend), gpu_memory, bandwidth, json)
+
+
+def _resolve(model: str, setup: "Setup", lora: "Lora | None") -> tuple["ModelShapes", "Setup"]:
+    """The model's shapes, and the set-up with what a counterpoint configuration says."""
+    from counterpoint.planning import Lora, model_shapes
+    from counterpoint.pocket import model_path
+
+    if Path(model).suffix not in (".yaml", ".yml"):
+        return model_shapes(str(model_path()) if model == "pocket" else model, lora), setup
+    from counterpoint.cli.loading import load
+
+    config = load(Path(model))
+    chosen = config.model
+    if lora is None and chosen.lora is not None:
+        lora = Lora(chosen.lora.r, chosen.lora.target_modules)
+    path = str(model_path()) if chosen.path == "pocket" else chosen.path
+    shapes = model_shapes(path, lora, chosen.revision, chosen.trust_remote_code)
+    sequential = config.strategy.sequential  # a stage holds one domain, and there is nothing to combine
+    return shapes, replace(
+        setup,
+        domains=1 if sequential else len(config.domains),
+        strategy="mixed" if sequential else config.strategy.spec,
+        dtype=chosen.dtype,
+        micro_batches=config.training.get("gradient_accumulation_steps"),
+        mixed_precision=config.training.get("bf16", setup.mixed_precision),
+    )
+
+
+def _plan(shapes: "ModelShapes", setup: "Setup", backend: str) -> "Plan":
+    from counterpoint.planning import make_plan
+
+    backends: tuple[Backend, ...] = ("ddp", "fsdp2")
+    if setup.gpus == 1:
+        backends = ("one process",)
+    elif backend != "auto":
+        backends = ("ddp",) if backend == "ddp" else ("fsdp2",)
+    return make_plan(shapes, setup, backends)
+
+
+def _show(plan: "Plan", gpu_memory: float, bandwidth: float | None, file: Path | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from counterpoint.planning import GIB, words
+
+    typer.echo(words.headline(plan))
+    sections = [("per GPU, GiB", words.memory_rows(plan))]
+    if plan.setup.gpus > 1:
+        speed = None if bandwidth is None else bandwidth * GIGABYTE
+        sections.append(("sent per GPU and step, GiB", words.traffic_rows(plan, speed)))
+    for title, rows in sections:
+        grid = Table(title_justify="left")
+        grid.add_column(title)
+        for rank in plan.ranks:
+            grid.add_column(words.backend_name(rank, plan), justify="right")
+        for label, cells in rows:
+            bold = "bold" if label == "all but activations" else None
+            grid.add_row(label, *cells, style=bold)
+        Console().print(grid)
+    for sentence in words.verdicts(plan, int(gpu_memory * GIB)):
+        typer.echo(textwrap.fill(sentence, min(100, Console().width), subsequent_indent="  "))
+    if file is not None:
+        import json
+
+        file.write_text(json.dumps(plan.to_dict(), indent=2) + "\n", encoding="utf-8")
