@@ -105,7 +105,10 @@ def test_a_missing_and_an_unreadable_file(tmp_path):
 @pytest.mark.parametrize(
     ("strategy", "message"),
     [
-        ("mgss", "strategy.name: unknown strategy 'mgss': did you mean 'mgs'? Known: mgs, mgs-tensor, mixed, pcgrad"),
+        (
+            "mgss",
+            "strategy.name: unknown strategy 'mgss': did you mean 'mgs'? Known: mgs, mgs-ema, mgs-significant, mgs-te",
+        ),
         ("{grouping: modul, weighting: ones}", "strategy.grouping: unknown grouping 'modul': did you mean 'module'?"),
         (
             "{grouping: module, weighting: upgrd}",
@@ -117,11 +120,41 @@ def test_a_missing_and_an_unreadable_file(tmp_path):
         ("{name: mgs, order: [math]}", "strategy.order: belongs to the strategy 'sequential', found 'mgs'. Remove it."),
         ("{name: mgs, steps: 4}", "strategy.steps: belongs to the strategy 'sequential', found 'mgs'. Remove it."),
         ("{name: sequential, order: []}", "strategy.order: names no domain."),
+        ("{name: mgs, protect: [mth]}", "strategy.protect.0: unknown domain 'mth': did you mean 'math'? Known: math"),
+        ("{name: mgs, protect: [math]}", "strategy.protect: lists every domain, so that none is left to give way."),
+        ("{name: mgs, protect: math}", "strategy.protect: should be a valid list, found 'math'."),
+        (
+            "{name: mgs-ema, options: {decay: 1}}",
+            "strategy.options.decay: should be a number of at least 0 and below 1",
+        ),
+        (
+            "{name: mgs-significant, options: {levl: 1}}",
+            "strategy.options.levl: is no option of 'significant': did you",
+        ),
+        (
+            "{name: mgs-significant, options: {level: 5}}",
+            "strategy.options.level: should be a number above 0 and below",
+        ),
+        ("{name: mgs, options: {c: 1}}", "strategy.options.c: is no option of 'pcgrad': 'pcgrad' has none. Remove it."),
+        ("{name: mgs, options: {protect: [math]}}", "strategy.options.protect: is no option of 'pcgrad': Write it as"),
     ],
 )
 def test_strategies_that_do_not_fit(tmp_path, strategy, message):
     (found,) = problems(tmp_path, f"strategy: {strategy}\n{GOOD}")
     assert found.startswith(f"c.yaml:1: {message}")
+
+
+@pytest.mark.parametrize("strategy", ["name: mixed", "name: sequential", "grouping: module, weighting: upgrad"])
+def test_what_cannot_protect_says_so(tmp_path, strategy):
+    text = f"strategy: {{{strategy}, protect: [math]}}\n{GOOD}  qa: {{source: pocket}}\n"
+    (found,) = problems(tmp_path, text)
+    assert found.startswith("c.yaml:1: strategy.protect: belongs to the weightings pcgrad, significant, ema, found '")
+
+
+def test_a_domain_protected_twice(tmp_path):
+    text = f"strategy: {{name: mgs, protect: [math, math]}}\n{GOOD}  qa: {{source: pocket}}\n"
+    (found,) = problems(tmp_path, text)
+    assert found == "c.yaml:1: strategy.protect: lists 2 domains. Give at most 7, each of them once."
 
 
 @pytest.mark.parametrize(

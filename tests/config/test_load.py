@@ -86,10 +86,27 @@ def test_rewards_may_be_a_name_a_mapping_or_a_list():
             "layer-cagrad",
             {"grouping": "layer", "weighting": {"type": "cagrad", "c": 0.4}},
         ),
+        ({"name": "mgs", "protect": []}, "mgs", "mgs"),
+        (
+            {"name": "mgs", "protect": ["math"]},
+            "mgs-protect-math",
+            {"grouping": "module", "weighting": {"type": "pcgrad", "protect": ["math"]}},
+        ),
+        (
+            {"name": "mgs-significant", "options": {"level": 0.01}},
+            "mgs-significant",
+            {"grouping": "module", "weighting": {"type": "significant", "level": 0.01}},
+        ),
+        (
+            {"grouping": "layer", "weighting": "ema", "options": {"decay": 0.5}, "protect": ["math", "qa"]},
+            "layer-ema-protect-math-qa",
+            {"grouping": "layer", "weighting": {"type": "ema", "decay": 0.5, "protect": ["math", "qa"]}},
+        ),
     ],
 )
 def test_strategies(strategy, label, spec):
-    config = parse_config({"strategy": strategy, "domains": {"math": {"source": "pocket"}}})
+    domains = {name: {"source": "pocket"} for name in ("math", "qa", "code")}
+    config = parse_config({"strategy": strategy, "domains": domains})
     assert (config.strategy.label, config.strategy.spec) == (label, spec)
 
 

@@ -1,11 +1,12 @@
 """The reference, the names and the shipped files agree with the code."""
 
+import inspect
 from pathlib import Path
 
 import pytest
 
 from counterpoint.config import load_config
-from counterpoint.config.names import GROUPINGS, NAMED_STRATEGIES, WEIGHTINGS
+from counterpoint.config.names import GROUPINGS, MAX_PROTECTED, NAMED_STRATEGIES, OPTIONS, PROTECTING, WEIGHTINGS
 from counterpoint.config.reference import reference
 
 ROOT = Path(__file__).parents[2]
@@ -23,6 +24,15 @@ def test_names_equal_the_registries_of_surgery():
     assert set(GROUPINGS) == set(surgery.GROUPINGS)
     assert set(WEIGHTINGS) == set(surgery.WEIGHTINGS)
     assert {s.name: (s.grouping, s.weighting) for s in surgery.STRATEGIES.values()} == NAMED_STRATEGIES
+
+
+def test_options_equal_those_of_the_weightings():
+    from counterpoint.surgery import WEIGHTINGS as FOUND
+    from counterpoint.surgery.protect import MAX_PROTECTED as LIMIT
+
+    signatures = {name: list(inspect.signature(FOUND[name]).parameters) for name in OPTIONS if name != "ones"}
+    assert {name: (*OPTIONS[name], "protect") for name in PROTECTING} == {k: tuple(v) for k, v in signatures.items()}
+    assert MAX_PROTECTED == LIMIT
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)

@@ -8,6 +8,7 @@ import torch
 
 from counterpoint.errors import MissingExtraError, StrategyError
 from counterpoint.surgery import STRATEGIES, WEIGHTINGS, Context, Strategy, build_weighting, resolve_strategy
+from counterpoint.surgery.strategies import needs_halves, protected_domains
 
 TWO = torch.eye(2, dtype=torch.float64).unsqueeze(0)
 CONTEXT = Context(("g",), ("a", "b"))
@@ -33,13 +34,15 @@ class Remembering:
         return {"calls": self.calls}
 
 
-def test_the_four_named_strategies():
+def test_the_named_strategies():
     parts = {name: (strategy.grouping, strategy.weighting) for name, strategy in STRATEGIES.items()}
     assert parts == {
         "mixed": ("global", "ones"),
         "pcgrad": ("global", "pcgrad"),
         "mgs": ("module", "pcgrad"),
         "mgs-tensor": ("tensor", "pcgrad"),
+        "mgs-significant": ("module", "significant"),
+        "mgs-ema": ("module", "ema"),
     }
 
 
@@ -72,7 +75,15 @@ def test_bad_strategies(spec, message):
     [
         ("pcgrd", r"Unknown weighting 'pcgrd': did you mean 'pcgrad'\?"),
         ({"c": 1}, r"has no name"),
-        ({"type": "pcgrad", "c": 1}, r"'pcgrad' takes no options; found c"),
+        ({"type": "ones", "c": 1}, r"'ones' has no option 'c'; it takes none"),
+        ({"type": "pcgrad", "c": 1}, r"'pcgrad' has no option 'c'; it takes protect"),
+        ({"type": "significant", "levl": 1}, r"'significant' has no option 'levl'; it takes decay, level, protect"),
+        ({"type": "significant", "level": 0.5}, r"level must be a number above 0 and below 0.5, found 0.5"),
+        ({"type": "significant", "decay": -1}, r"decay must be a number of at least 0 and below 1, found -1"),
+        ({"type": "ema", "decay": "x"}, r"decay must be a number of at least 0 and below 1, found 'x'"),
+        ({"type": "pcgrad", "protect": "math"}, r"protect must be a list of domain names, found 'math'"),
+        ({"type": "pcgrad", "protect": ["a", "a"]}, r"protect lists a, a: give up to 7 domains, each of them once"),
+        ({"type": "ema", "protect": list("abcdefgh")}, r"protect lists a, b, .*: give up to 7 domains"),
         ("counterpoint.surgery:nothing", r"cannot be imported"),
         ("counterpoint.surgery:STRATEGIES", r"it must be a function"),
         (lambda: 1, r"must take \(gram_GDD\) or \(gram_GDD, context\); it takes 0 arguments"),
@@ -114,6 +125,39 @@ def test_configuration_knows_the_same_names():
 
     assert set(names.WEIGHTINGS) == set(WEIGHTINGS)
     assert {name: (s.grouping, s.weighting) for name, s in STRATEGIES.items()} == names.NAMED_STRATEGIES
+
+
+def test_who_needs_halves():
+    assert [name for name, strategy in STRATEGIES.items() if needs_halves(strategy)] == ["mgs-significant"]
+    assert needs_halves(resolve_strategy("mgs", weighting={"type": "significant", "level": 0.01}))
+    assert not needs_halves(resolve_strategy("mgs", weighting="upgrad"))
+    assert not needs_halves(resolve_strategy("mgs", weighting=half))
+
+
+def test_own_weightings_may_need_halves():
+    def splitting(gram_GDD: torch.Tensor, context: Context, factor: float = 1.0) -> torch.Tensor:
+        return half(gram_GDD)
+
+    splitting.uses_halves = True
+    assert needs_halves(resolve_strategy("mgs", weighting=splitting))
+    module = type(sys)("splitting")
+    module.splitting = splitting
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "splitting", module)
+        spec = {"type": "splitting:splitting", "factor": 2.0}
+        assert needs_halves(resolve_strategy("mgs", weighting=spec))
+        assert build_weighting(spec).uses_halves
+
+
+def test_protected_domains_of_a_strategy():
+    protecting = resolve_strategy("mgs", weighting={"type": "pcgrad", "protect": ["math", "qa"]})
+    assert protected_domains(protecting) == ("math", "qa")
+    assert protecting.name == "module x pcgrad(protect=math+qa)"
+    assert protected_domains(STRATEGIES["mgs"]) == ()
+
+
+def test_every_surgeon_has_its_own_memory():
+    assert build_weighting("ema") is not build_weighting("ema")
 
 
 def test_surgery_imports_torch_alone():

@@ -5,11 +5,9 @@ from typing import Any
 
 from counterpoint.config.document import Key
 from counterpoint.config.domain import expand_reward
-from counterpoint.config.names import GROUPINGS, SEQUENTIAL, STRATEGIES, WEIGHTINGS
+from counterpoint.config.strategy_checks import Finding, strategy_findings
 from counterpoint.config.training_keys import refused_reason
 from counterpoint.errors import nearest
-
-Finding = tuple[Key, str]
 
 
 def cross_findings(data: Any) -> Iterator[Finding]:
@@ -28,38 +26,7 @@ def _mapping(value: Any) -> dict[Any, Any]:
 def _strategy(root: dict[Any, Any]) -> Iterator[Finding]:
     written = root.get("strategy", "mgs")
     strategy = {"name": written} if isinstance(written, str) else _mapping(written)
-    name, grouping, weighting = (strategy.get(key) for key in ("name", "grouping", "weighting"))
-    for key, found, known in (
-        ("name", name, STRATEGIES),
-        ("grouping", grouping, GROUPINGS),
-        ("weighting", weighting, WEIGHTINGS),
-    ):
-        if isinstance(found, str) and found not in known and ":" not in found:
-            yield (
-                ("strategy", key),
-                f"unknown {'strategy' if key == 'name' else key} {found!r}: {nearest(found, known)}",
-            )
-    if name is not None and (grouping is not None or weighting is not None):
-        yield ("strategy",), "has a name and a grouping or weighting. Give the name alone, or both others without it."
-    if name is None and "strategy" in root and (grouping is None or weighting is None):
-        yield ("strategy",), "needs a name, or grouping and weighting together."
-    if name == SEQUENTIAL:
-        yield from _order(strategy.get("order"), list(_mapping(root.get("domains"))))
-    else:
-        for key in ("order", "steps"):
-            if strategy.get(key) is not None:
-                yield ("strategy", key), f"belongs to the strategy {SEQUENTIAL!r}, found {name!r}. Remove it."
-
-
-def _order(order: Any, domains: list[Any]) -> Iterator[Finding]:
-    if not isinstance(order, list):
-        return
-    if not order:
-        yield ("strategy", "order"), "names no domain. Remove it to take the domains as they stand."
-    for index, name in enumerate(order):
-        if isinstance(name, str) and name not in domains:
-            hint = nearest(name, [str(domain) for domain in domains])
-            yield ("strategy", "order", index), f"unknown domain {name!r}: {hint}"
+    yield from strategy_findings(strategy, "strategy" in root, list(_mapping(root.get("domains"))))
 
 
 def _training(training: dict[Any, Any]) -> Iterator[Finding]:

@@ -8,6 +8,8 @@ NAMED_STRATEGIES: dict[str, tuple[str, str]] = {
     "pcgrad": ("global", "pcgrad"),
     "mgs": ("module", "pcgrad"),
     "mgs-tensor": ("tensor", "pcgrad"),
+    "mgs-significant": ("module", "significant"),
+    "mgs-ema": ("module", "ema"),
 }
 """Strategy name -> (grouping, weighting)."""
 
@@ -21,6 +23,8 @@ GROUPINGS: tuple[str, ...] = ("global", "layer", "module", "tensor")
 WEIGHTINGS: tuple[str, ...] = (
     "ones",
     "pcgrad",
+    "significant",
+    "ema",
     "upgrad",
     "dualproj",
     "gradvac",
@@ -30,4 +34,17 @@ WEIGHTINGS: tuple[str, ...] = (
     "aligned_mtl",
     "fairgrad",
 )
-"""``ones`` and ``pcgrad`` are our own; the others need the ``torchjd`` extra."""
+"""The first four are our own; the others need the ``torchjd`` extra."""
+
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "ones": (),
+    "pcgrad": (),
+    "significant": ("level", "decay"),
+    "ema": ("decay",),
+}
+"""Weighting of our own -> what may stand in ``strategy.options``."""
+
+PROTECTING: tuple[str, ...] = ("pcgrad", "significant", "ema")
+"""The weightings that can protect domains."""
+
+MAX_PROTECTED = 7

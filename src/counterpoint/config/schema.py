@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field
 from counterpoint.config.base import DomainName, Path, Section
 from counterpoint.config.document import dump_yaml
 from counterpoint.config.domain import DomainConfig, fill_domain
-from counterpoint.config.names import SEQUENTIAL
+from counterpoint.config.names import NAMED_STRATEGIES, SEQUENTIAL
 
 
 class LoraConfig(Section):
@@ -48,18 +48,26 @@ class StrategyConfig(Section):
 
     name: str | None = Field(
         default=None,
-        description="`mixed`, `pcgrad`, `mgs`, `mgs-tensor` or `sequential`; null where grouping and weighting are "
-        "spelled out.",
+        description="`mixed`, `pcgrad`, `mgs`, `mgs-tensor`, `mgs-significant`, `mgs-ema` or `sequential`; null where "
+        "grouping and weighting are spelled out.",
         examples=["mgs"],
     )
     grouping: str | None = Field(
         default=None, description="`global`, `layer`, `module` or `tensor`; goes with `weighting`.", examples=["module"]
     )
     weighting: str | None = Field(
-        default=None, description="`ones`, `pcgrad`, or one of TorchJD's; goes with `grouping`.", examples=["upgrad"]
+        default=None,
+        description="`ones`, `pcgrad`, `significant`, `ema`, or one of TorchJD's; goes with `grouping`.",
+        examples=["upgrad"],
     )
     options: dict[str, Any] = Field(
-        default_factory=dict, description="Options of the weighting.", examples=[{"c": 0.4}]
+        default_factory=dict, description="Options of the weighting, also of a named strategy's.", examples=[{"c": 0.4}]
+    )
+    protect: list[str] = Field(
+        default_factory=list,
+        description="Domains whose gradients are never altered; the others give way to them. With the weightings "
+        "`pcgrad`, `significant` and `ema`, and the strategies made of them.",
+        examples=[["math"]],
     )
     order: list[str] | None = Field(
         default=None,
@@ -76,16 +84,18 @@ class StrategyConfig(Section):
 
     @property
     def label(self) -> str:
-        """The strategy in one word, for file names and tables: ``mgs`` or ``module-upgrad``."""
-        return self.name or re.sub(r"[^A-Za-z0-9._-]", "-", f"{self.grouping}-{self.weighting}")
+        """The strategy in one word, for file names and tables: ``mgs``, ``module-upgrad`` or ``mgs-protect-math``."""
+        base = self.name or re.sub(r"[^A-Za-z0-9._-]", "-", f"{self.grouping}-{self.weighting}")
+        return "-".join([base, "protect", *self.protect]) if self.protect else base
 
     @property
     def spec(self) -> str | dict[str, Any]:
         """The strategy as ``counterpoint.surgery.Surgeon`` takes it: a name, or grouping and weighting."""
-        if self.name is not None:
+        options = {**self.options, "protect": list(self.protect)} if self.protect else self.options
+        if self.name is not None and not options:
             return self.name
-        weighting = {"type": self.weighting, **self.options} if self.options else self.weighting
-        return {"grouping": self.grouping, "weighting": weighting}
+        grouping, weighting = NAMED_STRATEGIES[self.name] if self.name else (self.grouping, self.weighting)
+        return {"grouping": grouping, "weighting": {"type": weighting, **options} if options else weighting}
 
     @property
     def sequential(self) -> bool:

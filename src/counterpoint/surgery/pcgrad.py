@@ -12,11 +12,41 @@ Every p is a linear combination ``sum_k c_ik g_k``, so ``p . g_j = sum_k c_ik K_
 weight of domain k in the update is ``sum_i c_ik``.
 """
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .gram import conflicts
+from .protect import Protection, give_way
 from .weighting import Context
+
+
+class PCGrad:
+    """PCGrad, with domains that the others give way to.
+
+    Arguments:
+        protect: domains whose gradients are never altered. Every other domain is treated by PCGrad's rule among the
+            unprotected ones and then projected onto the vectors that oppose no protected gradient.
+
+    Raises ``StrategyError`` for anything but a list of up to seven different names.
+    """
+
+    def __init__(self, protect: Sequence[str] = ()) -> None:
+        self._protection = Protection(protect)
+
+    def __call__(self, gram_GDD: Tensor, context: Context) -> Tensor:
+        """Weights [G, D] for Grams [G, D, D], both float64; exactly 1 in every group without conflict."""
+        return weigh(gram_GDD, context, protected_D=self._protection.among(context))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which domains were seen; empty where none is protected."""
+        return self._protection.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Puts back what ``state_dict()`` gave."""
+        self._protection.load_state_dict(state)
 
 
 def pcgrad(gram_GDD: Tensor, context: Context) -> Tensor:
@@ -24,18 +54,41 @@ def pcgrad(gram_GDD: Tensor, context: Context) -> Tensor:
 
     A domain whose gradient is zero in a group neither changes nor is changed there.
     """
+    return weigh(gram_GDD, context)
+
+
+def weigh(
+    gram_GDD: Tensor, context: Context, counts_GDD: Tensor | None = None, protected_D: Tensor | None = None
+) -> Tensor:
+    """PCGrad's weights [G, D] where only the pairs in ``counts_GDD`` [G, D, D] count, all of them by default.
+
+    ``protected_D`` marks the domains whose own gradients stay and to which the others give way.
+    """
     weights_GD = torch.ones(gram_GDD.shape[:2], dtype=torch.float64)
-    in_conflict_G = conflicts(gram_GDD).any(-1).any(-1)
-    rows = in_conflict_G.nonzero().flatten()
-    if rows.numel():
-        names = [context.groups[row] for row in rows.tolist()]
-        order_GDD = torch.stack([_orders(context.num_domains, context.generator(name)) for name in names])
-        weights_GD[rows] = project(gram_GDD[rows].double(), order_GDD)
+    counts_GDD = torch.ones_like(gram_GDD, dtype=torch.bool) if counts_GDD is None else counts_GDD
+    rows = (conflicts(gram_GDD) & counts_GDD).any(-1).any(-1).nonzero().flatten()
+    if not rows.numel():
+        return weights_GD
+    order_GDD = torch.stack(
+        [_orders(context.num_domains, context.generator(context.groups[row])) for row in rows.tolist()]
+    )
+    protected_D = torch.zeros(context.num_domains, dtype=torch.bool) if protected_D is None else protected_D
+    free_D = ~protected_D
+    gram_GDD, counts_GDD = gram_GDD[rows].double(), counts_GDD[rows]
+    coefficients_GDD = project_each(gram_GDD, order_GDD, counts_GDD & free_D & free_D.unsqueeze(1))
+    if protected_D.any():
+        coefficients_GDD = give_way(coefficients_GDD, gram_GDD, counts_GDD, protected_D)
+    weights_GD[rows] = coefficients_GDD.sum(1)
     return weights_GD
 
 
 def project(gram_GDD: Tensor, order_GDD: Tensor) -> Tensor:
     """PCGrad's weights [G, D] for given orders: ``order_GDD[g, i]``, [G, D, D - 1], lists the others of domain i."""
+    return project_each(gram_GDD, order_GDD, torch.ones_like(gram_GDD, dtype=torch.bool)).sum(1)
+
+
+def project_each(gram_GDD: Tensor, order_GDD: Tensor, counts_GDD: Tensor) -> Tensor:
+    """Coefficients [G, D, D] for given orders; row ``[g, i]`` makes ``p_i``, projected against the pairs that count."""
     num_groups, num_domains = gram_GDD.shape[:2]
     norm_GD = gram_GDD.diagonal(dim1=-2, dim2=-1)
     coefficients_GDD = torch.eye(num_domains, dtype=gram_GDD.dtype).repeat(num_groups, 1, 1)
@@ -44,9 +97,11 @@ def project(gram_GDD: Tensor, order_GDD: Tensor) -> Tensor:
         products_GDD = gram_GDD.gather(1, other_GD.unsqueeze(-1).expand_as(gram_GDD))
         inner_GD = (coefficients_GDD * products_GDD).sum(-1)
         square_GD = norm_GD.gather(1, other_GD)
-        step_GD = torch.where((inner_GD < 0) & (square_GD > 0), inner_GD / square_GD, torch.zeros_like(inner_GD))
+        counts_GD = counts_GDD.gather(2, other_GD.unsqueeze(-1)).squeeze(-1)
+        opposed_GD = counts_GD & (inner_GD < 0) & (square_GD > 0)
+        step_GD = torch.where(opposed_GD, inner_GD / square_GD, torch.zeros_like(inner_GD))
         coefficients_GDD.scatter_add_(2, other_GD.unsqueeze(-1), -step_GD.unsqueeze(-1))
-    return coefficients_GDD.sum(1)
+    return coefficients_GDD
 
 
 def _orders(num_domains: int, generator: torch.Generator) -> Tensor:

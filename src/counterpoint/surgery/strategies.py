@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import StrategyError, nearest
 from .groupings import ParameterRule
-from .weightings import WeightingSpec, weighting_name
+from .weightings import WeightingSpec, find_weighting, weighting_name
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ STRATEGIES: dict[str, Strategy] = {
     "pcgrad": Strategy("pcgrad", "global", "pcgrad"),
     "mgs": Strategy("mgs", "module", "pcgrad"),
     "mgs-tensor": Strategy("mgs-tensor", "tensor", "pcgrad"),
+    "mgs-significant": Strategy("mgs-significant", "module", "significant"),
+    "mgs-ema": Strategy("mgs-ema", "module", "ema"),
 }
 """The strategies by name."""
 
@@ -44,6 +46,19 @@ def resolve_strategy(
         base.grouping if grouping is None else grouping,
         base.weighting if weighting is None else weighting,
     )
+
+
+def needs_halves(strategy: Strategy) -> bool:
+    """Whether the strategy's weighting looks at every domain's gradient in two halves.
+
+    It then learns from a step only what it sees of domains with at least two micro-batches.
+    """
+    return bool(getattr(find_weighting(strategy.weighting), "uses_halves", False))
+
+
+def protected_domains(strategy: Strategy) -> tuple[str, ...]:
+    """The domains that the strategy names as protected, which a trainer can compare with those it has."""
+    return tuple(strategy.weighting.get("protect", ())) if isinstance(strategy.weighting, Mapping) else ()
 
 
 def _named(name: str) -> Strategy:

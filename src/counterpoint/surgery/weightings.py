@@ -9,12 +9,21 @@ from torch import Tensor
 
 from ..errors import StrategyError
 from ._outside import import_function
-from .pcgrad import pcgrad
+from .ema import EMAPCGrad
+from .pcgrad import PCGrad
+from .significant import SignificantPCGrad
 from .torchjd_adapter import TORCHJD, Method, TorchJDWeighting
 from .weighting import Context, Weighting, ones
 
-WEIGHTINGS: dict[str, Weighting | Method] = {"ones": ones, "pcgrad": pcgrad, **TORCHJD}
-"""The built-in weightings by name; a ``Method`` is one of TorchJD's and needs the extra ``torchjd``."""
+WEIGHTINGS: dict[str, Weighting | Method | type[PCGrad | EMAPCGrad | SignificantPCGrad]] = {
+    "ones": ones,
+    "pcgrad": PCGrad,
+    "significant": SignificantPCGrad,
+    "ema": EMAPCGrad,
+    **TORCHJD,
+}
+"""The built-in weightings by name; a class is instantiated for each Surgeon, a ``Method`` is one of TorchJD's and needs
+the extra ``torchjd``."""
 
 WeightingSpec = str | Mapping[str, Any] | Weighting
 
@@ -26,40 +35,60 @@ def build_weighting(spec: WeightingSpec) -> Weighting:
     function of ``(gram_GDD)`` or ``(gram_GDD, context)``. A class is instantiated with the options, so that each
     Surgeon has its own. Raises ``StrategyError`` for an unknown name or options a weighting does not take.
     """
-    if isinstance(spec, Mapping):
-        options = dict(spec)
-        name = options.pop("type", None)
-        if not isinstance(name, str):
-            raise StrategyError(f"The weighting {dict(spec)} has no name: write it as {{type: NAME, OPTION: VALUE}}.")
-        return _by_name(name, options)
-    return _by_name(spec, {}) if isinstance(spec, str) else _outside(spec, {})
+    name, options = _parts(spec)
+    if name in TORCHJD:
+        return TorchJDWeighting(name, **options)
+    found = find_weighting(spec)
+    return _own(name, found, options) if name in WEIGHTINGS else _outside(found, options)
+
+
+def find_weighting(spec: WeightingSpec) -> Any:
+    """The function, class or ``Method`` that ``spec`` names, without its options."""
+    name, _ = _parts(spec)
+    if not isinstance(name, str):
+        return name
+    return WEIGHTINGS.get(name) or import_function(name, "weighting", WEIGHTINGS, StrategyError)
 
 
 def weighting_name(spec: WeightingSpec) -> str:
     """A readable name of the weighting, equal for equal specifications."""
     if isinstance(spec, Mapping):
-        options = ", ".join(f"{key}={value}" for key, value in sorted(spec.items()) if key != "type")
+        options = ", ".join(f"{key}={_plain(value)}" for key, value in sorted(spec.items()) if key != "type")
         return f"{spec.get('type')}({options})" if options else str(spec.get("type"))
     return spec if isinstance(spec, str) else getattr(spec, "__name__", type(spec).__name__)
 
 
-def _by_name(name: str, options: dict[str, Any]) -> Weighting:
-    if name in TORCHJD:
-        return TorchJDWeighting(name, **options)
-    own = WEIGHTINGS.get(name)
-    if own is None:
-        return _outside(import_function(name, "weighting", WEIGHTINGS, StrategyError), options)
-    if options:
-        raise StrategyError(f"The weighting {name!r} takes no options; found {', '.join(sorted(options))}.")
-    assert callable(own)
-    return own
+def _plain(value: Any) -> str:
+    return "+".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _parts(spec: WeightingSpec) -> tuple[Any, dict[str, Any]]:
+    """The weighting, mostly its name, and the options in ``spec``."""
+    if not isinstance(spec, Mapping):
+        return spec, {}
+    options = dict(spec)
+    name = options.pop("type", None)
+    if not isinstance(name, str):
+        raise StrategyError(f"The weighting {dict(spec)} has no name: write it as {{type: NAME, OPTION: VALUE}}.")
+    return name, options
+
+
+def _own(name: str, found: Any, options: dict[str, Any]) -> Any:
+    known = sorted(inspect.signature(found).parameters) if inspect.isclass(found) else []
+    for option in options:
+        if option not in known:
+            hint = f"it takes {', '.join(known)}" if known else "it takes none"
+            raise StrategyError(f"The weighting {name!r} has no option {option!r}; {hint}.")
+    return found(**options) if inspect.isclass(found) else found
 
 
 def _outside(function: Any, options: dict[str, Any]) -> Weighting:
     if inspect.isclass(function):
         function = function(**options)
     elif options:
-        function = functools.partial(function, **options)
+        partial: Any = functools.partial(function, **options)
+        partial.uses_halves = getattr(function, "uses_halves", False)
+        function = partial
     takes = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty and _positional(p)]
     if len(takes) not in (1, 2):
         raise StrategyError(

@@ -1,0 +1,60 @@
+"""PCGrad on averaged conflicts: whether and how far two domains conflict is decided over steps, not in one.
+
+Cosines are averaged, and brought to the scale of this step by this step's norms:
+
+    K'[i, j] = average(cos_ij) ||g_i|| ||g_j||,     K'[i, i] = ||g_i||²
+
+and PCGrad's weights follow from ``K'``. Cosines rather than Grams, because gradient norms change from step to step by
+more than cosines do: in an average of Grams the steps with long gradients would outvote all others, and the weights
+must fit the lengths of the gradients they multiply.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .averages import PairAverages
+from .gram import cosines
+from .pcgrad import weigh
+from .protect import Protection
+from .weighting import Context
+
+
+class EMAPCGrad:
+    """PCGrad's rule on exponentially averaged cosines.
+
+    The average of a pair takes in the steps that hold both domains with gradients in the group, this one included; it
+    is divided by the sum of its weights, so that the first steps count in full. A step whose own Gram has a conflict
+    keeps the plain sum where no average is negative.
+
+    Arguments:
+        decay: weight of a step's cosines against the next one's; 0.9 is a memory of about ten steps, 0 is PCGrad.
+        protect: domains whose gradients are never altered. The others give way to them as far as ``K'`` tells.
+
+    Raises ``StrategyError`` for options out of range.
+    """
+
+    def __init__(self, decay: float = 0.9, protect: Sequence[str] = ()) -> None:
+        self._averages = PairAverages(decay, width=1)
+        self._protection = Protection(protect)
+
+    def __call__(self, gram_GDD: Tensor, context: Context) -> Tensor:
+        """Weights [G, D] for Grams [G, D, D], both float64; exactly 1 in every group without an averaged conflict."""
+        norm_GD = gram_GDD.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
+        scale_GDD = norm_GD.unsqueeze(-1) * norm_GD.unsqueeze(-2)
+        pairs_GDD = (scale_GDD > 0) & ~torch.eye(context.num_domains, dtype=torch.bool)
+        self._averages.update(context, cosines(gram_GDD).unsqueeze(-1), pairs_GDD)
+        cosines_GDDC, _ = self._averages.read(context)
+        smooth_GDD = torch.where(pairs_GDD, cosines_GDDC.squeeze(-1) * scale_GDD, gram_GDD)
+        return weigh(smooth_GDD, context, protected_D=self._protection.among(context))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The averages and which domains were seen."""
+        return {"averages": self._averages.state_dict(), "protect": self._protection.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Puts back what ``state_dict()`` gave."""
+        self._averages.load_state_dict(state["averages"])
+        self._protection.load_state_dict(state["protect"])

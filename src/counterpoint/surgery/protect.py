@@ -1,0 +1,130 @@
+"""Protected domains: their own gradients stay as they are, and those of the others give way to them.
+
+With the protected gradients ``g_p``, what is left of an unprotected domain is the nearest vector to its ``x`` in
+
+    C = {y : y . g_p >= 0 for every protected p}
+
+namely ``x + sum_p m_p g_p`` with ``m >= 0`` and, for every p, ``m_p = 0`` or ``y . g_p = 0``. Only the Gram is needed.
+With at most seven protected domains every set of those with ``m_p > 0`` can be tried, so the answer is exact.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import StrategyError, nearest
+from .gram import cosines
+from .weighting import Context
+
+MAX_PROTECTED = 7
+"""Every set of protected domains is tried, so their number is limited."""
+
+PATIENCE = 50
+"""Steps after which a weighting that could do nothing so far says so instead of going on."""
+
+_ROUNDING = 1e-9
+"""Cosines smaller than this count as zero where active sets are judged."""
+
+
+class Protection:
+    """Which domains are protected, and whether they ever turn up.
+
+    Arguments:
+        names: the protected domains, at most seven; none protects nothing.
+
+    Raises ``StrategyError`` for anything but a list of different names.
+    """
+
+    def __init__(self, names: Sequence[str] = ()) -> None:
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise StrategyError(f"protect must be a list of domain names, found {names!r}: write it as [NAME, ...].")
+        if len(set(names)) != len(names) or len(names) > MAX_PROTECTED:
+            raise StrategyError(
+                f"protect lists {', '.join(names)}: give up to {MAX_PROTECTED} domains, each of them once."
+            )
+        self.names = tuple(names)
+        self._steps = 0
+        self._seen: set[str] = set()
+
+    def among(self, context: Context) -> Tensor:
+        """True [D] for the protected among the domains of this step; one call per step.
+
+        Raises ``StrategyError`` where a protected name belongs to no domain of the first 50 steps.
+        """
+        if self.names:
+            self._steps += 1
+            self._seen.update(context.domains)
+            self._check_seen()
+        return torch.tensor([domain in self.names for domain in context.domains])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which domains were seen so far; empty where nothing is protected."""
+        return {"steps": self._steps, "seen": sorted(self._seen)} if self.names else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Puts back what ``state_dict()`` gave."""
+        self._steps, self._seen = state.get("steps", 0), set(state.get("seen", ()))
+
+    def _check_seen(self) -> None:
+        missing = [name for name in self.names if name not in self._seen]
+        if missing and self._steps >= PATIENCE:
+            raise StrategyError(
+                f"protect lists {missing[0]!r}, a domain that none of {self._steps} steps held, so that it protects "
+                f"nothing: {nearest(missing[0], self._seen)}"
+            )
+
+
+def give_way(coefficients_GDD: Tensor, gram_GDD: Tensor, counts_GDD: Tensor, protected_D: Tensor) -> Tensor:
+    """Coefficients [G, D, D] after every unprotected domain's part is projected onto its cone.
+
+    Row ``[g, i]`` says which combination of the original gradients is domain i's part of the update. It gives way to
+    the protected domains p with ``counts_GDD[g, i, p]``; rows of protected domains stay.
+    """
+    own_M = protected_D.nonzero().flatten()
+    norm_GD = gram_GDD.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
+    size_GD = (coefficients_GDD.abs() * norm_GD.unsqueeze(1)).sum(-1)
+    scale_GDM = size_GD.unsqueeze(-1) * norm_GD[:, None, own_M]
+    held_GDM = counts_GDD[:, :, own_M] & ~protected_D[None, :, None] & (scale_GDM > 0)
+    inner_GDM = coefficients_GDD @ gram_GDD[:, :, own_M]
+    cosine_GDM = torch.where(held_GDM, inner_GDM / scale_GDM, torch.zeros_like(inner_GDM))
+    rows_G, rows_D = (cosine_GDM < 0).any(-1).nonzero(as_tuple=True)
+    if not rows_G.numel():
+        return coefficients_GDD
+    held_NM = held_GDM[rows_G, rows_D]
+    correlation_NMM = cosines(gram_GDD)[rows_G][:, own_M][:, :, own_M] * (held_NM.unsqueeze(1) & held_NM.unsqueeze(2))
+    correlation_NMM.diagonal(dim1=1, dim2=2).fill_(1.0)
+    multipliers_NM = cone_multipliers(correlation_NMM, cosine_GDM[rows_G, rows_D])
+    steps_NM = multipliers_NM * size_GD[rows_G, rows_D].unsqueeze(-1) / norm_GD[rows_G][:, own_M]
+    result_GDD = coefficients_GDD.clone()
+    result_GDD[rows_G.unsqueeze(1), rows_D.unsqueeze(1), own_M] += torch.where(held_NM, steps_NM, 0.0)
+    return result_GDD
+
+
+def cone_multipliers(correlation_NMM: Tensor, cosine_NM: Tensor) -> Tensor:
+    """The ``m >= 0`` [N, M] with which ``x + sum_p m_p u_p`` is the nearest vector to x with ``y . u_p >= 0``.
+
+    ``correlation_NMM`` holds the inner products of the unit vectors ``u_p``, ``cosine_NM`` those of x with them, a
+    negative one in every row. Smaller active sets come first, so linearly dependent ``u_p`` do no harm.
+    """
+    best_N = torch.full(cosine_NM.shape[:1], torch.inf, dtype=cosine_NM.dtype)
+    multipliers_NM = torch.zeros_like(cosine_NM)
+    for active in _active_sets(cosine_NM.shape[1]):
+        candidate_NM = torch.zeros_like(cosine_NM)
+        block_NSS = correlation_NMM[:, active][:, :, active]
+        candidate_NM[:, active] = torch.linalg.solve_ex(block_NSS, -cosine_NM[:, active])[0]
+        slack_NM = cosine_NM + (correlation_NMM @ candidate_NM.unsqueeze(-1)).squeeze(-1)
+        violation_N = -torch.minimum(candidate_NM, slack_NM).amin(-1)
+        better_N = (best_N > _ROUNDING) & (violation_N < best_N)  # false where a singular block gave no number
+        best_N = torch.where(better_N, violation_N, best_N)
+        multipliers_NM = torch.where(better_N.unsqueeze(-1), candidate_NM, multipliers_NM)
+        if bool((best_N <= _ROUNDING).all()):
+            break
+    return multipliers_NM.clamp(min=0)
+
+
+def _active_sets(number: int) -> Iterator[list[int]]:
+    for size in range(1, number + 1):
+        yield from (list(chosen) for chosen in itertools.combinations(range(number), size))
