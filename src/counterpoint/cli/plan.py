@@ -3,7 +3,7 @@
 import textwrap
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -27,14 +27,14 @@ def plan(
     ] = None,
     gpus: Annotated[int, typer.Option("--gpus", "-n", min=1, help="GPUs in all, over all nodes.")] = 1,
     domains: Annotated[
-        int | None, typer.Option("--domains", "-d", min=1, help="Domains in a step. [default: 2]", show_default=False)
+        int | None, typer.Option("--domains", "-d", min=1, help="Domains in a step.", show_default="2")
     ] = None,
     strategy: Annotated[
-        str | None, typer.Option("--strategy", "-s", help="Name of a strategy. [default: mgs]", show_default=False)
+        str | None, typer.Option("--strategy", "-s", help="Name of a strategy.", show_default="mgs")
     ] = None,
     buffers: Annotated[
         Buffers | None,
-        typer.Option("--buffers", help="Where domain gradients wait. [default: device]", show_default=False),
+        typer.Option("--buffers", help="Where domain gradients wait.", show_default="device"),
     ] = None,
     backend: Annotated[Literal["auto", "ddp", "fsdp2"], typer.Option("--backend", help="auto shows both.")] = "auto",
     shards: Annotated[
@@ -46,8 +46,8 @@ def plan(
         typer.Option(
             "--micro-batches",
             min=1,
-            help="gradient_accumulation_steps. [default: 4 per domain]",
-            show_default=False,
+            help="gradient_accumulation_steps.",
+            show_default="4 per domain",
         ),
     ] = None,
     sync_each_batch: Annotated[
@@ -55,7 +55,7 @@ def plan(
     ] = False,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
-        typer.Option("--dtype", help="Type the model is loaded in. [default: float32]", show_default=False),
+        typer.Option("--dtype", help="Type the model is loaded in.", show_default="float32"),
     ] = None,
     mixed_precision: Annotated[
         Literal["bf16", "no"], typer.Option("--mixed-precision", help="As in the configuration of accelerate.")
@@ -63,7 +63,7 @@ def plan(
     lora_r: Annotated[int | None, typer.Option("--lora-r", min=1, help="Train LoRA adapters of this rank.")] = None,
     lora_targets: Annotated[
         str | None,
-        typer.Option("--lora-targets", help="all-linear, or modules with commas. [default: PEFT's choice]"),
+        typer.Option("--lora-targets", help="all-linear, or modules with commas.", show_default="PEFT's choice"),
     ] = None,
     gpu_memory: Annotated[float, typer.Option("--gpu-memory", min=0.0, help="Memory of one GPU in GiB.")] = 80.0,
     bandwidth: Annotated[
@@ -120,16 +120,20 @@ def _resolve(model: str, setup: "Setup", lora: "Lora | None") -> tuple["ModelSha
     from counterpoint.planning import Lora, model_shapes
     from counterpoint.pocket import model_path
 
+    def shapes_of(path: str, **options: Any) -> "ModelShapes":
+        return model_shapes(
+            str(model_path()) if path == "pocket" else path, label="pocket" if path == "pocket" else None, **options
+        )
+
     if Path(model).suffix not in (".yaml", ".yml"):
-        return model_shapes(str(model_path()) if model == "pocket" else model, lora), setup
+        return shapes_of(model, lora=lora), setup
     from counterpoint.cli.loading import load
 
     config = load(Path(model))
     chosen = config.model
     if lora is None and chosen.lora is not None:
         lora = Lora(chosen.lora.r, chosen.lora.target_modules)
-    path = str(model_path()) if chosen.path == "pocket" else chosen.path
-    shapes = model_shapes(path, lora, chosen.revision, chosen.trust_remote_code)
+    shapes = shapes_of(chosen.path, lora=lora, revision=chosen.revision, trust_remote_code=chosen.trust_remote_code)
     sequential = config.strategy.sequential  # a stage holds one domain, and there is nothing to combine
     return shapes, replace(
         setup,
@@ -159,18 +163,16 @@ def _show(plan: "Plan", gpu_memory: float, bandwidth: float | None, file: Path |
     from counterpoint.planning import GIB, words
 
     typer.echo(words.headline(plan))
-    sections = [("per GPU, GiB", words.memory_rows(plan))]
+    tables = [words.memory_table(plan)]
     if plan.setup.gpus > 1:
-        speed = None if bandwidth is None else bandwidth * GIGABYTE
-        sections.append(("sent per GPU and step, GiB", words.traffic_rows(plan, speed)))
-    for title, rows in sections:
-        grid = Table(title_justify="left")
-        grid.add_column(title)
+        tables.append(words.traffic_table(plan, None if bandwidth is None else bandwidth * GIGABYTE))
+    for table in tables:
+        grid = Table()
+        grid.add_column(table.title)
         for rank in plan.ranks:
             grid.add_column(words.backend_name(rank, plan), justify="right")
-        for label, cells in rows:
-            bold = "bold" if label == "all but activations" else None
-            grid.add_row(label, *cells, style=bold)
+        for label, cells in table.rows:
+            grid.add_row(label, *cells, style="bold" if label == words.TOTAL else None)
         Console().print(grid)
     for sentence in words.verdicts(plan, int(gpu_memory * GIB)):
         typer.echo(textwrap.fill(sentence, min(100, Console().width), subsequent_indent="  "))

@@ -83,9 +83,16 @@ def count(shapes: Mapping[str, Shape]) -> int:
 
 
 def model_shapes(
-    model: str, lora: Lora | None = None, revision: str | None = None, trust_remote_code: bool = False
+    model: str,
+    lora: Lora | None = None,
+    *,
+    label: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> ModelShapes:
     """The shapes of ``model``: a name in ``BUILT_IN``, a checkpoint folder, a ``config.json``, or a hub id.
+
+    ``label`` is what people call it, the folder's name or the id where not given.
 
     Raises:
         ModelError: there is no configuration of a causal language model.
@@ -94,7 +101,7 @@ def model_shapes(
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    label = BUILT_IN[model]["label"] if model in BUILT_IN else _label(model)
+    label = label or (BUILT_IN[model]["label"] if model in BUILT_IN else _label(model))
     try:
         if model in BUILT_IN:
             settings = {key: value for key, value in BUILT_IN[model].items() if key not in ("label", "model_type")}

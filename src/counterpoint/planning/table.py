@@ -3,7 +3,7 @@
 from .memory import BUFFERS
 from .plan import GIB, Backend, RankPlan, Setup, describe_surgery, plan_rank
 from .shapes import BUILT_IN, ModelShapes, model_shapes
-from .words import gib
+from .words import number
 
 GPUS = (1, 8, 64)
 DOMAINS = (2, 3, 4)
@@ -12,46 +12,42 @@ DOMAINS = (2, 3, 4)
 def markdown_table(gpu_memory: float = 80.0) -> str:
     """GiB per GPU for every built-in shape on 1, 8 and 64 GPUs, one table for FSDP2 and one for DDP.
 
-    What is over ``gpu_memory`` GiB together with training itself is struck through. FSDP2 reduces after every
+    What does not fit into ``gpu_memory`` GiB, training included, is struck through. FSDP2 reduces after every
     micro-batch, so it holds no unsharded gradient.
     """
     models = [model_shapes(name) for name in BUILT_IN]
-    parts = []
-    for backend, title in (("fsdp2", "FSDP2"), ("ddp", "DDP")):
-        parts.append(f"**{title}**\n\n" + _table(models, backend, gpu_memory * GIB))  # type: ignore[arg-type]
-    return "\n\n".join(parts)
+    titles: dict[Backend, str] = {"fsdp2": "FSDP2 (on one GPU: one process)", "ddp": "DDP"}
+    return "\n\n".join(
+        f"**{title}**\n\n{_table(models, backend, gpu_memory * GIB)}" for backend, title in titles.items()
+    )
 
 
 def _table(models: list[ModelShapes], backend: Backend, limit: float) -> str:
-    groups = {"device": "`device`", "bfloat16": "`bfloat16`", "cpu": "`cpu`"}
-    head = [f"{groups[buffers]}, D = {domains}" for buffers in BUFFERS for domains in DOMAINS]
+    heads = [f"`{buffers}`, D = {' / '.join(map(str, DOMAINS))}" for buffers in BUFFERS]
     lines = [
-        "| model | GPUs | training | " + " | ".join(head) + " | host for `cpu` |",
-        "|---|--:|--:|" + "--:|" * (len(head) + 1),
+        "| model | GPUs | training | " + " | ".join(heads) + " | host memory for `cpu` |",
+        "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for model in models:
-        for gpus in GPUS:
-            if backend == "ddp" and gpus == 1:
-                continue  # one process, the first row of the other table
-            lines.append(_line(model, gpus, backend, limit))
+        lines += [_line(model, gpus, backend, limit) for gpus in GPUS if gpus > 1 or backend == "fsdp2"]
     return "\n".join(lines)
 
 
 def _line(model: ModelShapes, gpus: int, backend: Backend, limit: float) -> str:
-    ranks = []
+    where: Backend = backend if gpus > 1 else "one process"
+    cells = []
     for buffers in BUFFERS:
-        for domains in DOMAINS:
-            setup = Setup(gpus, domains, buffers=buffers, sync_each_batch=True)
-            where: Backend = backend if gpus > 1 else "one process"
-            ranks.append(plan_rank(model, setup, describe_surgery(model, setup), where))
-    training = ranks[0].training
-    cells = [_struck(gib(training), training > limit), *(_cell(rank, limit) for rank in ranks)]
-    host = " / ".join(gib(rank.host) for rank in ranks if rank.host)
-    return f"| {model.label} | {gpus} | " + " | ".join(cells) + f" | {host} |"
+        ranks = [
+            _rank(model, Setup(gpus, domains, buffers=buffers, sync_each_batch=True), where) for domains in DOMAINS
+        ]
+        cells.append(" / ".join(_struck(f"+{number(rank.surgery)}", rank.device > limit) for rank in ranks))
+    host = " / ".join(number(rank.host) for rank in ranks)
+    training = _struck(number(ranks[0].training), ranks[0].training > limit)
+    return f"| {model.label} | {gpus} | {training} | {' | '.join(cells)} | {host} |"
 
 
-def _cell(rank: RankPlan, limit: float) -> str:
-    return _struck(f"+{gib(rank.surgery)}", rank.device > limit)
+def _rank(model: ModelShapes, setup: Setup, backend: Backend) -> RankPlan:
+    return plan_rank(model, setup, describe_surgery(model, setup), backend)
 
 
 def _struck(text: str, strike: bool) -> str:

@@ -1,13 +1,24 @@
 """A plan in words: rows of a table, and a sentence on what fits."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from .memory import gram_bytes
 from .plan import GIB, Plan, RankPlan, first_fit
 
 NAMES = {"one process": "one process", "ddp": "DDP", "fsdp2": "FSDP2"}
 
+TOTAL = "all but activations"
+
 WAITING = {"device": "on the device", "bfloat16": "in bfloat16", "cpu": "in host memory"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title and rows, each a label and a cell per back end."""
+
+    title: str
+    rows: list[tuple[str, list[str]]]
 
 
 def size(num_bytes: float) -> str:
@@ -18,9 +29,14 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes:,.0f} B"
 
 
-def gib(num_bytes: float) -> str:
-    """``22.43`` GiB, a dash for nothing; small numbers keep two digits."""
-    value = num_bytes / GIB
+def unit_of(sizes: Iterable[float]) -> tuple[str, int]:
+    """The unit in which a table of these sizes reads best."""
+    return ("GiB", GIB) if max(sizes, default=0) >= GIB / 10 else ("MiB", 2**20)
+
+
+def number(num_bytes: float, factor: int = GIB) -> str:
+    """``22.43`` of a unit of ``factor`` bytes, a dash for nothing."""
+    value = num_bytes / factor
     if not num_bytes:
         return "-"
     return f"{value:,.1f}" if value >= 100 else f"{value:.2f}" if value >= 0.01 else "<0.01"
@@ -44,10 +60,10 @@ def headline(plan: Plan) -> str:
     )
 
 
-def memory_rows(plan: Plan) -> list[tuple[str, list[str]]]:
-    """What a GPU holds: label, and GiB under each back end; rows of nothing are left out."""
+def memory_table(plan: Plan) -> Table:
+    """What a GPU holds under each back end; rows of nothing are left out."""
     extra = plan.surgery.vectors - 1
-    waiting = WAITING[plan.setup.buffers]
+    what = f"{extra} more gradient{'s' * (extra != 1)} {WAITING[plan.setup.buffers]}"
     rows = [
         ("frozen weights", [rank.frozen for rank in plan.ranks]),
         ("trained weights", [rank.weights for rank in plan.ranks]),
@@ -55,34 +71,36 @@ def memory_rows(plan: Plan) -> list[tuple[str, list[str]]]:
         ("AdamW's moments", [rank.moments for rank in plan.ranks]),
         ("DDP's buckets", [rank.ddp_buckets for rank in plan.ranks]),
         ("unsharded gradient, between reductions", [rank.unsharded_gradient for rank in plan.ranks]),
-        (f"surgery: {extra} more gradients {waiting}", [rank.surgery for rank in plan.ranks]),
-        ("all but activations", [rank.device for rank in plan.ranks]),
+        (f"surgery: {what}", [rank.surgery for rank in plan.ranks]),
+        (TOTAL, [rank.device for rank in plan.ranks]),
         ("host memory for surgery, pinned", [rank.host for rank in plan.ranks]),
     ]
-    return [(label, [gib(cell) for cell in cells]) for label, cells in rows if any(cells)]
+    unit, factor = unit_of(rank.device for rank in plan.ranks)
+    cells = [(label, [number(cell, factor) for cell in cells]) for label, cells in rows if any(cells)]
+    return Table(f"per GPU, {unit}", cells)
 
 
-def traffic_rows(plan: Plan, bandwidth: float | None = None) -> list[tuple[str, list[str]]]:
-    """What a GPU sends per step to reduce gradients: label, and GiB under each back end (with seconds where asked).
+def traffic_table(plan: Plan, bandwidth: float | None = None) -> Table:
+    """What a GPU sends per step to reduce gradients, under each back end.
 
-    ``bandwidth`` is what one GPU can send, in bytes per second.
+    ``bandwidth``, in bytes per second that one GPU can send, adds the seconds that sending takes at least.
     """
+    products = size(gram_bytes(plan.surgery.units, plan.surgery.vectors))
     labels = {
         "no surgery": "one reduction, no surgery",
         "every micro-batch": f"reducing every micro-batch ({plan.setup.batches})",
         "surgery": f"surgery ({plan.surgery.vectors} gradients)",
-        "inner products": f"inner products, {size(gram_bytes(plan.surgery.units, plan.surgery.vectors))}",
+        "inner products": f"inner products, {products}",
     }
+    unit, factor = unit_of(max(rank.sent.values()) for rank in plan.ranks)
     rows = []
     for key, label in labels.items():
-        sent = [rank.sent.get(key, 0.0) for rank in plan.ranks]
-        if any(sent):
-            rows.append((label, [_sent(cell, bandwidth) for cell in sent]))
-    return rows
-
-
-def _sent(num_bytes: float, bandwidth: float | None) -> str:
-    return gib(num_bytes) if bandwidth is None else f"{gib(num_bytes)} ({seconds(num_bytes / bandwidth)})"
+        cells = [number(rank.sent[key], factor) for rank in plan.ranks]
+        if bandwidth is not None:
+            times = [seconds(rank.sent[key] / bandwidth) for rank in plan.ranks]
+            cells = [f"{cell} ({time})" for cell, time in zip(cells, times, strict=True)]
+        rows.append((label, cells))
+    return Table(f"sent per GPU and step, {unit}", rows)
 
 
 def seconds(value: float) -> str:
@@ -111,7 +129,9 @@ def _verdict(plan: Plan, rank: RankPlan, limit: int) -> str:
             changes.append("sync_each_batch: true")
         host = f" and {size(other.host)} of pinned host memory" if other.host else ""
         return f"{too_much} {' and '.join(changes)} would fit, with {size(other.device)}{host}."
-    instead = "Use FSDP2 on several GPUs, or LoRA." if rank.backend != "fsdp2" else "Use more GPUs, or LoRA."
+    instead = "Shard over more GPUs, or train LoRA adapters."
+    if rank.backend != "fsdp2":
+        instead = "Use FSDP2 on several GPUs, or train LoRA adapters."
     if rank.training > limit:
         return f"{too_much} Training alone needs {size(rank.training)}, so no kind of buffers helps. {instead}"
     return f"{too_much} No kind of buffers makes it fit. {instead}"
