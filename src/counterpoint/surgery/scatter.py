@@ -22,8 +22,8 @@ from .own import Held, Vector
 from .shards import is_dtensor
 from .stores import DeviceStore, Gradients
 
-BUCKET_ELEMENTS = 1 << 25
-"""Elements of a bucket, unless one parameter has more: the scratch memory of the reduction is a bucket or two."""
+BUCKET_ELEMENTS = 1 << 23
+"""Elements of a bucket, unless one parameter has more: the scratch memory of the reduction is two buckets."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,11 @@ class ScatteredGradients:
     def gram(self, held: Held, vectors: Sequence[Vector]) -> Tensor:
         """Averages every vector and gives the inner products [U, V, V] of this rank's shards, float64."""
         self._agree_on_parameters(held)
-        self._shards_VB = [[self._reduce(held.get(vector), bucket) for bucket in self._buckets] for vector in vectors]
+        scratch = Scratch(self._buckets, self._world)
+        self._shards_VB = [
+            [self._reduce(held.get(vector), bucket, scratch) for bucket in self._buckets] for vector in vectors
+        ]
+        del scratch
         total: Tensor | None = None
         for blocks_VB in self._by_device():
             part = _kernels.unit_grams(blocks_VB, self._there(blocks_VB), self._num_units)
@@ -116,20 +120,20 @@ class ScatteredGradients:
         dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._group)
         self._present_P = flags.bool().tolist()
 
-    def _reduce(self, gradients: Gradients | None, bucket: Bucket) -> Tensor:
+    def _reduce(self, gradients: Gradients | None, bucket: Bucket, scratch: "Scratch") -> Tensor:
         """This rank's shard of the bucket's average; lets go of the gradients that went in."""
-        flat = torch.zeros(bucket.shard * self._world, dtype=bucket.dtype, device=bucket.device)
+        flat, parts = scratch.of(bucket)
+        mine: Gradients = [None if gradients is None else gradients[i] for i in bucket.indices]
+        start = 0
+        for size, gradient in zip(bucket.sizes, self._store.load(mine), strict=True):
+            _divided(gradient, self._world, flat[start : start + size])
+            start += size
+        flat[start:].zero_()
+        self._store.release([mine])
         if gradients is not None:
-            start = 0
-            mine = self._store.load([gradients[i] for i in bucket.indices])
-            for size, gradient in zip(bucket.sizes, mine, strict=True):
-                if gradient is not None:
-                    flat[start : start + size].copy_(gradient.view(-1))
-                start += size
-            self._store.release([[gradients[i] for i in bucket.indices]])
             for i in bucket.indices:
                 gradients[i] = None
-        return reduce_scatter(flat.div_(self._world), self._world, self._group)
+        return reduce_scatter(flat, parts, self._world, self._group)
 
     def _gather(self, shard: Tensor, bucket: Bucket) -> None:
         whole = shard.new_empty(bucket.shard * self._world)
@@ -171,14 +175,47 @@ def make_buckets(parameters: Sequence[nn.Parameter], world: int, longest: int = 
     return buckets
 
 
-def reduce_scatter(flat: Tensor, world: int, group: Any) -> Tensor:
-    """This rank's part, 1/N, of the sum of ``flat`` over ranks.
+class Scratch:
+    """Memory for two buckets, used for all of them: new memory for each would cost as much as moving the bytes."""
+
+    def __init__(self, buckets: Sequence[Bucket], world: int) -> None:
+        self._world = world
+        sizes: dict[tuple[torch.dtype, torch.device], int] = {}
+        for bucket in buckets:
+            kind = (bucket.dtype, bucket.device)
+            sizes[kind] = max(sizes.get(kind, 0), bucket.shard * world)
+        self._memory = {
+            (dtype, device): (
+                torch.empty(size, dtype=dtype, device=device),
+                torch.empty(size if device.type == "cpu" else 0, dtype=dtype, device=device),
+            )
+            for (dtype, device), size in sizes.items()
+        }
+
+    def of(self, bucket: Bucket) -> tuple[Tensor, Tensor]:
+        """Room for what a rank sends of the bucket, and for what it receives."""
+        flat, parts = self._memory[bucket.dtype, bucket.device]
+        size = bucket.shard * self._world
+        return flat[:size], parts[:size]
+
+
+def _divided(gradient: Tensor | None, world: int, into: Tensor) -> None:
+    """Writes ``gradient / world``; a missing gradient counts as zero."""
+    if gradient is None:
+        into.zero_()
+    elif gradient.dtype == into.dtype:
+        torch.div(gradient.view(-1), world, out=into)
+    else:
+        into.copy_(gradient.view(-1)).div_(world)
+
+
+def reduce_scatter(flat: Tensor, parts: Tensor, world: int, group: Any) -> Tensor:
+    """This rank's part, 1/N, of the sum of ``flat`` over ranks; ``parts`` is scratch memory of the same size.
 
     gloo's own reduce-scatter moves as many bytes as an all-reduce; there an exchange of parts and a local sum, in the
     order of ranks, moves half of them.
     """
     if flat.device.type == "cpu":
-        parts = torch.empty_like(flat)
         dist.all_to_all_single(parts, flat, group=group)
         return parts.view(world, -1).sum(0)
     shard = flat.new_empty(flat.numel() // world)
