@@ -33,7 +33,7 @@ class OwnGradients:
         for span in own_spans(parameters, counts):
             self._spans_B[span.block].append(span)
 
-    def agree(self, collected: Mapping[Vector, int]) -> dict[Vector, int]:
+    def agree(self, collected: Mapping[Vector, int], held: Held) -> dict[Vector, int]:
         """The vectors of this step with their numbers of micro-batches, in the order of names."""
         return dict(sorted(collected.items()))
 
@@ -83,17 +83,19 @@ class OwnGradients:
         ]
 
 
-def _target(parameter: nn.Parameter, blocks_V: Sequence[tuple[Tensor | None, Tensor | None]]) -> Tensor | None:
-    """Where the sum goes: a gradient as precise as the parameter that never left the device, rather than a copy.
+def _target(parameter: nn.Parameter, blocks_V: Gradients, held_V: Gradients) -> Tensor | None:
+    """Where the sum goes: into a gradient that is as precise as the parameter, or new memory; None without gradients.
 
-    ``blocks_V`` pairs what is on the device with what was held. None without gradients.
+    A gradient that never left the device is preferred to one that came back: its memory is there until the end.
     """
-    there = [(block, held) for block, held in blocks_V if block is not None and held is not None]
-    fitting = [(block, held) for block, held in there if block.dtype == parameter.dtype]
-    stayed = [block for block, held in fitting if held.device == block.device]
-    if stayed or fitting:
+    there = [(block, kept) for block, kept in zip(blocks_V, held_V, strict=True) if block is not None]
+    if not there:
+        return None
+    fitting = [(block, kept) for block, kept in there if block.dtype == parameter.dtype]
+    stayed = [block for block, kept in fitting if kept is not None and block.data_ptr() == kept.data_ptr()]
+    if fitting:
         return stayed[0] if stayed else fitting[0][0]
-    return torch.empty_like(there[0][0], dtype=parameter.dtype) if there else None
+    return torch.empty_like(there[0][0], dtype=parameter.dtype)
 
 
 def _as_gradient(target: Tensor, parameter: nn.Parameter) -> Tensor:

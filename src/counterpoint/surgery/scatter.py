@@ -55,27 +55,32 @@ class ScatteredGradients:
         self._present_P = [False] * len(parameters)
         self._shards_VB: list[Gradients] = []
 
-    def agree(self, collected: Mapping[Vector, int]) -> dict[Vector, int]:
+    def agree(self, collected: Mapping[Vector, int], held: Held) -> dict[Vector, int]:
         """The vectors that any rank collected, in the order of names, with the most micro-batches on one rank."""
-        counts = self._exchange(collected)
-        if counts[0]:
+        news, counts = self._exchange(collected, held)
+        if news:
             names: list[Any] = [None] * self._world
             dist.all_gather_object(names, sorted(collected), group=self._group)
             self._known = sorted({*self._known, *(tuple(name) for part in names for name in part)})
-            counts = self._exchange(collected)
-        return {vector: n for vector, n in zip(self._known, counts[1:], strict=True) if n}
+            _, counts = self._exchange(collected, held)
+        return {vector: n for vector, n in zip(self._known, counts, strict=True) if n}
 
-    def _exchange(self, collected: Mapping[Vector, int]) -> list[int]:
-        """Whether any rank has a vector that is not known to all, then the most micro-batches of each known one."""
+    def _exchange(self, collected: Mapping[Vector, int], held: Held) -> tuple[bool, list[int]]:
+        """Whether a rank has a vector that not all know; the most micro-batches of each known one.
+
+        The same message tells which parameters have a gradient on any rank.
+        """
         news = any(vector not in self._known for vector in collected)
-        counts = torch.tensor([int(news), *(collected.get(vector, 0) for vector in self._known)])
-        counts = counts.to(self._buckets[0].device)
-        dist.all_reduce(counts, op=dist.ReduceOp.MAX, group=self._group)
-        return counts.tolist()
+        here_P = [any(gradients[i] is not None for gradients in held.values()) for i in range(len(self._parameters))]
+        message = torch.tensor([int(news), *map(int, here_P), *(collected.get(vector, 0) for vector in self._known)])
+        message = message.to(self._buckets[0].device)
+        dist.all_reduce(message, op=dist.ReduceOp.MAX, group=self._group)
+        first, *rest = message.tolist()
+        self._present_P = [bool(flag) for flag in rest[: len(here_P)]]
+        return bool(first), rest[len(here_P) :]
 
     def gram(self, held: Held, vectors: Sequence[Vector]) -> Tensor:
         """Averages every vector and gives the inner products [U, V, V] of this rank's shards, float64."""
-        self._agree_on_parameters(held)
         scratch = Scratch(self._buckets, self._world)
         self._shards_VB = [
             [self._reduce(held.get(vector), bucket, scratch) for bucket in self._buckets] for vector in vectors
@@ -113,12 +118,6 @@ class ScatteredGradients:
                 (rank + 1) * bucket.shard,
             )
         ]
-
-    def _agree_on_parameters(self, held: Held) -> None:
-        here = [any(gradients[i] is not None for gradients in held.values()) for i in range(len(self._parameters))]
-        flags = torch.tensor(here, dtype=torch.int32, device=self._buckets[0].device)
-        dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._group)
-        self._present_P = flags.bool().tolist()
 
     def _reduce(self, gradients: Gradients | None, bucket: Bucket, scratch: "Scratch") -> Tensor:
         """This rank's shard of the bucket's average; lets go of the gradients that went in."""

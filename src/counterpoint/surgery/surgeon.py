@@ -129,7 +129,7 @@ class Surgeon:
         different domains (without ``average_over``).
         """
         held = self._buffers.held
-        collected = self._passes.agree(self._buffers.counts)
+        collected = self._passes.agree(self._buffers.counts, held)
         vectors = list(collected)
         if not vectors:
             raise StrategyError("combine() without a collected domain: call collect(domain) after each backward().")
