@@ -83,12 +83,13 @@ class OwnGradients:
         ]
 
 
-def _target(parameter: nn.Parameter, blocks_V: Gradients, held_V: Gradients) -> Tensor | None:
+def _target(parameter: nn.Parameter, blocks_V: list[tuple[Tensor | None, Tensor | None]]) -> Tensor | None:
     """Where the sum goes: into a gradient that is as precise as the parameter, or new memory; None without gradients.
 
-    A gradient that never left the device is preferred to one that came back: its memory is there until the end.
+    ``blocks_V`` holds each vector's block and what stands for it in the buffers. A gradient that never left the device
+    is preferred to one that came back: its memory is there until the end.
     """
-    there = [(block, kept) for block, kept in zip(blocks_V, held_V, strict=True) if block is not None]
+    there = [(block, kept) for block, kept in blocks_V if block is not None]
     if not there:
         return None
     fitting = [(block, kept) for block, kept in there if block.dtype == parameter.dtype]
