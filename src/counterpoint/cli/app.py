@@ -15,6 +15,7 @@ from counterpoint.cli.plan import plan
 from counterpoint.cli.report import report
 from counterpoint.cli.score import score
 from counterpoint.cli.train import train
+from counterpoint.cli.verify import verify
 from counterpoint.errors import CounterpointError
 
 INTERRUPTED = 130
@@ -52,6 +53,7 @@ app.command("score")(score)
 app.command("groups")(groups)
 app.command("fetch")(fetch)
 app.command("plan")(plan)
+app.command("verify")(verify)
 app.add_typer(config.app, name="config")
 app.add_typer(pocket.app, name="pocket")
 
