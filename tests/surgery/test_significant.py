@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from counterpoint.errors import StrategyError
-from counterpoint.surgery import Context, build_weighting, cosines, pcgrad
+from counterpoint.surgery import Context, Surgeon, build_weighting, cosines, pcgrad
 from counterpoint.surgery.protect import PATIENCE
 from counterpoint.surgery.significant import noise_squares, student_quantile, variances
 from counterpoint.surgery.weighting import Halves
@@ -379,3 +379,55 @@ def test_domains_never_collected_twice_are_refused_in_the_end():
         assert weighting(*entry).eq(1).all()
     with pytest.raises(StrategyError, match=r"In none of 50 steps were two domains collected at least twice each"):
         weighting(*entry)
+
+
+# In a Surgeon
+
+
+def micro_batches(toy, counts: dict[str, int], seed: int) -> list[tuple[str, dict[str, Tensor]]]:
+    return [
+        (domain, toy.random_gradients(toy.SHAPES, 1000 * seed + 10 * d + k))
+        for d, (domain, number) in enumerate(counts.items())
+        for k in range(number)
+    ]
+
+
+def test_the_surgeon_files_halves(toy):
+    model = toy.Loss(toy.SHAPES)
+    surgeon = Surgeon(model, {"grouping": "global", "weighting": "significant"})
+    batches = micro_batches(toy, {"alpha": 3, "beta": 2}, 0)
+    for domain, gradients in batches:
+        model.backward(gradients)
+        surgeon.collect(domain)
+    record = surgeon.combine()
+    a1, a2, a3, b1, b2 = (toy.flat(gradients, list(toy.SHAPES)) for _, gradients in batches)
+    halves_GDHP = torch.stack([torch.stack([a1 + a3, a2]), torch.stack([b1, b2])])[None]
+    gram_GDD, context = step_of(halves_GDHP, [(2, 1), (1, 1)], ("alpha", "beta"))
+    torch.testing.assert_close(record.gram_GDD, gram_GDD)
+    expected = significant()
+    expected(gram_GDD, context)
+    found = torch.tensor(surgeon.state_dict()["weighting"]["averages"]["sums"])
+    torch.testing.assert_close(found, torch.tensor(expected.state_dict()["averages"]["sums"]))
+
+
+def test_a_resumed_surgeon_equals_one_that_went_on(toy):
+    model = toy.Loss(toy.SHAPES)
+    spec = {"grouping": "tensor", "weighting": {"type": "significant", "level": 0.3, "decay": 0.5}}
+
+    def run(surgeon: Surgeon, steps: range) -> list[Tensor]:
+        weights = []
+        for step in steps:
+            for domain, gradients in micro_batches(toy, {"alpha": 2, "beta": 3, "delta": 1 + step % 2}, step):
+                model.backward(gradients)
+                surgeon.collect(domain)
+            weights.append(surgeon.combine().weights_GD)
+            model.zero_grad()
+        return weights
+
+    expected = run(Surgeon(model, spec), range(10))
+    first, second = Surgeon(model, spec), Surgeon(model, spec)
+    run(first, range(4))
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    found = run(second, range(4, 10))
+    assert any(not weights.eq(1).all() for weights in found)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected[4:], strict=True))
