@@ -51,6 +51,7 @@ def verify(
             failed = _run_and_print(world, only or [], json)
         else:
             failed = bool(run_suite(world, only or ()).failed)
+        world.gather(failed)  # torchrun ends all ranks when one has failed, and the first must have printed by then
     if failed:
         raise typer.Exit(1)
 

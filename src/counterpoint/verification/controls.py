@@ -113,7 +113,7 @@ def local_grams(world: World) -> Measured:
     summed, words = ranks.sum, len(check_words(()))
 
     def only_the_check_words(values: Tensor) -> Tensor:
-        return torch.cat([values[:-words], summed(values)[-words:].to(values.device)])
+        return torch.cat([values[:-words], summed(values.clone())[-words:].to(values.device)])
 
     ranks.sum = only_the_check_words  # type: ignore[method-assign]
     trial.collect(surgeon, 0)

@@ -19,6 +19,9 @@ WIDTH = 118
 
 QUANTITIES = ("gradients", "Grams", "weights", "parameters")
 
+ROUNDED = "~"
+"""Marks errors that are compared with another tolerance than the column's."""
+
 SIMULATED = (0.0, -0.5, -0.9)
 """True cosines of the simulation that is printed."""
 
@@ -32,9 +35,10 @@ def print_report(report: Report, console: Console | None = None) -> None:
         console = Console(file=console.file, width=WIDTH)
     if report.cases:
         console.print(_case_table(report))
+        console.print(not_run_text(report.cases), highlight=False)
     if report.controls:
         console.print(_control_table(report.controls))
-        console.print(simulation_text())
+        console.print(simulation_text(), highlight=False)
     for outcome in report.failed:
         console.print(f"[bold red]{outcome.name}[/]: {outcome.note or 'beyond its tolerance, see the table'}")
     console.print(sentence(report), style="bold green" if not report.failed else "bold red", highlight=False)
@@ -52,6 +56,15 @@ def sentence(report: Report) -> str:
         f"{f' ({left} not run)' if left else ''}, {seen} of {len(planted)} planted bugs were seen, "
         f"in {report.seconds:.0f} s."
     )
+
+
+def not_run_text(outcomes: Iterable[Outcome]) -> str:
+    """The cases that were not run, by reason."""
+    by_reason: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        if outcome.status == "not run":
+            by_reason.setdefault(outcome.note, []).append(outcome.name)
+    return "\n".join(f"Not run, {reason}: {'; '.join(names)}." for reason, names in by_reason.items())
 
 
 def place(report: Report) -> str:
@@ -107,15 +120,21 @@ def _outcome_json(outcome: Outcome) -> dict[str, Any]:
 def _case_table(report: Report) -> Table:
     usual = EXACT[report.world.dtype]
     table = Table(title=f"Exactness on {place(report)}: relative errors", title_justify="left")
-    table.add_column("case")
+    table.add_column("case", no_wrap=True)
     table.add_column("")
     for quantity in QUANTITIES:
         table.add_column(f"{quantity}\n<= {getattr(usual, quantity.lower()):.0e}", justify="right", no_wrap=True)
-    table.add_column("same bits", justify="right")
-    table.add_column("s", justify="right")
+    table.add_column("same bits\non all ranks", justify="right")
+    table.add_column("seconds", justify="right")
+    rounded = False
     for outcome in report.cases:
-        cells = [_error(outcome, quantity, getattr(usual, quantity.lower())) for quantity in QUANTITIES]
-        table.add_row(outcome.name, _status(outcome), *cells, _copies(outcome), _seconds(outcome))
+        if outcome.status != "not run":
+            cells = [_error(outcome, quantity, getattr(usual, quantity.lower())) for quantity in QUANTITIES]
+            rounded = rounded or any(ROUNDED in cell for cell in cells)
+            table.add_row(outcome.name, _status(outcome), *cells, _copies(outcome), _seconds(outcome))
+    if rounded:
+        table.caption = f"{ROUNDED} rounded to bfloat16 on purpose, with a tolerance of its own"
+        table.caption_justify = "left"
     return table
 
 
@@ -148,8 +167,8 @@ def _error(outcome: Outcome, quantity: str, usual: float) -> str:
     one = outcome.errors.get(quantity)
     if one is None:
         return ""
-    own = "" if one.tolerance == usual else f" <= {one.tolerance:.0e}"
-    return f"{one.error:.1e}{own}" if one.held else f"[bold red]{one.error:.1e}{own}[/]"
+    text = f"{one.error:.1e}" if one.tolerance == usual else f"{ROUNDED} {one.error:.1e}"
+    return text if one.held else f"[bold red]{text}[/]"
 
 
 def _copies(outcome: Outcome) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from ..case import BFLOAT16_BUFFERS, BFLOAT16_COMPUTE, TWO, Case, Spread, always_sync, ranks_from
+from ..case import BFLOAT16_BUFFERS, BFLOAT16_COMPUTE, SHORT, TWO, Case, Spread, always_sync, ranks_from
 from ..data import Plan
 from ..models import ModelSpec, layers_of
 from ..world import World
@@ -79,51 +79,57 @@ FSDP = {
     "fsdp2, uneven rows": Case(
         "0 to 3 rows per micro-batch, domains missing in some steps",
         fsdp,
-        plan=Plan(micro_batches=3, uneven=True, missing=True, steps=5),
+        plan=Plan(micro_batches=3, uneven=True, missing=True, steps=3),
         needs=TWO,
     ),
     "fsdp2, uneven shards": Case(
-        "sizes that ranks do not divide, ranks without a part, fused experts cut inside", fsdp, UNEVEN_MODEL, needs=TWO
+        "sizes that ranks do not divide, ranks without a part, fused experts cut inside",
+        fsdp,
+        UNEVEN_MODEL,
+        Plan(micro_batches=1),
+        needs=TWO,
     ),
-    "fsdp2, experts": Case("fused experts cut between ranks", fsdp, ModelSpec(experts=4), Plan(steps=4), needs=TWO),
+    "fsdp2, experts": Case("fused experts cut between ranks", fsdp, ModelSpec(experts=4), SHORT, needs=TWO),
     "fsdp2, one reduction per domain": Case(
         "set_requires_gradient_sync(False) until a domain's last micro-batch",
         partial(fsdp, sync="last"),
-        plan=Plan(micro_batches=4, steps=5),
+        plan=Plan(micro_batches=4, steps=3),
         needs=TWO,
     ),
     "fsdp2, no reshard": Case(
-        "reshard_after_forward=False", partial(fsdp, reshard_after_forward=False), plan=Plan(steps=5), needs=TWO
+        "reshard_after_forward=False", partial(fsdp, reshard_after_forward=False), plan=SHORT, needs=TWO
     ),
     "fsdp2, mixed precision": Case(
         "bfloat16 forward and backward, float32 reduction, against the same arithmetic in one process",
         partial(fsdp, mp_policy=HALF),
-        plan=Plan(micro_batches=1),
+        plan=Plan(micro_batches=1, steps=3),
         needs=TWO,
         compute=torch.bfloat16,
         tolerances=BFLOAT16_COMPUTE,
     ),
-    "fsdp2, CPU offload": Case("CPUOffloadPolicy", offloaded, plan=Plan(steps=5), needs=TWO),
+    "fsdp2, CPU offload": Case("CPUOffloadPolicy", offloaded, plan=SHORT, needs=TWO),
     "fsdp2, checkpointing": Case(
-        "activation checkpointing of every layer", partial(fsdp, checkpointing=True), plan=Plan(steps=5), needs=TWO
+        "activation checkpointing of every layer", partial(fsdp, checkpointing=True), plan=SHORT, needs=TWO
     ),
-    "fsdp2, tied embeddings": Case(
-        "one tensor for embedding and head", fsdp, ModelSpec(tied=True), Plan(steps=5), needs=TWO
-    ),
-    "fsdp2, LoRA": Case("PEFT adapters", fsdp, ModelSpec(lora=True), Plan(steps=5), needs=TWO),
+    "fsdp2, tied embeddings": Case("one tensor for embedding and head", fsdp, ModelSpec(tied=True), SHORT, needs=TWO),
+    "fsdp2, LoRA": Case("PEFT adapters", fsdp, ModelSpec(lora=True), SHORT, needs=TWO),
     "fsdp2, 8 domains": Case("D = 8", fsdp, plan=Plan(domains=8, micro_batches=1, steps=3), needs=TWO),
     "fsdp2, bfloat16 buffers": Case(
-        "buffers='bfloat16'", partial(fsdp, buffers="bfloat16"), needs=TWO, tolerances=BFLOAT16_BUFFERS
+        "buffers='bfloat16'", partial(fsdp, buffers="bfloat16"), plan=SHORT, needs=TWO, tolerances=BFLOAT16_BUFFERS
     ),
-    "fsdp2, CPU buffers": Case("buffers='cpu'", partial(fsdp, buffers="cpu"), plan=Plan(steps=5), needs=TWO),
+    "fsdp2, CPU buffers": Case("buffers='cpu'", partial(fsdp, buffers="cpu"), plan=SHORT, needs=TWO),
     "hsdp": Case(
-        "2 copies of the model, each sharded", partial(fsdp, replicas=2), UNEVEN_MODEL, needs=ranks_from(4, multiple=2)
+        "2 copies of the model, each sharded",
+        partial(fsdp, replicas=2),
+        UNEVEN_MODEL,
+        Plan(micro_batches=1),
+        needs=ranks_from(4, multiple=2),
     ),
     "hsdp, LoRA": Case(
         "PEFT adapters",
         partial(fsdp, replicas=2),
         ModelSpec(lora=True),
-        Plan(steps=5),
+        SHORT,
         needs=ranks_from(4, multiple=2),
     ),
 }

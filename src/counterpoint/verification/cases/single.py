@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from ..case import BFLOAT16_BUFFERS, Case, Spread
+from ..case import BFLOAT16_BUFFERS, SHORT, Case, Spread
 from ..data import Plan
 from ..models import ModelSpec
 from ..world import World
@@ -21,24 +21,29 @@ def compile_model(model: nn.Module, world: World) -> nn.Module:
     return torch.compile(model, backend="aot_eager" if world.on_cpu else "inductor")  # type: ignore[return-value]
 
 
+def by_itself(world: World) -> str:
+    """Requires that there is one process only; several have cases of their own for it."""
+    return "" if world.size == 1 else "runs in one process"
+
+
 SINGLE = {
     "one process": Case("no wrapper, 2 micro-batches per domain", alone),
     "one process, accumulation": Case(
         "5 uneven micro-batches per domain, domains missing in some steps",
         alone,
-        plan=Plan(micro_batches=5, uneven=True, missing=True, steps=4),
+        plan=Plan(micro_batches=5, uneven=True, missing=True, steps=3),
     ),
     **{
         f"one process, {domains} domain{'s' * (domains > 1)}": Case(
-            f"D = {domains}", alone, plan=Plan(domains=domains, micro_batches=1, steps=4)
+            f"D = {domains}", alone, plan=Plan(domains=domains, micro_batches=1, steps=3)
         )
         for domains in (1, 2, 5, 8)
     },
-    "one process, tied embeddings": Case("one tensor for embedding and head", alone, ModelSpec(tied=True)),
-    "one process, experts": Case("fused experts, cut into units", alone, ModelSpec(experts=3)),
-    "one process, compiled": Case("torch.compile", partial(alone, compiled=True), plan=Plan(steps=4)),
+    "one process, tied embeddings": Case("one tensor for embedding and head", alone, ModelSpec(tied=True), SHORT),
+    "one process, experts": Case("fused experts, cut into units", alone, ModelSpec(experts=3), SHORT),
+    "one process, compiled": Case("torch.compile", partial(alone, compiled=True), plan=SHORT, needs=by_itself),
     "one process, bfloat16 buffers": Case(
-        "buffers='bfloat16'", partial(alone, buffers="bfloat16"), tolerances=BFLOAT16_BUFFERS
+        "buffers='bfloat16'", partial(alone, buffers="bfloat16"), plan=SHORT, tolerances=BFLOAT16_BUFFERS
     ),
-    "one process, CPU buffers": Case("buffers='cpu'", partial(alone, buffers="cpu")),
+    "one process, CPU buffers": Case("buffers='cpu'", partial(alone, buffers="cpu"), plan=SHORT),
 }

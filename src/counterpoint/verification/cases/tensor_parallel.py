@@ -12,8 +12,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from ..case import Case, Spread, ranks_from
-from ..data import Plan
+from ..case import SHORT, Case, Spread, ranks_from
 from ..models import ModelSpec, layers_of
 from ..world import World
 from .fsdp import shard_layers
@@ -78,21 +77,21 @@ TENSOR_PARALLEL = {
     "tensor parallel, sequence": Case(
         "norms replicated, their gradients partial sums over ranks",
         partial(tensor_parallel, sequence=True),
-        plan=Plan(steps=5),
+        plan=SHORT,
         needs=divides_heads,
     ),
     "fsdp2 x tensor parallel": Case("a 2-D mesh, norms on one dimension of it", both, needs=PAIRS),
     "fsdp2 x tensor parallel, sequence": Case(
         "a 2-D mesh, norms sharded along one dimension and replicated along the other",
         partial(both, sequence=True),
-        plan=Plan(steps=5),
+        plan=SHORT,
         needs=PAIRS,
     ),
     "fsdp2 x tensor parallel, uneven": Case(
         "sizes that the pairs do not divide",
         both,
         ModelSpec(hidden=6, heads=2, intermediate=10),
-        Plan(steps=5),
+        SHORT,
         needs=PAIRS,
     ),
 }
