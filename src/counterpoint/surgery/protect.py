@@ -25,8 +25,9 @@ MAX_PROTECTED = 7
 PATIENCE = 50
 """Steps after which a weighting that could do nothing so far says so instead of going on."""
 
-_ROUNDING = 1e-9
-"""Cosines smaller than this count as zero where active sets are judged."""
+_ROUNDING = 1e-6
+"""Cosines smaller than this count as zero where active sets are judged. Sums in float32 hold little below it, and to
+mend so little between nearly opposite gradients takes weights so large that these sums lose more than is mended."""
 
 
 class Protection:
