@@ -13,9 +13,10 @@ conflicts with whom; a weighting turns it into one weight per domain; the update
     optimizer.step(); optimizer.zero_grad()
 
     Surgeon, Record                          the object above and what combine() returns
-    STRATEGIES, resolve_strategy             mixed, pcgrad, mgs, mgs-tensor, or {grouping, weighting}
+    STRATEGIES, resolve_strategy             mixed, pcgrad, mgs, mgs-tensor, mgs-significant, mgs-ema, or
+                                             {grouping, weighting}
     GROUPINGS, group_parameters              global, layer, module, tensor, or a rule of your own
-    WEIGHTINGS, build_weighting              ones, pcgrad, TorchJD's, or a function of your own
+    WEIGHTINGS, build_weighting              ones, pcgrad, significant, ema, TorchJD's, or a function of your own
     cosines, conflict_rate, removed_share    what a Gram tells
 """
 
@@ -23,9 +24,9 @@ from .gram import conflict_rate, conflicts, cosines, removed_share
 from .groupings import GROUPINGS, group_parameters
 from .pcgrad import pcgrad
 from .record import Record
-from .strategies import STRATEGIES, Strategy, resolve_strategy
+from .strategies import STRATEGIES, Strategy, needs_halves, resolve_strategy
 from .surgeon import Surgeon
-from .weighting import Context, Weighting, ones
+from .weighting import Context, Halves, Weighting, ones
 from .weightings import WEIGHTINGS, build_weighting
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "STRATEGIES",
     "WEIGHTINGS",
     "Context",
+    "Halves",
     "Record",
     "Strategy",
     "Surgeon",
@@ -42,6 +44,7 @@ __all__ = [
     "conflicts",
     "cosines",
     "group_parameters",
+    "needs_halves",
     "ones",
     "pcgrad",
     "removed_share",
