@@ -139,10 +139,18 @@ def _resolve(model: str, setup: "Setup", lora: "Lora | None") -> tuple["ModelSha
         setup,
         domains=1 if sequential else len(config.domains),
         strategy="mixed" if sequential else config.strategy.spec,
+        buffers=config.surgery.buffers,
         dtype=chosen.dtype,
+        sync_each_batch=setup.sync_each_batch or _syncs_each_batch(config.training),
         micro_batches=config.training.get("gradient_accumulation_steps"),
         mixed_precision=config.training.get("bf16", setup.mixed_precision),
     )
+
+
+def _syncs_each_batch(training: dict[str, Any]) -> bool:
+    accelerator = training.get("accelerator_config")
+    accumulation = accelerator.get("gradient_accumulation_kwargs") if isinstance(accelerator, dict) else None
+    return bool(accumulation.get("sync_each_batch")) if isinstance(accumulation, dict) else False
 
 
 def _plan(shapes: "ModelShapes", setup: "Setup", backend: str) -> "Plan":

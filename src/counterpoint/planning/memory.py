@@ -69,15 +69,14 @@ def averaging_bytes(
 ) -> tuple[int, int]:
     """The same where whole local gradients are averaged over ``ranks`` at the end of the step, as under DDP.
 
-    A bucket of ``bucket`` elements is packed, sent and received at a time, so every vector in turn becomes a shard of
-    1/N. Gradients in device memory make room faster than shards fill it; those in host memory do not.
+    Gradients are packed into a bucket of ``bucket`` elements and sent, so that every vector in turn becomes a shard of
+    1/N. Gradients on the device make room at least as fast as shards fill it, so the most is held at the beginning;
+    those in host memory come back a bucket at a time, and the most is held at the end.
     """
-    shard = math.ceil(bucket / ranks)
     if buffers == "cpu":
         shards = (vectors - 1) * math.ceil(elements / ranks)
-        return (shards + 2 * bucket + shard) * item_size, (vectors - 1) * elements * item_size
-    waiting = (vectors - 1) * elements * waiting_size(buffers, item_size)
-    return waiting + (bucket + shard) * item_size, 0
+        return (shards + 2 * bucket) * item_size, (vectors - 1) * elements * item_size
+    return (vectors - 1) * elements * waiting_size(buffers, item_size) + bucket * item_size, 0
 
 
 def waiting_size(buffers: Buffers, item_size: int) -> int:
@@ -86,5 +85,14 @@ def waiting_size(buffers: Buffers, item_size: int) -> int:
 
 
 def gram_bytes(units: int, vectors: int) -> int:
-    """Bytes of the inner products that one all-reduce sums: U x V x V float64."""
+    """Bytes of all inner products: U x V x V float64."""
     return units * vectors * vectors * 8
+
+
+def message_bytes(units: int, vectors: int) -> int:
+    """Bytes that the one all-reduce of inner products sums: one triangle of every unit's, and four check words.
+
+    There is room for eight vectors at least, so that ranks with different numbers of them still match.
+    """
+    width = max(8, 1 << (vectors - 1).bit_length())
+    return (units * width * (width + 1) // 2 + 4) * 8

@@ -55,6 +55,17 @@ class Surgery:
     groups: int
     units: int
     vectors: int
+    collects_each: bool = False
+    """Whether every micro-batch is collected, and reduced, on its own: for weightings that compare halves."""
+
+    def kept(self, batches: int) -> int:
+        """Gradients alive at once: the vectors, and one to be added to its vector where each is collected."""
+        return self.vectors + (self.collects_each and batches > self.vectors)
+
+    def reductions(self, setup: Setup) -> int:
+        """Times that FSDP2 reduces in one step."""
+        each = self.collects_each or setup.sync_each_batch
+        return setup.batches if each else min(self.vectors, setup.batches)
 
 
 @dataclass(frozen=True)
@@ -129,7 +140,7 @@ def describe_surgery(model: ModelShapes, setup: Setup) -> Surgery:
     units = Units(shapes, list(model.trained), strategy.grouping)
     uses_halves = bool(getattr(build_weighting(strategy.weighting), "uses_halves", False))
     vectors = memory.num_vectors(setup.domains, uses_halves, setup.batches)
-    return Surgery(strategy.name, len(units.own.groups), units.num_units, vectors)
+    return Surgery(strategy.name, len(units.own.groups), units.num_units, vectors, uses_halves)
 
 
 def plan_rank(model: ModelShapes, setup: Setup, surgery: Surgery, backend: Backend) -> RankPlan:
@@ -138,9 +149,8 @@ def plan_rank(model: ModelShapes, setup: Setup, surgery: Surgery, backend: Backe
     item_size = trained_size(model, setup, backend)
     compute_size = 2 if setup.mixed_precision else item_size
     elements = memory.local_total(model.trained, shards)
-    device, host = _surgery_bytes(model, setup, surgery.vectors, backend, item_size)
-    # one micro-batch per domain is reduced at once, as sync_each_batch would
-    accumulates = backend == "fsdp2" and not setup.sync_each_batch and setup.batches > surgery.vectors
+    device, host = _surgery_bytes(model, setup, surgery.kept(setup.batches), backend, item_size)
+    accumulates = backend == "fsdp2" and surgery.reductions(setup) < setup.batches
     training = memory.training_bytes(elements, item_size)
     return RankPlan(
         backend,
@@ -211,10 +221,9 @@ def _sent(model: ModelShapes, setup: Setup, surgery: Surgery, backend: Backend, 
         }
     else:
         shards, replicas = setup.num_shards, n // setup.num_shards
-        times = setup.batches if setup.sync_each_batch else min(vectors, setup.batches)
         reductions = {
             "no surgery": traffic.sharded(size, shards, replicas, 1),
             "every micro-batch": traffic.sharded(size, shards, replicas, setup.batches),
-            "surgery": traffic.sharded(size, shards, replicas, times),
+            "surgery": traffic.sharded(size, shards, replicas, surgery.reductions(setup)),
         }
-    return {**reductions, "inner products": traffic.all_reduce(memory.gram_bytes(surgery.units, vectors), n)}
+    return {**reductions, "inner products": traffic.all_reduce(memory.message_bytes(surgery.units, vectors), n)}

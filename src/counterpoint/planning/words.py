@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .memory import gram_bytes
+from .memory import message_bytes
 from .plan import GIB, Plan, RankPlan, first_fit
 
 NAMES = {"one process": "one process", "ddp": "DDP", "fsdp2": "FSDP2"}
@@ -62,7 +62,7 @@ def headline(plan: Plan) -> str:
 
 def memory_table(plan: Plan) -> Table:
     """What a GPU holds under each back end; rows of nothing are left out."""
-    extra = plan.surgery.vectors - 1
+    extra = plan.surgery.kept(plan.setup.batches) - 1
     what = f"{extra} more gradient{'s' * (extra != 1)} {WAITING[plan.setup.buffers]}"
     rows = [
         ("frozen weights", [rank.frozen for rank in plan.ranks]),
@@ -85,12 +85,12 @@ def traffic_table(plan: Plan, bandwidth: float | None = None) -> Table:
 
     ``bandwidth``, in bytes per second that one GPU can send, adds the seconds that sending takes at least.
     """
-    products = size(gram_bytes(plan.surgery.units, plan.surgery.vectors))
+    products = size(message_bytes(plan.surgery.units, plan.surgery.vectors))
     labels = {
         "no surgery": "one reduction, no surgery",
         "every micro-batch": f"reducing every micro-batch ({plan.setup.batches})",
         "surgery": f"surgery ({plan.surgery.vectors} gradients)",
-        "inner products": f"inner products, {products}",
+        "inner products": f"inner products: one sum of {products}",
     }
     unit, factor = unit_of(max(rank.sent.values()) for rank in plan.ranks)
     rows = []
@@ -132,6 +132,7 @@ def _verdict(plan: Plan, rank: RankPlan, limit: int) -> str:
     instead = "Shard over more GPUs, or train LoRA adapters."
     if rank.backend != "fsdp2":
         instead = "Use FSDP2 on several GPUs, or train LoRA adapters."
-    if rank.training > limit:
-        return f"{too_much} Training alone needs {size(rank.training)}, so no kind of buffers helps. {instead}"
+    least = rank.training - rank.unsharded_gradient
+    if least > limit:
+        return f"{too_much} Training alone needs {size(least)}, so no kind of buffers helps. {instead}"
     return f"{too_much} No kind of buffers makes it fit. {instead}"

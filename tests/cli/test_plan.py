@@ -1,0 +1,98 @@
+"""``counterpoint plan`` as a reader runs it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from counterpoint.cli.plan import plan
+from counterpoint.errors import ConfigError, StrategyError
+
+ROOT = Path(__file__).parents[2]
+WIDTH = 100
+
+
+@pytest.fixture
+def command():
+    app = typer.Typer()
+    app.command()(plan)
+    return lambda *arguments: CliRunner().invoke(app, list(arguments), env={"COLUMNS": str(WIDTH)})
+
+
+def test_both_back_ends_side_by_side(command):
+    result = command("8B", "--gpus", "8", "--domains", "3", "--bandwidth", "50")
+    assert result.exit_code == 0
+    for text in (
+        "8,030,261,248 trained",
+        "DDP",
+        "FSDP2",
+        "surgery: 2 more gradients",
+        "one sum of 81.9 KiB",
+        "2.2 s",
+        "do not fit",
+    ):
+        assert text in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= WIDTH
+
+
+def test_one_gpu_sends_nothing(command):
+    result = command("0.5B")
+    assert "one process" in result.stdout
+    assert "sent per GPU" not in result.stdout
+    assert "1 more gradient on the device" in result.stdout
+
+
+def test_a_configuration_says_it_all(command, tmp_path):
+    file = tmp_path / "plan.json"
+    result = command(str(ROOT / "examples" / "pocket-pcgrad.yaml"), "--gpus", "2", "--json", str(file))
+    assert result.exit_code == 0
+    found = json.loads(file.read_text())
+    assert (found["model"], found["strategy"], found["domains"], found["groups"]) == ("pocket", "pcgrad", 4, 1)
+    assert "per GPU, MiB" in result.stdout
+
+
+def test_buffers_and_reductions_of_a_configuration(command, tmp_path):
+    file, config = tmp_path / "plan.json", tmp_path / "my.yaml"
+    extra = "  accelerator_config: {gradient_accumulation_kwargs: {sync_each_batch: true}}\nsurgery: {buffers: cpu}\n"
+    domains = "domains:\n  math: {source: pocket}\n  code: {source: pocket}\n"
+    config.write_text(f"model: pocket\n{domains}training:\n  gradient_accumulation_steps: 6\n{extra}")
+    assert command(str(config), "-n", "2", "--json", str(file)).exit_code == 0
+    found = json.loads(file.read_text())
+    assert found["micro_batches"] == 6
+    assert {(rank["buffers"], rank["sync_each_batch"]) for rank in found["backends"]} == {("cpu", True)}
+
+
+def test_options_come_before_the_configuration(command, tmp_path):
+    file = tmp_path / "plan.json"
+    command(str(ROOT / "examples" / "pocket-mgs.yaml"), "-d", "2", "-s", "mgs-tensor", "--json", str(file))
+    found = json.loads(file.read_text())
+    assert (found["strategy"], found["domains"]) == ("mgs-tensor", 2)
+
+
+def test_stages_hold_one_domain_each(command, tmp_path):
+    file = tmp_path / "plan.json"
+    command(str(ROOT / "examples" / "pocket-sequential.yaml"), "--json", str(file))
+    found = json.loads(file.read_text())
+    assert (found["domains"], found["backends"][0]["surgery"]) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ([], ConfigError, "There is no model to plan for. Give 0.5B, 8B, 70B"),
+        (["pocket", "--lora-targets", "all-linear"], ConfigError, "Give their rank too: --lora-r 16"),
+        (["pocket", "-n", "8", "--shards", "3"], ConfigError, "8 GPUs cannot be cut into replicas of 3"),
+        (["pocket", "-s", "sequential"], StrategyError, "trains one domain after another"),
+    ],
+)
+def test_mistakes(command, arguments, error, message):
+    result = command(*arguments)
+    assert isinstance(result.exception, error)
+    assert message in str(result.exception)
+
+
+def test_the_documentation_holds_this_table(command):
+    printed = command("--table").stdout.strip()
+    assert printed in (ROOT / "docs" / "distributed.md").read_text()

@@ -1,0 +1,138 @@
+"""The formulas against what a real Surgeon holds."""
+
+import pytest
+import torch
+
+import planning_memory
+from counterpoint.planning import memory
+from counterpoint.surgery.ranks import sum_over_ranks
+from counterpoint.surgery.scatter import make_buckets
+from ranks_helper import run_ranks
+
+UNITS = 26
+"""Tensors of the model."""
+
+LONGEST = 128 * 64
+"""Elements of the model's longest parameter."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def test_parameters_are_counted_as_they_are():
+    model = planning_memory.tiny()
+    assert memory.local_total(planning_memory.shapes_of(model), 1) == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3, 7, 64])
+@pytest.mark.parametrize("shape", [(16, 5), (7,), (1, 3), (64, 2, 2)])
+def test_the_first_rank_holds_what_chunks_give_it(shape, shards):
+    assert memory.local_elements(shape, shards) == torch.empty(shape).chunk(shards)[0].numel()
+
+
+@pytest.mark.parametrize("buffers", memory.BUFFERS)
+@pytest.mark.parametrize("domains", [1, 2, 3])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_process(dtype, domains, buffers):
+    model = planning_memory.tiny(DTYPES[dtype])
+    size = memory.ITEM_SIZES[dtype]
+    elements = memory.local_total(planning_memory.shapes_of(model), 1)
+    found = planning_memory.measure(model, domains, buffers)
+    device, host = memory.surgery_bytes(elements, domains, buffers, size, LONGEST)
+    assert found["host"] == host
+    check(found, elements * size, device, device if buffers != "cpu" else 0, domains)
+
+
+@pytest.mark.parametrize("buffers", memory.BUFFERS)
+def test_halves_are_vectors(buffers):
+    model = planning_memory.tiny()
+    elements = memory.local_total(planning_memory.shapes_of(model), 1)
+    vectors = memory.num_vectors(2, True, micro_batches=4)
+    device, host = memory.surgery_bytes(elements, vectors, buffers, 4, LONGEST)
+    found = planning_memory.measure(model, 2, buffers, halves=True)
+    assert (vectors, found["host"]) == (4, host)
+    check(found, elements * 4, device, device if buffers != "cpu" else 0, vectors)
+
+
+@pytest.fixture(scope="module")
+def sharded():
+    return run_ranks(planning_memory.measure_sharded, 2, 3)
+
+
+@pytest.mark.parametrize("buffers", memory.BUFFERS)
+def test_shards_of_two_ranks(sharded, buffers):
+    elements = memory.local_total(planning_memory.shapes_of(planning_memory.tiny()), 2)
+    device, host = memory.surgery_bytes(elements, 3, buffers, 4, LONGEST // 2)
+    for rank in sharded:
+        assert rank[buffers]["host"] == host
+        check(rank[buffers], elements * 4, device, device if buffers != "cpu" else 0, vectors=3)
+
+
+@pytest.fixture(scope="module")
+def averaged():
+    return run_ranks(planning_memory.measure_averaged, 2, 3)
+
+
+@pytest.mark.parametrize("buffers", memory.BUFFERS)
+def test_averaging_over_two_ranks(averaged, buffers):
+    model = planning_memory.tiny()
+    elements = memory.local_total(planning_memory.shapes_of(model), 1)
+    bucket = max(bucket.shard * 2 for bucket in make_buckets(list(model.parameters()), 2))
+    device, host = memory.averaging_bytes(elements, 3, buffers, 4, 2, bucket)
+    waiting = 2 * elements * memory.waiting_size(buffers, 4) if buffers != "cpu" else 0
+    for rank in averaged:
+        assert rank[buffers]["host"] == host
+        assert rank[buffers]["waiting"] == elements * 4 + waiting
+        # gloo on the CPU receives into a second bucket, which NCCL does without
+        most = elements * 4 + device + bucket * 4
+        assert 0.75 * most <= rank[buffers]["inside"] <= most + slack(3)
+
+
+def check(found: dict[str, int], gradient: int, device: int, waiting: int, vectors: int) -> None:
+    """The bytes before, inside and after ``combine()``, of which ``gradient`` are ``.grad``'s own."""
+    assert found["waiting"] == gradient + waiting
+    assert gradient + device <= found["inside"] <= gradient + device + slack(vectors)
+    assert found["after"] == gradient
+
+
+def slack(vectors: int) -> int:
+    """Inner products and weights are alive too, a few times over."""
+    return 8 * memory.gram_bytes(UNITS, vectors)
+
+
+def test_vectors_never_outnumber_micro_batches():
+    assert memory.num_vectors(3, False, 12) == 3
+    assert memory.num_vectors(3, True, 12) == 6
+    assert memory.num_vectors(3, True, 4) == 4
+    assert memory.num_vectors(3, True, 3) == 3
+
+
+def test_training_is_weights_gradient_and_two_moments():
+    model = planning_memory.tiny()
+    optimizer = torch.optim.AdamW(model.parameters())
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    moments = sum(
+        value.nbytes for state in optimizer.state.values() for name, value in state.items() if name.startswith("exp_")
+    )
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    elements = memory.local_total(planning_memory.shapes_of(model), 1)
+    assert memory.training_bytes(elements, 4) == {"weights": weights, "gradient": weights, "moments": moments}
+
+
+class Counting:
+    """Ranks whose sum counts bytes."""
+
+    size = 1
+
+    def sum(self, values):
+        self.num_bytes = values.nbytes
+        return values
+
+
+@pytest.mark.parametrize("vectors", [1, 2, 3, 8, 9, 16])
+def test_the_message_of_inner_products(vectors):
+    ranks = Counting()
+    sum_over_ranks(torch.zeros(5, vectors, vectors, dtype=torch.float64), ["a"], ranks, step=0)
+    assert memory.message_bytes(5, vectors) == ranks.num_bytes
+    assert memory.gram_bytes(5, vectors) == 5 * vectors**2 * 8
