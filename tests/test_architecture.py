@@ -12,21 +12,22 @@ SOURCE = Path(__file__).parent.parent / "src" / "counterpoint"
 ALLOWED = {
     "errors": set(),
     "disk": {"errors"},
+    "launch": {"errors"},
     "runs": {"errors", "disk"},
     "pocket": {"errors", "disk"},
     "rewards": {"errors", "pocket"},
     "config": {"errors", "rewards", "pocket", "disk"},
     "surgery": {"errors"},
     "domains": {"errors", "config", "rewards", "pocket"},
-    "evaluation": {"errors", "domains"},
+    "evaluation": {"errors", "domains", "launch"},
     "fetch": {"errors", "evaluation"},
-    "training": {"errors", "config", "domains", "evaluation", "pocket", "runs", "surgery"},
+    "training": {"errors", "config", "domains", "evaluation", "launch", "pocket", "runs", "surgery"},
     "verification": {"errors", "surgery"},
     "planning": {"errors", "config", "surgery"},
     "report": {"errors", "runs", "disk", "evaluation"},
     "cli": {
         *("errors", "config", "domains", "evaluation", "fetch", "pocket", "report", "rewards", "runs", "surgery"),
-        *("training", "disk", "verification", "planning"),
+        *("training", "disk", "launch", "verification", "planning"),
     },
 }
 """Package -> packages it may import, at the top of a file or inside a function."""

@@ -30,7 +30,16 @@ from counterpoint.disk import (
 )
 from counterpoint.errors import RunError
 
-__all__ = ["LINE_FILES", "RunDirectory", "append_line", "environment", "write_bytes", "write_json", "write_text"]
+__all__ = [
+    "LINE_FILES",
+    "Bystander",
+    "RunDirectory",
+    "append_line",
+    "environment",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]
 
 LINE_FILES = ("metrics.jsonl", "evals.jsonl", "samples.jsonl")
 """Files of one JSON object per line, each with its ``step``."""
@@ -205,6 +214,31 @@ class RunDirectory:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class Bystander(RunDirectory):
+    """A run as the ranks see it that do not write it: the same paths, and writing does nothing."""
+
+    def lock(self) -> None:
+        """The first rank holds the lock."""
+
+    def add_environment(self, **facts: Any) -> None:
+        """Nothing is written."""
+
+    def keep_lines(self, name: str, keep: Callable[[dict[str, Any]], bool]) -> None:
+        """Nothing is removed."""
+
+    def append_metrics(self, line: Mapping[str, Any]) -> None:
+        """Nothing is written."""
+
+    def append_eval(self, line: Mapping[str, Any]) -> None:
+        """Nothing is written."""
+
+    def append_samples(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Nothing is written."""
+
+    def update(self, **fields: Any) -> None:
+        """Nothing is written."""
 
 
 def environment() -> dict[str, Any]:

@@ -27,16 +27,25 @@ def evaluate(
 
       counterpoint eval examples/pocket-mgs.yaml --model runs/pocket-mgs/checkpoints/step-60
     """
+    from counterpoint.cli.running import one_rank_speaks, quiet_libraries
+
+    quiet_libraries()
+    with one_rank_speaks():
+        _evaluate(config, [*(overrides or ()), *([f"model.path={model}"] if model else [])], output)
+
+
+def _evaluate(config: Path, settings: list[str], output: Path | None) -> None:
     from counterpoint.cli.loading import load
     from counterpoint.cli.progress import ConsoleReporter
-    from counterpoint.cli.running import quiet_libraries
+    from counterpoint.launch import rank_of_environment
     from counterpoint.runs import write_text
 
-    settings = [*(overrides or ()), *([f"model.path={model}"] if model else [])]
-    quiet_libraries()
     loaded = load(config, settings)
     from counterpoint.training import evaluate_model
 
+    if rank_of_environment():
+        evaluate_model(loaded)
+        return
     with ConsoleReporter() as reporter:
         scores = evaluate_model(loaded, reporter)
         reporter.evaluated("evaluation", 0, scores)

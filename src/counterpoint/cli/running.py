@@ -2,15 +2,29 @@
 
 import logging
 import os
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from counterpoint.cli.progress import ConsoleReporter
 from counterpoint.cli.tables import print_run_table
 from counterpoint.config import Config
+from counterpoint.errors import CounterpointError, RunError
+from counterpoint.launch import rank_of_environment
 from counterpoint.report import write_report
 from counterpoint.runs import RunDirectory
+
+if TYPE_CHECKING:
+    from counterpoint.training import Reporter
+
+
+SILENCE_S = 5.0
+"""Seconds that other ranks wait before they tell of an error; a launcher ends them in a fraction of one."""
+
+INTERRUPTED = 130
 
 
 def train_config(config: Config, name: str) -> RunDirectory:
@@ -27,7 +41,48 @@ def resume_run(path: Path) -> RunDirectory:
     return _with_progress(lambda reporter: resume(path, reporter))
 
 
-def _with_progress(work: Callable[[ConsoleReporter], RunDirectory]) -> RunDirectory:
+@contextmanager
+def one_rank_speaks() -> Iterator[None]:
+    """Lets the first rank of a launch tell what went wrong, once.
+
+    An error that all ranks meet is told by the first one, and the launcher ends the others while they still hold their
+    tongues. What only another rank has met, it tells when that time is over; a rank that merely lost its partner in a
+    collective leaves the telling to the partner.
+    """
+    rank = rank_of_environment()
+    try:
+        yield
+    except CounterpointError:
+        if rank:
+            time.sleep(SILENCE_S)
+        raise
+    except KeyboardInterrupt:
+        if rank:
+            raise SystemExit(INTERRUPTED) from None
+        raise
+    except RuntimeError as error:
+        if not _lost_partner(error):
+            raise
+        time.sleep(SILENCE_S)
+        raise RunError("Another process of this launch has stopped; its own message says why.") from error
+
+
+def _lost_partner(error: RuntimeError) -> bool:
+    """Whether a collective failed because another rank is gone, by the wording of gloo and NCCL."""
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or "gloo" in str(error) or "Connection closed by peer" in str(error)
+
+
+def _with_progress(work: "Callable[[Reporter], RunDirectory]") -> RunDirectory:
+    if rank_of_environment():
+        from counterpoint.training import Silent
+
+        return work(Silent())
+    return _with_console(work)
+
+
+def _with_console(work: "Callable[[Reporter], RunDirectory]") -> RunDirectory:
     from counterpoint.training import Interrupted
 
     with ConsoleReporter() as reporter:

@@ -40,15 +40,23 @@ def train(
       counterpoint train my.yaml --set strategy=mixed --set run.name=baseline
 
       counterpoint train --resume runs/pocket-mgs
+
+      torchrun --nproc-per-node 2 -m counterpoint train my.yaml
     """
+    from counterpoint.cli.running import one_rank_speaks, quiet_libraries
+
+    quiet_libraries()
+    with one_rank_speaks():
+        _train(config, overrides, resume)
+
+
+def _train(config: Path | None, overrides: list[str] | None, resume: Path | None) -> None:
     if (config is None) == (resume is None):
         raise ConfigError("Give either a configuration file or --resume RUN, not both and not neither.")
     if resume is not None and overrides:
         raise ConfigError("--set cannot change a run that has started. Start a new run, or resume without --set.")
     from counterpoint.cli.loading import load
-    from counterpoint.cli.running import quiet_libraries, resume_run, train_config
-
-    quiet_libraries()
+    from counterpoint.cli.running import resume_run, train_config
 
     if resume is not None:
         resume_run(resume)

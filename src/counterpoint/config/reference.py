@@ -18,6 +18,7 @@ from counterpoint.config.schema import (
     ModelConfig,
     RunConfig,
     StrategyConfig,
+    SurgeryConfig,
 )
 from counterpoint.config.sources import SOURCES
 from counterpoint.config.training_keys import REFUSED_KEYS, REFUSED_PREFIXES
@@ -74,6 +75,7 @@ _SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("model", ModelConfig),
     ("model.lora", LoraConfig),
     ("strategy", StrategyConfig),
+    ("surgery", SurgeryConfig),
     ("domains.NAME", DomainConfig),
     ("domains.NAME.reward", RewardConfig),
     ("domains.NAME.evaluation", DomainEvaluation),

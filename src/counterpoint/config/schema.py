@@ -103,6 +103,16 @@ class StrategyConfig(Section):
         return self.name == SEQUENTIAL
 
 
+class SurgeryConfig(Section):
+    """Where the gradients of a step's domains wait until they are combined."""
+
+    buffers: Literal["device", "bfloat16", "cpu"] = Field(
+        default="device",
+        description="`device`: beside the model. `bfloat16`: there, in half the memory of float32. `cpu`: in the "
+        "memory of the host, copied while the next micro-batch computes.",
+    )
+
+
 class EvaluationConfig(Section):
     """How every domain is evaluated before, during and after training."""
 
@@ -184,6 +194,9 @@ class Config(Section):
         default_factory=dict,
         description="Passed unchanged to `trl.GRPOConfig`.",
         examples=[{"max_steps": 100, "learning_rate": 1e-6}],
+    )
+    surgery: SurgeryConfig = Field(
+        default=SurgeryConfig(), description="Where the gradients of a step's domains wait until they are combined."
     )
     evaluation: EvaluationConfig = Field(default=EvaluationConfig(), description="How every domain is evaluated.")
     run: RunConfig = Field(default=RunConfig(), description="The run directory, the seed, and what is kept.")

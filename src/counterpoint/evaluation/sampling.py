@@ -1,8 +1,11 @@
 """Samples completions from a model, without touching the random state of the training around it.
 
+Batches have random streams of their own, so any rank can generate any batch and the result is the same.
+
 Legend: B rows of a batch, T tokens.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +13,10 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig
+
+from counterpoint.launch import Launch
+
+ALONE = Launch.alone()
 
 Prompt = str | list[dict[str, Any]]
 
@@ -47,8 +54,12 @@ def generate(
     prompts: Sequence[Prompt],
     sampling: Sampling,
     on_batch: Callable[[int], None] = lambda done: None,
+    launch: Launch = ALONE,
 ) -> list[Completion]:
     """One completion per prompt, in order.
+
+    The ranks of ``launch`` divide the batches, and all return everything. Each calls the model equally often, as a
+    model whose parts lie on all ranks needs it.
 
     Prompts are left-padded per batch; longest first, so that memory fails early and batches waste little padding.
 
@@ -57,18 +68,30 @@ def generate(
         tokenizer: its tokenizer; must have a pad token.
         prompts: plain texts or lists of chat messages; repeat a prompt to sample it several times.
         sampling: temperature, lengths, batch size and the seed of a private random stream.
-        on_batch: called with the number of completions done after each batch.
+        on_batch: called with the number of completions done after each batch (of every rank).
+        launch: the ranks that take part.
     """
     order = sorted(range(len(prompts)), key=lambda i: -len(str(prompts[i])))
-    results: list[Completion | None] = [None] * len(prompts)
-    with _evaluating(model, sampling.seed):
-        for start in range(0, len(order), sampling.batch_size):
-            chosen = order[start : start + sampling.batch_size]
+    batches = [order[start : start + sampling.batch_size] for start in range(0, len(order), sampling.batch_size)]
+    own: dict[int, Completion] = {}
+    with _evaluating(model):
+        for first in range(0, len(batches), launch.size):
+            at_once = batches[first : first + launch.size]
+            number = first + min(launch.rank, len(at_once) - 1)  # a rank without a batch repeats the last one
+            torch.manual_seed(_batch_seed(sampling.seed, number))
+            chosen = batches[number]
             batch = _generate_batch(model, tokenizer, [prompts[i] for i in chosen], sampling)
-            for i, completion in zip(chosen, batch, strict=True):
-                results[i] = completion
-            on_batch(len(chosen))
-    return [completion for completion in results if completion is not None]
+            own |= dict(zip(chosen, batch, strict=True))
+            on_batch(sum(map(len, at_once)))
+    merged: dict[int, Completion] = {}
+    for part in launch.gather(own):
+        merged |= part
+    return [merged[i] for i in range(len(prompts))]
+
+
+def _batch_seed(seed: int, number: int) -> int:
+    digest = hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
 
 
 def _generate_batch(model: Any, tokenizer: Any, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion]:
@@ -107,12 +130,12 @@ def end_token_ids(model: Any, tokenizer: Any) -> list[int]:
 
 
 @contextmanager
-def _evaluating(model: Any, seed: int) -> Iterator[None]:
+def _evaluating(model: Any) -> Iterator[None]:
     was_training = model.training
     model.eval()
     try:
-        with torch.random.fork_rng(), torch.inference_mode():
-            torch.manual_seed(seed)
+        # no_grad, not inference_mode: what FSDP2 gathers here is used in training again
+        with torch.random.fork_rng(), torch.no_grad():
             yield
     finally:
         model.train(was_training)

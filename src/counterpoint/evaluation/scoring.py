@@ -11,7 +11,8 @@ from typing import Any
 from counterpoint.domains import Domain
 from counterpoint.domains.domain_rewards import build_domain_rewards
 from counterpoint.evaluation.intervals import mean_interval
-from counterpoint.evaluation.sampling import Completion, Prompt, Sampling, generate, render_prompt
+from counterpoint.evaluation.sampling import ALONE, Completion, Sampling, generate, render_prompt
+from counterpoint.launch import Launch
 
 
 @dataclass(frozen=True)
@@ -68,18 +69,22 @@ def evaluate(
     domains: Sequence[Domain],
     plan: EvaluationPlan,
     on_progress: Callable[[str, int, int], None] = lambda domain, done, total: None,
+    launch: Launch = ALONE,
 ) -> list[DomainScore]:
     """One :class:`DomainScore` per domain, on its held-out rows.
+
+    The ranks of ``launch`` generate a part each, the first one scores, and all return the same.
 
     The same prompts and the same random stream at every call, so scores before and after can be compared in pairs.
 
     Args:
         on_progress: called with the domain, completions done and completions in total.
+        launch: the ranks that take part.
 
     Raises:
         RewardError: a reward function raised or returned something that is no reward.
     """
-    return [_evaluate_domain(model, tokenizer, domain, plan, on_progress) for domain in domains]
+    return [_evaluate_domain(model, tokenizer, domain, plan, on_progress, launch) for domain in domains]
 
 
 def _evaluate_domain(
@@ -88,6 +93,7 @@ def _evaluate_domain(
     domain: Domain,
     plan: EvaluationPlan,
     on_progress: Callable[[str, int, int], None],
+    launch: Launch,
 ) -> DomainScore:
     start = time.perf_counter()
     prompts = [row["prompt"] for row in domain.evaluation]
@@ -101,9 +107,9 @@ def _evaluate_domain(
 
     repeated = [prompt for prompt in prompts for _ in range(plan.samples)]
     rows = [row for row in domain.evaluation for _ in range(plan.samples)]
-    completions = generate(model, tokenizer, repeated, plan.sampling, report)
-    rewards = score_rows(domain, rows, completions)
-    greedy = _greedy(model, tokenizer, domain, prompts, plan, report) if plan.greedy else None
+    completions = generate(model, tokenizer, repeated, plan.sampling, report, launch)
+    rewards = launch.share(lambda: score_rows(domain, rows, completions))
+    greedy = _greedy(model, tokenizer, domain, plan, report, launch) if plan.greedy else None
     scores = [statistics.fmean(rewards[i : i + plan.samples]) for i in range(0, len(rewards), plan.samples)]
     interval = mean_interval(scores)
     step = max(1, len(prompts) // max(1, plan.examples))
@@ -130,12 +136,13 @@ def _greedy(
     model: Any,
     tokenizer: Any,
     domain: Domain,
-    prompts: Sequence[Prompt],
     plan: EvaluationPlan,
     report: Callable[[int], None],
+    launch: Launch,
 ) -> float:
-    completions = generate(model, tokenizer, prompts, replace(plan.sampling, temperature=0.0), report)
-    return statistics.fmean(score_rows(domain, domain.evaluation, completions))
+    prompts = [row["prompt"] for row in domain.evaluation]
+    completions = generate(model, tokenizer, prompts, replace(plan.sampling, temperature=0.0), report, launch)
+    return statistics.fmean(launch.share(lambda: score_rows(domain, domain.evaluation, completions)))
 
 
 def score_rows(domain: Domain, rows: Sequence[Mapping[str, Any]], completions: Sequence[Completion]) -> list[float]:

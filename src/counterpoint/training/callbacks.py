@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from counterpoint.launch import Launch
 from counterpoint.runs import RunDirectory
 from counterpoint.training.grams import GramRecorder
 from counterpoint.training.interrupt import Interrupt
@@ -52,16 +53,16 @@ def _clean(logs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class GramWriter(TrainerCallback):
-    """Keeps the Grams of the steps that are recorded."""
+    """Keeps the Grams of the steps that are recorded; ``recorder`` is None on ranks that write nothing."""
 
-    def __init__(self, recorder: GramRecorder, stage: Stage, trainer: Any) -> None:
+    def __init__(self, recorder: GramRecorder | None, stage: Stage, trainer: Any) -> None:
         self.recorder, self.stage, self.trainer = recorder, stage, trainer
         self._seen: Any = None
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Appends the record that this step left, if it left one."""
         record = self.trainer.last_record
-        if state.is_world_process_zero and record is not None and record is not self._seen and record.finite:
+        if self.recorder is not None and record is not None and record is not self._seen and record.finite:
             self.recorder.add(self.stage.first_step + state.global_step, record, self.trainer.metrics_grouping)
         self._seen = record
 
@@ -79,15 +80,29 @@ class Evaluator(TrainerCallback):
             self.evaluate(step)
 
 
-class Stopper(TrainerCallback):
-    """Ends training with a checkpoint at the end of the step in which the user asked for it."""
+class AtStart(TrainerCallback):
+    """Does something once the model is prepared and before the first step."""
 
-    def __init__(self, interrupt: Interrupt) -> None:
-        self.interrupt = interrupt
+    def __init__(self, action: Callable[[], None]) -> None:
+        self.action = action
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Does it."""
+        self.action()
+
+
+class Stopper(TrainerCallback):
+    """Ends training with a checkpoint at the end of the step in which the user asked any rank for it."""
+
+    def __init__(self, interrupt: Interrupt, launch: Launch) -> None:
+        self.interrupt, self.launch = interrupt, launch
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Sets TRL's own flags."""
-        if self.interrupt.requested:
+        """Sets TRL's own flags, on all ranks at the same step."""
+        if self.launch.any(self.interrupt.requested):
+            self.interrupt.request()
             control.should_save = True
             control.should_training_stop = True
 
@@ -95,17 +110,22 @@ class Stopper(TrainerCallback):
 class CheckpointMover(TrainerCallback):
     """Turns a finished checkpoint of TRL into ``checkpoints/step-N`` by one rename, and removes old ones."""
 
-    def __init__(self, run: RunDirectory, stage: Stage, keep: int | None, protected: set[int]) -> None:
-        self.run, self.stage, self.keep, self.protected = run, stage, keep, protected
+    def __init__(self, run: RunDirectory, stage: Stage, keep: int | None, protected: set[int], launch: Launch) -> None:
+        self.run, self.stage, self.keep, self.protected, self.launch = run, stage, keep, protected, launch
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Runs after TRL has written everything; a kill before the rename leaves the old checkpoints as they were."""
-        if not state.is_world_process_zero:
-            return
-        source = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        self.launch.wait()  # every rank has its own part to write
+        if self.launch.first:
+            self._move(
+                Path(str(args.output_dir)) / f"checkpoint-{state.global_step}",
+                self.run.checkpoint_path(self.stage.first_step + state.global_step),
+            )
+        self.launch.wait()
+
+    def _move(self, source: Path, target: Path) -> None:
         if not source.exists():
             return
-        target = self.run.checkpoint_path(self.stage.first_step + state.global_step)
         if target.exists():
             shutil.rmtree(target)
         target.parent.mkdir(parents=True, exist_ok=True)

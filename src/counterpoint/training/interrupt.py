@@ -1,4 +1,4 @@
-"""Ctrl-C ends training at the end of a step, with a checkpoint; pressed twice it ends at once."""
+"""Ctrl-C or SIGTERM ends training at the end of a step, with a checkpoint; Ctrl-C pressed twice ends it at once."""
 
 import signal
 from collections.abc import Callable
@@ -7,7 +7,10 @@ from typing import Any
 
 
 class Interrupt:
-    """A context in which the first SIGINT or SIGTERM is only remembered.
+    """A context in which SIGTERM and the first SIGINT are only remembered.
+
+    A launcher that is stopped with Ctrl-C sends its ranks SIGTERM besides the terminal's SIGINT, so only a second
+    SIGINT means that the user cannot wait.
 
     Args:
         on_request: called once, when the first signal arrives.
@@ -15,6 +18,7 @@ class Interrupt:
 
     def __init__(self, on_request: Callable[[], None] = lambda: None) -> None:
         self.requested = False
+        self._pressed = False
         self._on_request = on_request
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -30,8 +34,15 @@ class Interrupt:
             signal.signal(name, handler)
         self._previous = {}
 
+    def request(self) -> None:
+        """Remembers that training is to end, as a signal would."""
+        if not self.requested:
+            self.requested = True
+            self._on_request()
+
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
-        self._on_request()
+        if number == signal.SIGINT:
+            if self._pressed:
+                raise KeyboardInterrupt
+            self._pressed = True
+        self.request()

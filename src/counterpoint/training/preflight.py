@@ -11,10 +11,10 @@ from counterpoint.domains import Domain, load_domains
 from counterpoint.errors import ConfigError, CounterpointError
 from counterpoint.surgery import resolve_strategy
 from counterpoint.training.model import check_model, load_tokenizer
-from counterpoint.training.quotas import quota_sampler
+from counterpoint.training.quotas import check_strategy, quota_sampler
 from counterpoint.training.settings import grpo_config
 from counterpoint.training.stages import Stage, plan_stages
-from counterpoint.training.support import check_args
+from counterpoint.training.support import check_args, check_devices
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ def check_config(config: Config) -> list[str]:
     try:
         args = grpo_config(config, "unused")
         check_args(args)
+        check_devices(args)
         check_shares(config, args, dict.fromkeys(config.domains, 1))
         plan_stages(config, args.max_steps if args.max_steps > 0 else 10**9)
         resolve_strategy(strategy_spec(config))
@@ -56,7 +57,8 @@ def check_shares(config: Config, args: GRPOConfig, sizes: dict[str, int]) -> Non
     """Refuses shares that a step of this batch cannot hold, naming a batch that can."""
     for domains in {stage.domains for stage in plan_stages(config, 10**9)}:
         shares = {name: config.domains[name].share for name in domains}
-        quota_sampler(args, {name: sizes[name] for name in domains}, shares, config.share_rule)
+        sampler = quota_sampler(args, {name: sizes[name] for name in domains}, shares, config.share_rule)
+        check_strategy(resolve_strategy(strategy_spec(config)), sampler)
 
 
 def plan_run(config: Config) -> Plan:

@@ -1,10 +1,13 @@
-"""The quota sampler of a TRL configuration."""
+"""The quota sampler of a TRL configuration, and what a strategy needs of it."""
 
 from collections.abc import Mapping
 
 from trl import GRPOConfig
 
 from counterpoint.domains.sampler import QuotaSampler
+from counterpoint.errors import DomainError
+from counterpoint.surgery import Strategy
+from counterpoint.surgery.strategies import needs_halves
 
 
 def quota_sampler(args: GRPOConfig, sizes: Mapping[str, int], shares: Mapping[str, float], rule: str) -> QuotaSampler:
@@ -27,3 +30,28 @@ def quota_sampler(args: GRPOConfig, sizes: Mapping[str, int], shares: Mapping[st
         rule=rule,
         num_steps=args.max_steps if args.max_steps > 0 else None,
     )
+
+
+def check_strategy(strategy: Strategy, sampler: QuotaSampler) -> None:
+    """Refuses a batch in which a strategy that compares halves of a domain's gradient finds only one.
+
+    Raises:
+        DomainError: a domain with a single micro-batch in some step, saying what to set.
+    """
+    if len(sampler.domains) < 2 or not needs_halves(strategy):
+        return
+    geometry = sampler.geometry
+    fewest = [min(counts) for counts in zip(*map(sampler.quotas.counts, range(_STEPS_LOOKED_AT)), strict=True)]
+    for name, units in zip(sampler.domains, fewest, strict=True):
+        found = units * geometry.unit_micro_batches
+        if found < 2:
+            raise DomainError(
+                f"The strategy {strategy.name!r} compares two halves of every domain's gradient, so each domain needs "
+                f"at least 2 micro-batches in every step, and {name!r} has {found}. Double "
+                f"gradient_accumulation_steps (it is {geometry.accumulation}), or halve per_device_train_batch_size "
+                f"(it is {geometry.rows_per_device})."
+            )
+
+
+_STEPS_LOOKED_AT = 64
+"""Steps over which a domain's fewest units are taken; with exact shares every step is the same."""

@@ -1,7 +1,7 @@
 """A whole run: stages of training with evaluations between them, written so that a kill loses at most one step."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,9 @@ from transformers.trainer_callback import PrinterCallback
 
 from counterpoint.config import Config, load_config
 from counterpoint.evaluation import DomainScore, EvaluationPlan, Sampling, evaluate
-from counterpoint.runs import RunDirectory
-from counterpoint.training.callbacks import CheckpointMover, Evaluator, GramWriter, MetricsWriter, Stopper
+from counterpoint.launch import Launch
+from counterpoint.runs import Bystander, RunDirectory
+from counterpoint.training.callbacks import AtStart, CheckpointMover, Evaluator, GramWriter, MetricsWriter, Stopper
 from counterpoint.training.disk import explain_disk_errors
 from counterpoint.training.grams import GramRecorder
 from counterpoint.training.interrupt import Interrupt
@@ -19,7 +20,9 @@ from counterpoint.training.preflight import Plan, needed_bytes, plan_run, strate
 from counterpoint.training.reporter import Reporter, Silent
 from counterpoint.training.settings import grpo_config, output_dir
 from counterpoint.training.stages import Stage
+from counterpoint.training.support import check_checkpoints
 from counterpoint.training.trainer import DomainGRPOTrainer
+from counterpoint.training.trainer_state import read_numbers
 
 
 class Interrupted(KeyboardInterrupt):
@@ -33,6 +36,8 @@ class Interrupted(KeyboardInterrupt):
 def train(config: Config, name: str, reporter: Reporter | None = None) -> RunDirectory:
     """Trains as configured and leaves a run directory.
 
+    On several ranks (``torchrun``, ``accelerate launch``) every rank calls it and the first one writes the run.
+
     Args:
         config: a checked configuration.
         name: the run's name where the configuration gives none.
@@ -44,20 +49,29 @@ def train(config: Config, name: str, reporter: Reporter | None = None) -> RunDir
         Interrupted: the user pressed Ctrl-C; everything up to the last whole step is saved.
     """
     plan = plan_run(config)
+    launch = Launch.join()
     path = Path(config.run.dir) / (config.run.name or name)
-    with RunDirectory.create(path, config, needed_bytes(plan)) as run:
-        return _Run(plan, run, reporter or Silent()).execute()
+    with _first_opens(launch, path, lambda: RunDirectory.create(path, config, needed_bytes(plan))) as run:
+        return _Run(plan, run, launch, reporter or Silent()).execute()
 
 
 def resume(path: Path, reporter: Reporter | None = None) -> RunDirectory:
     """Continues the run at ``path`` from its last whole checkpoint, with the numbers of one never interrupted.
 
     Raises:
-        RunError: no run there, or another process is writing it.
+        RunError: no run there, another process is writing it, or it was trained by another number of ranks.
     """
-    with RunDirectory.open(path) as run:
-        plan = plan_run(load_config(run.config_path))
-        return _Run(plan, run, reporter or Silent()).execute()
+    plan = plan_run(load_config(RunDirectory.open(path, write=False).config_path))
+    launch = Launch.join()
+    with _first_opens(launch, path, lambda: RunDirectory.open(path)) as run:
+        return _Run(plan, run, launch, reporter or Silent()).execute()
+
+
+def _first_opens(launch: Launch, path: Path, opening: Callable[[], RunDirectory]) -> RunDirectory:
+    """The run, opened for writing on the first rank; the others get a view that writes nothing."""
+    opened: list[RunDirectory] = []
+    launch.share(lambda: opened.append(opening()))
+    return opened[0] if opened else Bystander(path)
 
 
 def evaluation_plan(config: Config, max_new_tokens: int | None) -> EvaluationPlan:
@@ -78,19 +92,22 @@ def evaluation_plan(config: Config, max_new_tokens: int | None) -> EvaluationPla
 
 
 class _Run:
-    def __init__(self, plan: Plan, run: RunDirectory, reporter: Reporter) -> None:
-        self.plan, self.run, self.reporter = plan, run, reporter
+    def __init__(self, plan: Plan, run: RunDirectory, launch: Launch, reporter: Reporter) -> None:
+        self.plan, self.run, self.launch, self.reporter = plan, run, launch, reporter
         self.config = plan.config
-        self.done_steps = max((step for step, _ in run.checkpoints()), default=0)
+        self.recorder: GramRecorder | None = None
+        self.done_steps = launch.share(lambda: max((step for step, _ in run.checkpoints()), default=0))
 
     def execute(self) -> RunDirectory:
+        self.launch.share(self._check_ranks)
         self._announce()
-        self._forget_unfinished()
+        self.launch.share(self._forget_unfinished)
         status = "failed"
         try:
             for stage in self.plan.stages:
                 self._run_stage(stage)
-            shutil.rmtree(output_dir(self.run), ignore_errors=True)
+            if self.launch.first:
+                shutil.rmtree(output_dir(self.run), ignore_errors=True)
             status = "done"
         except KeyboardInterrupt:
             status = "interrupted"
@@ -101,9 +118,15 @@ class _Run:
                 self._say_what_is_left()
         return self.run
 
+    def _check_ranks(self) -> None:
+        """Refuses to go on with another number of ranks before any model is loaded."""
+        if self.done_steps:
+            read_numbers(self.run.checkpoint_path(self.done_steps), self.launch.size)
+
     def _announce(self) -> None:
         rows = {domain.name: vars(domain.summary) for domain in self.plan.domains}
         self.run.update(status="running", steps=self.plan.total_steps, rows=rows)
+        self.run.add_environment(ranks=self.launch.size)
         if not self.done_steps:
             for domain in self.plan.domains:
                 self.reporter.message(f"{domain.name}: {domain.summary}")
@@ -131,16 +154,23 @@ class _Run:
             return
         trainer = self._build_trainer(stage)
         if stage.index == 0 and self.config.evaluation.before and not self._is_evaluated("before", 0):
-            self._evaluate(trainer, "before", 0, None)
+            self._evaluate_before(trainer)
         if not finished:
             self._train_stage(trainer, stage)
         self._evaluate(trainer, when, stage.last_step, stage.index)
         self._record_stage(stage)
 
+    def _evaluate_before(self, trainer: DomainGRPOTrainer) -> None:
+        """FSDP2 puts the model on its devices when training starts, so there the evaluation comes just after that."""
+        if trainer.is_fsdp_enabled:
+            trainer.add_callback(AtStart(lambda: self._evaluate(trainer, "before", 0, None)))
+        else:
+            self._evaluate(trainer, "before", 0, None)
+
     def _train_stage(self, trainer: DomainGRPOTrainer, stage: Stage) -> None:
         checkpoint = self.run.checkpoint_path(self.done_steps) if self.done_steps > stage.first_step else None
         with Interrupt(self._on_interrupt) as interrupt, explain_disk_errors(self.run.path):
-            trainer.add_callback(Stopper(interrupt))
+            trainer.add_callback(Stopper(interrupt, self.launch))
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if interrupt.requested and trainer.state.global_step < stage.num_steps:
             raise Interrupted(self.run)
@@ -165,9 +195,11 @@ class _Run:
             shares={domain.name: domain.share for domain in domains},
             share_rule=self.config.share_rule,
             grams_every=self.config.run.grams_every,
+            buffers=self.config.surgery.buffers,
             processing_class=self.plan.tokenizer,
             peft_config=lora_config(self.config.model) if start is None else None,
         )
+        check_checkpoints(trainer.accelerator)
         trainer.remove_callback(PrinterCallback)
         for callback in self._callbacks(trainer, stage):
             trainer.add_callback(callback)
@@ -179,11 +211,11 @@ class _Run:
             GramWriter(self.recorder, stage, trainer),
             Evaluator(self.config.evaluation.every, stage, lambda step: self._evaluate(trainer, "during", step, None)),
             MetricsWriter(self.run, stage, self.plan.total_steps, self.reporter),
-            CheckpointMover(self.run, stage, self.config.run.keep, stage_ends),
+            CheckpointMover(self.run, stage, self.config.run.keep, stage_ends, self.launch),
         ]
 
     def _is_evaluated(self, when: str, step: int) -> bool:
-        return (when, step) in self._whole_evaluations()
+        return self.launch.share(lambda: (when, step) in self._whole_evaluations())
 
     def _whole_evaluations(self) -> set[tuple[str, int]]:
         """The evaluations of which every domain was written; a kill can leave one with some."""
@@ -200,8 +232,9 @@ class _Run:
             self.plan.domains,
             evaluation_plan(self.config, trainer.max_completion_length),
             lambda domain, done, total: self.reporter.evaluating(when, domain, done, total),
+            self.launch,
         )
-        if trainer.accelerator.is_main_process:
+        if self.launch.first:
             self._write_scores(scores, when, step, stage)
             self.reporter.evaluated(when, step, scores)
 
@@ -217,6 +250,8 @@ class _Run:
             self.run.append_eval({"step": step, "when": when, "stage": stage} | score.to_json())
 
     def _record_stage(self, stage: Stage) -> None:
+        if not self.launch.first:
+            return
         stages = [s for s in self.run.state["stages"] if s["last_step"] != stage.last_step]
         checkpoint = self.run.checkpoint_path(stage.last_step).relative_to(self.run.path)
         stages.append(
@@ -231,7 +266,10 @@ class _Run:
 
 
 def evaluate_model(config: Config, reporter: Reporter | None = None) -> list[DomainScore]:
-    """Scores the configuration's model on the held-out rows of its domains, without training."""
+    """Scores the configuration's model on the held-out rows of its domains, without training.
+
+    On several ranks each evaluates a part of the prompts, and all return the same scores.
+    """
     reporter = reporter or Silent()
     plan = plan_run(config)
     args = grpo_config(config, "unused")
@@ -242,4 +280,5 @@ def evaluate_model(config: Config, reporter: Reporter | None = None) -> list[Dom
         plan.domains,
         evaluation_plan(config, args.max_completion_length),
         lambda domain, done, total: reporter.evaluating("eval", domain, done, total),
+        Launch.join(),
     )

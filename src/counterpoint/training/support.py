@@ -7,6 +7,9 @@ from accelerate.utils import DistributedType
 
 from counterpoint.errors import UnsupportedError
 
+_DDP = {kind for kind in DistributedType if kind.value.startswith("MULTI_")}
+"""What accelerate calls DDP on each kind of device."""
+
 
 def check_args(args: Any) -> None:
     """Refuses settings of a ``trl.GRPOConfig`` under which domain gradients would not be exact.
@@ -39,6 +42,20 @@ def check_args(args: Any) -> None:
         )
 
 
+def check_devices(args: Any) -> None:
+    """Refuses one process that sees several GPUs, of which transformers would make ``torch.nn.DataParallel``.
+
+    Raises:
+        UnsupportedError: saying how to start one process per GPU.
+    """
+    if args.n_gpu > 1:
+        raise UnsupportedError(
+            f"One process sees {args.n_gpu} GPUs, and torch.nn.DataParallel would split micro-batches between copies "
+            "of the model. Start one process per GPU: accelerate launch --num_processes "
+            f"{args.n_gpu} -m counterpoint train CONFIG, or make one visible with CUDA_VISIBLE_DEVICES=0."
+        )
+
+
 def check_accelerator(accelerator: Any, *, surgery: bool) -> None:
     """Refuses back ends that give no exact gradient per domain and module before the optimizer's step.
 
@@ -60,3 +77,42 @@ def check_accelerator(accelerator: Any, *, surgery: bool) -> None:
         raise UnsupportedError(
             "FSDP1 keeps flat parameters, so modules have no gradient of their own. Use FSDP2 (fsdp_version: 2)."
         )
+    if not separable(accelerator):
+        raise UnsupportedError(
+            f"{accelerator.distributed_type.value}: domain gradients were never shown to be exact on this back end. "
+            "Use DDP or FSDP2 (fsdp_version: 2)."
+        )
+    if tensor_parallel(accelerator):
+        raise UnsupportedError(
+            "Tensor parallelism: TRL gives every rank prompts and random numbers of its own, and the ranks that share "
+            "a model's tensors must agree on both. Use FSDP2 (fsdp_version: 2), or Surgeon in a loop of your own."
+        )
+
+
+def check_checkpoints(accelerator: Any) -> None:
+    """Refuses settings under which a checkpoint would not be a model folder.
+
+    Raises:
+        UnsupportedError: naming the setting of accelerate to change.
+    """
+    if accelerator.distributed_type != DistributedType.FSDP:
+        return
+    kind = accelerator.state.fsdp_plugin.state_dict_type
+    if "FULL_STATE_DICT" not in str(kind):
+        raise UnsupportedError(
+            "fsdp_state_dict_type writes checkpoints in shards, which evaluation and diagnosis cannot read. "
+            f"Use fsdp_state_dict_type: FULL_STATE_DICT in accelerate's configuration (found {kind})."
+        )
+
+
+def tensor_parallel(accelerator: Any) -> bool:
+    """Whether tensors of the model are split over ranks that compute together."""
+    parallel = getattr(accelerator, "parallelism_config", None)
+    return parallel is not None and parallel.tp_enabled
+
+
+def separable(accelerator: Any) -> bool:
+    """Whether domain gradients can be told apart on this back end: one process, DDP or FSDP2."""
+    kind = accelerator.distributed_type
+    sharded = kind == DistributedType.FSDP and accelerator.is_fsdp2
+    return kind == DistributedType.NO or kind in _DDP or sharded

@@ -1,7 +1,7 @@
 """What a checkpoint must hold beside TRL's own state so that a resumed run continues with the same numbers."""
 
 import json
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,26 @@ STATE_FILE = "counterpoint_state.json"
 BUFFER_FILE = "counterpoint_buffer.safetensors"
 
 
-def save_state(
-    folder: Path, micro_step: int, surgeon: dict[str, Any], buffer: Sequence[Buffer] | None, rank: int
-) -> None:
-    """Writes the micro-step counter, the surgeon's state and the completions that are still to be trained on.
+@dataclass(frozen=True)
+class TrainerState:
+    """The micro-step counter, the surgeon's state and the completions that are still to be trained on.
 
-    ``buffer`` is None where the next step generates anew.
+    ``buffer`` is None where the next step generates anew. Each rank has completions of its own.
+    """
+
+    micro_step: int
+    surgeon: dict[str, Any]
+    buffer: list[Buffer] | None
+
+
+def save_state(folder: Path, state: TrainerState, rank: int, num_ranks: int) -> None:
+    """Writes what rank ``rank`` must add to TRL's checkpoint in ``folder``.
 
     Raises:
         RunError: the buffer holds something that is no tensor, so it cannot be kept without pickling.
     """
     tensors: dict[str, torch.Tensor] = {}
-    for i, micro_batch in enumerate(buffer or ()):
+    for i, micro_batch in enumerate(state.buffer or ()):
         for key, value in micro_batch.items():
             if value is None:
                 continue
@@ -40,15 +48,36 @@ def save_state(
     if tensors:
         save_file(tensors, _ranked(folder, BUFFER_FILE, rank))
     if rank == 0:
-        state = {"micro_step": micro_step, "micro_batches": len(buffer or ()), "surgeon": surgeon}
-        (folder / STATE_FILE).write_text(json.dumps(state))
+        numbers = {
+            "micro_step": state.micro_step,
+            "micro_batches": len(state.buffer or ()),
+            "num_ranks": num_ranks,
+            "surgeon": state.surgeon,
+        }
+        (folder / STATE_FILE).write_text(json.dumps(numbers))
 
 
-def load_state(folder: Path, rank: int, device: torch.device) -> tuple[int, dict[str, Any], list[Buffer] | None]:
-    """The micro-step counter, surgeon state and buffer that :func:`save_state` wrote.
+def load_state(folder: Path, rank: int, num_ranks: int, device: torch.device) -> TrainerState:
+    """What :func:`save_state` wrote.
 
     Raises:
-        RunError: the folder was not written by a ``DomainGRPOTrainer``.
+        RunError: the folder was not written by a ``DomainGRPOTrainer``, or by one with another number of ranks.
+    """
+    state = read_numbers(folder, num_ranks)
+    if not state["micro_batches"]:
+        return TrainerState(state["micro_step"], state["surgeon"], None)
+    buffer: list[Buffer] = [{} for _ in range(state["micro_batches"])]
+    for name, tensor in load_file(_ranked(folder, BUFFER_FILE, rank)).items():
+        i, key = name.split("/", 1)
+        buffer[int(i)][key] = tensor.to(device)
+    return TrainerState(state["micro_step"], state["surgeon"], buffer)
+
+
+def read_numbers(folder: Path, num_ranks: int) -> dict[str, Any]:
+    """The part of the state that all ranks share, once it is known to fit ``num_ranks`` of them.
+
+    Raises:
+        RunError: as :func:`load_state`.
     """
     if not (folder / STATE_FILE).exists():
         raise RunError(
@@ -56,13 +85,17 @@ def load_state(folder: Path, rank: int, device: torch.device) -> tuple[int, dict
             "or start a new run with it as the model."
         )
     state = json.loads((folder / STATE_FILE).read_text())
-    if not state["micro_batches"]:
-        return state["micro_step"], state["surgeon"], None
-    buffer: list[Buffer] = [{} for _ in range(state["micro_batches"])]
-    for name, tensor in load_file(_ranked(folder, BUFFER_FILE, rank)).items():
-        i, key = name.split("/", 1)
-        buffer[int(i)][key] = tensor.to(device)
-    return state["micro_step"], state["surgeon"], buffer
+    if state["num_ranks"] != num_ranks:
+        raise RunError(
+            f"Checkpoint {folder}: written by {_processes(state['num_ranks'])}, and this is {_processes(num_ranks)}. "
+            "Which prompts a step holds depends on that number, so the run would not go on with the same numbers. "
+            f"Resume with {_processes(state['num_ranks'])}, or start a new run with the checkpoint as its model."
+        )
+    return state
+
+
+def _processes(number: int) -> str:
+    return "one process" if number == 1 else f"{number} processes"
 
 
 def _ranked(folder: Path, name: str, rank: int) -> Path:

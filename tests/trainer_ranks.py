@@ -1,0 +1,134 @@
+"""Trainings on several ranks whose results can be compared, and the script that ``accelerate launch`` starts."""
+
+import os
+import random
+import sys
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer_helpers import DATA, REWARDS, digits, grpo_args, letters
+
+MORE_DATA = DATA | {
+    "qa": [{"prompt": f"is {i} odd?"} for i in range(6)],
+    "writing": [{"prompt": f"{word}..."} for word in ("one", "two", "three", "four", "five")],
+}
+MORE_REWARDS = REWARDS | {"qa": letters, "writing": digits}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training; ``accumulation`` counts micro-batches of all ranks, ``steps_per_generation`` optimizer steps."""
+
+    strategy: Any = "mgs"
+    num_domains: int = 2
+    accumulation: int = 8
+    lora: bool = False
+    trainer: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+CASES = {
+    "mixed": Case("mixed", trainer={"grams_every": 2}),
+    "mgs": Case("mgs"),
+    "mgs-tensor, 3 domains": Case("mgs-tensor", num_domains=3, accumulation=12),
+    "mgs, 4 domains, clipped": Case("mgs", num_domains=4, settings={"max_grad_norm": 0.1}),
+    "pcgrad, 2 uses of a generation": Case("pcgrad", settings={"num_iterations": 2}),
+    "mgs, 2 generations in a step": Case("mgs", settings={"steps_per_generation": 0.5}),
+    "mgs, lora": Case("mgs", lora=True),
+    "mgs, synced each": Case(
+        "mgs", settings={"accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}}}
+    ),
+}
+
+
+def stub_generation(cls: type) -> type:
+    """``cls`` with completions that depend on prompt, place in the group and step alone: equal for any ranks."""
+
+    class Stubbed(cls):
+        def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, **_):
+            completions = []
+            for i, ids in enumerate(prompt_ids):
+                draw = random.Random(f"{self.state.global_step} {list(ids)} {i % num_generations}")
+                length = draw.randint(2, 6)
+                completions.append([draw.randint(5, self.model.config.vocab_size - 1) for _ in range(length)])
+            return completions, None
+
+    return Stubbed
+
+
+def train_case(model: str, folder: Path, case: Case, world: int, cls: type | None = None) -> dict[str, Any]:
+    """Trains ``case`` on this rank of ``world`` and gives weights and Grams as plain arrays."""
+    from transformers import AutoTokenizer
+
+    from counterpoint.training import DomainGRPOTrainer
+
+    names = list(MORE_DATA)[: case.num_domains]
+    settings = {"max_steps": 4, "learning_rate": 1e-3, "gradient_checkpointing": False} | case.settings
+    settings["gradient_accumulation_steps"] = case.accumulation // world
+    if "steps_per_generation" in settings:
+        settings["steps_per_generation"] = int(settings["steps_per_generation"] * case.accumulation // world)
+    records = []
+
+    class Recording(stub_generation(cls or DomainGRPOTrainer)):
+        def _end_window(self):
+            super()._end_window()
+            if self._separates_domains:
+                records.append(self.last_record.gram_GDD.numpy())
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = Recording(
+            model,
+            {name: MORE_REWARDS[name] for name in names},
+            grpo_args(folder, **settings),
+            {name: MORE_DATA[name] for name in names},
+            strategy=case.strategy,
+            processing_class=AutoTokenizer.from_pretrained(model, padding_side="left"),
+            peft_config=_lora() if case.lora else None,
+            **case.trainer,
+        )
+        trainer.train()
+    unwrapped = trainer.accelerator.unwrap_model(trainer.model)
+    weights = {name: _whole(p).numpy() for name, p in unwrapped.named_parameters() if p.requires_grad}
+    return {"weights": weights, "grams": records, "ranks": trainer.accelerator.num_processes, "log": _log(trainer)}
+
+
+def _whole(param):
+    value = param.detach()
+    return (value.full_tensor() if hasattr(value, "full_tensor") else value).clone()
+
+
+def _log(trainer):
+    keys = ("loss", "grad_norm", "reward/math", "entropy/math", "conflict_rate")
+    return [{k: v for k, v in line.items() if k in keys} for line in trainer.state.log_history]
+
+
+def _lora():
+    from peft import LoraConfig
+
+    return LoraConfig(r=2, target_modules=["q_proj", "v_proj", "up_proj"], task_type="CAUSAL_LM")
+
+
+def train_cases(model: str, folder: Path, names: list[str]) -> dict[str, Any]:
+    """The results of several cases on this rank."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")  # accelerate asks for it
+    return {name: train_case(model, folder / f"{world}", CASES[name], world) for name in names}
+
+
+def train_unaveraged(model: str, folder: Path, names: list[str]) -> dict[str, Any]:
+    """The same where nobody averages gradients over ranks: what goes wrong if ``average_over`` is forgotten."""
+    from counterpoint.training.reduction import Reduction
+
+    Reduction.group = property(lambda self: None)
+    return train_cases(model, folder, names)
+
+
+if __name__ == "__main__":
+    model_path, output = sys.argv[1], Path(sys.argv[2])
+    results = train_cases(model_path, output, list(CASES))
+    torch.save(results, output / f"rank-{os.environ.get('RANK', '0')}.pt")
