@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from counterpoint.verification import World
+    from counterpoint.verification import Case, Control, World
 
 
 def verify(
@@ -45,18 +45,18 @@ def verify(
         return
     from counterpoint.verification import open_world, run_suite, select
 
-    select(only or ())
+    cases, controls = select(only or ())
     with open_world(device, dtype, domains) as world:
         if world.rank == 0:
-            failed = _run_and_print(world, only or [], json)
+            failed = _run_and_print(world, cases, controls, json)
         else:
-            failed = bool(run_suite(world, only or ()).failed)
+            failed = bool(run_suite(world, cases, controls).failed)
         world.gather(failed)  # torchrun ends all ranks when one has failed, and the first must have printed by then
     if failed:
         raise typer.Exit(1)
 
 
-def _run_and_print(world: "World", only: list[str], json: Path | None) -> bool:
+def _run_and_print(world: "World", cases: "dict[str, Case]", controls: "dict[str, Control]", json: Path | None) -> bool:
     """Whether anything failed; what the first rank does, with progress on the terminal."""
     from json import dumps
 
@@ -66,7 +66,7 @@ def _run_and_print(world: "World", only: list[str], json: Path | None) -> bool:
     from counterpoint.verification.table import print_report, report_json
 
     with Console(stderr=True).status("Starting") as status:
-        report = run_suite(world, only, lambda name: status.update(name))
+        report = run_suite(world, cases, controls, status.update)
     print_report(report)
     if json:
         json.write_text(dumps(report_json(report), indent=1))

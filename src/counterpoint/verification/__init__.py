@@ -9,8 +9,9 @@ process that holds all rows. Planted bugs show that the comparison would see wha
 ``torchrun --nproc-per-node N -m counterpoint verify``.
 """
 
+from .case import Case
 from .cases import CASES
-from .controls import CONTROLS
+from .controls import CONTROLS, Control
 from .measure import Measured
 from .runner import Outcome, Report, open_world, run_suite, select
 from .simulation import filed_cosines
@@ -19,6 +20,8 @@ from .world import World
 __all__ = [
     "CASES",
     "CONTROLS",
+    "Case",
+    "Control",
     "Measured",
     "Outcome",
     "Report",

@@ -6,7 +6,7 @@ is off by more than ``FACTOR`` times what it allows.
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,9 +23,9 @@ from .cases.ddp import ddp
 from .cases.fsdp import fsdp
 from .cases.tensor_parallel import divides_heads, tensor_parallel
 from .data import Plan, Rows
-from .measure import Measured, gradient_error, gram_error
+from .measure import Errors, Measured, drift, gradient_error, gram_error
 from .trial import Trial, prepare
-from .truth import Gradients, truth
+from .truth import Trajectory, truth
 from .world import World
 
 FACTOR = 100
@@ -39,10 +39,8 @@ class Control:
     """A bug and the measure that must see it."""
 
     what: str
-    quantity: str
-    """What is off: ``gradients``, ``Grams``, ``weights``; or ``refused`` for a bug that must raise."""
-    run: Callable[[World], Measured]
-    """The error and the tolerance of the measure; a collective."""
+    run: Callable[[World], Errors]
+    """The suite's measures of what is off, or ``refused`` for a bug that must raise; a collective."""
     needs: Callable[[World], str] = TWO
 
 
@@ -72,13 +70,12 @@ def trial_of(spread: Callable[[nn.Module, World], Spread], world: World, plan: P
     return prepare(Case("planted", spread, plan=plan), world)
 
 
-def other_data(spread: Callable[[nn.Module, World], Spread], world: World) -> Measured:
+def other_data(spread: Callable[[nn.Module, World], Spread], world: World) -> Errors:
     """Every buffer becomes a mixture of all domains."""
-    found, _ = trial_of(spread, world, OtherData(**vars(PLAN))).probe()
-    return _gradients(found, world)
+    return _probed(trial_of(spread, world, OtherData(**vars(PLAN))), world)
 
 
-def told_apart(spread: Callable[[nn.Module, World], Spread], world: World) -> Measured:
+def told_apart(spread: Callable[[nn.Module, World], Spread], world: World) -> Errors:
     """The same with names that tell: an infinite error where the Surgeon raises, zero where it does not."""
     trial = trial_of(spread, world, OtherOrder(**vars(PLAN)))
     surgeon = trial.surgeon()
@@ -86,8 +83,8 @@ def told_apart(spread: Callable[[nn.Module, World], Spread], world: World) -> Me
     try:
         surgeon.combine()
     except RankMismatchError:
-        return Measured(math.inf, 0.0)
-    return Measured(0.0, 0.0)
+        return {"refused": Measured(math.inf, 0.0)}
+    return {"refused": Measured(0.0, 0.0)}
 
 
 def unsynchronised(model: nn.Module, world: World) -> Spread:
@@ -98,13 +95,12 @@ def unsynchronised(model: nn.Module, world: World) -> Spread:
     return replace(spread, sync=lambda last: nullcontext() if next(count) % per_step == 0 else wrapped.no_sync())  # type: ignore[operator]
 
 
-def sync_off(world: World) -> Measured:
+def sync_off(world: World) -> Errors:
     """Buffers hold each rank's own gradients."""
-    found, _ = trial_of(unsynchronised, world).probe()
-    return _gradients(found, world)
+    return _probed(trial_of(unsynchronised, world), world)
 
 
-def local_grams(world: World) -> Measured:
+def local_grams(world: World) -> Errors:
     """Every rank takes its shard's inner products for the whole."""
     trial = trial_of(fsdp, world)
     surgeon = trial.surgeon()
@@ -117,17 +113,17 @@ def local_grams(world: World) -> Measured:
 
     ranks.sum = only_the_check_words  # type: ignore[method-assign]
     trial.collect(surgeon, 0)
-    return _grams(surgeon.combine(), trial, world)
+    return _grams(surgeon.combine(), truth(USUAL_MODEL, trial.plan, world.device), world)
 
 
-def counted_twice(world: World) -> Measured:
+def counted_twice(world: World) -> Errors:
     """Every rank contributes the inner products of what all ranks hold whole, beside those of its shards."""
     trial = trial_of(tensor_parallel if not divides_heads(world) else ddp, world)
     surgeon = trial.surgeon()
     assert surgeon._ranks is not None
     surgeon._ranks.owns_P = [True] * len(surgeon._ranks.owns_P)
     trial.collect(surgeon, 0)
-    return _grams(surgeon.combine(), trial, world)
+    return _grams(surgeon.combine(), truth(USUAL_MODEL, trial.plan, world.device), world)
 
 
 def unseeded(gram_GDD: Tensor, context: Context) -> Tensor:
@@ -138,38 +134,45 @@ def unseeded(gram_GDD: Tensor, context: Context) -> Tensor:
     return project(gram_GDD, draws_GDD.argsort(dim=-1)[..., :-1])
 
 
-def own_randomness(world: World) -> Measured:
+def own_randomness(world: World) -> Errors:
     """Weights differ between ranks, so that copies of the model drift apart."""
     trial = trial_of(ddp, world)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(world.rank)  # as data loaders and sampling leave it
         records = trial.train(trial.surgeon(weighting=unseeded))
     weights_SGD = torch.stack([record.weights_GD for record in records])
-    largest = max((theirs - weights_SGD).abs().max().item() for theirs in world.gather(weights_SGD))
-    return Measured(largest, EXACT[world.dtype].weights)
+    end = {name: parameter.detach().cpu() for name, parameter in trial.parameters.items()}
+    right = truth(USUAL_MODEL, trial.plan, world.device)
+    first_weights_SGD, first_end = world.gather((weights_SGD, end))[0]
+    allowed = EXACT[world.dtype]
+    return {
+        "weights": Measured((weights_SGD - first_weights_SGD).abs().max().item(), allowed.weights),
+        "parameters": Measured(drift(end, first_end, right), allowed.parameters),
+    }
 
 
-def _gradients(found: Mapping[str, Gradients], world: World) -> Measured:
-    right = truth(USUAL_MODEL, replace(PLAN, shards=world.size), world.device)
-    return Measured(gradient_error(found, right.gradients), EXACT[world.dtype].gradients)
+def _probed(trial: Trial, world: World) -> Errors:
+    found, record = trial.probe()
+    right = truth(USUAL_MODEL, replace(PLAN, shards=trial.plan.shards), world.device)
+    return {"gradients": Measured(gradient_error(found, right.gradients), EXACT[world.dtype].gradients)} | _grams(
+        record, right, world
+    )
 
 
-def _grams(record: Record, trial: Trial, world: World) -> Measured:
-    return Measured(gram_error(record, truth(USUAL_MODEL, trial.plan, world.device)), EXACT[world.dtype].grams)
+def _grams(record: Record, right: Trajectory, world: World) -> Errors:
+    return {"Grams": Measured(gram_error(record, right), EXACT[world.dtype].grams)}
 
 
 CONTROLS: dict[str, Control] = {
-    "ddp, orders differ": Control("ranks work on different domains at a time", "gradients", partial(other_data, ddp)),
-    "fsdp2, orders differ": Control("the same under fully_shard", "gradients", partial(other_data, fsdp)),
-    "ddp, orders differ, told": Control(
-        "ranks name the different domains they collect", "refused", partial(told_apart, ddp)
-    ),
-    "fsdp2, orders differ, told": Control("the same under fully_shard", "refused", partial(told_apart, fsdp)),
-    "sync_each_batch off": Control("DDP reduces a step's last micro-batch only", "gradients", sync_off),
-    "shard-local Grams": Control("no all-reduce of inner products", "Grams", local_grams),
+    "ddp, orders differ": Control("ranks work on different domains at a time", partial(other_data, ddp)),
+    "fsdp2, orders differ": Control("the same under fully_shard", partial(other_data, fsdp)),
+    "ddp, orders differ, told": Control("ranks name the different domains they collect", partial(told_apart, ddp)),
+    "fsdp2, orders differ, told": Control("the same under fully_shard", partial(told_apart, fsdp)),
+    "sync_each_batch off": Control("DDP reduces a step's last micro-batch only", sync_off),
+    "shard-local Grams": Control("no all-reduce of inner products", local_grams),
     "replicas counted twice": Control(
-        "every rank contributes the inner products of what all ranks hold", "Grams", counted_twice
+        "every rank contributes the inner products of what all ranks hold", counted_twice
     ),
-    "unseeded order": Control("PCGrad draws its order from the global generator", "weights", own_randomness),
+    "unseeded order": Control("PCGrad draws its order from the global generator", own_randomness),
 }
 """The planted bugs by name."""

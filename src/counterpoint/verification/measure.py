@@ -87,7 +87,21 @@ def parameter_error(end: Mapping[str, Tensor], right: Trajectory) -> float:
     return _relative({name: whole(tensor) for name, tensor in end.items()}, right.end, right.start)
 
 
+def drift(end: Gradients, other: Gradients, right: Trajectory) -> float:
+    """``|end - other| / |right - start|``: how far two copies are apart, relative to how far training moved them."""
+    return math.sqrt(_square(end, other) / _square(right.end, right.start))
+
+
 def _relative(found: Gradients, right: Gradients, origin: Gradients | None = None) -> float:
-    error = sum((found[name].to(right[name].device).double() - right[name]).square().sum().item() for name in right)
-    scale = sum((right[name] - (origin[name] if origin else 0)).square().sum().item() for name in right)
-    return math.sqrt(error / scale)
+    return math.sqrt(_square(found, right) / _square(right, origin))
+
+
+def _square(found: Gradients, other: Gradients | None) -> float:
+    """``|found - other|^2`` over all parameters."""
+    assert other is None or found.keys() == other.keys()
+    total = 0.0
+    for name, tensor in found.items():
+        # offloaded parameters are not where the truth is
+        difference = tensor.double() - (0 if other is None else other[name].to(tensor.device))
+        total += difference.square().sum().item()
+    return total

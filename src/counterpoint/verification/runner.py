@@ -1,9 +1,12 @@
 """Runs cases and controls on all ranks and joins what the ranks saw."""
 
+import logging
 import math
 import os
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -41,6 +44,8 @@ class Outcome:
     note: str = ""
     """Why it failed or was not run."""
     seconds: float = 0.0
+    torn: bool = False
+    """It broke off on some ranks only, so that the ranks no longer agree on what comes next."""
 
 
 @dataclass(frozen=True)
@@ -69,16 +74,24 @@ def open_world(device: str | None = None, dtype: str = "float32", domains: int =
     size = int(os.environ.get("WORLD_SIZE", "1"))
     place = _place(device, int(os.environ.get("LOCAL_RANK", "0")))
     torch.set_float32_matmul_precision("highest")
+    _quiet()
     mine = size > 1 and not dist.is_initialized()
     if mine:
         backend = "gloo" if place.type == "cpu" else "cpu:gloo,cuda:nccl"
         dist.init_process_group(backend, timeout=TIMEOUT)
     try:
         rank = dist.get_rank() if size > 1 else 0
-        yield World(rank, size, place, DTYPES[dtype], domains)
+        aside = dist.new_group(backend="gloo", timeout=3 * TIMEOUT) if size > 1 else None
+        yield World(rank, size, place, DTYPES[dtype], domains, aside)
     finally:
         if mine:
             dist.destroy_process_group()
+
+
+def _quiet() -> None:
+    """Keeps torch from advising on the speed of meshes that are here to be exact."""
+    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
 
 
 def _place(device: str | None, local_rank: int) -> torch.device:
@@ -109,42 +122,57 @@ def select(only: Iterable[str]) -> tuple[dict[str, Case], dict[str, Control]]:
     )
 
 
-def run_suite(world: World, only: Iterable[str] = (), announce: Callable[[str], None] = lambda name: None) -> Report:
-    """Runs what ``select`` chooses; ``announce`` is told each name before it runs. All ranks call it together."""
-    cases, controls = select(only)
+def run_suite(
+    world: World,
+    cases: Mapping[str, Case] = CASES,
+    controls: Mapping[str, Control] = CONTROLS,
+    announce: Callable[[str], None] = lambda name: None,
+) -> Report:
+    """Runs cases and planted bugs; ``announce`` is told each name before it runs. All ranks call it together."""
     began = time.perf_counter()
-    case_outcomes, control_outcomes = [], []
-    for name, case in cases.items():
-        announce(name)
-        case_outcomes.append(_run(name, case, partial(run_case, case, world), _all_held, world))
-    for name, control in controls.items():
-        announce(name)
-        control_outcomes.append(_run(name, control, partial(_measure, control, world), _all_seen, world))
-    return Report(world, case_outcomes, control_outcomes, time.perf_counter() - began)
+    runs = [_Run(name, case, partial(run_case, case, world), _all_held) for name, case in cases.items()]
+    runs += [_Run(name, control, partial(control.run, world), _all_seen) for name, control in controls.items()]
+    outcomes: list[Outcome] = []
+    torn = ""
+    for run in runs:
+        announce(run.name)
+        outcomes.append(_left_out(run, world, torn) or _outcome(run, world))
+        torn = torn or (run.name if outcomes[-1].torn else "")
+    return Report(world, outcomes[: len(cases)], outcomes[len(cases) :], time.perf_counter() - began)
 
 
-def _measure(control: Control, world: World) -> Errors:
-    return {control.quantity: control.run(world)}
+@dataclass(frozen=True)
+class _Run:
+    name: str
+    entry: Case | Control
+    measure: Callable[[], Errors]
+    passed: Callable[[Errors], bool]
 
 
-def _run(
-    name: str, what: Case | Control, measure: Callable[[], Errors], passed: Callable[[Errors], bool], world: World
-) -> Outcome:
-    if what.needs(world):
-        return Outcome(name, what.what, "not run", note=what.needs(world))
+def _left_out(run: _Run, world: World, torn: str) -> Outcome | None:
+    reason = run.entry.needs(world) or (f"after {torn!r} broke off on some ranks" if torn else "")
+    return Outcome(run.name, run.entry.what, "not run", note=reason) if reason else None
+
+
+def _outcome(run: _Run, world: World) -> Outcome:
     began = time.perf_counter()
-    errors, note = {}, ""
+    errors: Errors = {}
+    note = ""
     try:
-        errors = measure()
+        errors = run.measure()
     except FAILURES as error:
         note = f"{type(error).__name__}: {str(error).strip()}"
-    together = world.gather((errors, note))
+        # at once, because the ranks that now wait for this one may be ended before they can tell
+        print(f"{run.name}, rank {world.rank}: {note}", file=sys.stderr, flush=True)
+    together = world.gather((errors, note), aside=True)
     seconds = time.perf_counter() - began
     notes = [f"rank {rank}: {theirs}" for rank, (_, theirs) in enumerate(together) if theirs]
     if notes:
-        return Outcome(name, what.what, "failed", note=notes[0], seconds=seconds)
+        torn = len(notes) < world.size
+        return Outcome(run.name, run.entry.what, "failed", note=notes[0], seconds=seconds, torn=torn)
     joined = {quantity: _largest([theirs[quantity] for theirs, _ in together]) for quantity in errors}
-    return Outcome(name, what.what, "held" if passed(joined) else "failed", joined, seconds=seconds)
+    status = "held" if run.passed(joined) else "failed"
+    return Outcome(run.name, run.entry.what, status, joined, seconds=seconds)
 
 
 def _largest(measured: list[Measured]) -> Measured:

@@ -35,10 +35,10 @@ def print_report(report: Report, console: Console | None = None) -> None:
         console = Console(file=console.file, width=WIDTH)
     if report.cases:
         console.print(_case_table(report))
-        console.print(not_run_text(report.cases), highlight=False)
     if report.controls:
         console.print(_control_table(report.controls))
         console.print(simulation_text(), highlight=False)
+    console.print(not_run_text([*report.cases, *report.controls]), highlight=False, end="")
     for outcome in report.failed:
         console.print(f"[bold red]{outcome.name}[/]: {outcome.note or 'beyond its tolerance, see the table'}")
     console.print(sentence(report), style="bold green" if not report.failed else "bold red", highlight=False)
@@ -64,7 +64,7 @@ def not_run_text(outcomes: Iterable[Outcome]) -> str:
     for outcome in outcomes:
         if outcome.status == "not run":
             by_reason.setdefault(outcome.note, []).append(outcome.name)
-    return "\n".join(f"Not run, {reason}: {'; '.join(names)}." for reason, names in by_reason.items())
+    return "".join(f"Not run, {reason}: {'; '.join(names)}.\n" for reason, names in by_reason.items())
 
 
 def place(report: Report) -> str:
@@ -144,23 +144,25 @@ def _control_table(outcomes: Iterable[Outcome]) -> Table:
     )
     for header in ("planted bug", "", "what is off", "error", "tolerance", "what was done"):
         table.add_column(header, justify="right" if header in ("error", "tolerance") else "left")
-    for outcome in outcomes:
+    for outcome in (one for one in outcomes if one.status != "not run"):
         status = {"held": "[green]seen[/]", "failed": "[bold red]not seen[/]"}.get(outcome.status, _status(outcome))
-        if not outcome.errors:
-            table.add_row(outcome.name, status, "", "", "", outcome.what)
-        for quantity, one in outcome.errors.items():
-            off = ("", "refused" if one.error else "accepted", "") if quantity == "refused" else (quantity, *_both(one))
-            table.add_row(outcome.name, status, *off, outcome.what)
+        left, right = (outcome.name, status), outcome.what
+        for quantity, one in outcome.errors.items() or [("", None)]:
+            table.add_row(*left, *_off(quantity, one), right)
+            left, right = ("", ""), ""
     return table
 
 
-def _both(one: Measured) -> tuple[str, str]:
-    return f"{one.error:.1e}", f"{one.tolerance:.0e}"
+def _off(quantity: str, one: Measured | None) -> tuple[str, str, str]:
+    if one is None:
+        return "", "", ""
+    if quantity == "refused":
+        return "", "refused" if one.error else "accepted", ""
+    return quantity, f"{one.error:.1e}", f"{one.tolerance:.0e}"
 
 
 def _status(outcome: Outcome) -> str:
-    text = outcome.note if outcome.status == "not run" else outcome.status
-    return f"[{_STYLES[outcome.status]}]{text}[/]"
+    return f"[{_STYLES[outcome.status]}]{outcome.status}[/]"
 
 
 def _error(outcome: Outcome, quantity: str, usual: float) -> str:

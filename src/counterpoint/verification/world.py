@@ -22,6 +22,8 @@ class World:
     device: torch.device
     dtype: torch.dtype = torch.float32
     domains: int = 3
+    aside: Any = None
+    """A group of all ranks apart from those that are tested, to talk about what went wrong there."""
 
     @property
     def on_cpu(self) -> bool:
@@ -32,12 +34,12 @@ class World:
         """The device mesh of all ranks with this shape; made once."""
         return _mesh(self.device.type, shape, names)
 
-    def gather(self, thing: Any) -> list[Any]:
-        """Everybody's ``thing``, by rank."""
+    def gather(self, thing: Any, aside: bool = False) -> list[Any]:
+        """Everybody's ``thing``, by rank; ``aside`` where some may be stuck in a collective until it times out."""
         if self.size == 1:
             return [thing]
         parts: list[Any] = [None] * self.size
-        dist.all_gather_object(parts, thing)
+        dist.all_gather_object(parts, thing, group=self.aside if aside else None)
         return parts
 
 

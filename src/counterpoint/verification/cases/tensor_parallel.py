@@ -13,6 +13,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 from ..case import SHORT, Case, Spread, ranks_from
+from ..data import Plan
 from ..models import ModelSpec, layers_of
 from ..world import World
 from .fsdp import shard_layers
@@ -70,17 +71,21 @@ def divides_heads(world: World) -> str:
     return "" if world.size in (2, 4) else "needs 2 or 4 ranks, among which to share 4 heads"
 
 
+ONE_EACH = Plan(micro_batches=1)
+
 PAIRS = ranks_from(4, multiple=WIDTH)
 
 TENSOR_PARALLEL = {
-    "tensor parallel": Case("columns and rows over all ranks, norms plain", tensor_parallel, needs=divides_heads),
+    "tensor parallel": Case(
+        "columns and rows over all ranks, norms plain", tensor_parallel, plan=ONE_EACH, needs=divides_heads
+    ),
     "tensor parallel, sequence": Case(
         "norms replicated, their gradients partial sums over ranks",
         partial(tensor_parallel, sequence=True),
         plan=SHORT,
         needs=divides_heads,
     ),
-    "fsdp2 x tensor parallel": Case("a 2-D mesh, norms on one dimension of it", both, needs=PAIRS),
+    "fsdp2 x tensor parallel": Case("a 2-D mesh, norms on one dimension of it", both, plan=ONE_EACH, needs=PAIRS),
     "fsdp2 x tensor parallel, sequence": Case(
         "a 2-D mesh, norms sharded along one dimension and replicated along the other",
         partial(both, sequence=True),
