@@ -1,0 +1,177 @@
+"""Whole runs on two processes: one directory, one voice, and an end on all ranks together."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.slow
+
+CLOCKS = {"time", "step_time", "step_seconds", "seconds"}
+
+
+def config(folder, model, name, **overrides):
+    settings = {
+        "model": str(model),
+        "strategy": "mgs",
+        "domains": {"math": {"source": "pocket"}, "code": {"source": "pocket"}},
+        "training": {
+            "max_steps": 10,
+            "per_device_train_batch_size": 4,
+            "gradient_accumulation_steps": 4,
+            "num_generations": 4,
+            "max_completion_length": 6,
+            "learning_rate": 1e-3,
+            "gradient_checkpointing": False,
+        },
+        "evaluation": {"prompts": 6, "samples": 1, "every": 5, "batch_size": 4},
+        "run": {"dir": str(folder), "name": name, "save_every": 3, "samples": 2, "device": "cpu"},
+    } | overrides
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def start(*arguments, world=2):
+    """``torchrun -m counterpoint ...`` in a process group of its own."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "ignore",
+        "COLUMNS": "200",
+    }
+    return subprocess.Popen(
+        [*launcher, "-m", "counterpoint", *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process, timeout=120):
+    """The status and output of a launch, all of whose processes are gone."""
+    output, _ = process.communicate(timeout=timeout)
+    return process.returncode, output
+
+
+def run_to_the_end(*arguments):
+    status, output = finish(start(*arguments))
+    assert status == 0, output
+    return output
+
+
+def errors(output):
+    """How many messages of ours there are beside the launcher's own report."""
+    return len(re.findall(r"^Error: ", output, re.MULTILINE))
+
+
+def wait_for_step(folder, step, process):
+    path = folder / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if path.exists() and path.read_text().count("\n") >= step:
+            return
+        time.sleep(0.005)
+    raise AssertionError(f"step {step} was not reached: {finish(process)}")
+
+
+def worker(process, rank):
+    """The process of one rank."""
+    children = psutil.Process(process.pid).children()
+    return next(child for child in children if child.environ().get("RANK") == str(rank))
+
+
+def lines(folder, name):
+    rows = [json.loads(line) for line in (folder / name).read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in CLOCKS} for row in rows]
+
+
+def assert_same_run(ours, theirs):
+    for name in ("metrics.jsonl", "evals.jsonl", "samples.jsonl"):
+        assert lines(ours, name) == lines(theirs, name), name
+    for name in ("grams.safetensors", "checkpoints/step-10/model.safetensors"):
+        mine, reference = load_file(ours / name), load_file(theirs / name)
+        assert mine.keys() == reference.keys()
+        assert all(torch.equal(mine[k].nan_to_num(nan=-7.0), reference[k].nan_to_num(nan=-7.0)) for k in mine), name
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    output = run_to_the_end("train", config(folder, tiny_model, "whole"))
+    assert output.count("Report: ") == 1
+    return folder / "whole"
+
+
+def test_two_ranks_leave_one_run(whole):
+    assert [line["step"] for line in lines(whole, "metrics.jsonl")] == list(range(1, 11))
+    whens = [(line["when"], line["step"], line["domain"]) for line in lines(whole, "evals.jsonl")]
+    assert len(whens) == len(set(whens)) == 2 * 3  # two domains before, after 5 steps and at the end
+    assert json.loads((whole / "environment.json").read_text())["ranks"] == 2
+
+
+def test_a_killed_rank_ends_the_run_which_resumes_with_the_same_numbers(whole, tiny_model, tmp_path):
+    process = start("train", config(tmp_path, tiny_model, "killed"))
+    wait_for_step(tmp_path / "killed", 4, process)
+    worker(process, 1).kill()
+    status, output = finish(process)
+    assert status != 0
+    assert "Traceback (most recent call last)" not in output.split("torch/distributed/elastic")[0]
+    run_to_the_end("train", "--resume", tmp_path / "killed")
+    assert_same_run(tmp_path / "killed", whole)
+
+
+@pytest.mark.parametrize("how", ["ctrl-c", "sigterm to rank 1"])
+def test_a_stop_saves_on_all_ranks_at_the_same_step(how, tiny_model, tmp_path):
+    process = start("train", config(tmp_path, tiny_model, "stopped"))
+    wait_for_step(tmp_path / "stopped", 4, process)
+    if how == "ctrl-c":
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        worker(process, 1).terminate()
+    status, output = finish(process)
+    assert status != 0
+    assert output.count("Saved. Continue with: counterpoint train --resume") == 1, output
+    last = len((tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines())
+    assert last < 10
+    assert (tmp_path / "stopped" / "checkpoints" / f"step-{last}" / "rng_state_1.pth").exists()
+    assert json.loads((tmp_path / "stopped" / "run.json").read_text())["status"] == "interrupted"
+
+
+def test_an_occupied_directory_is_told_once(whole, tiny_model):
+    status, output = finish(start("train", whole.parent / "whole.yaml"))
+    assert status != 0
+    assert errors(output) == 1
+    assert "already holds a run, which is never overwritten" in output
+
+
+def test_another_number_of_ranks_cannot_resume(whole):
+    status, output = finish(start("train", "--resume", whole, world=1))
+    assert status != 0
+    assert "written by 2 processes, and this is one process" in output
+
+
+def test_a_reward_that_fails_on_one_rank_is_told_once(tiny_model, tmp_path, monkeypatch):
+    module = "import os\n\ndef picky(prompts, **_):\n    return [1 / int(os.environ['RANK'] == '0') for _ in prompts]\n"
+    (tmp_path / "picky.py").write_text(module)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    domains = {"math": {"source": "pocket", "reward": "picky:picky"}, "code": {"source": "pocket"}}
+    evaluation = {"prompts": 2, "samples": 1, "before": False}
+    path = config(tmp_path, tiny_model, "broken", domains=domains, evaluation=evaluation)
+    status, output = finish(start("train", path))
+    assert status != 0
+    assert errors(output) == 1
+    assert "domain 'math': reward 'picky' raised ZeroDivisionError" in output
