@@ -69,9 +69,7 @@ def weigh(
     rows = (conflicts(gram_GDD) & counts_GDD).any(-1).any(-1).nonzero().flatten()
     if not rows.numel():
         return weights_GD
-    order_GDD = torch.stack(
-        [_orders(context.num_domains, context.generator(context.groups[row])) for row in rows.tolist()]
-    )
+    order_GDD = _orders(context, [context.groups[row] for row in rows.tolist()])
     protected_D = torch.zeros(context.num_domains, dtype=torch.bool) if protected_D is None else protected_D
     free_D = ~protected_D
     gram_GDD, counts_GDD = gram_GDD[rows].double(), counts_GDD[rows]
@@ -104,8 +102,9 @@ def project_each(gram_GDD: Tensor, order_GDD: Tensor, counts_GDD: Tensor) -> Ten
     return coefficients_GDD
 
 
-def _orders(num_domains: int, generator: torch.Generator) -> Tensor:
-    """For every domain the others in random order, [D, D - 1]."""
-    draws_DD = torch.rand(num_domains, num_domains, generator=generator, dtype=torch.float64)
-    draws_DD.fill_diagonal_(2.0)  # oneself comes last, and is cut off
-    return draws_DD.argsort(dim=1)[:, :-1]
+def _orders(context: Context, groups: Sequence[str]) -> Tensor:
+    """For every group and domain the others in random order, [G, D, D - 1]."""
+    number = context.num_domains
+    draws_GDD = context.draws(groups, number * number).view(-1, number, number)
+    draws_GDD.diagonal(dim1=1, dim2=2).fill_(torch.iinfo(torch.int64).max)  # oneself comes last, and is cut off
+    return draws_GDD.argsort(dim=-1)[:, :, :-1]

@@ -9,7 +9,7 @@ with memory is an object with ``state_dict()`` and ``load_state_dict()`` besides
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,8 +47,19 @@ class Context:
 
     def generator(self, group: str) -> torch.Generator:
         """A new generator that depends on (seed, step, group) alone: equal on every rank, machine and run."""
-        digest = hashlib.blake2b(f"{self.seed}/{self.step}/{group}".encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(self._key(group), digest_size=8).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+    def draws(self, groups: Sequence[str], number: int) -> Tensor:
+        """Random int64 numbers [groups, number], uniform over all 64 bits, that depend on (seed, step, group) alone.
+
+        What a generator for each of many groups would give, at a hundredth of the time: bytes of SHAKE-128.
+        """
+        stream = b"".join(hashlib.shake_128(self._key(group)).digest(8 * number) for group in groups)
+        return torch.frombuffer(bytearray(stream), dtype=torch.int64).view(len(groups), number)
+
+    def _key(self, group: str) -> bytes:
+        return f"{self.seed}/{self.step}/{group}".encode()
 
 
 Weighting = Callable[[Tensor, Context], Tensor]
