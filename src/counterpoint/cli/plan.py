@@ -16,64 +16,79 @@ Buffers = Literal["device", "bfloat16", "cpu"]
 GIGABYTE = 1e9
 
 
+ModelArgument = Annotated[
+    str | None,
+    typer.Argument(
+        help="0.5B, 8B or 70B (the shapes of Qwen2.5-0.5B, Llama-3.1-8B and -70B), pocket, a checkpoint folder, "
+        "its config.json, a hub id, or a counterpoint configuration (YAML).",
+        show_default=False,
+    ),
+]
+GPUsOption = Annotated[int, typer.Option("--gpus", "-n", min=1, help="GPUs in all, over all nodes.")]
+DomainsOption = Annotated[
+    int | None, typer.Option("--domains", "-d", min=1, help="Domains in a step.", show_default="2")
+]
+StrategyOption = Annotated[str | None, typer.Option("--strategy", "-s", help="Name of a strategy.", show_default="mgs")]
+BuffersOption = Annotated[
+    Buffers | None,
+    typer.Option("--buffers", help="Where domain gradients wait.", show_default="device"),
+]
+BackendOption = Annotated[Literal["auto", "ddp", "fsdp2"], typer.Option("--backend", help="auto shows both.")]
+ShardsOption = Annotated[
+    int | None,
+    typer.Option("--shards", min=1, help="FSDP2 over replicas (HSDP): GPUs that one replica is sharded over."),
+]
+MicroBatchesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--micro-batches",
+        min=1,
+        help="gradient_accumulation_steps.",
+        show_default="4 per domain",
+    ),
+]
+SyncEachBatchOption = Annotated[
+    bool, typer.Option("--sync-each-batch", help="FSDP2 reduces after every micro-batch, not once per domain.")
+]
+DtypeOption = Annotated[
+    Literal["float32", "bfloat16", "float16"] | None,
+    typer.Option("--dtype", help="Type the model is loaded in.", show_default="float32"),
+]
+MixedPrecisionOption = Annotated[
+    Literal["bf16", "no"], typer.Option("--mixed-precision", help="As in the configuration of accelerate.")
+]
+LoraROption = Annotated[int | None, typer.Option("--lora-r", min=1, help="Train LoRA adapters of this rank.")]
+LoraTargetsOption = Annotated[
+    str | None,
+    typer.Option("--lora-targets", help="all-linear, or modules with commas.", show_default="PEFT's choice"),
+]
+GPUMemoryOption = Annotated[float, typer.Option("--gpu-memory", min=0.0, help="Memory of one GPU in GiB.")]
+BandwidthOption = Annotated[
+    float | None,
+    typer.Option("--bandwidth", min=0.001, help="GB/s that one GPU sends; adds the seconds at least spent on sending."),
+]
+JSONOption = Annotated[Path | None, typer.Option("--json", help="Write the plan to this file as well.")]
+TableOption = Annotated[bool, typer.Option("--table", help="Print the table of docs/distributed.md instead.")]
+
+
 def plan(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            help="0.5B, 8B or 70B (the shapes of Qwen2.5-0.5B, Llama-3.1-8B and -70B), pocket, a checkpoint folder, "
-            "its config.json, a hub id, or a counterpoint configuration (YAML).",
-            show_default=False,
-        ),
-    ] = None,
-    gpus: Annotated[int, typer.Option("--gpus", "-n", min=1, help="GPUs in all, over all nodes.")] = 1,
-    domains: Annotated[
-        int | None, typer.Option("--domains", "-d", min=1, help="Domains in a step.", show_default="2")
-    ] = None,
-    strategy: Annotated[
-        str | None, typer.Option("--strategy", "-s", help="Name of a strategy.", show_default="mgs")
-    ] = None,
-    buffers: Annotated[
-        Buffers | None,
-        typer.Option("--buffers", help="Where domain gradients wait.", show_default="device"),
-    ] = None,
-    backend: Annotated[Literal["auto", "ddp", "fsdp2"], typer.Option("--backend", help="auto shows both.")] = "auto",
-    shards: Annotated[
-        int | None,
-        typer.Option("--shards", min=1, help="FSDP2 over replicas (HSDP): GPUs that one replica is sharded over."),
-    ] = None,
-    micro_batches: Annotated[
-        int | None,
-        typer.Option(
-            "--micro-batches",
-            min=1,
-            help="gradient_accumulation_steps.",
-            show_default="4 per domain",
-        ),
-    ] = None,
-    sync_each_batch: Annotated[
-        bool, typer.Option("--sync-each-batch", help="FSDP2 reduces after every micro-batch, not once per domain.")
-    ] = False,
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"] | None,
-        typer.Option("--dtype", help="Type the model is loaded in.", show_default="float32"),
-    ] = None,
-    mixed_precision: Annotated[
-        Literal["bf16", "no"], typer.Option("--mixed-precision", help="As in the configuration of accelerate.")
-    ] = "bf16",
-    lora_r: Annotated[int | None, typer.Option("--lora-r", min=1, help="Train LoRA adapters of this rank.")] = None,
-    lora_targets: Annotated[
-        str | None,
-        typer.Option("--lora-targets", help="all-linear, or modules with commas.", show_default="PEFT's choice"),
-    ] = None,
-    gpu_memory: Annotated[float, typer.Option("--gpu-memory", min=0.0, help="Memory of one GPU in GiB.")] = 80.0,
-    bandwidth: Annotated[
-        float | None,
-        typer.Option(
-            "--bandwidth", min=0.001, help="GB/s that one GPU sends; adds the seconds at least spent on sending."
-        ),
-    ] = None,
-    json: Annotated[Path | None, typer.Option("--json", help="Write the plan to this file as well.")] = None,
-    table: Annotated[bool, typer.Option("--table", help="Print the table of docs/distributed.md instead.")] = False,
+    model: ModelArgument = None,
+    gpus: GPUsOption = 1,
+    domains: DomainsOption = None,
+    strategy: StrategyOption = None,
+    buffers: BuffersOption = None,
+    backend: BackendOption = "auto",
+    shards: ShardsOption = None,
+    micro_batches: MicroBatchesOption = None,
+    sync_each_batch: SyncEachBatchOption = False,
+    dtype: DtypeOption = None,
+    mixed_precision: MixedPrecisionOption = "bf16",
+    lora_r: LoraROption = None,
+    lora_targets: LoraTargetsOption = None,
+    gpu_memory: GPUMemoryOption = 80.0,
+    bandwidth: BandwidthOption = None,
+    json: JSONOption = None,
+    table: TableOption = False,
 ) -> None:
     """Print what training and surgery need per GPU: memory, numbers, and bytes sent per step.
 
