@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ._spans import LOW_PRECISION, Blocks, Span, cut, present, same_memory, work_dtype
+from ._spans import LOW_PRECISION, Blocks, Span, cut, present, same_memory, sum_units, work_dtype
 from ._threads import in_threads
 
 JOB = 1 << 21
@@ -34,8 +34,8 @@ SUM_BYTES = 1 << 19
 """Bytes of a target's chunk, which stays in the cache while vector after vector is added to it."""
 
 
-def span_grams(blocks_VB: Blocks, spans: Sequence[Span]) -> tuple[Tensor, Tensor]:
-    """The units [S] and the inner products [S, V, V] (float64) of all spans, long ones in several pieces."""
+def unit_grams(blocks_VB: Blocks, spans: Sequence[Span], num_units: int) -> Tensor:
+    """Inner products [U, V, V], float64; every span has elements and vectors."""
     present_B = present(blocks_VB)
     dots_only = not _matrix_product_is_exact()
     jobs = _jobs(spans)
@@ -53,7 +53,7 @@ def span_grams(blocks_VB: Blocks, spans: Sequence[Span]) -> tuple[Tensor, Tensor
 
     units_S = torch.tensor([span.unit for job in jobs for span in job], dtype=torch.int64)
     none = torch.zeros(0, len(blocks_VB), len(blocks_VB), dtype=torch.float64)
-    return units_S, torch.cat([none, *in_threads(grams, jobs)])
+    return sum_units(units_S, torch.cat([none, *in_threads(grams, jobs)]), num_units)
 
 
 def weighted_sums_(

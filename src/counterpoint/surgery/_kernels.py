@@ -6,10 +6,13 @@ float32 (float64 where a block is float64, low precision widened) and added up o
 computed, and in which order it is added up, depends on the spans alone: equal input gives bitwise equal results, on
 any number of threads. Nothing waits for an accelerator.
 
-Where the work is done: ``_cpu`` on processors, ``_triton`` on CUDA, ``_plain`` on CUDA without Triton and elsewhere.
+Where the work is done: ``_cpu`` on processors, ``_fused`` on CUDA, ``_plain`` on CUDA without Triton and elsewhere.
 """
 
+import subprocess
+import warnings
 from collections.abc import Sequence
+from functools import cache
 from types import ModuleType
 
 import torch
@@ -20,6 +23,9 @@ from ._spans import Blocks, Span, device_of
 
 __all__ = ["Blocks", "Span", "unit_grams", "weighted_sums_"]
 
+MAX_FUSED = 16
+"""Vectors up to which the fused kernels are used; for more they would hold too little of each at a time."""
+
 
 def unit_grams(blocks_VB: Blocks, spans: Sequence[Span], num_units: int) -> Tensor:
     """Inner products of V vectors over every unit, [U, V, V] float64, symmetric, on the blocks' device.
@@ -27,13 +33,8 @@ def unit_grams(blocks_VB: Blocks, spans: Sequence[Span], num_units: int) -> Tens
     ``blocks_VB[v][b]`` is block ``b`` of vector ``v``: one-dimensional and contiguous, of any floating dtype, or
     ``None`` where the vector has none (its products are zero). A unit's products add up over its spans.
     """
-    num_vectors = len(blocks_VB)
-    device = device_of(blocks_VB)
-    spans = _filled(blocks_VB, spans)
-    units, grams_SVV = _implementation(device).span_grams(blocks_VB, spans)
-    gram_UVV = torch.zeros(num_units, num_vectors**2, dtype=torch.float64, device=device)
-    gram_UVV.index_add_(0, units, grams_SVV.flatten(1))
-    return gram_UVV.view(num_units, num_vectors, num_vectors)
+    implementation = _implementation(device_of(blocks_VB), len(blocks_VB))
+    return implementation.unit_grams(blocks_VB, _filled(blocks_VB, spans), num_units)
 
 
 def weighted_sums_(
@@ -46,7 +47,7 @@ def weighted_sums_(
     plain sum. ``weights_UV`` is read on the host: keep it there.
     """
     spans = [span for span in _filled(blocks_VB, spans) if targets_B[span.block] is not None]
-    _implementation(device_of(blocks_VB)).weighted_sums_(blocks_VB, targets_B, spans, weights_UV)
+    _implementation(device_of(blocks_VB), len(blocks_VB)).weighted_sums_(blocks_VB, targets_B, spans, weights_UV)
 
 
 def _filled(blocks_VB: Blocks, spans: Sequence[Span]) -> list[Span]:
@@ -55,5 +56,61 @@ def _filled(blocks_VB: Blocks, spans: Sequence[Span]) -> list[Span]:
     return [span for span in spans if span.high > span.low and there[span.block]]
 
 
-def _implementation(device: torch.device) -> ModuleType:
-    return _cpu if device.type == "cpu" else _plain
+def _implementation(device: torch.device, num_vectors: int) -> ModuleType:
+    if device.type == "cpu":
+        return _cpu
+    if device.type == "cuda" and num_vectors <= MAX_FUSED:
+        return _fused_on(device) or _plain
+    return _plain
+
+
+@cache
+def _fused_on(device: torch.device) -> ModuleType | None:
+    """The fused kernels, once they have shown on this device that they work; else ``None``, with a warning."""
+    try:
+        from triton.errors import TritonError
+
+        from . import _fused
+    except ImportError as error:
+        _warn(device, f"{error} (install triton, which torch's packages for CUDA bring along)")
+        return None
+    try:
+        wrong = trial(_fused, device)
+    except (TritonError, RuntimeError, OSError, subprocess.SubprocessError) as error:
+        # No compiler, no assembler for this GPU, a driver that refuses: the ways in which just-in-time kernels fail.
+        _warn(device, f"{type(error).__name__}: {error}")
+        return None
+    if not wrong < 1e-5:
+        _warn(device, f"on a small example they were off by {wrong:.1e}")
+        return None
+    return _fused
+
+
+def _warn(device: torch.device, reason: str) -> None:
+    warnings.warn(
+        f"Surgery on {device} does without its fused kernels, which gives the same result several times more slowly: "
+        f"{reason}.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def trial(implementation: ModuleType, device: torch.device) -> float:
+    """Largest difference between an implementation and plain operations on a small example, relative."""
+    generator = torch.Generator().manual_seed(0)
+    spans = [Span(0, 0, 0, 4100), Span(0, 1, 4100, 70_001), Span(1, 1, 0, 33)]
+    dtypes = ((torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.float32, torch.float16))
+    blocks_VB = [
+        [
+            torch.randn(size, generator=generator).to(device, dtype)
+            for size, dtype in zip((70_001, 33), row, strict=True)
+        ]
+        for row in dtypes
+    ]
+    weights_UV = torch.rand(2, 3, generator=generator, dtype=torch.float64)
+    outcomes: list[list[Tensor]] = []
+    for one in (_plain, implementation):
+        targets = [torch.zeros(size, device=device) for size in (70_001, 33)]
+        one.weighted_sums_(blocks_VB, targets, spans, weights_UV)
+        outcomes.append([one.unit_grams(blocks_VB, spans, 2), *targets])
+    return max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(*outcomes, strict=True))

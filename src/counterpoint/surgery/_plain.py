@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._spans import Blocks, Span, cut, device_of, present, same_memory, work_dtype
+from ._spans import Blocks, Span, cut, device_of, present, same_memory, sum_units, to_device, work_dtype
 
 CHUNK = 1 << 24
 """Elements at a time, which bounds the scratch memory of low-precision gradients."""
 
 
-def span_grams(blocks_VB: Blocks, spans: Sequence[Span]) -> tuple[Tensor, Tensor]:
-    """The units [S] and the inner products [S, V, V] (float64) of all spans, long ones in several pieces.
+def unit_grams(blocks_VB: Blocks, spans: Sequence[Span], num_units: int) -> Tensor:
+    """Inner products [U, V, V], float64; every span has elements and vectors.
 
     Dot products, not matrix products: those may be set to round their factors (TF32).
     """
@@ -31,10 +31,10 @@ def span_grams(blocks_VB: Blocks, spans: Sequence[Span]) -> tuple[Tensor, Tensor
                 products.append(torch.dot(parts[i], parts[j]).double())
     flat = torch.zeros(len(pieces) * num_vectors**2, dtype=torch.float64, device=device)
     if products:
-        flat[_to_device(torch.tensor(cells), device)] = torch.stack(products)
+        flat[to_device(torch.tensor(cells), device)] = torch.stack(products)
     upper_SVV = flat.view(-1, num_vectors, num_vectors)
     units_S = torch.tensor([span.unit for span in pieces], dtype=torch.int64)
-    return _to_device(units_S, device), upper_SVV + upper_SVV.triu(1).mT
+    return sum_units(to_device(units_S, device), upper_SVV + upper_SVV.triu(1).mT, num_units)
 
 
 def weighted_sums_(
@@ -61,8 +61,3 @@ def weighted_sums_(
             total.add_(block[span.low : span.high], alpha=weight)
         if total is not into:
             into.copy_(total)
-
-
-def _to_device(table: Tensor, device: torch.device) -> Tensor:
-    """A host table on the device, without waiting for it."""
-    return (table.pin_memory() if device.type == "cuda" else table).to(device, non_blocking=True)

@@ -57,3 +57,19 @@ def work_dtype(parts: Sequence[Tensor]) -> torch.dtype:
 def same_memory(first: Tensor, second: Tensor) -> bool:
     """Whether two blocks are one and the same."""
     return first is second or (first.data_ptr() == second.data_ptr() and first.dtype == second.dtype)
+
+
+def to_device(table: Tensor, device: torch.device) -> Tensor:
+    """A host table on the device, without waiting for it."""
+    pinned = table.pin_memory() if device.type == "cuda" and table.device.type == "cpu" else table
+    return pinned.to(device, non_blocking=True)
+
+
+def sum_units(units_S: Tensor, grams_SVV: Tensor, num_units: int) -> Tensor:
+    """The sums over each unit's spans, [U, V, V]; in a fixed order, which ``index_add_`` keeps on processors alone."""
+    gram_UVV = grams_SVV.new_zeros(num_units, *grams_SVV.shape[1:])
+    if units_S.device.type == "cpu":
+        gram_UVV.view(num_units, -1).index_add_(0, units_S, grams_SVV.flatten(1))
+    else:
+        gram_UVV.index_put_((units_S,), grams_SVV, accumulate=True)
+    return gram_UVV

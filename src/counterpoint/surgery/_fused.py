@@ -1,0 +1,165 @@
+"""Both passes on CUDA by Triton kernels: one launch for all inner products, one for all sums, of any number of units.
+
+With operations on one parameter at a time a GPU waits for launches most of the time. A kernel's programs find their
+vectors through a table of addresses, which is sent to the device at every call (gradients move from step to step), and
+their elements in a table of items, which stays there as long as spans and dtypes do. Blocks of another dtype or
+alignment take a launch of their own. A last small kernel adds up each unit's items in a fixed order: no atomic
+additions, so equal input gives bitwise equal results. Nothing is read to the host.
+"""
+
+import itertools
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import triton
+from torch import Tensor
+
+from . import _triton
+from ._spans import Blocks, Span, cut, device_of, to_device
+
+ITEM = 1 << 15
+"""Elements of every vector that one program works through."""
+
+HELD = 1 << 13
+"""Elements of all vectors together that a program holds at a time: 64 registers for each of its 128 threads."""
+
+ROWS = 64
+"""Items whose products are added up at a time."""
+
+CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a launch is compiled for: dtypes of the vectors (two bits each) and the target, and 16-byte alignment."""
+
+    codes: int
+    target: int
+    wide: bool
+    aligned: bool
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Tables on the device that last as long as spans and kinds do."""
+
+    items: Tensor
+    """int64 [N, 4]: block, low, length, unit; items of one kind stand together."""
+    launches: tuple[tuple[Kind, int, int], ...]
+    """Kind, first item and number of items."""
+    order: Tensor
+    """int64 [N]: the items, unit by unit."""
+    ends: Tensor
+    units: Tensor
+
+
+def unit_grams(blocks_VB: Blocks, spans: Sequence[Span], num_units: int) -> Tensor:
+    """Inner products [U, V, V], float64; every span has elements and vectors."""
+    num_vectors, device = len(blocks_VB), device_of(blocks_VB)
+    table, kinds_B = _addresses(blocks_VB, None)
+    layout = _layout(tuple(spans), kinds_B, str(device))
+    addresses = to_device(table, device)
+    grams = torch.zeros(num_units, num_vectors, num_vectors, dtype=torch.float64, device=device)
+    places = triton.next_power_of_2(num_vectors**2)
+    products = torch.empty(len(layout.items), places, dtype=torch.float64, device=device)
+    with _current(device):
+        for kind, first, number in layout.launches:
+            _triton.products_kernel[(number,)](
+                addresses,
+                layout.items,
+                products,
+                first,
+                V=num_vectors,
+                CODES=kind.codes,
+                ALIGNED=kind.aligned,
+                WIDE=kind.wide,
+                PLACES=places,
+                BLOCK=_block(num_vectors),
+            )
+        if len(layout.units):
+            _triton.units_kernel[(len(layout.units),)](
+                products, layout.order, layout.ends, layout.units, grams, V=num_vectors, PLACES=places, ROWS=ROWS
+            )
+    return grams
+
+
+def weighted_sums_(
+    blocks_VB: Blocks, targets_B: Sequence[Tensor | None], spans: Sequence[Span], weights_UV: Tensor
+) -> None:
+    """Writes every span's weighted sum into its target; all spans have vectors and a target."""
+    num_vectors, device = len(blocks_VB), device_of(blocks_VB)
+    table, kinds_B = _addresses(blocks_VB, targets_B)
+    layout = _layout(tuple(spans), kinds_B, str(device))
+    addresses, weights = to_device(table, device), to_device(weights_UV.double().contiguous(), device)
+    with _current(device):
+        for kind, first, number in layout.launches:
+            _triton.sums_kernel[(number,)](
+                addresses,
+                layout.items,
+                weights,
+                first,
+                V=num_vectors,
+                CODES=kind.codes,
+                TARGET=kind.target,
+                ALIGNED=kind.aligned,
+                WIDE=kind.wide,
+                BLOCK=_block(num_vectors),
+            )
+
+
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    """Launches go to the current device, which need not be the gradients'."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _block(num_vectors: int) -> int:
+    return min(HELD // triton.next_power_of_2(num_vectors), HELD // 2)
+
+
+def _addresses(blocks_VB: Blocks, targets_B: Sequence[Tensor | None] | None) -> tuple[Tensor, tuple[Kind, ...]]:
+    """The table int64 [B, V + 1] of vectors and target, 0 where there is none, and every block's kind."""
+    rows: list[int] = []
+    kinds: list[Kind] = []
+    for b, blocks in enumerate(zip(*blocks_VB, strict=True)):
+        target = targets_B[b] if targets_B is not None else None
+        row = [0 if block is None else block.data_ptr() for block in (*blocks, target)]
+        dtypes = [block.dtype for block in blocks if block is not None]
+        usual = CODES[dtypes[0]] if dtypes else 0  # a missing block passes for one like the others
+        codes = [usual if block is None else CODES[block.dtype] for block in blocks]
+        kinds.append(
+            Kind(
+                sum(code << (2 * v) for v, code in enumerate(codes)),
+                usual if target is None else CODES[target.dtype],
+                torch.float64 in dtypes,
+                all(address % 16 == 0 for address in row),
+            )
+        )
+        rows += row
+    return torch.tensor(rows, dtype=torch.int64), tuple(kinds)
+
+
+@lru_cache(maxsize=256)
+def _layout(spans: tuple[Span, ...], kinds_B: tuple[Kind, ...], device: str) -> Layout:
+    """The tables for these spans of blocks of these kinds."""
+    # Items that begin at an odd place are not aligned; 8 elements of the smallest dtype are 16 bytes.
+    pieces = [(_of_item(kinds_B[span.block], span.low), span) for span in cut(spans, ITEM)]
+    pieces.sort(key=lambda piece: (piece[0].codes, piece[0].target, piece[0].aligned))
+    launches, first = [], 0
+    for kind, group in itertools.groupby(pieces, key=lambda piece: piece[0]):
+        number = len(list(group))
+        launches.append((kind, first, number))
+        first += number
+    items = torch.tensor([(s.block, s.low, s.high - s.low, s.unit) for _, s in pieces], dtype=torch.int64).view(-1, 4)
+    units, counts = torch.unique(items[:, 3], return_counts=True)
+    ends = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    order = items[:, 3].argsort(stable=True)
+    to = torch.device(device)
+    return Layout(to_device(items, to), tuple(launches), *(to_device(t, to) for t in (order, ends, units)))
+
+
+def _of_item(kind: Kind, low: int) -> Kind:
+    aligned = kind.aligned and low % 8 == 0
+    return kind if aligned == kind.aligned else Kind(kind.codes, kind.target, kind.wide, aligned)

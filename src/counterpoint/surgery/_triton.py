@@ -1,0 +1,192 @@
+"""Triton kernels for both passes; ``_fused`` fills the tables and launches them.
+
+One program works through one item: a few ten thousand elements of one span. ``CODE`` and the two-bit digits of
+``CODES`` say what dtype a vector has: 0 float32, 1 bfloat16, 2 float16, 3 float64. Products and sums are formed in
+float32, or in float64 (``WIDE``). Inner products are added up in float64 after every ``BLOCK`` elements.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _pointer(address: tl.tensor, low: tl.tensor, CODE: tl.constexpr, ALIGNED: tl.constexpr) -> tl.tensor:
+    """Element ``low`` of the vector at this address."""
+    if CODE == 0:
+        pointer = address.to(tl.pointer_type(tl.float32))
+    elif CODE == 1:
+        pointer = address.to(tl.pointer_type(tl.bfloat16))
+    elif CODE == 2:
+        pointer = address.to(tl.pointer_type(tl.float16))
+    else:
+        pointer = address.to(tl.pointer_type(tl.float64))
+    pointer += low
+    if ALIGNED:  # lets a thread read 16 bytes at once
+        pointer = tl.multiple_of(pointer, 16)
+    return pointer
+
+
+@triton.jit
+def _read(
+    address: tl.tensor,
+    low: tl.tensor,
+    offsets: tl.tensor,
+    length: tl.tensor,
+    CODE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    WIDE: tl.constexpr,
+    MASKED: tl.constexpr,
+) -> tl.tensor:
+    """Elements in the dtype of the sums; zeros past the end (MASKED), and where the address is 0."""
+    pointers = _pointer(address, low, CODE, ALIGNED) + offsets
+    if MASKED:
+        there = offsets < tl.where(address != 0, length, 0)
+    else:  # the same for all elements, so that reads stay wide
+        there = tl.full(offsets.shape, 1, tl.int1) & (address != 0)
+    values = tl.load(pointers, mask=there, other=0.0)
+    return values.to(tl.float64) if WIDE else values.to(tl.float32)
+
+
+@triton.jit
+def _add_products(
+    sums: tl.tensor,
+    addresses: tl.tensor,
+    block: tl.tensor,
+    low: tl.tensor,
+    offsets: tl.tensor,
+    length: tl.tensor,
+    V: tl.constexpr,
+    CODES: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    WIDE: tl.constexpr,
+    MASKED: tl.constexpr,
+) -> tl.tensor:
+    """Adds the inner products of all pairs over these elements to ``sums``; a pair's place is ``i * V + j``."""
+    places = tl.arange(0, sums.shape[0])
+    for i in tl.static_range(V):
+        x_address = tl.load(addresses + block * (V + 1) + i)
+        x = _read(x_address, low, offsets, length, (CODES >> (2 * i)) & 3, ALIGNED, WIDE, MASKED)
+        for j in tl.static_range(i, V):
+            # Loads are written once per pair; nothing is stored between them, so the compiler keeps the first.
+            y_address = tl.load(addresses + block * (V + 1) + j)
+            y = _read(y_address, low, offsets, length, (CODES >> (2 * j)) & 3, ALIGNED, WIDE, MASKED)
+            product = tl.sum(x * y, axis=0).to(tl.float64)
+            sums += tl.where(places == i * V + j, product, 0.0)
+    return sums
+
+
+@triton.jit(do_not_specialize=["first_item"])
+def products_kernel(
+    addresses: tl.tensor,  # int64 [B, V + 1]: vectors, target; 0 where there is none
+    items: tl.tensor,  # int64 [N, 4]: block, low, length, unit
+    products: tl.tensor,  # float64 [N, PLACES], out
+    first_item: tl.tensor,
+    V: tl.constexpr,
+    CODES: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    WIDE: tl.constexpr,
+    PLACES: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    item = (first_item + tl.program_id(0)).to(tl.int64)
+    block = tl.load(items + item * 4)
+    low = tl.load(items + item * 4 + 1)
+    length = tl.load(items + item * 4 + 2)
+    sums = tl.zeros([PLACES], dtype=tl.float64)
+    whole = length // BLOCK
+    for step in range(0, whole):
+        offsets = step * BLOCK + tl.arange(0, BLOCK)
+        sums = _add_products(sums, addresses, block, low, offsets, length, V, CODES, ALIGNED, WIDE, False)
+    if whole * BLOCK < length:
+        offsets = whole * BLOCK + tl.arange(0, BLOCK)
+        sums = _add_products(sums, addresses, block, low, offsets, length, V, CODES, ALIGNED, WIDE, True)
+    tl.store(products + item * PLACES + tl.arange(0, PLACES), sums)
+
+
+@triton.jit
+def units_kernel(
+    products: tl.tensor,  # float64 [N, PLACES]
+    order: tl.tensor,  # int64 [N]: items, unit by unit
+    ends: tl.tensor,  # int64 [1 + number of units with items]: where each one's items end in the order
+    units: tl.tensor,  # int64 [number of units with items]
+    grams: tl.tensor,  # float64 [U, V * V], out
+    V: tl.constexpr,
+    PLACES: tl.constexpr,
+    ROWS: tl.constexpr,
+) -> None:
+    unit = tl.load(units + tl.program_id(0))
+    low = tl.load(ends + tl.program_id(0))
+    high = tl.load(ends + tl.program_id(0) + 1)
+    places = tl.arange(0, PLACES)
+    sums = tl.zeros([PLACES], dtype=tl.float64)
+    for start in range(0, (high - low + ROWS - 1) // ROWS):
+        at = low + start * ROWS + tl.arange(0, ROWS)
+        rows = tl.load(order + at, mask=at < high, other=0)
+        found = tl.load(
+            products + rows[:, None] * PLACES + places[None, :],
+            mask=(at < high)[:, None] & (places < V * V)[None, :],
+            other=0.0,
+        )
+        sums += tl.sum(found, axis=0)
+    i, j = places // V, places % V
+    row = grams + unit * V * V
+    tl.store(row + i * V + j, sums, mask=(i <= j) & (places < V * V))
+    tl.store(row + j * V + i, sums, mask=(i < j) & (places < V * V))
+
+
+@triton.jit
+def _sum_step(
+    addresses: tl.tensor,
+    weights: tl.tensor,
+    unit: tl.tensor,
+    block: tl.tensor,
+    low: tl.tensor,
+    offsets: tl.tensor,
+    length: tl.tensor,
+    V: tl.constexpr,
+    CODES: tl.constexpr,
+    TARGET: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    WIDE: tl.constexpr,
+    MASKED: tl.constexpr,
+) -> None:
+    total = tl.zeros(offsets.shape, dtype=tl.float64) if WIDE else tl.zeros(offsets.shape, dtype=tl.float32)
+    for v in tl.static_range(V):
+        address = tl.load(addresses + block * (V + 1) + v)
+        weight = tl.load(weights + unit * V + v).to(total.dtype)
+        total += weight * _read(address, low, offsets, length, (CODES >> (2 * v)) & 3, ALIGNED, WIDE, MASKED)
+    if (TARGET == 1) | (TARGET == 2):
+        total = total.to(tl.float32)  # float64 is not rounded to these at once
+    address = tl.load(addresses + block * (V + 1) + V)
+    into = _pointer(address, low, TARGET, ALIGNED) + offsets
+    if MASKED:
+        tl.store(into, total.to(into.dtype.element_ty), mask=offsets < length)
+    else:
+        tl.store(into, total.to(into.dtype.element_ty))
+
+
+@triton.jit(do_not_specialize=["first_item"])
+def sums_kernel(
+    addresses: tl.tensor,
+    items: tl.tensor,
+    weights: tl.tensor,  # float64 [U, V]
+    first_item: tl.tensor,
+    V: tl.constexpr,
+    CODES: tl.constexpr,
+    TARGET: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    item = (first_item + tl.program_id(0)).to(tl.int64)
+    block = tl.load(items + item * 4)
+    low = tl.load(items + item * 4 + 1)
+    length = tl.load(items + item * 4 + 2)
+    unit = tl.load(items + item * 4 + 3)
+    whole = length // BLOCK
+    for step in range(0, whole):
+        offsets = step * BLOCK + tl.arange(0, BLOCK)
+        _sum_step(addresses, weights, unit, block, low, offsets, length, V, CODES, TARGET, ALIGNED, WIDE, False)
+    if whole * BLOCK < length:
+        offsets = whole * BLOCK + tl.arange(0, BLOCK)
+        _sum_step(addresses, weights, unit, block, low, offsets, length, V, CODES, TARGET, ALIGNED, WIDE, True)
