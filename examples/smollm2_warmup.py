@@ -22,7 +22,7 @@ import torch
 from counterpoint.config import load_config
 from counterpoint.domains import Domain, load_domains
 from counterpoint.evaluation import Sampling, generate, score_rows
-from counterpoint.training.model import load_model, load_tokenizer
+from counterpoint.models import load_model, load_tokenizer
 
 Pair = tuple[Any, str]
 """A prompt and the reply to learn."""

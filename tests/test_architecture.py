@@ -21,13 +21,15 @@ ALLOWED = {
     "domains": {"errors", "config", "rewards", "pocket"},
     "evaluation": {"errors", "domains", "launch"},
     "fetch": {"errors", "evaluation"},
-    "training": {"errors", "config", "domains", "evaluation", "launch", "pocket", "runs", "surgery"},
+    "models": {"errors", "config", "pocket"},
+    "training": {"errors", "config", "domains", "evaluation", "launch", "models", "pocket", "runs", "surgery"},
+    "diagnosis": {"errors", "config", "disk", "domains", "evaluation", "models", "pocket", "runs", "surgery"},
     "verification": {"errors", "surgery"},
     "planning": {"errors", "config", "surgery"},
     "report": {"errors", "runs", "disk", "evaluation"},
     "cli": {
         *("errors", "config", "domains", "evaluation", "fetch", "pocket", "report", "rewards", "runs", "surgery"),
-        *("training", "disk", "launch", "verification", "planning"),
+        *("training", "disk", "launch", "verification", "planning", "models", "diagnosis"),
     },
 }
 """Package -> packages it may import, at the top of a file or inside a function."""

@@ -6,7 +6,7 @@ import sys
 import typer
 
 from counterpoint import __version__
-from counterpoint.cli import config, pocket
+from counterpoint.cli import config, diagnose, pocket
 from counterpoint.cli.demo import demo
 from counterpoint.cli.evaluate import evaluate
 from counterpoint.cli.fetch import fetch
@@ -54,6 +54,7 @@ app.command("groups")(groups)
 app.command("fetch")(fetch)
 app.command("plan")(plan)
 app.command("verify")(verify)
+app.add_typer(diagnose.app, name="diagnose")
 app.add_typer(config.app, name="config")
 app.add_typer(pocket.app, name="pocket")
 

@@ -34,11 +34,15 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Completion:
-    """One completion: its text, its length in tokens (end token included) and whether the limit cut it off."""
+    """One completion: its text, its length in tokens (end token included) and whether the limit cut it off.
+
+    ``ids`` are its tokens, end token included.
+    """
 
     text: str
     num_tokens: int
     truncated: bool
+    ids: tuple[int, ...] = ()
 
 
 def render_prompt(tokenizer: Any, prompt: Prompt) -> str:
@@ -119,7 +123,7 @@ def _completion(tokenizer: Any, ids: list[int], stop_ids: Sequence[int]) -> Comp
     """Cut after the first end token: with models whose pad is their end token, later ones are padding."""
     end = next((i for i, token in enumerate(ids) if token in stop_ids), None)
     kept = ids if end is None else ids[: end + 1]
-    return Completion(tokenizer.decode(kept, skip_special_tokens=True), len(kept), truncated=end is None)
+    return Completion(tokenizer.decode(kept, skip_special_tokens=True), len(kept), end is None, tuple(kept))
 
 
 def end_token_ids(model: Any, tokenizer: Any) -> list[int]:

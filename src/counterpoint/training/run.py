@@ -15,7 +15,7 @@ from counterpoint.training.callbacks import AtStart, CheckpointMover, Evaluator,
 from counterpoint.training.disk import explain_disk_errors
 from counterpoint.training.grams import GramRecorder
 from counterpoint.training.interrupt import Interrupt
-from counterpoint.training.model import load_model, lora_config
+from counterpoint.models import load_model, lora_config
 from counterpoint.training.preflight import Plan, needed_bytes, plan_run, strategy_spec
 from counterpoint.training.reporter import Reporter, Silent
 from counterpoint.training.settings import grpo_config, output_dir

@@ -1,0 +1,10 @@
+"""``counterpoint diagnose``: one file per analysis, heavy imports only inside a command that runs."""
+
+import typer
+
+app = typer.Typer(
+    name="diagnose",
+    help="Show where and why one domain hurts another, on any checkpoints: every number beside the level that chance "
+    "or noise would give.",
+    no_args_is_help=True,
+)

@@ -1,0 +1,167 @@
+"""A domain's completions at one model, with rewards and advantages: what routes, gradients and damage are measured on.
+
+Legend: B completions, T tokens of a batch (prompt and completion, padded on the right).
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from counterpoint.disk import write_text
+from counterpoint.domains import Domain
+from counterpoint.errors import CounterpointError
+from counterpoint.evaluation import Sampling, generate, score_rows
+from counterpoint.evaluation.sampling import render_prompt
+
+EPSILON = 1e-4
+"""Beside a standard deviation, as in GRPO."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One completion: tokens of prompt and completion (end token included), its reward and its advantage.
+
+    ``group`` numbers the prompt; advantages are normalised among the completions of one prompt.
+    """
+
+    group: int
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    reward: float
+    advantage: float
+    truncated: bool = False
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """The completions of one domain, whole groups next to each other."""
+
+    domain: str
+    items: tuple[Rollout, ...]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def num_groups(self) -> int:
+        """Number of prompts."""
+        return len({item.group for item in self.items})
+
+    @property
+    def informative(self) -> "Rollouts":
+        """Those with an advantage: prompts whose completions all have one reward teach nothing."""
+        return replace(self, items=tuple(item for item in self.items if item.advantage != 0))
+
+    def split(self) -> "tuple[Rollouts, Rollouts]":
+        """Two halves that share no prompt: prompts of even and of odd rank."""
+        rank = {group: i for i, group in enumerate(dict.fromkeys(item.group for item in self.items))}
+        even = tuple(item for item in self.items if rank[item.group] % 2 == 0)
+        odd = tuple(item for item in self.items if rank[item.group] % 2 == 1)
+        return replace(self, items=even), replace(self, items=odd)
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Completions as tensors: ``ids_BT`` int64, ``attention_BT`` and ``completion_BT`` bool, ``advantage_B`` float32.
+
+    ``completion_BT`` marks the tokens of completions, whose log-probability is predicted one position earlier.
+    """
+
+    ids_BT: Tensor
+    attention_BT: Tensor
+    completion_BT: Tensor
+    advantage_B: Tensor
+
+    def to(self, device: torch.device | str) -> "TokenBatch":
+        """The batch on another device."""
+        return TokenBatch(*(tensor.to(device) for tensor in vars(self).values()))
+
+
+def sample_rollouts(
+    model: Any,
+    tokenizer: Any,
+    domain: Domain,
+    *,
+    prompts: int,
+    samples: int,
+    sampling: Sampling,
+    rows: Sequence[Mapping[str, Any]] | None = None,
+    on_batch: Callable[[int], None] = lambda done: None,
+) -> Rollouts:
+    """Draws ``samples`` completions for each of the first ``prompts`` rows (training rows by default) and scores them.
+
+    Raises:
+        CounterpointError: fewer rows than prompts.
+        RewardError: from the domain's rewards.
+    """
+    rows = domain.train if rows is None else rows
+    if len(rows) < prompts:
+        raise CounterpointError(
+            f"The domain {domain.name!r} has {len(rows)} rows and {prompts} prompts are asked for. Lower the number of "
+            "prompts, or give the domain more rows."
+        )
+    chosen = [row for row in rows[:prompts] for _ in range(samples)]
+    completions = generate(model, tokenizer, [row["prompt"] for row in chosen], sampling, on_batch)
+    rewards = score_rows(domain, chosen, completions)
+    items = []
+    for i, (row, completion) in enumerate(zip(chosen, completions, strict=True)):
+        prompt = row["prompt"]
+        text = render_prompt(tokenizer, prompt)
+        ids = tokenizer(text, add_special_tokens=isinstance(prompt, str))["input_ids"]
+        items.append(Rollout(i // samples, tuple(ids), completion.ids, rewards[i], 0.0, completion.truncated))
+    return Rollouts(domain.name, with_advantages(items))
+
+
+def with_advantages(items: Sequence[Rollout]) -> tuple[Rollout, ...]:
+    """Advantages ``(reward - mean) / (std + 1e-4)`` among the completions of each prompt, as GRPO has them."""
+    groups: dict[int, list[float]] = {}
+    for item in items:
+        groups.setdefault(item.group, []).append(item.reward)
+    scale = {}
+    for group, rewards in groups.items():
+        values = torch.tensor(rewards, dtype=torch.float64)
+        std = float(values.std()) if len(rewards) > 1 else 0.0
+        scale[group] = (float(values.mean()), std + EPSILON)
+    return tuple(replace(item, advantage=(item.reward - scale[item.group][0]) / scale[item.group][1]) for item in items)
+
+
+def batches(rollouts: Rollouts, size: int, pad_id: int) -> Iterator[TokenBatch]:
+    """The completions in batches of up to ``size``, in order, so that batches hold whole groups where it divides."""
+    for low in range(0, len(rollouts), size):
+        yield collate(rollouts.items[low : low + size], pad_id)
+
+
+def collate(items: Sequence[Rollout], pad_id: int) -> TokenBatch:
+    """One batch, padded on the right."""
+    longest = max(len(item.prompt_ids) + len(item.completion_ids) for item in items)
+    ids_BT = torch.full((len(items), longest), pad_id)
+    attention_BT = torch.zeros(len(items), longest, dtype=torch.bool)
+    completion_BT = torch.zeros(len(items), longest, dtype=torch.bool)
+    for i, item in enumerate(items):
+        start, end = len(item.prompt_ids), len(item.prompt_ids) + len(item.completion_ids)
+        ids_BT[i, :end] = torch.tensor([*item.prompt_ids, *item.completion_ids])
+        attention_BT[i, :end] = True
+        completion_BT[i, start:end] = True
+    return TokenBatch(ids_BT, attention_BT, completion_BT, torch.tensor([item.advantage for item in items]))
+
+
+def save_rollouts(path: Path, rollouts: Rollouts) -> None:
+    """Writes one JSON object per completion, so that another analysis can use the same ones."""
+    lines = [json.dumps({"domain": rollouts.domain} | asdict(item)) for item in rollouts.items]
+    write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def read_rollouts(path: Path) -> dict[str, Rollouts]:
+    """The completions that ``save_rollouts`` wrote, by domain."""
+    found: dict[str, list[Rollout]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        fields = json.loads(line)
+        domain = fields.pop("domain")
+        fields |= {key: tuple(fields[key]) for key in ("prompt_ids", "completion_ids")}
+        found.setdefault(domain, []).append(Rollout(**fields))
+    return {domain: Rollouts(domain, tuple(items)) for domain, items in found.items()}

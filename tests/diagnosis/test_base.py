@@ -1,0 +1,186 @@
+"""What all analyses stand on: chance levels against brute force, rollouts, surrogate losses, where neurons lie."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from counterpoint.diagnosis.results import to_json
+from counterpoint.diagnosis.rollouts import (
+    Rollout,
+    Rollouts,
+    batches,
+    collate,
+    read_rollouts,
+    save_rollouts,
+    with_advantages,
+)
+from counterpoint.diagnosis.statistics import (
+    Estimate,
+    benjamini_hochberg,
+    bootstrap,
+    jaccard,
+    jaccard_by_chance,
+    overlap_p_value,
+)
+from counterpoint.diagnosis.structure import is_output_projection, layer_of, module_of, neuron_axis
+from counterpoint.diagnosis.surrogate import likelihood_loss, log_probs, policy_loss
+
+
+@pytest.mark.parametrize(("size_a", "size_b", "total"), [(2, 3, 6), (4, 4, 7), (1, 6, 6), (3, 0, 5)])
+def test_overlap_p_value_counts_all_pairs_of_sets(size_a, size_b, total):
+    first = set(range(size_a))
+    shared = [len(first & set(other)) for other in itertools.combinations(range(total), size_b)]
+    for overlap in range(size_a + 2):
+        expected = sum(s >= overlap for s in shared) / len(shared)
+        assert overlap_p_value(overlap, size_a, size_b, total) == pytest.approx(expected, abs=1e-12)
+
+
+def test_overlap_p_value_far_in_the_tail_is_small_and_not_zero():
+    assert 0 < overlap_p_value(400, 1000, 1000, 10_000) < 1e-100
+
+
+def test_two_random_tenths_have_the_jaccard_that_chance_gives():
+    assert jaccard_by_chance(100, 100, 1000) == pytest.approx(0.0526, abs=1e-4)
+    generator = torch.Generator().manual_seed(0)
+    sets = [torch.randperm(1000, generator=generator) < 100 for _ in range(200)]
+    mean = sum(jaccard(a, b) for a, b in itertools.pairwise(sets)) / 199
+    assert mean == pytest.approx(0.0526, abs=0.003)
+    assert jaccard(sets[0], sets[0]) == 1.0
+
+
+def test_benjamini_hochberg_keeps_the_rate_of_false_discoveries():
+    assert benjamini_hochberg([0.01, 0.04, 0.03, 0.005]) == [True, True, True, True]
+    assert benjamini_hochberg([0.01, 0.9, 0.02, 0.06]) == [True, False, True, False]
+    assert benjamini_hochberg([]) == []
+
+
+def test_bootstrap_covers_the_mean_as_often_as_it_says():
+    generator = torch.Generator().manual_seed(1)
+    hits = 0
+    for i in range(200):
+        values = torch.randn(60, generator=generator)
+        found = bootstrap(values, lambda resamples: resamples.mean(1), draws=300, seed=i)
+        hits += found.low <= 0 <= found.high
+    assert 0.88 <= hits / 200 <= 0.99
+
+
+def rollouts():
+    items = [
+        Rollout(group, (5, 6, 7)[: 2 + group], (8, 9, 1)[: 1 + i % 3], float(i % 2), 0.0)
+        for group in range(3)
+        for i in range(2 if group < 2 else 1)
+    ]
+    return Rollouts("math", with_advantages(items))
+
+
+def test_advantages_are_normalised_among_the_completions_of_a_prompt():
+    found = rollouts()
+    std = math.sqrt(0.5)
+    assert [round(item.advantage, 6) for item in found.items[:2]] == [
+        round(-0.5 / (std + 1e-4), 6),
+        round(0.5 / (std + 1e-4), 6),
+    ]
+    assert found.items[4].advantage == 0, "one completion alone has nothing to be compared with"
+    assert len(found.informative) == 4
+
+
+def test_halves_share_no_prompt():
+    even, odd = rollouts().split()
+    assert {item.group for item in even.items} == {0, 2}
+    assert {item.group for item in odd.items} == {1}
+
+
+def test_rollouts_survive_a_file(tmp_path):
+    save_rollouts(tmp_path / "rollouts.jsonl", rollouts())
+    assert read_rollouts(tmp_path / "rollouts.jsonl") == {"math": rollouts()}
+
+
+def test_batches_mark_the_tokens_of_completions():
+    (batch,) = batches(rollouts(), 8, pad_id=0)
+    item = rollouts().items[2]
+    start = len(item.prompt_ids)
+    assert batch.ids_BT[2, start : start + 1].tolist() == [8]
+    assert batch.completion_BT.sum(1).tolist() == [len(i.completion_ids) for i in rollouts().items]
+    assert batch.attention_BT.sum(1).tolist() == [len(i.completion_ids) + len(i.prompt_ids) for i in rollouts().items]
+    assert [len(b.ids_BT) for b in batches(rollouts(), 2, pad_id=0)] == [2, 2, 1]
+
+
+class Bigram(torch.nn.Module):
+    """A language model that looks at the last token alone."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.table = torch.nn.Parameter(torch.randn(10, 10, generator=generator, dtype=torch.float64))
+
+    def forward(self, input_ids, attention_mask):
+        class Output:
+            logits = self.table[input_ids]
+
+        return Output
+
+
+def test_losses_against_sums_over_single_tokens():
+    model, items = Bigram(), rollouts().items
+    batch = collate(items, pad_id=0)
+    policy, likelihood = 0.0, 0.0
+    logs = model.table.log_softmax(-1)
+    for item in items:
+        tokens = [item.prompt_ids[-1], *item.completion_ids]
+        steps = [logs[a, b] for a, b in itertools.pairwise(tokens)]
+        policy = policy - item.advantage * len(steps)
+        likelihood = likelihood - (sum(steps) if item.advantage > 0 else 0)
+    assert policy_loss(model, batch).item() == pytest.approx(policy, rel=1e-6)
+    assert likelihood_loss(model, batch).item() == pytest.approx(likelihood.item(), rel=1e-12)
+
+
+def test_the_gradient_of_the_policy_loss_is_the_policy_gradient():
+    model, items = Bigram(), rollouts().items
+    policy_loss(model, collate(items, pad_id=0)).backward()
+    found = model.table.grad.clone()
+    model.table.grad = None
+    logs = model.table.log_softmax(-1)
+    total = sum(
+        -item.advantage * logs[a, b]
+        for item in items
+        for a, b in itertools.pairwise([item.prompt_ids[-1], *item.completion_ids])
+    )
+    total.backward()
+    torch.testing.assert_close(found, model.table.grad, rtol=1e-6, atol=1e-9)
+
+
+def test_ratios_are_taken_to_the_old_policy():
+    model, batch = Bigram(), collate(rollouts().items, pad_id=0)
+    old_BT = log_probs(model, batch).detach() - 0.3
+    assert policy_loss(model, batch, old_BT).item() == pytest.approx(policy_loss(model, batch).item() * math.exp(0.3))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("model.layers.3.mlp.gate_proj.weight", (3, 0, 1)),
+        ("model.layers.3.mlp.down_proj.weight", (3, 1, 1)),
+        ("_orig_mod.model.layers.11.mlp.gate_up_proj.weight", (11, 0, 2)),
+        ("transformer.h.2.mlp.c_fc.weight", (2, 1, 1)),
+        ("model.layers.3.self_attn.q_proj.weight", None),
+        ("model.embed_tokens.weight", None),
+    ],
+)
+def test_where_neurons_lie(name, expected):
+    axis = neuron_axis(name)
+    assert (axis and (axis.layer, axis.dim, axis.times)) == expected
+
+
+def test_modules_and_layers_of_parameters():
+    assert module_of("model.layers.2.self_attn.q_proj.weight", (4, 4)) == "layers.2.attention"
+    assert module_of("something.else", (4,)) == "something.else"
+    assert layer_of("model.layers.12.mlp.up_proj.weight") == 12
+    assert layer_of("model.norm.weight") is None
+    assert is_output_projection("model.layers.2.self_attn.o_proj.weight")
+
+
+def test_results_are_json_with_a_schema_and_no_nan():
+    found = to_json("edits", Estimate(float("nan"), 0.0, 1.0))
+    assert found == {"schema": "counterpoint.diagnosis.edits", "version": 1, "value": None, "low": 0.0, "high": 1.0}
