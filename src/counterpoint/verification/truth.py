@@ -139,10 +139,10 @@ def _combine(
     domains = tuple(sorted(gradients))
     context = Context(tuple(grams), domains, 0, step)
     vectors = {domain: group_vectors(gradients[domain], parameters, "module") for domain in domains}
+    order_GDD = _orders(context, context.groups).tolist()
     weights_GD, combined = [], {}
-    for group in grams:
+    for group, order_DD in zip(grams, order_GDD, strict=True):
         stacked_DP = torch.stack([vectors[domain][group] for domain in domains])
-        order_DD = _orders(len(domains), context.generator(group)).tolist() if len(domains) > 1 else [[]]
         coefficients_DD = torch.eye(len(domains), dtype=torch.float64)
         projected_DP = stacked_DP.clone()
         for i, others in enumerate(order_DD):
