@@ -4,7 +4,7 @@ import os
 import random
 import sys
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ CASES = {
     "pcgrad, 2 uses of a generation": Case("pcgrad", settings={"num_iterations": 2}),
     "mgs, 2 generations in a step": Case("mgs", settings={"steps_per_generation": 0.5}),
     "mgs, lora": Case("mgs", lora=True),
+    "mgs-significant": Case("mgs-significant"),
     "mgs, synced each": Case(
         "mgs", settings={"accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}}}
     ),
@@ -65,15 +66,20 @@ def train_case(model: str, folder: Path, case: Case, world: int, cls: type | Non
     from transformers import AutoTokenizer
 
     from counterpoint.training import DomainGRPOTrainer
+    from counterpoint.training.reduction import Reduction
 
     names = list(MORE_DATA)[: case.num_domains]
     settings = {"max_steps": 4, "learning_rate": 1e-3, "gradient_checkpointing": False} | case.settings
     settings["gradient_accumulation_steps"] = case.accumulation // world
     if "steps_per_generation" in settings:
         settings["steps_per_generation"] = int(settings["steps_per_generation"] * case.accumulation // world)
-    records = []
+    records, reductions = [], []
 
     class Recording(stub_generation(cls or DomainGRPOTrainer)):
+        def _begin_micro_batch(self):
+            super()._begin_micro_batch()
+            reductions.append(self._separates_domains and self._collects)
+
         def _end_window(self):
             super()._end_window()
             if self._separates_domains:
@@ -94,7 +100,14 @@ def train_case(model: str, folder: Path, case: Case, world: int, cls: type | Non
         trainer.train()
     unwrapped = trainer.accelerator.unwrap_model(trainer.model)
     weights = {name: _whole(p).numpy() for name, p in unwrapped.named_parameters() if p.requires_grad}
-    return {"weights": weights, "grams": records, "ranks": trainer.accelerator.num_processes, "log": _log(trainer)}
+    return {
+        "weights": weights,
+        "grams": records,
+        "ranks": trainer.accelerator.num_processes,
+        "sharded": Reduction.of(trainer.model_wrapped).sharded,
+        "collected": sum(reductions),
+        "log": _log(trainer),
+    }
 
 
 def _whole(param):
@@ -118,6 +131,54 @@ def train_cases(model: str, folder: Path, names: list[str]) -> dict[str, Any]:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")  # accelerate asks for it
     return {name: train_case(model, folder / f"{world}", CASES[name], world) for name in names}
+
+
+SHARDED_CASES = ["mixed", "mgs", "mgs, lora", "mgs, 4 domains, clipped", "mgs-significant", "mgs, synced each"]
+
+
+def train_sharded(model: str, folder: Path, names: list[str]) -> dict[str, Any]:
+    """The same cases on FSDP2 as ``accelerator.prepare`` makes it."""
+    fsdp = {"fsdp": True, "fsdp_config": shard_on_cpu()}
+    world = int(os.environ["WORLD_SIZE"])
+    return {
+        name: train_case(model, folder, replace(CASES[name], settings=CASES[name].settings | fsdp), world)
+        for name in names
+    }
+
+
+def run_sharded(settings: dict[str, Any]) -> None:
+    """A whole run on FSDP2."""
+    from counterpoint.config import parse_config
+    from counterpoint.training import resume, train
+
+    training = settings["training"] | {"fsdp": True, "fsdp_config": shard_on_cpu()}
+    config = parse_config(settings | {"training": training})
+    path = Path(config.run.dir) / str(config.run.name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        resume(path) if path.exists() else train(config, "sharded")
+
+
+def shard_on_cpu() -> dict[str, Any]:
+    """An ``fsdp_config``, once accelerate is ready to use it on ranks without GPUs."""
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+    from transformers import Trainer
+
+    create = Trainer.create_accelerator_and_postprocess
+
+    def create_as_on_gpus(trainer):
+        # accelerate has no FSDP for kinds of devices named CPU, though everything below it works on gloo ranks
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        create(trainer)
+
+    Trainer.create_accelerator_and_postprocess = create_as_on_gpus
+    return {
+        "version": 2,
+        "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"],
+        "state_dict_type": "FULL_STATE_DICT",
+    }
 
 
 def train_unaveraged(model: str, folder: Path, names: list[str]) -> dict[str, Any]:

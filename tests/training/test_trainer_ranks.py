@@ -11,7 +11,7 @@ import torch
 
 import trainer_ranks
 from ranks_helper import run_ranks
-from trainer_ranks import CASES, train_cases, train_unaveraged
+from trainer_ranks import CASES, SHARDED_CASES, train_cases, train_sharded, train_unaveraged
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -46,38 +46,58 @@ def alone(tiny_model, tmp_path_factory):
     return train_cases(str(tiny_model), tmp_path_factory.mktemp("alone"), list(CASES))
 
 
+@pytest.fixture(scope="module")
+def sharded(tiny_model, tmp_path_factory):
+    """Some of them on FSDP2, which accelerate is made to set up on gloo ranks."""
+    return run_ranks(train_sharded, 2, str(tiny_model), tmp_path_factory.mktemp("sharded"), SHARDED_CASES)
+
+
+BACK_ENDS = [("launched", name) for name in CASES] + [("sharded", name) for name in SHARDED_CASES]
+
+
+@pytest.fixture
+def ranks(request, back_end, name):
+    """What both ranks of a back end give for one case."""
+    return [rank[name] for rank in request.getfixturevalue(back_end)]
+
+
 def largest_difference(ours, theirs):
     assert ours.keys() == theirs.keys()
     return max(float(np.abs(ours[name] - theirs[name]).max()) for name in theirs)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_two_processes_train_the_weights_of_one(name, launched, alone):
-    reference = alone[name]
-    for rank in launched:
-        assert rank[name]["ranks"] == 2
-        assert largest_difference(rank[name]["weights"], reference["weights"]) < TOLERANCE
+@pytest.mark.parametrize(("back_end", "name"), BACK_ENDS)
+def test_two_processes_train_the_weights_of_one(ranks, back_end, name, alone):
+    for rank in ranks:
+        assert rank["ranks"] == 2
+        assert rank["sharded"] == (back_end == "sharded")
+        assert largest_difference(rank["weights"], alone[name]["weights"]) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_both_processes_hold_the_same_bits(name, launched):
-    first, second = (rank[name] for rank in launched)
+@pytest.mark.parametrize(("back_end", "name"), BACK_ENDS)
+def test_both_processes_hold_the_same_bits(ranks):
+    first, second = ranks
     assert largest_difference(first["weights"], second["weights"]) == 0
     assert len(first["grams"]) == len(second["grams"]) >= 2
     for mine, theirs in zip(first["grams"], second["grams"], strict=True):
         assert np.array_equal(mine, theirs)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_grams_are_those_of_one_process(name, launched, alone):
-    for mine, reference in zip(launched[0][name]["grams"], alone[name]["grams"], strict=True):
+@pytest.mark.parametrize(("back_end", "name"), BACK_ENDS)
+def test_grams_are_those_of_one_process(ranks, name, alone):
+    for mine, reference in zip(ranks[0]["grams"], alone[name]["grams"], strict=True):
         assert np.allclose(mine, reference, rtol=1e-3, atol=1e-4 * np.abs(reference).max())
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_logged_numbers_are_those_of_one_process(name, launched, alone):
-    for mine, reference in zip(launched[0][name]["log"], alone[name]["log"], strict=True):
+@pytest.mark.parametrize(("back_end", "name"), BACK_ENDS)
+def test_logged_numbers_are_those_of_one_process(ranks, name, alone):
+    for mine, reference in zip(ranks[0]["log"], alone[name]["log"], strict=True):
         assert mine == pytest.approx(reference, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize(("name", "per_step"), [("mgs", 2), ("mgs, 4 domains, clipped", 4), ("mgs-significant", 4)])
+def test_each_domain_is_reduced_once_a_step_and_once_a_micro_batch_for_halves(name, per_step, sharded):
+    assert [rank[name]["collected"] for rank in sharded] == [4 * per_step] * 2
 
 
 def test_without_averaging_weights_drift_apart_so_the_comparison_can_fail(tiny_model, tmp_path, alone):
