@@ -1,46 +1,49 @@
-"""Time and memory of ``collect`` + ``combine`` on gradients of a 100M-parameter Llama shape.
+"""Time and memory of ``collect`` + ``combine``: domains x groupings x buffers, on a processor or a GPU.
 
-    OMP_WAIT_POLICY=PASSIVE python benchmarks/surgery.py [--domains 2 3 4 8] [--strategy mgs] [--json]
+    python benchmarks/surgery.py                                # 100M parameters on the processor: the stated targets
+    python benchmarks/surgery.py --device cuda --shape 0.5b     # on a GPU
+    python benchmarks/surgery.py --quick                        # seconds, to see that it runs
 
-Three things are timed in turn, several times over, and their medians compared:
+Several things take turns, several times over, and their medians are compared:
 
-* ours: ``Surgeon.collect`` for every domain, then ``Surgeon.combine``;
-* loop: the usual way to write it, one parameter tensor after the other (see ``PerTensorLoop``);
-* bound: reading every gradient twice and writing one, by plain sums and one copy. No surgery that needs all inner
-  products of a group before it can weigh it does with less.
+* ours: ``Surgeon.collect`` for every domain, then ``Surgeon.combine``, for every grouping and kind of buffer;
+* loop: the usual way to write it, one parameter tensor after the other (``PerTensorLoop`` in ``common.py``);
+* bound: reading every gradient twice and writing one, at the speed of plain sums and copies measured here. "over
+  bound" is time over that time: also bytes possible over bytes moved, for full-size buffers.
 
-Memory is the peak of the process (Linux, CPU) above what it held with an empty ``.grad`` and no gradients, in
-units of one full gradient.
+Memory is the peak above what was held before, the gradients handed in counted as one copy per domain. At last, the
+share that surgery (``mgs``, the largest number of domains) has in a training step: forward and backward of every
+domain's completions and AdamW. Generation is left out, so the share in a whole GRPO step is smaller.
 """
 
 import argparse
 import json
-import platform
-import random
+import os
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from common import SHAPES, PerTensorLoop, Shape, bound_seconds, count, machine, peak_rise, seconds, surgery
 from counterpoint.surgery import Surgeon
-
-NUM_LAYERS, HIDDEN, INTERMEDIATE, VOCABULARY = 12, 768, 2048, 20_000
-
-Gradients = list[Tensor]
 
 
 @dataclass(frozen=True)
 class Row:
-    """Medians for one number of domains; seconds, and peak memory in gradient copies."""
+    """Medians of one combination; seconds, and peak memory in gradient copies. ``loop`` is 0 where it was left out."""
 
     domains: int
+    grouping: str
+    buffers: str
     ours: float
     loop: float
     bound: float
+    gigabytes_per_second: float
     ours_peak: float
     loop_peak: float
 
@@ -55,177 +58,171 @@ class Row:
         return self.ours / self.bound
 
 
-def llama_shapes() -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a Llama of 100M parameters with tied embeddings."""
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN)}
-    for layer in range(NUM_LAYERS):
-        at = f"model.layers.{layer}"
-        shapes |= {f"{at}.self_attn.{x}_proj.weight": (HIDDEN, HIDDEN) for x in "qkvo"}
-        shapes |= {f"{at}.mlp.{x}_proj.weight": (INTERMEDIATE, HIDDEN) for x in ("gate", "up")}
-        shapes[f"{at}.mlp.down_proj.weight"] = (HIDDEN, INTERMEDIATE)
-        shapes |= {f"{at}.{x}_layernorm.weight": (HIDDEN,) for x in ("input", "post_attention")}
-    shapes["model.norm.weight"] = (HIDDEN,)
-    return shapes
+@dataclass(frozen=True)
+class Share:
+    """Surgery beside the rest of a training step; seconds."""
+
+    parameters: int
+    tokens: int
+    domains: int
+    training: float
+    surgery: float
 
 
-class PerTensorLoop:
-    """Surgery as one would first write it, and as public code does it (see docs/strategies.md).
-
-    Every ``.grad`` is cloned into its task's buffer. Then for one parameter tensor after the other: a cosine per pair
-    of tasks read to the host, the tasks' tensors cloned, each projected in random order against the others with a host
-    read per decision, the results summed; at last the sums are cloned into ``.grad``.
-    """
-
-    def __init__(self, named: dict[str, nn.Parameter]) -> None:
-        self._named = named
-        self._buffers: dict[str, dict[str, Tensor]] = {}
-
-    def collect(self, task: str) -> None:
-        """Clones ``.grad`` into the task's buffer."""
-        self._buffers[task] = {name: p.grad.clone() for name, p in self._named.items() if p.grad is not None}
-        for parameter in self._named.values():
-            parameter.grad = None
-
-    def combine(self) -> dict[str, float]:
-        """Writes the surgery's result into ``.grad``; gives one metric per tensor and pair of tasks."""
-        metrics: dict[str, float] = {}
-        final = {name: self._one_tensor(name, metrics) for name in self._named}
-        for name, parameter in self._named.items():
-            parameter.grad = final[name].clone()
-        self._buffers.clear()
-        return metrics
-
-    def _one_tensor(self, name: str, metrics: dict[str, float]) -> Tensor:
-        tasks = list(self._buffers)
-        originals = {task: self._buffers[task][name].clone() for task in tasks}
-        for i, first in enumerate(tasks):
-            for second in tasks[i + 1 :]:
-                a, b = originals[first].flatten(), originals[second].flatten()
-                cosine = torch.dot(a, b) / (a.norm() * b.norm() + 1e-12)
-                metrics[f"{name}/{first}-{second}"] = cosine.item()
-        projected = [self._project(task, originals) for task in random.sample(tasks, len(tasks))]
-        return torch.stack(projected).sum(0)
-
-    def _project(self, task: str, originals: dict[str, Tensor]) -> Tensor:
-        gradient = originals[task].clone()
-        for other in random.sample(list(originals), len(originals)):
-            if other == task:
-                continue
-            dot = torch.dot(gradient.flatten(), originals[other].flatten())
-            if dot.item() < 0:
-                square = originals[other].norm() ** 2
-                if square.item() > 0:
-                    gradient = gradient - (dot / square) * originals[other]
-        return gradient
-
-
-def move_bytes(gradients: list[Gradients], out: Gradients) -> None:
-    """Reads every gradient twice and writes one."""
-    for domain in gradients:
-        for gradient in domain:
-            gradient.sum()
-    for domain in gradients[1:]:
-        for gradient in domain:
-            gradient.sum()
-    for target, gradient in zip(out, gradients[0], strict=True):
-        target.copy_(gradient)
-
-
-def surgery(surgeon: Surgeon | PerTensorLoop, parameters: list[nn.Parameter], gradients: list[Gradients]) -> None:
-    """One optimizer step's surgery; setting ``.grad`` stands for the backward passes and costs nothing."""
-    for number, domain in enumerate(gradients):
-        for parameter, gradient in zip(parameters, domain, strict=True):
-            parameter.grad = gradient
-        surgeon.collect(f"domain-{number}")
-    surgeon.combine()
-
-
-def seconds(function: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
-def peak_rise(function: Callable[[], None]) -> float:
-    """Bytes by which the process's resident memory rose at most while ``function`` ran; NaN where unknown."""
-    clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-    if not clear.exists():
-        return float("nan")
-    before = _kilobytes(status, "VmRSS")
-    clear.write_text("5")
-    function()
-    return (_kilobytes(status, "VmHWM") - before) * 1024.0
-
-
-def _kilobytes(status: Path, key: str) -> int:
-    line = next(line for line in status.read_text().splitlines() if line.startswith(key))
-    return int(line.split()[1])
-
-
-def measure(num_domains: int, strategy: str, repetitions: int) -> Row:
-    """Medians over interleaved repetitions for one number of domains."""
+def measure(options: argparse.Namespace, num_domains: int) -> list[Row]:
+    """Medians over turns for one number of domains, one row per grouping and kind of buffer."""
+    device = torch.device(options.device)
     torch.manual_seed(0)
-    named = {name: nn.Parameter(torch.zeros(shape)) for name, shape in llama_shapes().items()}
+    shapes = SHAPES[options.shape].parameters()
+    named = {name: nn.Parameter(torch.zeros(shape, device=device)) for name, shape in shapes.items()}
     parameters = list(named.values())
     gradients = [[torch.randn_like(p) for p in parameters] for _ in range(num_domains)]
-    fresh = [gradient.clone() for gradient in gradients[0]]  # combine() writes into the first domain's tensors
-    surgeon, loop = Surgeon(named, strategy), PerTensorLoop(named)
-    copy_bytes = 4.0 * sum(p.numel() for p in parameters)
+    fresh = {d: [g.clone() for g in gradients[d]] for d in {0, num_domains - 1}}  # the sum goes into one of these
+    size = 4.0 * sum(p.numel() for p in parameters)
 
     def restore() -> None:
-        for parameter, gradient, original in zip(parameters, gradients[0], fresh, strict=True):
+        for d, originals in fresh.items():
+            torch._foreach_copy_(gradients[d], originals)
+        for parameter in parameters:
             parameter.grad = None
-            gradient.copy_(original)
 
-    def ours() -> None:
-        surgery(surgeon, parameters, gradients)
-
-    def theirs() -> None:
-        surgery(loop, parameters, gradients)
-
-    times: dict[str, list[float]] = {"ours": [], "loop": [], "bound": []}
-    peaks = []
-    for function in (ours, theirs):
+    ways: dict[tuple[str, str], Surgeon | PerTensorLoop] = {
+        (grouping, buffers): Surgeon(named, options.strategy, grouping=grouping, buffers=buffers)
+        for grouping in options.grouping
+        for buffers in options.buffers
+    }
+    if not options.no_loop:
+        ways["loop", ""] = PerTensorLoop(named)
+    peaks: dict[tuple[str, str], float] = {}
+    for key, way in ways.items():  # a first turn for memory, and to warm up
         restore()
-        peaks.append(num_domains + peak_rise(function) / copy_bytes)
-    for _ in range(repetitions):
-        for key, function in (("ours", ours), ("bound", lambda: move_bytes(gradients, fresh)), ("loop", theirs)):
+        peaks[key] = num_domains + peak_rise(lambda way=way: surgery(way, parameters, gradients), device) / size
+    times: dict[tuple[str, str], list[float]] = {key: [] for key in ways}
+    bounds = []
+    for _ in range(options.repetitions):
+        for key, way in ways.items():
             restore()
-            times[key].append(seconds(function))
-    median = {key: statistics.median(values) for key, values in times.items()}
-    return Row(num_domains, median["ours"], median["loop"], median["bound"], peaks[0], peaks[1])
+            times[key].append(seconds(lambda way=way: surgery(way, parameters, gradients), device))
+        bounds.append(bound_seconds(gradients, device))
+    bound = statistics.median(bounds)
+    loop = statistics.median(times["loop", ""]) if ("loop", "") in times else 0.0
+    speed = (2 * num_domains + 1) * size / bound / 1e9
+    return [
+        Row(num_domains, *key, statistics.median(times[key]), loop, bound, speed, peak, peaks.get(("loop", ""), 0.0))
+        for key, peak in peaks.items()
+        if key != ("loop", "")
+    ]
+
+
+def share(options: argparse.Namespace) -> Share:
+    """Surgery with the largest number of domains, in turns with a training step of a model of that shape."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    device, num_domains = torch.device(options.device), max(options.domains)
+    shape: Shape = SHAPES[options.share_shape]
+    key_value = shape.key_value or shape.hidden
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=shape.vocabulary,
+            hidden_size=shape.hidden,
+            intermediate_size=shape.inner,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.hidden // 64,
+            num_key_value_heads=key_value // 64,
+            tie_word_embeddings=True,
+        )
+    ).to(device)
+    surgeon = Surgeon(model, options.strategy)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=device.type == "cuda")
+    rows = options.completions // num_domains
+    tokens = torch.randint(shape.vocabulary, (num_domains, rows, options.length), device=device)
+    in_surgery: list[float] = []
+    whole: list[float] = []
+
+    def timed(function: Callable[[], object]) -> None:
+        in_surgery[-1] += seconds(function, device)
+
+    def step() -> None:
+        in_surgery.append(0.0)
+        for domain in range(num_domains):
+            for batch in tokens[domain].split(options.micro_batch):
+                with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                    model(input_ids=batch, labels=batch).loss.backward()
+            timed(lambda domain=domain: surgeon.collect(str(domain), last=domain == num_domains - 1))
+        timed(surgeon.combine)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    for _ in range(options.repetitions + 1):
+        whole.append(seconds(step, device))
+    surgery_seconds, step_seconds = statistics.median(in_surgery[1:]), statistics.median(whole[1:])
+    return Share(count(shape), tokens.numel(), num_domains, step_seconds - surgery_seconds, surgery_seconds)
 
 
 def show(row: Row) -> str:
+    loop = f"{row.loop * 1e3:8.0f} {row.speedup:8.1f}x" if row.loop else f"{'-':>8} {'-':>9}"
     return (
-        f"{row.domains:>3}  {row.ours * 1e3:>8.0f}  {row.loop * 1e3:>8.0f}  {row.bound * 1e3:>8.0f}  "
-        f"{row.speedup:>9.1f}x  {row.over_bound:>9.2f}x  {row.ours_peak:>9.2f}  {row.loop_peak:>9.2f}"
+        f"{row.domains:>2}  {row.grouping:8} {row.buffers:9} {row.ours * 1e3:8.1f} {row.bound * 1e3:8.1f} "
+        f"{row.over_bound:9.2f}x {loop} {row.gigabytes_per_second:7.1f} {row.ours_peak:9.2f} {row.loop_peak:9.2f}"
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Time and memory of gradient surgery on a 100M-parameter shape.")
-    parser.add_argument("--domains", type=int, nargs="+", default=[2, 3, 4, 8])
+HEADER = (
+    f"{'D':>2}  {'grouping':8} {'buffers':9} {'ours ms':>8} {'bound ms':>8} {'over bound':>10} {'loop ms':>8} "
+    f"{'loop/ours':>9} {'GB/s':>7} {'our peak':>9} {'loop peak':>9}  (peaks in gradient copies)"
+)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--shape", choices=SHAPES, default="100m", help="model shape (default: 100m)")
+    parser.add_argument("--domains", type=int, nargs="+", default=[2, 3, 4, 8], help="numbers of domains D")
+    parser.add_argument("--grouping", nargs="+", default=["module"], help="groupings, such as module tensor global")
+    parser.add_argument("--buffers", nargs="+", default=["device"], help="of device, bfloat16 and cpu")
     parser.add_argument("--strategy", default="mgs")
-    parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    parser.add_argument("--repetitions", type=int, default=5, help="turns, of which medians are taken")
+    parser.add_argument("--no-loop", action="store_true", help="leave out the per-tensor loop")
+    parser.add_argument("--no-share", action="store_true", help="leave out the share in a training step")
+    parser.add_argument("--share-shape", choices=SHAPES, help="its model (default: 3m on a processor, 0.5b on a GPU)")
+    parser.add_argument("--completions", type=int, help="its completions a step (default: 64; 128 on a GPU)")
+    parser.add_argument("--length", type=int, help="their tokens (default: 64; 1024 on a GPU)")
+    parser.add_argument("--micro-batch", type=int, default=8, help="completions of one backward")
+    parser.add_argument("--quick", action="store_true", help="a tiny shape, two domains, one repetition")
+    parser.add_argument("--json", type=Path, help="also write everything to this file")
     options = parser.parse_args()
-    size = sum(torch.Size(shape).numel() for shape in llama_shapes().values())
-    if not options.json:
-        print(f"{size / 1e6:.1f}M parameters, float32, {options.strategy}, {torch.get_num_threads()} threads")
-        print(
-            f"{'D':>3}  {'ours ms':>8}  {'loop ms':>8}  {'bound ms':>8}  {'loop/ours':>10}  {'ours/bound':>10}", end=""
-        )
-        print(f"  {'ours peak':>9}  {'loop peak':>9}   (peak in gradient copies)")
-    rows = []
+    on_gpu = options.device.startswith("cuda")
+    options.share_shape = options.share_shape or ("0.5b" if on_gpu else "3m")
+    options.completions = options.completions or (128 if on_gpu else 64)
+    options.length = options.length or (1024 if on_gpu else 64)
+    if options.quick:
+        options.shape = options.share_shape = "tiny"
+        options.domains, options.repetitions, options.completions, options.length = [2], 1, 4, 16
+    return options
+
+
+def main() -> None:
+    options = arguments()
+    facts = machine(torch.device(options.device))
+    print(f"{count(SHAPES[options.shape]) / 1e6:.1f}M parameters, float32, {options.strategy}")
+    print(", ".join(f"{key} {value}" for key, value in facts.items()))
+    print(HEADER)
+    rows: list[Row] = []
     for num_domains in options.domains:
-        rows.append(measure(num_domains, options.strategy, options.repetitions))
-        if not options.json:
-            print(show(rows[-1]), flush=True)
+        for row in measure(options, num_domains):
+            rows.append(row)
+            print(show(row), flush=True)
+    found = None if options.no_share else share(options)
+    if found:
+        print(
+            f"surgery takes {found.surgery * 1e3:.1f} ms beside {found.training:.3f} s of training: "
+            f"{found.surgery / (found.training + found.surgery):.2%} of a step of {found.tokens} tokens, "
+            f"{found.parameters / 1e6:.1f}M parameters, D = {found.domains}, without generation"
+        )
     if options.json:
-        found = [asdict(row) | {"speedup": row.speedup, "over_bound": row.over_bound} for row in rows]
-        machine = {"machine": platform.machine(), "torch": torch.__version__, "threads": torch.get_num_threads()}
-        print(json.dumps({"parameters": size, "strategy": options.strategy, **machine, "rows": found}))
+        table = [asdict(row) | {"speedup": row.speedup, "over_bound": row.over_bound} for row in rows]
+        result = {"machine": facts, "shape": options.shape, "strategy": options.strategy, "rows": table}
+        options.json.write_text(json.dumps(result | {"share": asdict(found) if found else None}, indent=1))
 
 
 if __name__ == "__main__":
