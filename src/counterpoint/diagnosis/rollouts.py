@@ -150,9 +150,9 @@ def collate(items: Sequence[Rollout], pad_id: int) -> TokenBatch:
     return TokenBatch(ids_BT, attention_BT, completion_BT, torch.tensor([item.advantage for item in items]))
 
 
-def save_rollouts(path: Path, rollouts: Rollouts) -> None:
-    """Writes one JSON object per completion, so that another analysis can use the same ones."""
-    lines = [json.dumps({"domain": rollouts.domain} | asdict(item)) for item in rollouts.items]
+def save_rollouts(path: Path, *rollouts: Rollouts) -> None:
+    """Writes one JSON object per completion of these domains, so that another analysis can use the same ones."""
+    lines = [json.dumps({"domain": one.domain} | asdict(item)) for one in rollouts for item in one.items]
     write_text(path, "".join(f"{line}\n" for line in lines))
 
 

@@ -1,0 +1,231 @@
+"""What an analysis is about: a model, its tokenizer, the domains of a configuration and their completions."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from counterpoint.config import Config, ModelConfig, load_config
+from counterpoint.diagnosis.rollouts import Rollouts, read_rollouts, sample_rollouts, save_rollouts
+from counterpoint.domains import Domain, load_domains
+from counterpoint.errors import ConfigError, CounterpointError, DomainError, ModelError, nearest
+from counterpoint.evaluation import Sampling
+from counterpoint.models import check_model, load_model, load_tokenizer
+from counterpoint.runs import RunDirectory
+
+Progress = Callable[[str, int, int], None]
+"""``(what, done, total)``, called as work goes on."""
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model in evaluation mode on its device, its tokenizer, and domains by name in the configuration's order."""
+
+    config: Config
+    model: Any
+    tokenizer: Any
+    domains: dict[str, Domain]
+
+
+def config_of(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration in a file, or the one in a run directory.
+
+    Raises:
+        ConfigError: with every problem of the file.
+    """
+    path = Path(path)
+    return load_config(path / "config.yaml" if (path / "config.yaml").is_file() else path, overrides)
+
+
+def open_subject(
+    config: str | Path | Config, model: str | Path | None = None, domains: Sequence[str] | None = None
+) -> Subject:
+    """Loads a model and the domains it is measured on; what is wrong is said before any weight is read.
+
+    Args:
+        config: a configuration file, a run directory, or a configuration already read.
+        model: a checkpoint folder, a hub id or ``pocket``; the configuration's own model where it is None. A checkpoint
+            folder without a tokenizer is read with the configuration's.
+        domains: names of the domains that are wanted; None means all.
+
+    Raises:
+        ConfigError: a bad file, or a domain that the configuration lacks (with the nearest name).
+        ModelError: no model there.
+        DomainError: a domain that cannot be used.
+    """
+    config = config if isinstance(config, Config) else config_of(config)
+    wanted = wanted_domains(config, domains)
+    chosen = model_of(config, model)
+    check_model(chosen)
+    tokenizer = load_tokenizer(chosen if _has_tokenizer(chosen) else config.model)
+    loaded = load_domains(
+        config.model_copy(update={"domains": {name: config.domains[name] for name in wanted}}), tokenizer
+    )
+    policy = load_model(chosen).to(_device(config)).eval()
+    return Subject(config, policy, tokenizer, {domain.name: domain for domain in loaded})
+
+
+def wanted_domains(config: Config, names: Sequence[str] | None) -> list[str]:
+    """``names`` checked against the configuration, in its order; all of them for None."""
+    for name in names or ():
+        if name not in config.domains:
+            raise ConfigError(f"The configuration has no domain {name!r}; {nearest(name, config.domains)}")
+    return [name for name in config.domains if names is None or name in names]
+
+
+def model_of(config: Config, path: str | Path | None) -> ModelConfig:
+    """The settings of the configuration's model with ``path`` in its place.
+
+    Raises:
+        ModelError: the path is a run, or a folder that is not there.
+    """
+    if path is None:
+        return config.model
+    folder = Path(path).expanduser()
+    if (folder / "run.json").is_file():
+        found = [str(place) for _, place in RunDirectory(folder).checkpoints()]
+        hint = f"Name one of its checkpoints: {', '.join(found)}." if found else "It has no checkpoint yet."
+        raise ModelError(f"{path} is a run directory, and a model is wanted. {hint}")
+    if not folder.exists() and _looks_like_a_folder(str(path)):
+        raise ModelError(f"{path}: there is no such folder. Give a checkpoint folder, a hub id, or `pocket`.")
+    where = str(folder) if folder.exists() else str(path)
+    return config.model.model_copy(update={"path": where, "revision": None, "lora": None})
+
+
+def completions_for(
+    subject: Subject,
+    *,
+    file: Path | None = None,
+    prompts: int = 64,
+    samples: int = 4,
+    seed: int = 0,
+    at_least: int = 2,
+    held_out: bool = False,
+    save: Path | None = None,
+    on_progress: Progress = silent,
+) -> dict[str, Rollouts]:
+    """The completions of every domain of ``subject``: read from ``file``, or sampled from its model.
+
+    Args:
+        subject: the model and the domains.
+        file: completions that ``save_rollouts`` wrote, of any model with this tokenizer; nothing is sampled then.
+        prompts: prompts per domain, from the start of its training rows.
+        samples: completions of each prompt.
+        seed: of the private random stream.
+        at_least: how many prompts per domain the analysis needs, for halves or intervals.
+        held_out: sample on held-out rows instead of training rows.
+        save: where the sampled ones are written, so that other analyses can use the same.
+        on_progress: called with ``sample DOMAIN``, completions done and in total.
+
+    Raises:
+        CounterpointError: too few completions (saying how many are needed), or a file that holds something else.
+    """
+    if file is not None:
+        return _given(subject, file, at_least)
+    if prompts < at_least or samples < 1:
+        raise CounterpointError(
+            f"{prompts} prompts with {samples} completions each are too few: this analysis needs at least {at_least} "
+            "prompts per domain, so that two halves share none. Ask for more."
+        )
+    sampling = _sampling(subject.config, seed)
+    found = {}
+    for name, domain in subject.domains.items():
+        found[name] = sample_rollouts(
+            subject.model,
+            subject.tokenizer,
+            domain,
+            prompts=prompts,
+            samples=samples,
+            sampling=sampling,
+            rows=domain.evaluation if held_out else None,
+            on_batch=_counter(f"sample {name}", prompts * samples, on_progress),
+        )
+    if save is not None:
+        save_rollouts(save, *found.values())
+    return found
+
+
+def _given(subject: Subject, file: Path, at_least: int) -> dict[str, Rollouts]:
+    try:
+        found = read_rollouts(file)
+    except (OSError, UnicodeDecodeError) as error:
+        raise CounterpointError(f"{file}: the completions cannot be read ({error}).") from None
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise CounterpointError(
+            f"{file} holds no completions ({type(error).__name__}: {error}). Give a file that an analysis saved, one "
+            "JSON object a line."
+        ) from None
+    for name in subject.domains:
+        if name not in found:
+            raise DomainError(f"{file} has no completions of the domain {name!r}; it has: {', '.join(found)}.")
+    check_enough(found, subject.domains, at_least, str(file))
+    _check_vocabulary({name: found[name] for name in subject.domains}, subject.model, file)
+    return {name: found[name] for name in subject.domains}
+
+
+def check_enough(rollouts: Mapping[str, Rollouts], names: Iterable[str], at_least: int, where: str) -> None:
+    """Refuses fewer than ``at_least`` prompts in any domain, saying how many there are and how many are needed."""
+    for name in names:
+        have = rollouts[name].num_groups
+        if have < at_least:
+            raise CounterpointError(
+                f"{where}: the domain {name!r} has completions of {have} prompt{'s' * (have != 1)}, and at least "
+                f"{at_least} are needed. Sample {at_least - have} more."
+            )
+
+
+def _check_vocabulary(rollouts: Mapping[str, Rollouts], model: Any, file: Path) -> None:
+    size = model.get_input_embeddings().weight.shape[0]
+    highest = max(max((*item.prompt_ids, *item.completion_ids)) for r in rollouts.values() for item in r.items)
+    if highest >= size:
+        raise CounterpointError(
+            f"{file}: a completion holds token {highest}, and the model knows only {size}. They belong to another "
+            "tokenizer; sample completions of this model instead."
+        )
+
+
+def _counter(what: str, total: int, on_progress: Progress) -> Callable[[int], None]:
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        on_progress(what, done, total)
+
+    return count
+
+
+def _sampling(config: Config, seed: int) -> Sampling:
+    """As in training: its temperature, nucleus and longest completion."""
+    settings = config.training
+    longest = settings.get("max_completion_length") or config.evaluation.max_new_tokens or Sampling.max_new_tokens
+    return Sampling(
+        temperature=settings.get("temperature", Sampling.temperature),
+        top_p=settings.get("top_p", Sampling.top_p),
+        max_new_tokens=longest,
+        batch_size=config.evaluation.batch_size,
+        seed=seed,
+    )
+
+
+def _has_tokenizer(model: ModelConfig) -> bool:
+    folder = Path(model.path)
+    return not folder.is_dir() or any((folder / name).is_file() for name in _TOKENIZER_FILES)
+
+
+def _looks_like_a_folder(path: str) -> bool:
+    """Hub ids are ``name`` or ``owner/name``."""
+    return path.startswith(("/", ".", "~")) or path.count("/") > 1
+
+
+def _device(config: Config) -> str:
+    return "cuda" if config.run.device == "auto" and torch.cuda.is_available() else "cpu"
