@@ -36,6 +36,15 @@ def test_one_process_runs_what_it_can():
     assert "Exact on 1 rank, cpu, float64: 1 of 1 cases held (1 not run)" in result.stdout
 
 
+def test_the_help_needs_no_torch():
+    code = (
+        "import sys; from typer.testing import CliRunner; from counterpoint.cli.app import app; "
+        "result = CliRunner().invoke(app, ['verify', '--help']); "
+        "sys.exit(result.exit_code or 'torch' in sys.modules or 'torchrun' not in result.output)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_the_list_names_everything():
     result = CliRunner().invoke(app, ["verify", "--list"])
     assert result.exit_code == 0

@@ -80,7 +80,7 @@ def test_what_needs_more_ranks_is_reported_as_not_run():
     text = printed(report)
     assert "Not run, needs 2 ranks: ddp;" in text
     assert "Not run, needs 4 ranks or more, a multiple of 2: hsdp." in text
-    assert "0 of 0 cases held (2 not run)" in sentence(report)
+    assert "0 of 0 cases held (2 not run), in" in sentence(report)
 
 
 def test_the_numbers_can_be_written_as_json():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..surgery import GROUPINGS, Record
-from .case import EXACT, Case
+from .case import Case
 from .trial import local_records, prepare
 from .truth import Gradients, Trajectory, truth
 from .world import World, copies_that_differ, whole
@@ -39,7 +39,7 @@ def run_case(case: Case, world: World) -> Errors:
     """
     trial = prepare(case, world)
     right = truth(case.model, trial.plan, world.device, case.compute)
-    allowed = case.tolerances or EXACT[world.dtype]
+    allowed = case.allowed(world)
     assert right.num_conflicts or trial.plan.domains == 1, "without a conflict nothing but the plain sum is tested"
     gradients, record = trial.probe()
     errors = {

@@ -22,6 +22,9 @@ QUANTITIES = ("gradients", "Grams", "weights", "parameters")
 ROUNDED = "~"
 """Marks errors that are compared with another tolerance than the column's."""
 
+SHOWN = 6
+"""Names of cases that were not run, for each reason."""
+
 SIMULATED = (0.0, -0.5, -0.9)
 """True cosines of the simulation that is printed."""
 
@@ -35,7 +38,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
         console = Console(file=console.file, width=WIDTH)
     if report.cases:
         console.print(_case_table(report))
-    if report.controls:
+    if any(outcome.status != "not run" for outcome in report.controls):
         console.print(_control_table(report.controls))
         console.print(simulation_text(), highlight=False)
     console.print(not_run_text([*report.cases, *report.controls]), highlight=False, end="")
@@ -53,8 +56,8 @@ def sentence(report: Report) -> str:
     seen = sum(outcome.status == "held" for outcome in planted)
     return (
         f"{'Not exact' if report.failed else 'Exact'} on {place(report)}: {held} of {len(run)} cases held"
-        f"{f' ({left} not run)' if left else ''}, {seen} of {len(planted)} planted bugs were seen, "
-        f"in {report.seconds:.0f} s."
+        f"{f' ({left} not run)' if left else ''}, "
+        f"{f'{seen} of {len(planted)} planted bugs were seen, ' if planted else ''}in {report.seconds:.0f} s."
     )
 
 
@@ -64,7 +67,12 @@ def not_run_text(outcomes: Iterable[Outcome]) -> str:
     for outcome in outcomes:
         if outcome.status == "not run":
             by_reason.setdefault(outcome.note, []).append(outcome.name)
-    return "".join(f"Not run, {reason}: {'; '.join(names)}.\n" for reason, names in by_reason.items())
+    return "".join(f"Not run, {reason}: {_some(names)}.\n" for reason, names in by_reason.items())
+
+
+def _some(names: list[str]) -> str:
+    shown = "; ".join(names[:SHOWN])
+    return shown if len(names) <= SHOWN else f"{shown}; and {len(names) - SHOWN} more"
 
 
 def place(report: Report) -> str:
@@ -77,10 +85,12 @@ def place(report: Report) -> str:
 def simulation_text() -> str:
     """What happens to cosines with 8 ranks, in one line."""
     shown = [(true, filed_cosines(true)) for true in SIMULATED]
-    pairs = ", ".join(f"{true:+.1f} as {cosines.by_each_rank:+.2f}" for true, cosines in shown)
+    true = ", ".join(f"{cosine:+.1f}" for cosine, _ in shown)
+    by_each_rank = ", ".join(f"{cosines.by_each_rank:+.2f}" for _, cosines in shown)
+    by_domain = ", ".join(f"{cosines.by_domain:+.2f}" for _, cosines in shown)
     return (
-        f"With {RANKS} ranks that each file the mean of all under their own domain (simulated), a true cosine of "
-        f"{pairs}; filed by domain, as {', '.join(f'{cosines.by_domain:+.2f}' for _, cosines in shown)}."
+        f"Simulated: with {RANKS} ranks that each file the mean of all under their own domain, true cosines of {true} "
+        f"between two domains are measured as {by_each_rank}; filed by domain, as {by_domain}."
     )
 
 

@@ -52,7 +52,10 @@ def _mesh(device_type: str, shape: tuple[int, ...], names: tuple[str, ...]) -> A
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor, gathered where ranks hold parts of it; a collective."""
-    return tensor.full_tensor() if is_dtensor(tensor) else tensor
+    if not is_dtensor(tensor):
+        return tensor
+    # offloaded parts are gathered where the mesh's collectives are
+    return tensor.to(tensor.device_mesh.device_type).full_tensor()
 
 
 def copies_that_differ(tensors: Mapping[str, Tensor], world: World) -> list[str]:
