@@ -189,6 +189,43 @@ def train_unaveraged(model: str, folder: Path, names: list[str]) -> dict[str, An
     return train_cases(model, folder, names)
 
 
+def diverge_on_one(model: str, folder: Path) -> str:
+    """What each rank says when the loss is no number on the second one alone."""
+    from counterpoint.errors import DivergedError
+    from counterpoint.training import DomainGRPOTrainer
+
+    class Broken(DomainGRPOTrainer):
+        def _compute_loss(self, model, inputs):
+            loss = super()._compute_loss(model, inputs)
+            broken = self.state.global_step == 1 and self.accelerator.process_index == 1
+            return loss * torch.nan if broken else loss
+
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    try:
+        train_case(model, folder, CASES["mgs"], 2, Broken)
+    except DivergedError as error:
+        return str(error)
+    return "went on"
+
+
+def generate_together(batch_size: int) -> list[Any]:
+    """Completions of the pocket model that the ranks sample together, as texts and lengths."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from counterpoint.evaluation import Sampling, generate
+    from counterpoint.launch import Launch
+    from counterpoint.pocket import model_path
+
+    model = AutoModelForCausalLM.from_pretrained(model_path())
+    tokenizer = AutoTokenizer.from_pretrained(model_path(), padding_side="left")
+    prompts = [f"{i}+{i * i}=" for i in range(10)]
+    counts: list[int] = []
+    sampling = Sampling(max_new_tokens=6, batch_size=batch_size)
+    completions = generate(model, tokenizer, prompts, sampling, counts.append, Launch.join())
+    assert sum(counts) == len(prompts)
+    return [(c.text, c.num_tokens, c.truncated) for c in completions]
+
+
 if __name__ == "__main__":
     model_path, output = sys.argv[1], Path(sys.argv[2])
     results = train_cases(model_path, output, list(CASES))

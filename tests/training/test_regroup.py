@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from counterpoint.training.regroup import DOMAIN_KEY, domain_of, regroup
+from counterpoint.training.regroup import DOMAIN_KEY, PROMPT_KEY, domain_of, regroup
 
 
 def shuffled_buffer(counts, micro_batches, seed=0):
@@ -75,3 +75,43 @@ def test_rows_keep_their_order_inside_a_domain():
 def test_rows_that_do_not_fill_micro_batches_are_a_bug_of_ours():
     with pytest.raises(AssertionError, match="do not fill"):
         regroup(shuffled_buffer((5, 11), 4))
+
+
+def prompts_of_halves(parts, domain_id):
+    """The prompts in the micro-batches of one domain at even and at odd places."""
+    own = [part for part in parts if domain_of(part) == domain_id]
+    return [{int(p) for part in own[half::2] for p in part[PROMPT_KEY]} for half in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("counts", "steps"), [((16, 16), None), ((16, 16), [[4, 4]]), ((24, 8), [[6, 2]]), ((16, 16), [[2, 2], [2, 2]])]
+)
+def test_halves_of_a_domain_share_no_prompt(counts, steps):
+    buffer = shuffled_buffer(counts, 8)
+    for part in buffer:
+        part[PROMPT_KEY] = part["value"] // 4  # four completions of each prompt
+    result = regroup(buffer, steps, halves=True)
+    assert sorted(torch.cat([part["value"] for part in result]).tolist()) == list(range(sum(counts)))
+    lengths = [sum(step) for step in steps] if steps else [len(result)]
+    for start, length in zip([sum(lengths[:i]) for i in range(len(lengths))], lengths, strict=True):
+        for domain_id in range(len(counts)):
+            first, second = prompts_of_halves(result[start : start + length], domain_id)
+            assert first
+            assert second
+            assert not first & second
+
+
+def test_without_halves_shuffled_rows_mix_prompts_so_the_check_can_fail():
+    buffer = shuffled_buffer((16, 16), 8)
+    for part in buffer:
+        part[PROMPT_KEY] = part["value"] // 4
+    first, second = prompts_of_halves(regroup(buffer), 0)
+    assert first & second
+
+
+def test_one_prompt_lies_in_both_halves_where_a_half_is_no_whole_number_of_prompts():
+    buffer = shuffled_buffer((12,), 3)
+    for part in buffer:
+        part[PROMPT_KEY] = part["value"] // 6  # two prompts over three micro-batches of four
+    first, second = prompts_of_halves(regroup(buffer, halves=True), 0)
+    assert len(first & second) == 1

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,13 +15,16 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from ranks_helper import run_ranks
+from trainer_ranks import run_sharded
+
 pytestmark = pytest.mark.slow
 
 CLOCKS = {"time", "step_time", "step_seconds", "seconds"}
 
 
-def config(folder, model, name, **overrides):
-    settings = {
+def settings_of(folder, model, name, **overrides):
+    return {
         "model": str(model),
         "strategy": "mgs",
         "domains": {"math": {"source": "pocket"}, "code": {"source": "pocket"}},
@@ -34,8 +38,12 @@ def config(folder, model, name, **overrides):
             "gradient_checkpointing": False,
         },
         "evaluation": {"prompts": 6, "samples": 1, "every": 5, "batch_size": 4},
-        "run": {"dir": str(folder), "name": name, "save_every": 3, "samples": 2, "device": "cpu"},
+        "run": {"dir": str(folder), "name": name, "save_every": 3, "keep": 3, "samples": 2, "device": "cpu"},
     } | overrides
+
+
+def config(folder, model, name, **overrides):
+    settings = settings_of(folder, model, name, **overrides)
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(settings))
     return path
@@ -97,6 +105,13 @@ def worker(process, rank):
 def lines(folder, name):
     rows = [json.loads(line) for line in (folder / name).read_text().splitlines()]
     return [{k: v for k, v in row.items() if k not in CLOCKS} for row in rows]
+
+
+def before(folder):
+    """The completions of the evaluation before training, in the order of domains."""
+    rows = [line for line in lines(folder, "samples.jsonl") if line["when"] == "before"]
+    assert len({row["completion"] for row in rows}) > 1
+    return sorted(rows, key=lambda row: (row["domain"], row["prompt"]))
 
 
 def assert_same_run(ours, theirs):
@@ -174,4 +189,19 @@ def test_a_reward_that_fails_on_one_rank_is_told_once(tiny_model, tmp_path, monk
     status, output = finish(start("train", path))
     assert status != 0
     assert errors(output) == 1
-    assert "domain 'math': reward 'picky' raised ZeroDivisionError" in output
+    assert re.search(r"^Error: domain 'math': reward '.*picky' raised ZeroDivisionError", output, re.MULTILINE)
+
+
+def test_a_run_on_fsdp2_saves_whole_models_and_resumes_with_the_same_numbers(whole, tiny_model, tmp_path):
+    settings = settings_of(tmp_path, tiny_model, "sharded")
+    run_ranks(run_sharded, 2, settings)
+    run = tmp_path / "sharded"
+    assert before(run) == before(whole)
+
+    stopped = tmp_path / "again" / "sharded"
+    shutil.copytree(run, stopped)
+    shutil.rmtree(stopped / "checkpoints" / "step-10")
+    shutil.rmtree(stopped / "checkpoints" / "step-9")
+    again = settings | {"run": settings["run"] | {"dir": str(stopped.parent)}}
+    run_ranks(run_sharded, 2, again)
+    assert_same_run(stopped, run)

@@ -11,7 +11,15 @@ import torch
 
 import trainer_ranks
 from ranks_helper import run_ranks
-from trainer_ranks import CASES, SHARDED_CASES, train_cases, train_sharded, train_unaveraged
+from trainer_ranks import (
+    CASES,
+    SHARDED_CASES,
+    diverge_on_one,
+    generate_together,
+    train_cases,
+    train_sharded,
+    train_unaveraged,
+)
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -105,3 +113,15 @@ def test_without_averaging_weights_drift_apart_so_the_comparison_can_fail(tiny_m
     reference = alone["mgs"]["weights"]
     assert largest_difference(first["weights"], reference) > 100 * TOLERANCE
     assert largest_difference(first["weights"], second["weights"]) > 100 * TOLERANCE
+
+
+def test_a_loss_that_is_no_number_on_one_rank_stops_both(tiny_model, tmp_path):
+    first, second = run_ranks(diverge_on_one, 2, str(tiny_model), tmp_path)
+    assert first == second
+    assert first.startswith("Step 2: the loss is nan")
+
+
+@pytest.mark.parametrize("batch_size", [4, 10])
+def test_two_ranks_evaluate_as_one_does(batch_size):
+    alone = generate_together(batch_size)
+    assert run_ranks(generate_together, 2, batch_size) == [alone, alone]

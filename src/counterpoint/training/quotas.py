@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from trl import GRPOConfig
 
 from counterpoint.domains.sampler import QuotaSampler
-from counterpoint.errors import DomainError
+from counterpoint.errors import DomainError, nearest
 from counterpoint.surgery import Strategy
-from counterpoint.surgery.strategies import needs_halves
+from counterpoint.surgery.strategies import needs_halves, protected_domains
 
 
 def quota_sampler(args: GRPOConfig, sizes: Mapping[str, int], shares: Mapping[str, float], rule: str) -> QuotaSampler:
@@ -33,11 +33,14 @@ def quota_sampler(args: GRPOConfig, sizes: Mapping[str, int], shares: Mapping[st
 
 
 def check_strategy(strategy: Strategy, sampler: QuotaSampler) -> None:
-    """Refuses a batch in which a strategy that compares halves of a domain's gradient finds only one.
+    """Refuses a strategy that protects a domain that is not there, or finds only one half of a domain's gradient.
 
     Raises:
-        DomainError: a domain with a single micro-batch in some step, saying what to set.
+        DomainError: naming the domain, or saying what to set so that it has two micro-batches in every step.
     """
+    for name in protected_domains(strategy):
+        if name not in sampler.domains:
+            raise DomainError(f"The strategy protects {name!r}, which is no domain; {nearest(name, sampler.domains)}")
     if len(sampler.domains) < 2 or not needs_halves(strategy):
         return
     geometry = sampler.geometry
