@@ -15,9 +15,11 @@ import importlib
 from typing import Any
 
 _HOMES: dict[str, str] = {
+    "Behaviour": "behaviour_of_run",
     "Estimate": "statistics",
     "Rollout": "rollouts",
     "Rollouts": "rollouts",
+    "behaviour": "behaviour_of_run",
     "read_rollouts": "rollouts",
     "sample_rollouts": "rollouts",
     "save_rollouts": "rollouts",

@@ -2,9 +2,13 @@
 
 import typer
 
+from counterpoint.cli.diagnose.behaviour import behaviour
+
 app = typer.Typer(
     name="diagnose",
     help="Show where and why one domain hurts another, on any checkpoints: every number beside the level that chance "
     "or noise would give.",
     no_args_is_help=True,
 )
+
+app.command("behaviour")(behaviour)

@@ -1,0 +1,93 @@
+"""What a run wrote down about its behaviour, in order: stages, and every domain's evaluation at every moment."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from counterpoint.errors import RunError
+from counterpoint.runs import RunDirectory
+
+Line = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TrainedStage:
+    """Training on ``domains`` from ``first_step`` (exclusive) to ``last_step`` (inclusive)."""
+
+    index: int
+    domains: tuple[str, ...]
+    first_step: int
+    last_step: int
+
+
+@dataclass(frozen=True)
+class History:
+    """A run's lines, by domain and step. ``steps`` are those with an evaluation of every domain, in order."""
+
+    name: str
+    domains: tuple[str, ...]
+    stages: tuple[TrainedStage, ...]
+    steps: tuple[int, ...]
+    evaluations: Mapping[tuple[str, int], Line]
+    metrics: Sequence[Line]
+    samples: Sequence[Line]
+
+    def scores(self, domain: str, step: int) -> Sequence[float] | None:
+        """The mean score of every held-out prompt of ``domain`` at ``step``; None where it was not evaluated."""
+        line = self.evaluations.get((domain, step))
+        return None if line is None else line["scores"]
+
+    def known_scores(self, domain: str, step: int) -> Sequence[float]:
+        """The same where it is known that the domain was evaluated."""
+        found: Sequence[float] = self.evaluations[domain, step]["scores"]
+        return found
+
+    def moment(self, step: int) -> str:
+        """What people call this step: ``before``, ``after code``, or ``step 60`` within a stage."""
+        if step == 0:
+            return "before"
+        ended = next((stage for stage in self.stages if stage.last_step == step), None)
+        if ended is None:
+            return f"step {step}"
+        return f"after {ended.domains[0]}" if len(ended.domains) == 1 else "after"
+
+
+def read_history(run: RunDirectory) -> History:
+    """The history of ``run``, finished or not.
+
+    Raises:
+        RunError: no evaluation of all domains is recorded, or evaluations lack the score of every prompt.
+    """
+    state = run.state
+    lines = run.lines("evals.jsonl")
+    if any("scores" not in line for line in lines):
+        raise RunError(
+            f"{run.path / 'evals.jsonl'}: the score of every prompt (`scores`) is missing, so changes cannot be "
+            "judged. Evaluate the checkpoints again with `counterpoint eval`."
+        )
+    # A later line of the same step replaces the earlier one: the end of a stage stands after what was seen during it.
+    evaluations = {(str(line["domain"]), int(line["step"])): line for line in lines}
+    domains = tuple(str(name) for name in state["domains"])
+    steps = sorted({step for _, step in evaluations})
+    whole = tuple(step for step in steps if all((domain, step) in evaluations for domain in domains))
+    if not whole:
+        raise RunError(
+            f"{run.path / 'evals.jsonl'}: holds no evaluation of all of {', '.join(domains)}. Wait for the run's first "
+            "one, or train with `evaluation.before: true`."
+        )
+    return History(
+        name=str(state["name"]),
+        domains=domains,
+        stages=_stages(state["stages"]),
+        steps=whole,
+        evaluations=evaluations,
+        metrics=run.lines("metrics.jsonl"),
+        samples=run.lines("samples.jsonl"),
+    )
+
+
+def _stages(rows: Sequence[Line]) -> tuple[TrainedStage, ...]:
+    ordered = sorted(rows, key=lambda row: row["last_step"])
+    return tuple(
+        TrainedStage(i, tuple(row["domains"]), row["first_step"], row["last_step"]) for i, row in enumerate(ordered)
+    )
