@@ -19,13 +19,12 @@ FOUR = [
     "ddp, averaged, own ways",
     "ddp, averaged, experts",
     "fsdp2, uneven shards",
-    "fsdp2, experts",
     "hsdp",
     "fsdp2 x tensor parallel",
     "fsdp2 x tensor parallel, sequence",
     "fsdp2 x tensor parallel, uneven",
 ]
-CORE_OF_FOUR = ["ddp, averaged, own ways", "fsdp2, uneven shards", "hsdp", "fsdp2 x tensor parallel"]
+CORE_OF_FOUR = ["ddp, averaged, own ways", "fsdp2, uneven shards", "hsdp"]
 
 BUGS_OF_FOUR = ["fsdp2, orders differ", "fsdp2, orders differ, told", "shard-local Grams", "replicas counted twice"]
 
