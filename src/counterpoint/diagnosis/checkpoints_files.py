@@ -1,0 +1,252 @@
+"""Finds the safetensors files of a checkpoint folder and reads tensors from them by their place in the file."""
+
+import json
+import os
+import re
+import struct
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from counterpoint.errors import ModelError
+from counterpoint.surgery.groupings import plain_name
+
+INDEX = "model.safetensors.index.json"
+WEIGHTS = "model.safetensors"
+_SHARD = re.compile(r"^(.*)-(\d{5})-of-(\d{5})\.safetensors$")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".distcp")
+_NOT_MODELS = ("optimizer.pt", "scheduler.pt", "training_args.bin", "scaler.pt")
+_BUFFERS = re.compile(r"(?:rotary_emb\.inv_freq|attn\.masked_bias|attention\.masked_bias)$")
+"""Tensors of old checkpoints that are computed, not trained."""
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""Types of safetensors that torch can hold."""
+
+LARGEST_READ = 1 << 30
+"""Bytes asked for at once: Linux gives no more than 2 GiB per call."""
+
+_ORDER = (
+    "input_layernorm",
+    "self_attn",
+    "attn",
+    "attention",
+    "post_attention",
+    "pre_feedforward",
+    "mlp",
+    "block_sparse",
+)
+_INSIDE = ("q_", "k_", "v_", "qkv", "o_", "gate", "up_", "gate_up", "fc1", "c_fc", "down", "fc2", "c_proj")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.(.+)$")
+
+
+class _File:
+    """An open file that many threads read at once, by place."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._descriptor = -1
+
+    def descriptor(self) -> int:
+        with self._lock:
+            if self._descriptor < 0:
+                self._descriptor = os.open(self.path, os.O_RDONLY)
+        return self._descriptor
+
+    def __del__(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+
+    def fill(self, buffer: memoryview, place: int) -> None:
+        descriptor, done = self.descriptor(), 0
+        while done < len(buffer):
+            read = os.preadv(descriptor, [buffer[done : done + LARGEST_READ]], place + done)
+            if not read:
+                raise ModelError(f"{self.path}: the file became shorter while it was read. Copy the checkpoint again.")
+            done += read
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor in a safetensors file: bytes ``start`` to ``start + num_bytes``, row-major."""
+
+    file: _File
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    num_bytes: int = field(default=0)
+
+    def read(self) -> Tensor:
+        """The whole tensor."""
+        return self._bytes(self.start, self.num_bytes).view(self.dtype).view(self.shape)
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Slices ``start`` to ``stop`` along dimension 0."""
+        per_row = self._row_bytes()
+        flat = self._bytes(self.start + start * per_row, (stop - start) * per_row)
+        return flat.view(self.dtype).view(stop - start, *self.shape[1:])
+
+    def will_read(self, start: int, stop: int) -> None:
+        """Has the system fetch these rows in the background, where it can."""
+        if hasattr(os, "posix_fadvise"):
+            per_row = self._row_bytes()
+            place, length = self.start + start * per_row, (stop - start) * per_row
+            os.posix_fadvise(self.file.descriptor(), place, length, os.POSIX_FADV_WILLNEED)
+
+    def _row_bytes(self) -> int:
+        return self.num_bytes // self.shape[0] if self.shape and self.shape[0] else 0
+
+    def _bytes(self, place: int, length: int) -> Tensor:
+        buffer = torch.empty(length, dtype=torch.uint8)
+        self.file.fill(buffer.numpy().data, place)
+        return buffer
+
+
+def find_files(folder: Path) -> list[Path]:
+    """The safetensors files of the model in ``folder``.
+
+    Raises:
+        ModelError: none there, only pickles, missing shards, or files that are not shards of one model.
+    """
+    index = folder / INDEX
+    if index.is_file():
+        return _indexed(folder, index)
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    found = sorted(folder.glob("*.safetensors"))
+    if not found:
+        raise _no_weights(folder)
+    shards = [match for path in found if (match := _SHARD.match(path.name))]
+    if len(shards) == len(found):
+        return _all_shards(folder, found, shards)
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found[:6])
+        raise ModelError(
+            f"{folder}: {len(found)} safetensors files and no {INDEX} that says which belong to the model ({names}). "
+            "Save the model with save_pretrained, or leave one file."
+        )
+    return found
+
+
+def _indexed(folder: Path, index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelError(f"{index}: no weight_map could be read there ({error}). Save or download it again.") from error
+    _refuse_missing(folder, [name for name in names if not (folder / name).is_file()], len(names))
+    return [folder / name for name in names]
+
+
+def _all_shards(folder: Path, found: list[Path], shards: Sequence[re.Match[str]]) -> list[Path]:
+    stem, count = shards[0][1], shards[0][3]
+    wanted = [f"{stem}-{i:05d}-of-{count}.safetensors" for i in range(1, int(count) + 1)]
+    _refuse_missing(folder, sorted(set(wanted) - {path.name for path in found}), len(wanted))
+    return found
+
+
+def _refuse_missing(folder: Path, missing: list[str], total: int) -> None:
+    if missing:
+        listed = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
+        raise ModelError(
+            f"{folder}: {len(missing)} of {total} shards of the model are missing: {listed}. Copy or download the "
+            "checkpoint again."
+        )
+
+
+def _no_weights(folder: Path) -> ModelError:
+    files = sorted(path.name for path in folder.iterdir() if path.is_file())
+    pickles = [name for name in files if name.endswith(_PICKLES) and name not in _NOT_MODELS]
+    if pickles:
+        return ModelError(
+            f"{folder}: only pickled weights ({', '.join(pickles[:3])}), and a pickle can run any code when read. "
+            "Convert it where you trust it: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder) "
+            "writes safetensors."
+        )
+    found = ", ".join(files[:8]) or "no file"
+    return ModelError(
+        f"{folder}: no .safetensors weights there, found {found}. Give a checkpoint folder that save_pretrained wrote."
+    )
+
+
+def read_headers(folder: Path, files: Sequence[Path]) -> dict[str, Stored]:
+    """Every tensor of the files by plain name; the first of two files that hold the same name counts.
+
+    Raises:
+        ModelError: a file that is no safetensors or is cut off, or a type that torch cannot hold.
+    """
+    stored: dict[str, Stored] = {}
+    for path in files:
+        for name, tensor in read_header(path).items():
+            plain = plain_name(name)
+            if not _BUFFERS.search(plain):
+                stored.setdefault(plain, tensor)
+    if not stored:
+        raise ModelError(f"{folder}: its safetensors files hold no tensor. Save or download the checkpoint again.")
+    return stored
+
+
+def read_header(path: Path) -> dict[str, Stored]:
+    """Every tensor of one safetensors file by its name there; see ``read_headers``."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        first = file.read(8)
+        length = struct.unpack("<Q", first)[0] if len(first) == 8 else size
+        try:
+            header = json.loads(file.read(length)) if length <= size - 8 else None
+        except ValueError:
+            header = None
+    if not isinstance(header, dict):
+        raise ModelError(f"{path}: not a safetensors file, or its header is cut off. Copy or download it again.")
+    header.pop("__metadata__", None)
+    opened = _File(path)
+    stored = {name: _stored(opened, name, entry, 8 + length) for name, entry in header.items()}
+    end = max((tensor.start + tensor.num_bytes for tensor in stored.values()), default=0)
+    if end > size:
+        raise ModelError(
+            f"{path}: cut off: its header speaks of {end} bytes and it has {size}. Copy or download it again."
+        )
+    return stored
+
+
+def _stored(file: _File, name: str, entry: dict[str, object], data: int) -> Stored:
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if dtype not in DTYPES:
+        raise ModelError(
+            f"{file.path}: {name} has the type {dtype}, which is not read. Save the checkpoint as bfloat16 or float32."
+        )
+    assert isinstance(shape, list)
+    assert isinstance(offsets, list)
+    return Stored(file, DTYPES[str(dtype)], tuple(shape), data + offsets[0], offsets[1] - offsets[0])
+
+
+def model_order(name: str) -> tuple[int, int, int, int, list[int], str]:
+    """Sorts names as a forward pass meets them: embedding, layers by number, final norm, output projection."""
+    numbers = [int(number) for number in re.findall(r"\d+", name)]
+    inside = _LAYER.search(name)
+    if inside:
+        block = _first(_ORDER, inside[2].split(".")[0])
+        return 1, int(inside[1]), block, _first(_INSIDE, inside[2].split(".", 1)[-1]), numbers, name
+    if "head" in name or "embed_out" in name:
+        return 3, 0, 0, 0, numbers, name
+    return (0 if any(word in name for word in ("embed", "wte", "wpe")) else 2), 0, 0, 0, numbers, name
+
+
+def _first(prefixes: Sequence[str], text: str) -> int:
+    return next((i for i, prefix in enumerate(prefixes) if text.startswith(prefix)), len(prefixes))

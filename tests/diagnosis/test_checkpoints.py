@@ -1,0 +1,272 @@
+"""Checkpoints on disk: what is read, what is merged, what is refused and with which words."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from counterpoint.diagnosis.checkpoints import compare, open_checkpoint
+from counterpoint.errors import ModelError
+from counterpoint.pocket import model_path
+
+
+def random_model(seed=0, *, layers=2, hidden=12, inner=20, vocabulary=16, dtype=torch.float32, head=False):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"model.embed_tokens.weight": (vocabulary, hidden), "model.norm.weight": (hidden,)}
+    for i in range(layers):
+        at = f"model.layers.{i}"
+        shapes |= {f"{at}.self_attn.{x}_proj.weight": (hidden, hidden) for x in "qkvo"}
+        shapes |= {f"{at}.mlp.{x}_proj.weight": (inner, hidden) for x in ("gate", "up")}
+        shapes |= {f"{at}.mlp.down_proj.weight": (hidden, inner), f"{at}.input_layernorm.weight": (hidden,)}
+    if head:
+        shapes["lm_head.weight"] = (vocabulary, hidden)
+    return {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()}
+
+
+def save(folder, tensors, *, shards=1, tied=False):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "tie_word_embeddings": tied}))
+    if shards == 1:
+        save_file(tensors, folder / "model.safetensors")
+        return folder
+    names, weight_map = list(tensors), {}
+    for i in range(shards):
+        file = f"model-{i + 1:05d}-of-{shards:05d}.safetensors"
+        weight_map |= dict.fromkeys(names[i::shards], file)
+        save_file({name: tensors[name] for name in names[i::shards]}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_tensors_and_rows_are_those_of_safetensors(tmp_path, dtype):
+    tensors = random_model(dtype=dtype) | {"model.scale": torch.tensor(3.0).to(dtype)}
+    checkpoint = open_checkpoint(save(tmp_path, tensors))
+    assert set(checkpoint.names) == set(tensors)
+    for name, tensor in tensors.items():
+        assert checkpoint.dtypes[name] == dtype
+        assert checkpoint.shapes[name] == tensor.shape
+        torch.testing.assert_close(checkpoint.tensor(name), tensor, rtol=0, atol=0)
+    name = "model.layers.1.mlp.gate_proj.weight"
+    torch.testing.assert_close(checkpoint.rows(name, 3, 7), tensors[name][3:7], rtol=0, atol=0)
+
+
+def test_names_come_in_the_order_of_the_forward_pass(tmp_path):
+    names = open_checkpoint(save(tmp_path, random_model(layers=11, head=True))).names
+    assert names[0] == "model.embed_tokens.weight"
+    assert names[-2:] == ("model.norm.weight", "lm_head.weight")
+    layers = [int(name.split(".")[2]) for name in names if ".layers." in name]
+    assert layers == sorted(layers)
+    first = [name.split(".", 3)[3].removesuffix(".weight") for name in names if ".layers.0." in name]
+    assert first[0] == "input_layernorm"
+    assert [name.split(".")[1][0] for name in first[1:]] == list("qkvogud")
+
+
+def test_shards_read_as_one_file(tmp_path):
+    tensors = random_model()
+    one, many = open_checkpoint(save(tmp_path / "1", tensors)), open_checkpoint(save(tmp_path / "3", tensors, shards=3))
+    assert one.names == many.names
+    for _, a, b in compare(one, many):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_shards_without_an_index_are_found(tmp_path):
+    folder = save(tmp_path, random_model(), shards=3)
+    (folder / "model.safetensors.index.json").unlink()
+    assert set(open_checkpoint(folder).names) == set(random_model())
+
+
+def test_pocket_is_the_embedded_model():
+    checkpoint = open_checkpoint("pocket")
+    assert checkpoint.path == model_path()
+    assert checkpoint.tied
+
+
+def test_wrapper_prefixes_are_dropped(tmp_path):
+    tensors = {f"_orig_mod.{name}": tensor for name, tensor in random_model().items()}
+    assert set(open_checkpoint(save(tmp_path, tensors)).names) == set(random_model())
+
+
+def test_a_tied_head_stored_twice_counts_once(tmp_path):
+    tensors = random_model()
+    twice = tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
+    base, after = open_checkpoint(save(tmp_path / "a", tensors, tied=True)), save(tmp_path / "b", twice, tied=True)
+    assert "lm_head.weight" not in compare(base, open_checkpoint(after)).names
+
+
+def test_a_head_untied_by_training_is_compared_with_the_embedding(tmp_path):
+    tensors = random_model()
+    head = tensors["model.embed_tokens.weight"] + 1
+    base = open_checkpoint(save(tmp_path / "a", tensors, tied=True))
+    after = open_checkpoint(save(tmp_path / "b", tensors | {"lm_head.weight": head}))
+    pairs = {name: (before, now) for name, before, now in compare(base, after)}
+    torch.testing.assert_close(pairs["lm_head.weight"][0], tensors["model.embed_tokens.weight"])
+    torch.testing.assert_close(pairs["lm_head.weight"][1], head)
+
+
+def test_other_shapes_are_refused_by_the_first_tensor_that_differs(tmp_path):
+    base, after = save(tmp_path / "a", random_model()), save(tmp_path / "b", random_model(inner=24))
+    with pytest.raises(
+        ModelError, match=r"layers\.0\.mlp\.gate_proj\.weight is \[20, 12\] in .*a and \[24, 12\] in .*b"
+    ):
+        compare(open_checkpoint(base), open_checkpoint(after))
+
+
+def test_other_architectures_are_refused_by_the_first_tensor_that_differs(tmp_path):
+    base, after = save(tmp_path / "a", random_model(layers=3)), save(tmp_path / "b", random_model(layers=2))
+    with pytest.raises(ModelError, match=r"layers\.2\.input_layernorm\.weight \[12\] is in .*a and not in .*b"):
+        compare(open_checkpoint(base), open_checkpoint(after))
+
+
+def cut(folder: Path):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def no_safetensors(folder: Path):
+    (folder / "model.safetensors").write_bytes(b"<html>not found</html>")
+
+
+def pickled(folder: Path):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    (folder / "optimizer.pt").touch()
+
+
+def trainer_state_alone(folder: Path):
+    (folder / "model.safetensors").rename(folder / "optimizer.pt")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (cut, r"cut off: its header speaks of \d+ bytes and it has \d+"),
+        (no_safetensors, "not a safetensors file, or its header is cut off"),
+        (pickled, r"only pickled weights \(pytorch_model.bin\).*save_pretrained"),
+        (trainer_state_alone, r"no \.safetensors weights there, found config.json, optimizer.pt"),
+    ],
+)
+def test_a_spoilt_folder_says_how(tmp_path, spoil, words):
+    spoil(save(tmp_path, random_model()))
+    with pytest.raises(ModelError, match=words):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_missing_shards_are_named(tmp_path, index):
+    folder = save(tmp_path, random_model(), shards=3)
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    if not index:
+        (folder / "model.safetensors.index.json").unlink()
+    with pytest.raises(ModelError, match=r"1 of 3 shards of the model are missing: model-00002-of-00003\.safetensors"):
+        open_checkpoint(folder)
+
+
+def test_two_files_that_are_no_shards_are_refused(tmp_path):
+    folder = save(tmp_path, random_model())
+    (folder / "model.safetensors").rename(folder / "a.safetensors")
+    save_file(random_model(1), folder / "b.safetensors")
+    with pytest.raises(ModelError, match="2 safetensors files and no model"):
+        open_checkpoint(folder)
+
+
+def test_places_that_are_no_checkpoint_say_what_they_are(tmp_path):
+    (tmp_path / "run" / "checkpoints" / "step-8").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    with pytest.raises(ModelError, match=r"this is a run, not a checkpoint\. .* checkpoints/step-8"):
+        open_checkpoint(tmp_path / "run")
+    with pytest.raises(ModelError, match="this is a file"):
+        open_checkpoint(tmp_path / "file")
+    with pytest.raises(ModelError, match="no such folder"):
+        open_checkpoint(tmp_path / "nothing")
+
+
+def test_a_hub_id_that_cannot_be_had_says_so(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match="no model of that name is cached or could be fetched"):
+        open_checkpoint("nobody/nothing")
+
+
+def adapted(tmp_path, **settings):
+    """A folder of adapters over the pocket model with random factors, and what PEFT merges them to."""
+    peft = pytest.importorskip("peft")
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32)
+    targets = settings.pop("target_modules", ["q_proj", "down_proj"])
+    model = peft.get_peft_model(base, peft.LoraConfig(target_modules=targets, task_type="CAUSAL_LM", **settings))
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora" in name or "modules_to_save" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(tmp_path / "adapters")
+    config = tmp_path / "adapters" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "pocket"}))
+    return tmp_path / "adapters", dict(model.merge_and_unload().named_parameters())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"r": 4, "lora_alpha": 32},
+        {"r": 4, "lora_alpha": 32, "use_rslora": True},
+        {"r": 4, "alpha_pattern": {"layers.1.mlp.down_proj": 3}, "rank_pattern": {"q_proj": 2}},
+        {"target_modules": ["embed_tokens", "o_proj"]},
+        {"modules_to_save": ["norm"]},
+    ],
+    ids=["plain", "rslora", "patterns", "embedding", "saved"],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_adapters_merge_as_peft_merges_them(tmp_path, settings):
+    folder, merged = adapted(tmp_path, **settings)
+    changed = 0
+    for name, before, after in compare(open_checkpoint("pocket"), open_checkpoint(folder)):
+        torch.testing.assert_close(after.float(), merged[name].detach(), rtol=1e-5, atol=1e-6)
+        changed += not torch.equal(before.float(), after.float())
+    assert changed == 8 + ("modules_to_save" in settings) - 3 * ("embed_tokens" in str(settings)), changed
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_rows_of_a_merged_tensor_are_rows_of_the_whole(tmp_path):
+    checkpoint = open_checkpoint(adapted(tmp_path, target_modules=["embed_tokens", "down_proj"])[0])
+    for name in ("model.embed_tokens.weight", "model.layers.2.mlp.down_proj.weight"):
+        torch.testing.assert_close(checkpoint.rows(name, 5, 9), checkpoint.tensor(name)[5:9])
+
+
+def spoil_config(folder, **changes):
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"use_dora": True}, "adapters with use_dora are not merged, because DoRA .* merge_and_unload"),
+        ({"peft_type": "LOHA"}, "adapters of the type LOHA are not merged"),
+        ({"base_model_name_or_path": None}, "names no base model"),
+        ({"base_model_name_or_path": "/nowhere/model"}, "the adapters' base model cannot be read"),
+    ],
+)
+def test_adapters_that_cannot_be_merged_say_why(tmp_path, changes, words):
+    folder, _ = adapted(tmp_path)
+    spoil_config(folder, **changes)
+    with pytest.raises(ModelError, match=words):
+        open_checkpoint(folder)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_adapters_of_another_base_are_refused(tmp_path):
+    folder, _ = adapted(tmp_path)
+    spoil_config(folder, base_model_name_or_path=str(save(tmp_path / "other", random_model())))
+    with pytest.raises(ModelError, match=r"the adapters change .*\.weight"):
+        open_checkpoint(folder)
+
+
+def test_comparing_keeps_no_weights(tmp_path):
+    comparison = compare(open_checkpoint(save(tmp_path, random_model())), open_checkpoint(tmp_path))
+    loaded = load_file(tmp_path / "model.safetensors")
+    for name, before, after in comparison:
+        assert before.data_ptr() != after.data_ptr()
+        torch.testing.assert_close(before, loaded[name])
