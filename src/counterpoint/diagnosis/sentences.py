@@ -166,9 +166,9 @@ def _forgetting(item: "Forgetting") -> str:
     since = ", ".join(item.since)
     amount = f"{100 * item.change.value:+.1f} points {_interval(item.change)}"
     texts = {
-        "forgetting": f"forgetting: {item.domain} rose in its own stage and then lost {amount} after {since}",
-        "fell": f"{item.domain} fell by {amount} after {since}; it had not risen beyond noise in its own stage",
-        "gained": f"{item.domain} gained {amount} after {since}",
+        "forgetting": f"forgetting: {item.domain} rose in its own stage and then changed by {amount} after {since}",
+        "fell": f"{item.domain} changed by {amount} after {since}, beyond noise; it had not risen in its own stage",
+        "gained": f"{item.domain} changed by {amount} after {since}, a gain beyond noise",
     }
     usual = f"{item.domain} changed by {amount} after {since}, within noise"
     return f"{texts.get(item.verdict, usual)}."
