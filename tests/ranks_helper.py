@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-PRELOADED = ["torch", "torch.distributed.fsdp", "torch.distributed.tensor.parallel", "counterpoint.surgery"]
+PRELOADED = ["torch", "peft", "torch.distributed.fsdp", "torch.distributed.tensor.parallel", "counterpoint.surgery"]
 """Imported once by the server that ranks are forked from, so that a rank starts in milliseconds."""
 
 TIMEOUT = timedelta(seconds=60)

@@ -22,6 +22,9 @@ COMMANDS = [
     ["config", "schema"],
     ["pocket"],
     ["pocket", "build"],
+    ["plan"],
+    ["verify"],
+    ["diagnose"],
 ]
 
 

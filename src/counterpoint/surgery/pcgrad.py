@@ -69,7 +69,7 @@ def weigh(
     rows = (conflicts(gram_GDD) & counts_GDD).any(-1).any(-1).nonzero().flatten()
     if not rows.numel():
         return weights_GD
-    order_GDD = _orders(context, [context.groups[row] for row in rows.tolist()])
+    order_GDD = random_orders(context, [context.groups[row] for row in rows.tolist()])
     protected_D = torch.zeros(context.num_domains, dtype=torch.bool) if protected_D is None else protected_D
     free_D = ~protected_D
     gram_GDD, counts_GDD = gram_GDD[rows].double(), counts_GDD[rows]
@@ -102,7 +102,7 @@ def project_each(gram_GDD: Tensor, order_GDD: Tensor, counts_GDD: Tensor) -> Ten
     return coefficients_GDD
 
 
-def _orders(context: Context, groups: Sequence[str]) -> Tensor:
+def random_orders(context: Context, groups: Sequence[str]) -> Tensor:
     """For every group and domain the others in random order, [G, D, D - 1]."""
     number = context.num_domains
     draws_GDD = context.draws(groups, number * number).view(-1, number, number)

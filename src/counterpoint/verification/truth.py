@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..surgery import GROUPINGS, Context, group_parameters
-from ..surgery.pcgrad import _orders
+from ..surgery.pcgrad import random_orders
 from .data import Plan, policy_loss
 from .models import ModelSpec, build_model, named_trainable
 
@@ -139,7 +139,7 @@ def _combine(
     domains = tuple(sorted(gradients))
     context = Context(tuple(grams), domains, 0, step)
     vectors = {domain: group_vectors(gradients[domain], parameters, "module") for domain in domains}
-    order_GDD = _orders(context, context.groups).tolist()
+    order_GDD = random_orders(context, context.groups).tolist()
     weights_GD, combined = [], {}
     for group, order_DD in zip(grams, order_GDD, strict=True):
         stacked_DP = torch.stack([vectors[domain][group] for domain in domains])
