@@ -1,0 +1,284 @@
+"""How much every neuron and every attention head contributes on a domain's tokens: sums over batches, by hooks.
+
+A neuron contributes ``|activation| * norm of its down column``; a head the norm of what its slice of the attention's
+output becomes behind the output projection. Both are means over tokens, so a domain's length does not count.
+
+Legend: K blocks of prompts, N neurons of all layers, H heads of all layers, S selected tokens of a batch, F features,
+C channels of one head.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from counterpoint.diagnosis.rollouts import Rollout, Rollouts, TokenBatch, collate
+from counterpoint.diagnosis.structure import is_output_projection, layer_of, neuron_axis
+from counterpoint.errors import CounterpointError, ModelError, UnsupportedError
+
+Tokens = Literal["completion", "prompt", "all"]
+BLOCKS = 8
+"""Blocks of prompts whose sums are kept apart: even ones and odd ones are the halves of ``Rollouts.split``."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One projection that is listened to: ``units`` neurons or heads of ``layer`` arrive at its input."""
+
+    layer: int
+    kind: Literal["neuron", "head"]
+    units: int
+    module: Any
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Where neurons and heads are in a model; units are numbered through the layers in order.
+
+    ``neuron_layers_N`` and ``head_layers_H`` [int64] tell each unit's layer; ``left_out`` are layers whose MLP is of
+    no known kind (mixtures of experts), and which therefore have no neurons here.
+    """
+
+    sites: tuple[Site, ...]
+    neuron_layers_N: Tensor
+    head_layers_H: Tensor
+    left_out: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Activity:
+    """Sums of contributions by block of prompts [float64] and the number of tokens that each block has."""
+
+    neurons_KN: Tensor
+    heads_KH: Tensor
+    tokens_K: Tensor
+
+    def mean(self, kind: str, blocks: Sequence[int] | None = None) -> Tensor:
+        """Mean contribution per token of each ``neuron`` or ``head``, over all blocks or the chosen ones."""
+        sums_KU = self.neurons_KN if kind == "neuron" else self.heads_KH
+        chosen = list(range(len(sums_KU))) if blocks is None else list(blocks)
+        return sums_KU[chosen].sum(0) / self.tokens_K[chosen].sum().clamp(min=1)
+
+
+def anatomy_of(model: Any) -> Anatomy:
+    """The projections of ``model`` that neurons and heads feed.
+
+    Raises:
+        UnsupportedError: no MLP of a known kind, or heads that do not divide their projection.
+    """
+    num_heads = _config(model).num_attention_heads
+    sites, layers = [], set()
+    for name, module in model.named_modules():
+        layer = layer_of(f"{name}.weight")
+        if layer is None:
+            continue
+        layers.add(layer)
+        weight = getattr(getattr(module, "base_layer", module), "weight", None)
+        axis = neuron_axis(f"{name}.weight")
+        if axis and weight is not None and axis.dim == _input_dim(module):
+            sites.append(Site(axis.layer, "neuron", weight.shape[axis.dim], module))
+        elif is_output_projection(f"{name}.weight"):
+            _check_heads(name, weight.shape[1], num_heads)
+            sites.append(Site(layer, "head", num_heads, module))
+    known = {site.layer for site in sites if site.kind == "neuron"}
+    if not known:
+        raise UnsupportedError(
+            f"{type(model).__name__} has no MLP whose neurons are known here (gate, up and down projections, or two "
+            "layers as in GPT-2, Phi and GPT-NeoX), so its routes cannot be measured. `counterpoint diagnose edits` and "
+            "`conflicts` work on any model."
+        )
+    sites.sort(key=lambda site: site.layer)
+    return Anatomy(tuple(sites), _layers(sites, "neuron"), _layers(sites, "head"), tuple(sorted(layers - known)))
+
+
+def activity_of(
+    model: Any,
+    anatomy: Anatomy,
+    rollouts: Rollouts,
+    *,
+    pad_id: int,
+    batch_size: int = 32,
+    tokens: Tokens = "completion",
+    on_batch: Callable[[int], None] = lambda count: None,
+) -> Activity:
+    """What every unit contributes on the tokens of ``rollouts``, each block of prompts summed by itself.
+
+    Sums are kept, never activations: memory is that of one batch and of one number per unit and block.
+
+    Raises:
+        CounterpointError: a contribution is no number (naming the layer), or memory does not suffice.
+    """
+    blocks = blocks_of(rollouts)
+    sums = _Sums(anatomy, len(blocks))
+    device = next(model.parameters()).device
+    backbone = _backbone(model)
+    with _measuring(model), sums.listening():
+        for number, items in enumerate(blocks):
+            longest_first = sorted(items, key=lambda item: -len(item.prompt_ids) - len(item.completion_ids))
+            for low in range(0, len(items), batch_size):
+                batch = collate(longest_first[low : low + batch_size], pad_id).to(device)
+                sums.select(number, _selected(batch, tokens))
+                try:
+                    backbone(input_ids=batch.ids_BT, attention_mask=batch.attention_BT.long())
+                except torch.OutOfMemoryError as error:
+                    raise CounterpointError(
+                        f"Memory does not suffice for {len(batch.ids_BT)} completions at once. Lower batch_size "
+                        "(--batch-size)."
+                    ) from error
+                on_batch(len(batch.ids_BT))
+    return sums.activity()
+
+
+def blocks_of(rollouts: Rollouts) -> list[list[Rollout]]:
+    """The completions in up to ``BLOCKS`` blocks that share no prompt: prompts by rank, in turn."""
+    rank = {group: i for i, group in enumerate(dict.fromkeys(item.group for item in rollouts.items))}
+    count = min(BLOCKS, len(rank))
+    return [[item for item in rollouts.items if rank[item.group] % count == k] for k in range(count)]
+
+
+class _Sums:
+    """Receives what arrives at every site and adds it to the current block."""
+
+    def __init__(self, anatomy: Anatomy, blocks: int) -> None:
+        self._anatomy = anatomy
+        self._maps = [_column_norms(site) if site.kind == "neuron" else _head_maps(site) for site in anatomy.sites]
+        self._sums = [
+            torch.zeros(blocks, site.units, dtype=torch.float64, device=scale.device)
+            for site, scale in zip(anatomy.sites, self._maps, strict=True)
+        ]
+        self._tokens_K = torch.zeros(blocks, dtype=torch.float64)
+        self._block = 0
+        self._rows = torch.zeros(0, dtype=torch.long)
+
+    def select(self, block: int, selected_BT: Tensor) -> None:
+        self._block, self._rows = block, selected_BT.flatten().nonzero().squeeze(1)
+        self._tokens_K[block] += len(self._rows)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        handles: list[Any] = []
+        try:
+            for i, site in enumerate(self._anatomy.sites):
+                handles.append(site.module.register_forward_pre_hook(self._hook(i)))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, i: int) -> Callable[..., None]:
+        add = _neuron_sums if self._anatomy.sites[i].kind == "neuron" else _head_sums
+
+        def hear(module: Any, args: tuple[Tensor, ...]) -> None:
+            x_SF = args[0].flatten(0, -2).index_select(0, self._rows.to(args[0].device))
+            self._sums[i][self._block] += add(_wide(x_SF), self._maps[i])
+
+        return hear
+
+    def activity(self) -> Activity:
+        for site, sums in zip(self._anatomy.sites, self._sums, strict=True):
+            if not bool(sums.isfinite().all()):
+                raise CounterpointError(
+                    f"Layer {site.layer}: contributions of {site.kind}s are not finite numbers. The model overflows on "
+                    "these completions; load it in float32 or bfloat16, and look for NaN in its weights."
+                )
+        return Activity(self._joined("neuron"), self._joined("head"), self._tokens_K)
+
+    def _joined(self, kind: str) -> Tensor:
+        parts = [s.cpu() for site, s in zip(self._anatomy.sites, self._sums, strict=True) if site.kind == kind]
+        return torch.cat(parts, 1) if parts else torch.zeros(len(self._tokens_K), 0, dtype=torch.float64)
+
+
+def _neuron_sums(x_SN: Tensor, norms_N: Tensor) -> Tensor:
+    return x_SN.abs().sum(0).double() * norms_N
+
+
+def _head_sums(x_SF: Tensor, maps_HCC: Tensor) -> Tensor:
+    """Sum over tokens of ``norm(W_h x_h)`` per head.
+
+    With the triangular factor of ``W_h = Q R`` the norm is that of ``R x_h``, which has C entries and not as many as
+    the model is wide.
+    """
+    x_SHC = x_SF.unflatten(-1, (len(maps_HCC), -1))
+    return torch.einsum("hdc,shc->shd", maps_HCC, x_SHC).norm(dim=-1).sum(0).double()
+
+
+def _column_norms(site: Site) -> Tensor:
+    """Norm of what one unit of each neuron's activation writes into the residual stream: [N], float64."""
+    weight_MN = _weight(site.module)
+    return weight_MN.norm(dim=0).double()
+
+
+def _head_maps(site: Site) -> Tensor:
+    """Triangular factors of each head's columns of the output projection: [H, C, C]."""
+    weight_MF = _weight(site.module)
+    columns_HMC = weight_MF.unflatten(1, (site.units, -1)).permute(1, 0, 2)
+    return torch.linalg.qr(columns_HMC, mode="r").R
+
+
+def _weight(module: Any) -> Tensor:
+    """The projection's effective weight [outputs, inputs], adapters included, in float32 or wider."""
+    base = getattr(module, "base_layer", module)
+    weight = _wide(base.weight.detach())
+    if base is not module and not module.merged:
+        for adapter in module.active_adapters:
+            if adapter in module.scaling:
+                weight = weight + module.get_delta_weight(adapter).detach().to(weight)
+    return weight if _input_dim(module) == 1 else weight.T
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _input_dim(module: Any) -> int:
+    """The dimension of a projection's weight along which its inputs lie; transformers' Conv1D has them first."""
+    return 0 if type(getattr(module, "base_layer", module)).__name__ == "Conv1D" else 1
+
+
+def _selected(batch: TokenBatch, tokens: Tokens) -> Tensor:
+    if tokens == "completion":
+        return batch.completion_BT
+    return batch.attention_BT if tokens == "all" else batch.attention_BT & ~batch.completion_BT
+
+
+def _layers(sites: Sequence[Site], kind: str) -> Tensor:
+    chosen = [site for site in sites if site.kind == kind]
+    return torch.tensor([site.layer for site in chosen for _ in range(site.units)], dtype=torch.long)
+
+
+def _check_heads(name: str, features: int, num_heads: int) -> None:
+    if features % num_heads:
+        raise UnsupportedError(
+            f"{name}: {features} inputs cannot be divided among the {num_heads} heads that the model's configuration "
+            "names, so heads cannot be told apart."
+        )
+
+
+def _config(model: Any) -> Any:
+    try:
+        return model.config.get_text_config()
+    except AttributeError:
+        raise ModelError(
+            f"{type(model).__name__} has no configuration of transformers. Routes are measured on causal language "
+            "models of transformers; give one of those."
+        ) from None
+
+
+def _backbone(model: Any) -> Any:
+    """The model without its head: routes need no logits, which are the largest tensor of a forward pass."""
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return getattr(plain, "base_model", plain)
+
+
+@contextmanager
+def _measuring(model: Any) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)

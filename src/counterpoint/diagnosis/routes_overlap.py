@@ -1,0 +1,201 @@
+"""Routes as sets of units, and how far the routes of two domains overlap: beside chance and beside the same domain.
+
+Legend: K blocks of prompts, U units (neurons or heads) of all layers, R relabelings.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from counterpoint.diagnosis.routes_capture import Activity
+from counterpoint.diagnosis.statistics import Estimate, jaccard, jaccard_by_chance, overlap_p_value
+
+RELABELINGS = 200
+"""Random divisions of two domains' blocks for the hypothesis that both use one route."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a route is chosen: the top ``fraction`` of all units, or of each layer's."""
+
+    layers_U: Tensor
+    per_layer: bool = False
+
+    def top(self, contribution_U: Tensor, fraction: float) -> Tensor:
+        """The route as a bool vector [U]: at least one unit, and none that contributes nothing."""
+        if not self.per_layer:
+            return _top(contribution_U, fraction)
+        route_U = torch.zeros(len(contribution_U), dtype=torch.bool)
+        for layer in self.layers_U.unique():
+            inside = self.layers_U == layer
+            route_U[inside] = _top(contribution_U[inside], fraction)
+        return route_U
+
+
+@dataclass(frozen=True)
+class Stability:
+    """Jaccard of a domain's route between two halves that share no prompt, beside that of random sets."""
+
+    domain: str
+    kind: str
+    fraction: float
+    jaccard: float
+    chance: float
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How far the routes of two domains overlap.
+
+    ``jaccard`` of the routes on all completions, ``shared`` units in both. ``chance`` is the Jaccard of random sets of
+    these sizes, ``p_value`` the exact (hypergeometric) chance that they share as many. ``chance_in_layers`` is that of
+    random sets with as many units in each layer, which is higher where both domains use the same layers most;
+    ``p_value_in_layers`` takes their number for normal, with its exact mean and variance.
+
+    ``halves`` is the mean Jaccard between a half of one and a half of the other, and ``ceiling`` that between the two
+    halves of one domain (mean of both domains): what the same domain would reach. ``of_ceiling`` is where ``halves``
+    lies between ``chance_in_layers`` (0) and ``ceiling`` (1).
+
+    ``if_same`` is the Jaccard that would be found if both domains used one route: mean and 95 % range over random
+    divisions of their blocks of prompts; ``p_same`` is the share of divisions that overlap as little as the domains.
+    Both are None at other fractions than the main one.
+    """
+
+    first: str
+    second: str
+    kind: str
+    fraction: float
+    jaccard: float
+    shared: int
+    chance: float
+    p_value: float
+    chance_in_layers: float
+    p_value_in_layers: float
+    halves: float
+    ceiling: float
+    of_ceiling: float
+    if_same: Estimate | None
+    p_same: float | None
+
+
+def stability(domain: str, activity: Activity, kind: str, choice: Choice, fraction: float) -> Stability:
+    """Overlap of a domain's route with itself, measured on other prompts."""
+    even_U, odd_U = _halves(activity, kind, choice, fraction)
+    chance = jaccard_by_chance(int(even_U.sum()), int(odd_U.sum()), len(even_U))
+    return Stability(domain, kind, fraction, jaccard(even_U, odd_U), chance)
+
+
+def overlap(
+    names: tuple[str, str],
+    activities: tuple[Activity, Activity],
+    kind: str,
+    choice: Choice,
+    fraction: float,
+    seed: int | None = None,
+) -> Overlap:
+    """The overlap of two domains' routes; with a ``seed`` also under the hypothesis that both use one route."""
+    first_U, second_U = (choice.top(activity.mean(kind), fraction) for activity in activities)
+    shared, total = int((first_U & second_U).sum()), len(first_U)
+    sizes = int(first_U.sum()), int(second_U.sum())
+    expected, variance = _shared_in_layers(first_U, second_U, choice.layers_U)
+    (a_even, a_odd), (b_even, b_odd) = (_halves(activity, kind, choice, fraction) for activity in activities)
+    halves = (jaccard(a_even, b_odd) + jaccard(a_odd, b_even)) / 2
+    ceiling = (jaccard(a_even, a_odd) + jaccard(b_even, b_odd)) / 2
+    chance_in_layers = _of_sizes(expected, *sizes)
+    found = jaccard(first_U, second_U)
+    if_same, p_same = (None, None) if seed is None else same_route(activities, kind, choice, fraction, found, seed)
+    return Overlap(
+        first=names[0],
+        second=names[1],
+        kind=kind,
+        fraction=fraction,
+        jaccard=found,
+        shared=shared,
+        chance=jaccard_by_chance(*sizes, total),
+        p_value=overlap_p_value(shared, *sizes, total),
+        chance_in_layers=chance_in_layers,
+        p_value_in_layers=_upper_tail(shared - 0.5 - expected, variance),
+        halves=halves,
+        ceiling=ceiling,
+        of_ceiling=_between(halves, chance_in_layers, ceiling),
+        if_same=if_same,
+        p_same=p_same,
+    )
+
+
+def same_route(
+    activities: tuple[Activity, Activity],
+    kind: str,
+    choice: Choice,
+    fraction: float,
+    found: float,
+    seed: int,
+    relabelings: int = RELABELINGS,
+) -> tuple[Estimate, float]:
+    """Jaccard after random divisions of both domains' blocks of prompts, and how often it is as low as ``found``.
+
+    Were the domains one, every division of their blocks would be as likely as the one into domains: the p-value is
+    exact (the division into domains counts as one of those drawn).
+    """
+    sums_KU = torch.cat([activity.neurons_KN if kind == "neuron" else activity.heads_KH for activity in activities])
+    tokens_K = torch.cat([activity.tokens_K for activity in activities])
+    size = len(activities[0].tokens_K)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = []
+    for _ in range(relabelings):
+        order = torch.randperm(len(sums_KU), generator=generator)
+        first_U, second_U = (
+            choice.top(sums_KU[part].sum(0) / tokens_K[part].sum().clamp(min=1), fraction)
+            for part in (order[:size], order[size:])
+        )
+        drawn.append(jaccard(first_U, second_U))
+    values = torch.tensor(drawn, dtype=torch.float64)
+    low, high = torch.quantile(values, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    as_low = int((values <= found + 1e-12).sum())
+    return Estimate(float(values.mean()), low, high), (1 + as_low) / (1 + relabelings)
+
+
+def _top(contribution_U: Tensor, fraction: float) -> Tensor:
+    count = max(1, round(fraction * len(contribution_U))) if len(contribution_U) else 0
+    # units that contribute nothing are of no route, and equal ones would be chosen by their place alone
+    order = contribution_U.argsort(descending=True, stable=True)[:count]
+    route_U = torch.zeros(len(contribution_U), dtype=torch.bool)
+    route_U[order] = True
+    return route_U & (contribution_U > 0)
+
+
+def _halves(activity: Activity, kind: str, choice: Choice, fraction: float) -> tuple[Tensor, Tensor]:
+    blocks: Sequence[int] = range(len(activity.tokens_K))
+    even, odd = (choice.top(activity.mean(kind, list(part)), fraction) for part in (blocks[::2], blocks[1::2]))
+    return even, odd
+
+
+def _shared_in_layers(first_U: Tensor, second_U: Tensor, layers_U: Tensor) -> tuple[float, float]:
+    """Mean and variance of what random sets share that have as many units in each layer: hypergeometric ones, added."""
+    mean, variance = 0.0, 0.0
+    for layer in layers_U.unique():
+        inside = layers_U == layer
+        n, a, b = int(inside.sum()), int(first_U[inside].sum()), int(second_U[inside].sum())
+        mean += a * b / n
+        if n > 1:
+            variance += a * b * (n - a) * (n - b) / (n * n * (n - 1))
+    return mean, variance
+
+
+def _of_sizes(shared: float, size_a: int, size_b: int) -> float:
+    union = size_a + size_b - shared
+    return shared / union if union else 0.0
+
+
+def _upper_tail(excess: float, variance: float) -> float:
+    if variance == 0:
+        return 1.0 if excess <= 0 else 0.0
+    return math.erfc(excess / math.sqrt(2 * variance)) / 2
+
+
+def _between(value: float, zero: float, one: float) -> float:
+    """Where ``value`` lies between two levels; not a number where they are not apart."""
+    return (value - zero) / (one - zero) if one > zero else math.nan
