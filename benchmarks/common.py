@@ -1,12 +1,13 @@
 """What the benchmarks of surgery share: shapes of models, clocks, and the usual way to write surgery for comparison."""
 
 import datetime
+import math
 import os
 import platform
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,15 +84,33 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def seconds(function: Callable[[], object], device: torch.device) -> float:
-    """Wall time, the device's work included."""
+@dataclass(frozen=True)
+class Cost:
+    """Wall seconds, and processor seconds of all threads; the latter hardly depend on what else the machine does."""
+
+    wall: float
+    processor: float
+
+
+def cost(function: Callable[[], object], device: torch.device) -> Cost:
+    """What it takes, the device's work included in the wall time."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    start = time.perf_counter()
+    start = time.perf_counter(), time.process_time()
     function()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    return Cost(time.perf_counter() - start[0], time.process_time() - start[1])
+
+
+def seconds(function: Callable[[], object], device: torch.device) -> float:
+    """Wall time, the device's work included."""
+    return cost(function, device).wall
+
+
+def median_cost(costs: Sequence[Cost]) -> Cost:
+    """Medians, each of its own."""
+    return Cost(statistics.median(c.wall for c in costs), statistics.median(c.processor for c in costs))
 
 
 def peak_rise(function: Callable[[], object], device: torch.device) -> float:
@@ -116,8 +135,8 @@ def _kilobytes(status: Path, key: str) -> int:
     return int(line.split()[1])
 
 
-def bound_seconds(gradients: list[Gradients], device: torch.device) -> float:
-    """Seconds to read every gradient twice and write one: no surgery that looks before it adds does with less.
+def bound_cost(gradients: list[Gradients], device: torch.device) -> Cost:
+    """What it takes to read every gradient twice and write one: no surgery that looks before it adds does with less.
 
     On a processor by plain sums and one copy; on a GPU at the speed of copies from device memory to device memory.
     """
@@ -132,11 +151,11 @@ def bound_seconds(gradients: list[Gradients], device: torch.device) -> float:
                     gradient.sum()
             torch._foreach_copy_(copies, gradients[0])
 
-        return seconds(move, device)
+        return cost(move, device)
     times = []
     for _ in range(3):
         times.append(seconds(lambda: torch._foreach_copy_(copies, gradients[0]), device))
-    return statistics.median(times) / 2 * (2 * len(gradients) + 1)
+    return Cost(statistics.median(times) / 2 * (2 * len(gradients) + 1), math.nan)
 
 
 def surgery(surgeon: "Surgeon | PerTensorLoop", parameters: list[nn.Parameter], gradients: list[Gradients]) -> None:
