@@ -77,6 +77,10 @@ class ConsoleReporter:
         note = "  ".join(f"{name} {value:.2f}" for name, value in rewards.items())
         self._show(f"{self.label}train", step, total, note)
 
+    def working(self, what: str, done: int, total: int) -> None:
+        """Moves the bar of any other work; the ``on_progress`` of an analysis."""
+        self._show(f"{self.label}{what}", done, total, "")
+
     def _show(self, name: str, done: int, total: int, note: str) -> None:
         if self.console.is_terminal:
             self._show_bar(name, done, total, note)
