@@ -87,8 +87,8 @@ def anatomy_of(model: Any) -> Anatomy:
     if not known:
         raise UnsupportedError(
             f"{type(model).__name__} has no MLP whose neurons are known here (gate, up and down projections, or two "
-            "layers as in GPT-2, Phi and GPT-NeoX), so its routes cannot be measured. `counterpoint diagnose edits` and "
-            "`conflicts` work on any model."
+            "layers as in GPT-2, Phi and GPT-NeoX), so its routes cannot be measured. `counterpoint diagnose edits` "
+            "and `conflicts` work on any model."
         )
     sites.sort(key=lambda site: site.layer)
     return Anatomy(tuple(sites), _layers(sites, "neuron"), _layers(sites, "head"), tuple(sorted(layers - known)))

@@ -3,6 +3,7 @@
 import typer
 
 from counterpoint.cli.diagnose.behaviour import behaviour
+from counterpoint.cli.diagnose.routes import routes
 
 app = typer.Typer(
     name="diagnose",
@@ -12,3 +13,4 @@ app = typer.Typer(
 )
 
 app.command("behaviour")(behaviour)
+app.command("routes")(routes)
