@@ -15,6 +15,7 @@ from counterpoint.disk import write_text
 from counterpoint.report._cosines import module_cosines
 from counterpoint.report._curves import domain_curves, surgery_curves
 from counterpoint.report._detail import LEVELS, Detail
+from counterpoint.report._diagnosis import diagnosis
 from counterpoint.report._overview import domain_names, overview
 from counterpoint.report._page import render
 from counterpoint.report._read import RunData, read_run
@@ -64,6 +65,7 @@ def build(runs: Sequence[RunData], detail: Detail = LEVELS[0]) -> dict[str, Any]
         "evaluation": evaluation(run, domains),
         "comparison": comparison(runs, domains),
         "compared": [overview(other, domain_names(other)[: detail.domains]) for other in runs[1:]],
+        "diagnosis": diagnosis(run, domains, detail),
         "curves": domain_curves(run, domains, detail),
         "surgery": surgery_curves(run, domains, detail),
         "cosines": module_cosines(run.grams, detail),

@@ -68,12 +68,12 @@ def history_figure(over_time: Sequence[dict[str, Any]], stages: Sequence[dict[st
             "x": [value["step"] for value in scores],
             "y": [value["mean"] for value in scores],
             "error_y": trace.pop("error_x") | {"thickness": 1},
-            "line": _line(index, 2),
+            "line": line_style(index, 2),
             "meta": index,
             "hovertemplate": "step %{x}: %{text}<extra>%{fullData.name}</extra>",
         }
         data.append(trace)
-    layout = {"xaxis": _axis("step"), "yaxis": _axis("held-out score"), "showlegend": False, **_stage_marks(stages)}
+    layout = {"xaxis": axis("step"), "yaxis": axis("held-out score"), "showlegend": False, **_stage_marks(stages)}
     return {"data": data, "layout": layout, "height": 300}
 
 
@@ -85,7 +85,7 @@ def curve_figure(
     crowded = len(curves) > 10  # the pointer names a line; a legend of dozens would fill the page
     legend = legend and len(curves) > 1 and not crowded
     for index, curve in enumerate(curves):
-        line = _line(index, 2, palette)
+        line = line_style(index, 2, palette)
         shared = {"type": "scatter", "mode": "lines", "x": curve["step"], "name": plot_text(curve["name"], 64)}
         # One point makes no line: show it as a dot.
         if len(curve["step"]) == 1:
@@ -96,7 +96,7 @@ def curve_figure(
         hover = "step %{x}: %{y:.3g}<extra>%{fullData.name}</extra>"
         data.append({**shared, "y": curve["smooth"], "line": line, "meta": index, "hovertemplate": hover})
     # Down to zero, so that a wobble does not look like a collapse; cosines go below it anyway.
-    layout = {"xaxis": _axis("step"), "yaxis": {"rangemode": "tozero"}, "showlegend": legend}
+    layout = {"xaxis": axis("step"), "yaxis": {"rangemode": "tozero"}, "showlegend": legend}
     return {
         "data": data,
         "layout": {**layout, **_stage_marks(stages)},
@@ -143,7 +143,7 @@ def _score_rows(data: list[Trace], rows: Sequence[dict[str, Any]], layout: dict[
         if "error_x" in trace
         for x, e in zip(trace["x"], trace["error_x"]["array"], strict=True)
     ]
-    xaxis = _axis("score")
+    xaxis = axis("score")
     if reach and min(reach) >= 0 and max(reach) <= 1:
         xaxis["range"] = [-0.01, 1.01 if max(reach) > 0.5 else max(0.1, 1.15 * max(reach))]
     yaxis = {
@@ -159,11 +159,13 @@ def _score_rows(data: list[Trace], rows: Sequence[dict[str, Any]], layout: dict[
     return {"data": data, "layout": {"xaxis": xaxis, "yaxis": yaxis, **layout}, "height": 80 + 52 * len(rows)}
 
 
-def _axis(title: str) -> dict[str, Any]:
+def axis(title: str) -> dict[str, Any]:
+    """An axis with a title, or without one."""
     return {"title": {"text": title}} if title else {}
 
 
-def _line(index: int, width: float, palette: str = "d") -> dict[str, Any]:
+def line_style(index: int, width: float, palette: str = "d") -> dict[str, Any]:
+    """Colour and dash of the index-th curve of a palette."""
     dash = DASHES[index // NUM_COLOURS % len(DASHES)]
     return {"color": f"@{palette}{index % NUM_COLOURS}", "width": width, "dash": dash}
 

@@ -12,22 +12,22 @@ SIGNIFICANT = 3.0
 
 def steps_figure(cosines: dict[str, Any]) -> Figure:
     """Module by step for one pair; the others are in ``options``, one plane of cosines each."""
-    labels = _labels(cosines["modules"])
-    trace = _map(cosines["step"], labels, cosines["cosine"][0], cosines["limit"])
+    labels = labels_of(cosines["modules"])
+    trace = map_of(cosines["step"], labels, cosines["cosine"][0], cosines["limit"])
     trace["hovertemplate"] = "step %{x}, %{y}<br>cosine %{z:.3f}<extra></extra>"
-    figure = _layout([trace], labels, {"title": {"text": "step"}})
+    figure = layout_of([trace], labels, {"title": {"text": "step"}})
     figure["options"] = cosines["cosine"]
     return figure
 
 
 def overview_figure(cosines: dict[str, Any]) -> Figure:
     """Module by pair, averaged over all steps; a dot marks means more than three standard errors from zero."""
-    labels, pairs = _labels(cosines["modules"]), _labels(cosines["pairs"])
+    labels, pairs = labels_of(cosines["modules"]), labels_of(cosines["pairs"])
     cells = [[pair[row] for pair in cosines["overall"]] for row in range(len(labels))]
     means = [[cell["mean"] for cell in row] for row in cells]
     # Means over many steps are smaller than the cells they are made of: they get their own scale.
     limit = max([0.01, *(abs(mean) for row in means for mean in row if mean is not None)])
-    trace = _map(pairs, labels, means, limit)
+    trace = map_of(pairs, labels, means, limit)
     trace |= {
         "text": [["\u2022" if _stands_out(cell) else "" for cell in row] for row in cells],
         "texttemplate": "%{text}",
@@ -36,7 +36,7 @@ def overview_figure(cosines: dict[str, Any]) -> Figure:
         "hovertemplate": "%{x}, %{y}<br>mean %{z:.4f} \u00b1 %{customdata[0]:.4f} (standard error)"
         "<br>negative in %{customdata[1]:.0%} of steps<extra></extra>",
     }
-    return _layout([trace], labels, {"type": "category", "tickangle": -35})
+    return layout_of([trace], labels, {"type": "category", "tickangle": -35})
 
 
 def _stands_out(cell: dict[str, float | None]) -> bool:
@@ -44,7 +44,8 @@ def _stands_out(cell: dict[str, float | None]) -> bool:
     return mean is not None and error is not None and abs(mean) > SIGNIFICANT * error > 0
 
 
-def _map(x: Sequence[Any], labels: list[str], cosines: list[list[float | None]], limit: float) -> dict[str, Any]:
+def map_of(x: Sequence[Any], labels: list[str], cosines: list[list[float | None]], limit: float) -> dict[str, Any]:
+    """A heat map of numbers around zero, red below and blue above, whose colours end at ``limit``."""
     return {
         "type": "heatmap",
         "x": list(x),
@@ -60,14 +61,15 @@ def _map(x: Sequence[Any], labels: list[str], cosines: list[list[float | None]],
     }
 
 
-def _layout(data: list[dict[str, Any]], labels: list[str], xaxis: dict[str, Any]) -> Figure:
+def layout_of(data: list[dict[str, Any]], labels: list[str], xaxis: dict[str, Any]) -> Figure:
+    """A figure of heat maps whose rows are ``labels``, first at the top."""
     yaxis = {"type": "category", "autorange": "reversed", "showgrid": False, "ticks": "", "tickfont": {"size": 11}}
     layout = {"xaxis": {"showgrid": False, "zeroline": False, **xaxis}, "yaxis": yaxis, "showlegend": False}
     layout["margin"] = {"l": 8, "r": 10, "t": 10, "b": 84}  # room for slanted names: the rows of both maps line up
     return {"data": data, "layout": layout, "height": min(900, max(260, 114 + 19 * len(labels)))}
 
 
-def _labels(names: Sequence[str]) -> list[str]:
+def labels_of(names: Sequence[str]) -> list[str]:
     """Short, distinct axis labels: ``layers.3.attention`` as ``3 attention``; equal ones would share a row."""
     short = [plot_text(name.removeprefix("layers.").replace(".", " "), 34) for name in names]
     return [name if short.count(name) == 1 else f"{name} ({index})" for index, name in enumerate(short)]

@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 import plotly.offline
 
+from counterpoint.report._diagnosis_figures import diagnosis_figures
 from counterpoint.report._figures import (
     comparison_figure,
     curve_figure,
@@ -17,16 +18,20 @@ from counterpoint.report._figures import (
     with_reference,
 )
 from counterpoint.report._heat_maps import overview_figure, steps_figure
-from counterpoint.report._text import duration, script_json, signed
+from counterpoint.report._text import duration, points, script_json, signed
 
 
 def render(content: dict[str, Any]) -> str:
     """The page for ``content`` (see ``counterpoint.report.build``)."""
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FunctionLoader(_asset),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters |= {"signed": signed, "duration": duration, "number": _number}
-    template = environment.from_string(_asset("page.html.j2"))
+    environment.filters |= {"signed": signed, "duration": duration, "number": _number, "points": points}
+    template = environment.get_template("page.html.j2")
     shown = figures(content)
     scripts = [plotly.offline.get_plotlyjs(), _asset("page.js")]
     return template.render(
@@ -50,6 +55,8 @@ def figures(content: dict[str, Any]) -> dict[str, Any]:
         found["comparison"] = comparison_figure(content["comparison"]["rows"], content["comparison"]["runs"])
     if max((len(domain["scores"]) for domain in content["evaluation"]["over_time"]), default=0) > 2:
         found["history"] = history_figure(content["evaluation"]["over_time"], stages)
+    if content["diagnosis"]:
+        found |= diagnosis_figures(content["diagnosis"])
     for panel in content["curves"]:
         found[f"curve-{panel['metric']}"] = curve_figure(panel["curves"], stages)
     return found | _surgery_figures(content, stages)

@@ -19,6 +19,9 @@ from counterpoint.report._text import clean
 RUN_FILES = ("run.json", "config.yaml", "metrics.jsonl", "evals.jsonl")
 """A directory with none of these is no run directory."""
 
+DIAGNOSIS = ("summary", "behaviour")
+"""Files of ``diagnosis/`` that the page shows; the others are for programs."""
+
 Row = dict[str, Any]
 
 
@@ -34,7 +37,10 @@ class Grams:
 
 @dataclass(frozen=True)
 class RunData:
-    """Everything a run directory holds; ``notes`` says in words what was missing or unreadable."""
+    """Everything a run directory holds; ``notes`` says in words what was missing or unreadable.
+
+    ``diagnosis`` holds JSON objects by the name of their file.
+    """
 
     path: Path
     info: Row
@@ -45,6 +51,7 @@ class RunData:
     evals: tuple[Row, ...]
     samples: tuple[Row, ...]
     grams: Grams | None
+    diagnosis: dict[str, Row]
     notes: tuple[str, ...]
 
     @property
@@ -79,6 +86,7 @@ def read_run(path: Path) -> RunData:
         evals=_rows(path / "evals.jsonl", notes),
         samples=_rows(path / "samples.jsonl", notes),
         grams=_grams(path / "grams.safetensors", notes),
+        diagnosis=_diagnosis(path / "diagnosis", notes),
         notes=tuple(notes),
     )
 
@@ -146,6 +154,12 @@ def _grams(path: Path, notes: list[str]) -> Grams | None:
         notes.append(f"{path.name}: shape {gram_SGDD.shape} does not fit its own steps, groups and domains.")
         return None
     return Grams(step_S, gram_SGDD, groups, domains)
+
+
+def _diagnosis(folder: Path, notes: list[str]) -> dict[str, Row]:
+    """The parts of a diagnosis that the page shows, by name; a run that was not diagnosed lacks nothing."""
+    names = [name for name in DIAGNOSIS if (folder / f"{name}.json").exists()]
+    return {name: _json(folder / f"{name}.json", notes) for name in names}
 
 
 def _names(text: str) -> Iterator[str]:

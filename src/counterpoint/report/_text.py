@@ -68,6 +68,11 @@ def signed(value: float | None) -> str:
     return f"{value:+.2f}".replace("-", "\u2212")
 
 
+def points(value: float | None) -> str:
+    """A change of a score in points of a hundred, ``+21.4`` or ``\u22123.0``."""
+    return "\u2013" if value is None else f"{100 * value:+.1f}".replace("-", "\u2212")
+
+
 def duration(seconds: float | None) -> str:
     """``3 h 05 min``, ``4 min 10 s`` or ``7.5 s``."""
     if seconds is None or seconds < 0:

@@ -4,6 +4,8 @@
   const figures = JSON.parse(document.getElementById("figures").textContent);
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const narrow = matchMedia("(max-width: 760px)");
+  // "@harm" is "@diverging" for amounts of which more is worse.
+  const scales = { "@diverging": ["low", "mid", "high"], "@harm": ["high", "mid", "low"], "@amount": ["mid", "amount"] };
   const hidden = new Set(); // indices of the domains switched off by their chips
   let pair = 0; // the domain pair shown in the heat map over steps
 
@@ -15,7 +17,7 @@
     if (value && typeof value === "object")
       return Object.fromEntries(Object.entries(value).map(([name, item]) => [name, resolve(item, name)]));
     if (typeof value !== "string" || value[0] !== "@" || !key.endsWith("color") && key !== "colorscale") return value;
-    return value === "@diverging" ? [[0, colour("low")], [0.5, colour("mid")], [1, colour("high")]] : colour(value.slice(1));
+    return value in scales ? scales[value].map((name, place) => [place / (scales[value].length - 1), colour(name)]) : colour(value.slice(1));
   }
 
   function axis(own) {
