@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -256,3 +257,23 @@ def test_the_number_of_torch_threads_is_put_back():
             assert _threads.in_threads(lambda item: item * 2, range(5)) == [0, 2, 4, 6, 8]
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="about the choice between implementations")
+class TestChoice:
+    def test_a_trial_tells_right_from_wrong(self):
+        class Wrong:
+            unit_grams = staticmethod(lambda *args: _cpu.unit_grams(*args) * 1.01)
+            weighted_sums_ = staticmethod(_cpu.weighted_sums_)
+
+        assert _kernels.trial(_cpu, torch.device("cpu")) < 1e-6
+        assert _kernels.trial(Wrong, torch.device("cpu")) == pytest.approx(0.01, rel=1e-3)
+
+    def test_without_triton_a_gpu_does_without_fused_kernels_and_says_so_once(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "triton", None)
+        monkeypatch.delitem(sys.modules, "triton.errors", raising=False)
+        device = torch.device("cuda", 7)
+        with pytest.warns(RuntimeWarning, match=r"Surgery on cuda:7 does without its fused kernels.*install triton"):
+            assert _kernels._fused_on(device) is None
+        assert _kernels._fused_on(device) is None  # warnings are errors here
+        _kernels._fused_on.cache_clear()
