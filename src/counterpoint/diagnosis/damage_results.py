@@ -3,22 +3,25 @@
 from dataclasses import dataclass
 
 from counterpoint.diagnosis.damage_edit import Precision
+from counterpoint.diagnosis.damage_loss import BASELINES
 from counterpoint.diagnosis.damage_parts import ModulePart, RoutePart, Span
 from counterpoint.diagnosis.damage_range import SCALES, Range
 from counterpoint.diagnosis.damage_spectrum import Spectrum
 from counterpoint.diagnosis.statistics import Estimate
-from counterpoint.errors import CounterpointError
+from counterpoint.diagnosis.surrogate import SURROGATES
+from counterpoint.errors import CounterpointError, nearest
 
 
 @dataclass(frozen=True)
 class DamageOptions:
     """What is measured and how much of it.
 
-    ``surrogate`` is ``policy`` or ``likelihood``, ``baseline`` ``prompt`` or ``domain``; ``prompts`` and ``samples`` say how many completions are sampled,
-    ``batch_size`` how many are in memory at once. ``blocks`` turns on one Hessian product per module, ``lanczos`` is
-    the number of Hessian products for the spectrum (0 for none), ``top`` the directions whose share is measured.
-    ``fraction`` of the neurons make a route. ``draws`` is the number of random edits and random sets of neurons.
-    ``scales`` are multiples of the edit, ``tolerance`` the relative error up to which second order predicts.
+    ``surrogate`` is ``policy`` or ``likelihood``, ``baseline`` ``prompt`` or ``domain``. ``prompts`` and ``samples``
+    say how many completions are sampled, ``batch_size`` how many are in memory at once. ``blocks`` turns on one
+    Hessian product per module; ``lanczos`` is the number of Hessian products for the spectrum (0 for none), ``top`` the
+    directions whose share is measured. ``fraction`` of the neurons make a route. ``draws`` is the number of random
+    edits and random sets of neurons. ``scales`` are multiples of the edit, ``tolerance`` the relative error up to which
+    second order predicts.
     """
 
     surrogate: str = "policy"
@@ -88,13 +91,24 @@ class Damage:
 
 
 def check_options(options: DamageOptions) -> None:
-    """Refuses numbers that cannot be used."""
+    """Refuses what cannot be measured, before any weight is read."""
+    if options.surrogate not in SURROGATES:
+        raise CounterpointError(
+            f"There is no surrogate loss {options.surrogate!r}; {nearest(options.surrogate, SURROGATES)}"
+        )
+    if options.baseline not in BASELINES:
+        raise CounterpointError(f"There is no baseline {options.baseline!r}; {nearest(options.baseline, BASELINES)}")
     counts = {"--prompts": options.prompts, "--samples": options.samples, "--batch-size": options.batch_size}
     for name, value in (counts | {"--top": options.top, "--draws": options.draws}).items():
         if value < 1:
             raise CounterpointError(f"{name} must be at least 1; found {value}.")
-    if options.samples < 2 and options.surrogate == "policy":
-        raise CounterpointError(f"--samples must be at least 2, as advantages compare them; found {options.samples}.")
+    if options.samples < 2 and options.baseline == "prompt":
+        raise CounterpointError(
+            f"--samples must be at least 2, as rewards of one prompt are compared; found {options.samples}. Ask for "
+            "more, or compare with the whole domain: --baseline domain."
+        )
+    if not 0 < options.fraction <= 1:
+        raise CounterpointError(f"--fraction must be above 0 and at most 1; found {options.fraction}. Try 0.1.")
     if options.lanczos < 0:
         raise CounterpointError(f"--lanczos must not be negative; found {options.lanczos}. 0 leaves the spectrum out.")
     if not options.scales or min(options.scales) <= 0 or not options.tolerance > 0:

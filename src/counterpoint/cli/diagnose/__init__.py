@@ -3,6 +3,7 @@
 import typer
 
 from counterpoint.cli.diagnose.behaviour import behaviour
+from counterpoint.cli.diagnose.damage import damage
 from counterpoint.cli.diagnose.routes import routes
 
 app = typer.Typer(
@@ -13,4 +14,5 @@ app = typer.Typer(
 )
 
 app.command("behaviour")(behaviour)
+app.command("damage")(damage)
 app.command("routes")(routes)
