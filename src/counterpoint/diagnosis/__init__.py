@@ -17,7 +17,7 @@ from typing import Any
 _HOMES: dict[str, str] = {
     "Behaviour": "behaviour_of_run",
     "Conflicts": "conflicts_results",
-    "ConflictsOverTime": "conflicts_over_time",
+    "ConflictsOverTime": "conflicts_of_run",
     "Damage": "damage_results",
     "DamageOptions": "damage_results",
     "Estimate": "statistics",
@@ -26,7 +26,7 @@ _HOMES: dict[str, str] = {
     "Routes": "routes_of_domains",
     "behaviour": "behaviour_of_run",
     "conflicts": "conflicts_of_model",
-    "conflicts_over_time": "conflicts_over_time",
+    "conflicts_over_time": "conflicts_of_run",
     "damage": "damage_analysis",
     "read_optimizer": "gradient_metric",
     "read_rollouts": "rollouts",
