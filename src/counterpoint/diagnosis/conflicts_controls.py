@@ -21,9 +21,9 @@ class Control:
 
     ``kind`` is ``shuffled labels`` (every split gets a random domain's label: all domains are one mixture) or ``random
     signs`` (noise alone: the splits' deviations from their domain's mean, half of them turned around). ``tests`` counts
-    groups x pairs over all repeats, ``conflicts`` and ``synergies`` those found after correction,
-    ``repeats_with_conflict`` the repeats with at least one. ``negative_share`` is the share of tests with ``p <= level`` and a negative product
-    before correction; nominal is ``level / 2``.
+    groups x pairs over all repeats, ``conflicts`` and ``synergies`` those found after correction, and
+    ``repeats_with_conflict`` the repeats with at least one. ``negative_share`` is the share of tests with
+    ``p <= level`` and a negative product before correction; nominal is ``level / 2``.
     """
 
     kind: str
