@@ -9,7 +9,7 @@ tensor by tensor while they are read.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -184,13 +184,19 @@ class Comparison:
             yield name, self.base.tensor(in_base), self.after.tensor(in_after)
 
 
-def compare(base: Checkpoint, after: Checkpoint) -> Comparison:
+def compare(base: Checkpoint, after: Checkpoint, among: Sequence[Checkpoint] = ()) -> Comparison:
     """Pairs the tensors of two checkpoints; reads no weights.
+
+    Args:
+        base: before.
+        after: after.
+        among: checkpoints that are compared with the same base, so that all comparisons have the same names: where one
+            of them has untied its output projection, that of the others is their embedding.
 
     Raises:
         ModelError: other names or shapes; the message names the first tensor that differs, in model order.
     """
-    names = _names(base) | _names(after)
+    names = set().union(*(_names(checkpoint) for checkpoint in (base, after, *among)))
     sources = {name: (_source(base, name), _source(after, name)) for name in sorted(names, key=model_order)}
     for name, (in_base, in_after) in sources.items():
         _check(base, after, name, in_base, in_after)

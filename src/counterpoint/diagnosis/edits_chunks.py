@@ -1,0 +1,207 @@
+"""One pass over a block of weights gives every statistic of its edit.
+
+The block is small enough to stay in a processor's cache while some twenty plain operations run over it, so reading the
+weights from memory or disk is what a pass costs. Pure functions of tensors. Legend: M rows, N columns, of a block.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BLOCK = 1 << 17
+"""Weights in a block: half a megabyte in float32."""
+
+_TINY = torch.finfo(torch.float32).tiny
+_EXPONENT = 0x7F800000
+_HALF_STEP = 2.0**-8
+"""Half a step of bfloat16 in units of the power of two below the weight: seven bits follow the first."""
+
+
+@dataclass
+class Sums:
+    """What is added up over blocks for one tensor and one checkpoint; counts are of weights."""
+
+    curve: np.ndarray
+    """Per absolute threshold, then per relative threshold: weights below."""
+    weights: int = 0
+    """Finite in both checkpoints."""
+    nonfinite_base: int = 0
+    nonfinite_after: int = 0
+    both: int = 0
+    either: int = 0
+    identical: int = 0
+    below_half_step: int = 0
+    same_in_bfloat16: int = 0
+    energy: float = 0.0
+    """Sum of squared edits."""
+    base_energy: float = 0.0
+    largest: float = 0.0
+    neurons: Tensor | None = field(default=None, repr=False)
+
+    def __iadd__(self, other: "Sums") -> "Sums":
+        """Adds the sums of another tensor; scores of neurons stay where they are."""
+        self.curve = self.curve + other.curve
+        for name in _ADDED:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.largest = max(self.largest, other.largest)
+        return self
+
+
+_ADDED = (
+    *("weights", "nonfinite_base", "nonfinite_after", "both", "either", "identical"),
+    *("below_half_step", "same_in_bfloat16", "energy", "base_energy"),
+)
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """When a weight counts as unchanged, and at which thresholds curves are drawn.
+
+    LPT (arXiv 2606.02398) calls a weight unchanged where ``|edit| < 1e-7`` and ``|edit| / |weight| < 1e-3``. How its
+    two conditions are joined is our reading: ``both`` by default, ``either`` the other. An edit of zero is zero
+    relative to any weight.
+    """
+
+    absolute: float = 1e-7
+    relative: float = 1e-3
+    reading: str = "both"
+    absolute_curve: tuple[float, ...] = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+    relative_curve: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+
+    def empty(self) -> Sums:
+        """Sums over no weights."""
+        return Sums(np.zeros(len(self.absolute_curve) + len(self.relative_curve), dtype=np.int64))
+
+
+class Workspace:
+    """Buffers of one thread for blocks of up to ``size`` weights; allocating anew would cost as much as the sums."""
+
+    def __init__(self, size: int, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._floats = {name: torch.empty(size, dtype=dtype) for name in ("size", "scaled", "squares")}
+        self._flags = torch.empty(size, dtype=torch.bool)
+        self._more_flags = torch.empty(size, dtype=torch.bool)
+
+    def floats(self, name: str, like: Tensor) -> Tensor:
+        """The buffer ``name`` in the shape of ``like``."""
+        return self._floats[name][: like.numel()].view(like.shape)
+
+    def flags(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Two vectors of ``count`` flags."""
+        return self._flags[:count].numpy(), self._more_flags[:count].numpy()
+
+
+def add_block(
+    sums: Sums, base: Tensor, edit: Tensor, stored: tuple[Tensor, Tensor], thresholds: Thresholds, space: Workspace
+) -> None:
+    """Adds one block to ``sums``; weights of zero that are not to count are taken off by ``exclude`` afterwards.
+
+    Args:
+        sums: changed in place.
+        base: the weights [M, N] (or any shape) as ``space.dtype``, finite.
+        edit: after minus before, same shape and type, finite; zero where a weight is excluded.
+        stored: the block as stored, before and after; what rounding to bfloat16 would leave is seen on these.
+        thresholds: of sparsity.
+        space: buffers at least as large as the block.
+    """
+    sums.weights += edit.numel()
+    size, scaled = space.floats("size", edit), space.floats("scaled", edit)
+    torch.abs(edit, out=size)
+    sums.largest = max(sums.largest, float(size.amax()))
+    sums.energy += float(torch.dot(edit.view(-1), edit.view(-1)))
+    sums.base_energy += float(torch.dot(base.view(-1), base.view(-1)))
+    torch.abs(base, out=scaled).add_(_TINY)
+    torch.div(size, scaled, out=scaled)
+    _count_below(sums, size.view(-1).numpy(), scaled.view(-1).numpy(), thresholds, space)
+    _count_rounding(sums, base, size, stored, scaled, space)
+
+
+def exclude(sums: Sums, count: int) -> None:
+    """Takes ``count`` weights off that were added as zeros before and after, so below every threshold."""
+    sums.curve -= count
+    for name in ("weights", "both", "either", "identical", "below_half_step", "same_in_bfloat16"):
+        setattr(sums, name, getattr(sums, name) - count)
+
+
+def _count(flags: np.ndarray) -> int:
+    return int(np.count_nonzero(flags))
+
+
+def _count_below(sums: Sums, size: np.ndarray, relative: np.ndarray, thresholds: Thresholds, space: Workspace) -> None:
+    """numpy compares and counts ten times faster than torch does on one thread."""
+    flags, more = space.flags(size.size)
+    small, little = np.less(size, thresholds.absolute, out=flags), np.less(relative, thresholds.relative, out=more)
+    count_small, count_little = _count(small), _count(little)
+    both = _count(np.logical_and(small, little, out=flags))
+    sums.both += both
+    sums.either += count_small + count_little - both
+    cuts = [(size, cut) for cut in thresholds.absolute_curve] + [(relative, cut) for cut in thresholds.relative_curve]
+    sums.curve += np.array([_count(np.less(values, cut, out=flags)) for values, cut in cuts])
+    sums.identical += _count(np.equal(size, 0, out=flags))
+
+
+def _count_rounding(
+    sums: Sums, base: Tensor, size: Tensor, stored: tuple[Tensor, Tensor], buffer: Tensor, space: Workspace
+) -> None:
+    flags, _ = space.flags(size.numel())
+    half = half_steps(base, buffer)
+    sums.below_half_step += _count(np.less(size.view(-1).numpy(), half.view(-1).numpy(), out=flags))
+    rounded = [block.to(torch.bfloat16).view(torch.int16).view(-1).numpy() for block in stored]
+    sums.same_in_bfloat16 += _count(np.equal(rounded[0], rounded[1], out=flags))
+
+
+def half_steps(base: Tensor, out: Tensor | None = None) -> Tensor:
+    """Half the distance from each weight to its neighbour in bfloat16, by its exponent; tiny for zero."""
+    if base.dtype == torch.float32:
+        out = torch.empty_like(base) if out is None else out
+        torch.bitwise_and(base.view(torch.int32), _EXPONENT, out=out.view(torch.int32))
+        return out.mul_(_HALF_STEP).add_(_TINY)
+    return half_steps(base.float()).to(base.dtype)
+
+
+def neuron_sums(edit: Tensor, dim: int, norm: str, space: Workspace) -> Tensor:
+    """Per neuron of a block [M, N] the sum of squares (``l2``), sum of sizes (``l1``) or largest size (``max``).
+
+    ``dim`` is the dimension along which neurons lie; float64.
+    """
+    if norm == "l2":
+        values = torch.mul(edit, edit, out=space.floats("squares", edit))
+        return values.sum(1 - dim).double()
+    size = torch.abs(edit, out=space.floats("squares", edit))
+    return (size.sum(1 - dim) if norm == "l1" else size.amax(1 - dim)).double()
+
+
+@dataclass
+class Agreement:
+    """Sums over weights for two edits, from which their cosine and the agreement of their signs follow."""
+
+    dot: float = 0.0
+    first_energy: float = 0.0
+    second_energy: float = 0.0
+    square_dot: float = 0.0
+    """Sum of the products' squares: the variance of ``dot`` if every sign were drawn by lot."""
+    same: int = 0
+    changed: int = 0
+    """Weights that both edits change."""
+
+    def __iadd__(self, other: "Agreement") -> "Agreement":
+        for name in ("dot", "first_energy", "second_energy", "square_dot", "same", "changed"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        return self
+
+
+def agreement(first: Tensor, second: Tensor, space: Workspace) -> Agreement:
+    """The sums of one block of two edits."""
+    product = torch.mul(first, second, out=space.floats("squares", first)).view(-1)
+    flags, _ = space.flags(product.numel())
+    values = product.numpy()
+    return Agreement(
+        float(product.sum()),
+        float(torch.dot(first.reshape(-1), first.reshape(-1))),
+        float(torch.dot(second.reshape(-1), second.reshape(-1))),
+        float(torch.dot(product, product)),
+        _count(np.greater(values, 0, out=flags)),
+        _count(np.not_equal(values, 0, out=flags)),
+    )
