@@ -37,7 +37,8 @@ class Direction:
     ``part`` is ``total``, ``gate``, ``up``, ``down`` (of all layers), or a module as ``layers.3.mlp``. ``cosine`` has a
     95 % bootstrap interval over neurons; ``noise`` is what 95 % of cosines stay below (in absolute value) when every
     neuron's agreement gets a random sign. ``control`` is the same cosine on as many random neurons of the same layers
-    outside the shared route: mean and 95 % range; None where there are too few of them.
+    outside the shared route: mean and 95 % range; None where there are too few of them. ``unlike_elsewhere`` says that
+    the cosine lies outside that range: what was found is of the shared route and not of the whole layer.
 
     ``verdict`` is ``neutral`` where the interval holds 0, or the cosine is within ``noise`` or below the minimum.
     ``share_of_neurons`` of the part lie on the shared route, with ``share_first`` and ``share_second`` of the squared
@@ -51,6 +52,7 @@ class Direction:
     cosine: Estimate
     noise: float
     control: Estimate | None
+    unlike_elsewhere: bool
     verdict: Verdict
     share_of_neurons: float
     share_first: float
@@ -161,13 +163,15 @@ def _direction(
     here_S3 = values_N3[shared_N]
     cosine = cosine_interval(here_S3, generator)
     noise = sign_noise(here_S3, generator)
+    control = _control(values_N3, shared_N, layers_N, generator)
     share_first, share_second = (_share(values_N3[:, i], shared_N) for i in (1, 2))
     return Direction(
         *names,
         neurons=len(here_S3),
         cosine=cosine,
         noise=noise,
-        control=_control(values_N3, shared_N, layers_N, generator),
+        control=control,
+        unlike_elsewhere=control is not None and not control.low <= cosine.value <= control.high,
         verdict=verdict_of(len(here_S3), cosine, noise, minimum),
         share_of_neurons=len(here_S3) / len(shared_N),
         share_first=share_first,

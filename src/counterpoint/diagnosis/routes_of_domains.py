@@ -131,9 +131,7 @@ def routes(
         for level in levels
     ]
     overlaps = [
-        overlap(
-            pair, (activities[pair[0]], activities[pair[1]]), kind, choice, level, seed if level == fraction else None
-        )
+        overlap(pair, (activities[pair[0]], activities[pair[1]]), kind, choice, level, seed)
         for kind, choice in choices.items()
         for pair in combinations(activities, 2)
         for level in levels

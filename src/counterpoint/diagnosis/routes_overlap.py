@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from counterpoint.diagnosis.routes_capture import Activity
-from counterpoint.diagnosis.statistics import Estimate, jaccard, jaccard_by_chance, overlap_p_value
+from counterpoint.diagnosis.statistics import jaccard, jaccard_by_chance, overlap_p_value
 
-RELABELINGS = 200
+RELABELINGS = 2000
 """Random divisions of two domains' blocks for the hypothesis that both use one route."""
 
 
@@ -57,11 +57,8 @@ class Overlap:
 
     ``halves`` is the mean Jaccard between a half of one and a half of the other, and ``ceiling`` that between the two
     halves of one domain (mean of both domains): what the same domain would reach. ``of_ceiling`` is where ``halves``
-    lies between ``chance_in_layers`` (0) and ``ceiling`` (1).
-
-    ``if_same`` is the Jaccard that would be found if both domains used one route: mean and 95 % range over random
-    divisions of their blocks of prompts; ``p_same`` is the share of divisions that overlap as little as the domains.
-    Both are None at other fractions than the main one.
+    lies between ``chance_in_layers`` (0) and ``ceiling`` (1). ``p_same`` tests whether both could be one domain: see
+    ``same_route``.
     """
 
     first: str
@@ -77,8 +74,7 @@ class Overlap:
     halves: float
     ceiling: float
     of_ceiling: float
-    if_same: Estimate | None
-    p_same: float | None
+    p_same: float
 
 
 def stability(domain: str, activity: Activity, kind: str, choice: Choice, fraction: float) -> Stability:
@@ -94,9 +90,9 @@ def overlap(
     kind: str,
     choice: Choice,
     fraction: float,
-    seed: int | None = None,
+    seed: int = 0,
 ) -> Overlap:
-    """The overlap of two domains' routes; with a ``seed`` also under the hypothesis that both use one route."""
+    """The overlap of two domains' routes, beside chance and beside each domain with itself."""
     first_U, second_U = (choice.top(activity.mean(kind), fraction) for activity in activities)
     shared, total = int((first_U & second_U).sum()), len(first_U)
     sizes = int(first_U.sum()), int(second_U.sum())
@@ -105,14 +101,12 @@ def overlap(
     halves = (jaccard(a_even, b_odd) + jaccard(a_odd, b_even)) / 2
     ceiling = (jaccard(a_even, a_odd) + jaccard(b_even, b_odd)) / 2
     chance_in_layers = _of_sizes(expected, *sizes)
-    found = jaccard(first_U, second_U)
-    if_same, p_same = (None, None) if seed is None else same_route(activities, kind, choice, fraction, found, seed)
     return Overlap(
         first=names[0],
         second=names[1],
         kind=kind,
         fraction=fraction,
-        jaccard=found,
+        jaccard=jaccard(first_U, second_U),
         shared=shared,
         chance=jaccard_by_chance(*sizes, total),
         p_value=overlap_p_value(shared, *sizes, total),
@@ -121,41 +115,33 @@ def overlap(
         halves=halves,
         ceiling=ceiling,
         of_ceiling=_between(halves, chance_in_layers, ceiling),
-        if_same=if_same,
-        p_same=p_same,
+        p_same=same_route(activities, kind, choice, fraction, seed),
     )
 
 
-def same_route(
-    activities: tuple[Activity, Activity],
-    kind: str,
-    choice: Choice,
-    fraction: float,
-    found: float,
-    seed: int,
-    relabelings: int = RELABELINGS,
-) -> tuple[Estimate, float]:
-    """Jaccard after random divisions of both domains' blocks of prompts, and how often it is as low as ``found``.
+def same_route(activities: tuple[Activity, Activity], kind: str, choice: Choice, fraction: float, seed: int) -> float:
+    """How often blocks of prompts that are divided at random overlap as little as the blocks of the two domains.
 
-    Were the domains one, every division of their blocks would be as likely as the one into domains: the p-value is
-    exact (the division into domains counts as one of those drawn).
+    Every block has a route of its own. Were the domains one, each division of all blocks would be as likely as the one
+    into domains, so the share of divisions whose two sides overlap no more, in the mean over pairs of blocks, is an
+    exact p-value (blocks of both having about as many tokens; the division into domains counts as one of those drawn).
     """
-    sums_KU = torch.cat([activity.neurons_KN if kind == "neuron" else activity.heads_KH for activity in activities])
-    tokens_K = torch.cat([activity.tokens_K for activity in activities])
-    size = len(activities[0].tokens_K)
+    routes_KU = torch.stack(
+        [
+            choice.top(activity.mean(kind, [k]), fraction)
+            for activity in activities
+            for k in range(len(activity.tokens_K))
+        ]
+    ).double()
+    shared_KK = routes_KU @ routes_KU.T
+    sizes_K = routes_KU.sum(1)
+    jaccard_KK = shared_KK / (sizes_K[:, None] + sizes_K - shared_KK).clamp(min=1)
+    is_first_K = torch.arange(len(routes_KU)) < len(activities[0].tokens_K)
     generator = torch.Generator().manual_seed(seed)
-    drawn = []
-    for _ in range(relabelings):
-        order = torch.randperm(len(sums_KU), generator=generator)
-        first_U, second_U = (
-            choice.top(sums_KU[part].sum(0) / tokens_K[part].sum().clamp(min=1), fraction)
-            for part in (order[:size], order[size:])
-        )
-        drawn.append(jaccard(first_U, second_U))
-    values = torch.tensor(drawn, dtype=torch.float64)
-    low, high = torch.quantile(values, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    as_low = int((values <= found + 1e-12).sum())
-    return Estimate(float(values.mean()), low, high), (1 + as_low) / (1 + relabelings)
+    orders_RK = torch.rand(RELABELINGS, len(routes_KU), generator=generator).argsort(1)
+    sides_RK = torch.cat([is_first_K.unsqueeze(0), is_first_K[orders_RK]]).double()
+    between_R = torch.einsum("rk,kl,rl->r", sides_RK, jaccard_KK, 1 - sides_RK)
+    return float((between_R <= between_R[0] + 1e-9).double().mean())
 
 
 def _top(contribution_U: Tensor, fraction: float) -> Tensor:

@@ -48,16 +48,15 @@ def _overlap_table(found: "Routes") -> Table:
     table = _table(
         f"Overlap of neurons, Jaccard at {found.fraction:.0%}",
         "domains",
-        *("overlap", "chance", "p", "ceiling", "reached", "if same", "p same"),
+        *("overlap", "chance", "p", "ceiling", "reached", "p same"),
     )
     for o in found.overlaps:
         if o.kind == "neuron" and o.fraction == found.fraction:
-            same = f"{o.if_same.value:.2f}" if o.if_same else "-"
-            levels = [f"{o.ceiling:.2f}", f"{o.of_ceiling:.0%}", same, _p(o.p_same)]
+            levels = [f"{o.ceiling:.2f}", f"{o.of_ceiling:.0%}", _p(o.p_same)]
             table.add_row(_pair(o), f"{o.jaccard:.3f}", f"{o.chance_in_layers:.3f}", _p(o.p_value_in_layers), *levels)
     table.caption = (
         "chance, p: random sets with as many in each layer · ceiling: two halves of one domain · "
-        "reached: from chance (0 %) to ceiling (100 %), between halves · if same: were both one domain"
+        "reached: from chance (0 %) to ceiling (100 %), between halves · p same: were both one domain"
     )
     return table
 
@@ -74,17 +73,19 @@ def _fractions_table(found: "Routes", kind: str) -> Table:
 
 def _directions_table(found: "Routes") -> Table:
     table = _table(
-        "Cosine of two edits on the neurons that both domains use [95 %]",
-        "edits",
-        *("shared", "cosine", "noise", "elsewhere", "verdict"),
+        "Cosine of two edits on the neurons that both domains use",
+        "edits (neurons)",
+        *("cosine [95 %]", "noise", "elsewhere", "verdict"),
     )
     for d in found.directions:
         if d.part == "total" or (d.part.startswith("layers") and d.verdict in ("synergy", "conflict")):
             name = _pair(d) if d.part == "total" else f"  {d.part}"
-            control = _interval(d.control) if d.control else "-"
-            cells = [f"{d.neurons:,}", _interval(d.cosine), f"±{d.noise:.2f}", control, d.verdict]
-            table.add_row(name, *cells)
-    table.caption = "noise: random signs, 95 % · elsewhere: as many random neurons of the same layers"
+            control = f"{d.control.value:.2f}±{(d.control.high - d.control.low) / 2:.2f}" if d.control else "-"
+            verdict = d.verdict + ("*" if d.unlike_elsewhere else "")
+            table.add_row(f"{name} ({d.neurons:,})", _interval(d.cosine), f"±{d.noise:.2f}", control, verdict)
+    table.caption = (
+        "noise: random signs, 95 % · elsewhere: as many random neurons of the same layers, 95 % · * unlike elsewhere"
+    )
     return table
 
 
@@ -124,13 +125,11 @@ def _pair(item: Any) -> str:
     return escape(f"{item.first} - {item.second}")
 
 
-def _p(value: float | None) -> str:
-    if value is None:
-        return "-"
+def _p(value: float) -> str:
     return f"{value:.2g}" if value >= 1e-4 else "<1e-4"
 
 
 def _interval(estimate: "Estimate") -> str:
     if estimate.low != estimate.low:
         return f"{estimate.value:.2f}"
-    return f"{estimate.value:.2f} \\[{estimate.low:.2f}, {estimate.high:.2f}]"
+    return f"{estimate.value:.2f} \\[{estimate.low:.2f},{estimate.high:.2f}]"

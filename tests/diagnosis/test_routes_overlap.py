@@ -1,0 +1,189 @@
+"""Routes of models whose active neurons are known, and overlaps at and above chance: power and false positives."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from counterpoint.diagnosis import Rollout, Rollouts, routes, to_json
+from counterpoint.diagnosis.routes_capture import Activity
+from counterpoint.diagnosis.routes_overlap import Choice, overlap, same_route, stability
+from counterpoint.diagnosis.statistics import jaccard_by_chance
+from counterpoint.errors import CounterpointError
+
+NEURONS, LAYERS, ACTIVE = 40, 2, 4
+TOKENS = {"math": range(4, 10), "code": range(10, 16)}
+PLANTED = {"math": (0, 1, 2, 3), "code": (2, 3, 4, 5)}
+"""Active neurons of each layer: two are shared."""
+
+
+class Tokenizer:
+    pad_token_id = 0
+
+
+def planted_model():
+    """Tokens of a domain lie in a direction of their own, which the domain's neurons and no others look for."""
+    generator = torch.Generator().manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=16,
+        hidden_size=16,
+        intermediate_size=NEURONS,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        max_position_embeddings=32,
+        pad_token_id=0,
+    )
+    model = LlamaForCausalLM(config).double()
+    with torch.no_grad():
+        model.model.embed_tokens.weight.normal_(0, 0.2, generator=generator)
+        for axis, domain in enumerate(TOKENS):
+            model.model.embed_tokens.weight[list(TOKENS[domain]), axis] = 5.0
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.normal_(0, 0.01, generator=generator)
+            for projection in (layer.mlp.gate_proj, layer.mlp.up_proj):
+                projection.weight.normal_(0, 0.1, generator=generator)
+                for axis, domain in enumerate(TOKENS):
+                    projection.weight[list(PLANTED[domain]), axis] = 1.0
+            layer.mlp.down_proj.weight.normal_(0, 0.05, generator=generator)
+    return model
+
+
+def completions(domain, tokens, groups=16, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    items = []
+    for i in range(2 * groups):
+        drawn = torch.tensor(list(tokens))[torch.randint(len(tokens), (6,), generator=generator)].tolist()
+        items.append(Rollout(i // 2, (1, 3), tuple(drawn), 0.0, 0.0))
+    return Rollouts(domain, tuple(items))
+
+
+@pytest.fixture(scope="module")
+def planted():
+    given = {name: completions(name, tokens, seed=i) for i, (name, tokens) in enumerate(TOKENS.items())}
+    return routes(planted_model(), Tokenizer(), given, fraction=ACTIVE / NEURONS, fractions=(0.1, 0.5))
+
+
+def test_the_planted_neurons_are_the_route(planted):
+    for domain, neurons in PLANTED.items():
+        assert planted.route(domain).neurons == dict.fromkeys(range(LAYERS), neurons)
+        assert planted.route(domain).neuron_share > 0.5
+    assert planted.shared_neurons("math", "code") == {0: (2, 3), 1: (2, 3)}
+
+
+def test_planted_routes_are_stable_and_overlap_as_planted(planted):
+    assert all(s.jaccard == 1 for s in planted.stability if s.kind == "neuron" and s.fraction == 0.1)
+    found = next(o for o in planted.overlaps if o.kind == "neuron" and o.fraction == 0.1)
+    assert found.jaccard == found.halves == pytest.approx(2 / 6)
+    assert found.ceiling == 1
+    assert found.chance == pytest.approx(jaccard_by_chance(8, 8, 80))
+    assert found.p_value < 0.02
+    assert found.p_same < 0.001, "two domains with routes of their own are told apart"
+
+
+def test_two_domains_that_are_one_overlap_up_to_the_ceiling():
+    given = {name: completions(name, range(4, 16), groups=32, seed=seed) for seed, name in enumerate(("math", "code"))}
+    found = routes(planted_model(), Tokenizer(), given, fraction=0.2, fractions=(0.2,))
+    (same,) = [o for o in found.overlaps if o.kind == "neuron"]
+    assert same.jaccard > 0.7
+    assert same.of_ceiling == pytest.approx(1, abs=0.2)
+    assert same.p_same > 0.05
+
+
+def test_results_are_json(planted):
+    found = json.loads(json.dumps(to_json("routes", planted)))
+    assert found["schema"] == "counterpoint.diagnosis.routes"
+    assert found["routes"][0]["neurons"] == {"0": [0, 1, 2, 3], "1": [0, 1, 2, 3]}
+    assert found["num_neurons"] == {"0": 40, "1": 40}
+
+
+def random_activity(generator, units=120, blocks=8, mean=None, noise=0.5):
+    mean = torch.rand(units, generator=generator, dtype=torch.float64) if mean is None else mean
+    sums = mean + noise * torch.rand(blocks, units, generator=generator, dtype=torch.float64)
+    return Activity(sums, sums[:, :0], torch.ones(blocks, dtype=torch.float64))
+
+
+def test_unrelated_routes_overlap_by_chance_and_no_more():
+    generator = torch.Generator().manual_seed(0)
+    choice = Choice(torch.arange(120) // 40)
+    found = [
+        overlap(("a", "b"), (random_activity(generator), random_activity(generator)), "neuron", choice, 0.2)
+        for _ in range(300)
+    ]
+    assert sum(o.jaccard for o in found) / 300 == pytest.approx(found[0].chance, abs=0.01)
+    assert sum(o.of_ceiling for o in found) / 300 == pytest.approx(0, abs=0.02)
+    for p_value in ("p_value", "p_value_in_layers"):
+        assert sum(getattr(o, p_value) <= 0.05 for o in found) / 300 <= 0.05 + 0.02
+
+
+def test_layers_that_matter_to_all_domains_are_no_shared_route():
+    """Every domain uses the last layer most: beyond plain chance, and not beyond chance within layers."""
+    generator = torch.Generator().manual_seed(1)
+    layers = torch.arange(120) // 40
+    choice = Choice(layers)
+    plain = strict = 0
+    for _ in range(200):
+        pair = tuple(
+            random_activity(generator, mean=torch.rand(120, generator=generator, dtype=torch.float64) * (1 + layers))
+            for _ in range(2)
+        )
+        found = overlap(("a", "b"), pair, "neuron", choice, 0.1)
+        plain += found.p_value <= 0.05
+        strict += found.p_value_in_layers <= 0.05
+        assert found.chance_in_layers > found.chance
+    assert plain > 60
+    assert strict / 200 <= 0.07
+
+
+def test_one_route_is_called_two_no_more_often_than_stated():
+    generator = torch.Generator().manual_seed(2)
+    choice = Choice(torch.zeros(120, dtype=torch.long))
+    wrong = told_apart = 0
+    other = torch.rand(120, generator=generator, dtype=torch.float64)
+    for i in range(200):
+        mean = torch.rand(120, generator=generator, dtype=torch.float64)
+        pair = tuple(random_activity(generator, mean=mean, noise=2.0) for _ in range(2))
+        wrong += same_route(pair, "neuron", choice, 0.1, seed=i) <= 0.05
+        near = random_activity(generator, mean=other, noise=2.0)
+        told_apart += same_route((pair[0], near), "neuron", choice, 0.1, seed=i) <= 0.05
+    assert wrong / 200 <= 0.05 + 0.02
+    assert told_apart / 200 > 0.9
+
+
+def test_units_that_contribute_nothing_are_of_no_route():
+    contribution = torch.tensor([0.0, 3.0, 0.0, 0.0, 1.0, 0.0])
+    assert Choice(torch.zeros(6)).top(contribution, 0.5).tolist() == [False, True, False, False, True, False]
+
+
+def test_the_top_of_each_layer():
+    contribution, layers = torch.tensor([1.0, 2.0, 30.0, 40.0]), torch.tensor([0, 0, 1, 1])
+    assert Choice(layers).top(contribution, 0.5).tolist() == [False, False, True, True]
+    assert Choice(layers, per_layer=True).top(contribution, 0.5).tolist() == [False, True, False, True]
+
+
+def test_stability_of_noise_is_that_of_chance():
+    generator = torch.Generator().manual_seed(3)
+    choice = Choice(torch.zeros(120, dtype=torch.long))
+    none = torch.zeros(120, dtype=torch.float64)
+    found = [stability("a", random_activity(generator, mean=none), "neuron", choice, 0.2) for _ in range(200)]
+    assert sum(s.jaccard for s in found) / 200 == pytest.approx(found[0].chance, abs=0.01)
+
+
+def test_bad_requests_are_refused_before_any_work():
+    model, one = planted_model(), {"math": completions("math", TOKENS["math"])}
+    with pytest.raises(CounterpointError, match=r"above 0 and at most 1, found 1\.5"):
+        routes(model, Tokenizer(), one, fraction=1.5)
+    with pytest.raises(CounterpointError, match="There are no completions"):
+        routes(model, Tokenizer(), {})
+    few = {"math": dataclasses.replace(one["math"], items=one["math"].items[:2])}
+    with pytest.raises(CounterpointError, match="'math' has completions of 1 prompt, and at least 2 are needed"):
+        routes(model, Tokenizer(), few)
+    with pytest.raises(
+        CounterpointError, match=r"edit of 'mth' but no completions of that domain; did you mean 'math'"
+    ):
+        routes(model, Tokenizer(), one, edits={"mth": {}, "code": {}})
+    with pytest.raises(CounterpointError, match="There is one edit, that of 'math'"):
+        routes(model, Tokenizer(), one, edits={"math": {}})
+    with pytest.raises(CounterpointError, match="No route of a domain 'x' was measured"):
+        routes(model, Tokenizer(), one).route("x")
