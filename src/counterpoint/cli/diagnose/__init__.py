@@ -3,6 +3,7 @@
 import typer
 
 from counterpoint.cli.diagnose.behaviour import behaviour
+from counterpoint.cli.diagnose.conflicts import conflicts
 from counterpoint.cli.diagnose.damage import damage
 from counterpoint.cli.diagnose.routes import routes
 
@@ -14,5 +15,6 @@ app = typer.Typer(
 )
 
 app.command("behaviour")(behaviour)
+app.command("conflicts")(conflicts)
 app.command("damage")(damage)
 app.command("routes")(routes)

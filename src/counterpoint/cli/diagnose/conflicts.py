@@ -1,0 +1,158 @@
+"""``counterpoint diagnose conflicts``: where the gradients of two domains oppose each other, beyond noise."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from counterpoint.errors import CounterpointError
+
+
+class Grouping(StrEnum):
+    """Groupings that conflicts are told for."""
+
+    layer = "layer"
+    module = "module"
+    tensor = "tensor"
+
+
+def conflicts(
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="[MODEL]", help="Checkpoint folder, hub id, or pocket: where gradients are measured."),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Argument(metavar="[CONFIG]", help="Configuration file, or run directory, with the domains."),
+    ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            "--run", metavar="RUN", help="Instead of MODEL and CONFIG: the Grams of this run, over its steps."
+        ),
+    ] = None,
+    domain: Annotated[
+        list[str] | None, typer.Option("--domain", metavar="NAME", help="Only this domain. Repeatable; default: all.")
+    ] = None,
+    batches: Annotated[
+        int, typer.Option(min=1, help="Batches of each domain; none share a prompt. 8 or 16 are good numbers.")
+    ] = 16,
+    splits: Annotated[
+        int | None,
+        typer.Option(min=1, help="Independent splits they are gathered in, at least 4. Default: batches, up to 16."),
+    ] = None,
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts sampled per domain.")] = 128,
+    samples: Annotated[int, typer.Option(min=2, help="Completions per prompt.")] = 8,
+    completions: Annotated[
+        Path | None,
+        typer.Option("--completions", metavar="FILE", help="Completions an analysis saved, instead of sampling."),
+    ] = None,
+    optimizer: Annotated[
+        Path | None,
+        typer.Option("--optimizer", metavar="CHECKPOINT", help="Measure after Adam too, with this optimizer.pt."),
+    ] = None,
+    by: Annotated[Grouping, typer.Option("--by", help="Groups the tables show. JSON always holds all.")] = (
+        Grouping.module
+    ),
+    level: Annotated[float, typer.Option(help="False discovery rate over groups and pairs.")] = 0.05,
+    repeats: Annotated[int, typer.Option(min=1, help="Draws of each control.")] = 20,
+    window: Annotated[int, typer.Option(min=1, help="With --run: steps of the moving average.")] = 10,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of sampling and controls.")] = 0,
+    rows: Annotated[int, typer.Option(min=1, help="Completions in one backward pass.")] = 32,
+    memory_gib: Annotated[
+        float, typer.Option("--memory-gib", help="For sums of gradients; less needs more passes over the completions.")
+    ] = 4.0,
+    json: Annotated[
+        Path | None,
+        typer.Option(
+            "--json",
+            metavar="FILE",
+            help="Also write everything there, as JSON, and sampled completions beside it (FILE.completions.jsonl).",
+        ),
+    ] = None,
+) -> None:
+    """Show which parts of a model two domains pull in opposite directions, and what noise alone would show.
+
+    Policy gradients of every domain on many batches that share no prompt; cosines with and without noise; tests
+    corrected for their number; and the same pipeline on shuffled labels and on noise alone, where it must find nothing.
+
+    Examples:
+
+      counterpoint diagnose conflicts pocket examples/pocket-mgs.yaml
+
+      counterpoint diagnose conflicts runs/mixed/checkpoints/step-60 runs/mixed
+      --optimizer runs/mixed/checkpoints/step-60 --json conflicts.json
+
+      counterpoint diagnose conflicts --run runs/mixed
+    """
+    if not 0 < level < 1:
+        raise CounterpointError(f"--level {level:g} is no rate. Give a number between 0 and 1, e.g. 0.05.")
+    if run is not None:
+        _refuse_both(model)
+        _over_time(run, window, level, by, json)
+        return
+    if model is None or config is None:
+        raise CounterpointError(
+            "Nothing to measure. Give a model and a configuration (counterpoint diagnose conflicts MODEL CONFIG), or a "
+            "run whose steps are looked at (--run RUN)."
+        )
+    from counterpoint.cli.progress import ConsoleReporter
+    from counterpoint.cli.running import quiet_libraries
+
+    quiet_libraries()
+    from counterpoint.cli.diagnose.conflicts_tables import print_conflicts
+    from counterpoint.diagnosis import conflicts as measure
+    from counterpoint.diagnosis import read_optimizer, write_result
+    from counterpoint.diagnosis.domains_of_config import completions_for, open_subject
+    from counterpoint.diagnosis.gradient_grams import check_splits
+
+    check_splits(batches, splits)
+    state = None if optimizer is None else read_optimizer(optimizer)
+    subject = open_subject(config, model, domain)
+    with ConsoleReporter() as reporter:
+        rollouts = completions_for(
+            subject,
+            file=completions,
+            prompts=prompts,
+            samples=samples,
+            seed=seed,
+            at_least=batches,
+            save=json.with_name(f"{json.name}.completions.jsonl") if json else None,
+            on_progress=reporter.working,
+        )
+        found = measure(
+            subject.model,
+            rollouts,
+            batches=batches,
+            splits=splits,
+            optimizer_state=state,
+            level=level,
+            repeats=repeats,
+            seed=seed,
+            rows=rows,
+            memory_gib=memory_gib,
+            on_progress=reporter.working,
+        )
+    if json is not None:
+        write_result(json, "conflicts", found)
+    print_conflicts(found, by.value)
+
+
+def _refuse_both(model: str | None) -> None:
+    if model is not None:
+        raise CounterpointError(
+            f"--run looks at the steps of a run and takes no model; found {model!r}. Leave one of the two out."
+        )
+
+
+def _over_time(run: Path, window: int, level: float, by: Grouping, json: Path | None) -> None:
+    from counterpoint.cli.diagnose.conflicts_tables import print_over_time
+    from counterpoint.diagnosis import conflicts_over_time, write_result
+
+    if by is Grouping.tensor:
+        raise CounterpointError("--by tensor: a run records its Grams by module. Give --by module or --by layer.")
+    found = conflicts_over_time(run, window=window, level=level)
+    if json is not None:
+        write_result(json, "conflicts_over_time", found)
+    print_over_time(found, by.value)
