@@ -9,7 +9,6 @@ from counterpoint.diagnosis.sentences import (
     DamageFacts,
     OverlapFacts,
     PairFindings,
-    behaviour_sentences,
     pair_sentences,
 )
 from counterpoint.diagnosis.statistics import Estimate
@@ -20,7 +19,7 @@ HURT = PairFindings(
     change=Estimate(-0.09, -0.13, -0.05),
     verdict="fell",
     damage=DamageFacts(Estimate(0.2, 0.15, 0.25), 0.02, 0.16, "layers.2.mlp", 0.62, 0.2),
-    conflict=ConflictFacts("after qa", Estimate(-0.004, -0.03, 0.02), 10, 2, 1, ("layers.2.mlp", -0.21)),
+    conflict=ConflictFacts("after qa", -0.004, 0.025, 0, 10, 2, 1, ("layers.2.mlp", -0.21)),
     edits=OverlapFacts(0.15, 0.05, 1e-9),
     routes=OverlapFacts(0.06, 0.05, 0.3),
 )
@@ -34,10 +33,11 @@ def test_what_is_beyond_noise_is_said_with_its_interval():
         "from curvature); 62% of the curvature's part lies in layers.2.mlp, which holds 20% of the edit."
     )
     assert mechanism == (
-        "After qa, math's and writing's gradients are within noise of right angles as a whole (cosine -0.004 [-0.030, "
-        "+0.020]), and beyond noise in 2 of 10 modules, 1 of them opposed (most in layers.2.mlp, cosine -0.210); the "
-        "neurons that both changed most overlap more than by chance (Jaccard 0.15, chance 0.05, p < 0.001), and the "
-        "routes that both use overlap no more than by chance (Jaccard 0.06, chance 0.05, p = 0.300)."
+        "After qa, math's and writing's gradients are within noise of right angles as a whole (cosine -0.004, noise "
+        "alone up to 0.025), and beyond noise in 2 of 10 modules, 1 of them opposed (most in layers.2.mlp, "
+        "cosine -0.210); the neurons that both changed most overlap more than by chance (Jaccard 0.15, chance 0.05, "
+        "p < 0.001), and the routes that both use overlap no more than by chance (Jaccard 0.06, chance 0.05, "
+        "p = 0.300)."
     )
 
 
@@ -110,11 +110,11 @@ def test_a_gain_is_called_a_gain():
 
 
 @pytest.mark.parametrize(
-    ("cosine", "word"),
-    [((-0.3, -0.4, -0.2), "opposed"), ((0.3, 0.2, 0.4), "aligned"), ((0.1, -0.1, 0.3), "within noise of right angles")],
+    ("cosine", "verdict", "word"),
+    [(-0.3, -1, "opposed"), (0.3, 1, "aligned"), (0.1, 0, "within noise of right angles")],
 )
-def test_gradients_are_named_by_their_interval(cosine, word):
-    _, mechanism = pair_sentences(replace(HURT, conflict=replace(HURT.conflict, cosine=Estimate(*cosine))))
+def test_gradients_are_named_by_their_verdict(cosine, verdict, word):
+    _, mechanism = pair_sentences(replace(HURT, conflict=replace(HURT.conflict, cosine=cosine, verdict=verdict)))
     assert f"gradients are {word} as a whole" in mechanism
 
 
@@ -131,7 +131,7 @@ def test_behaviour_sentences_name_the_worst_of_each_domain(tmp_path):
     planted = {"code": (0.2, 0.8, 0.8, 0.5), "math": (0.4, 0.4, 0.9, 0.9), "qa": (0.3, 0.3, 0.3, 0.45)}
     run = write_run(tmp_path / "run", planted)
     alone = write_run(tmp_path / "alone", {"qa": (0.3, 0.85)}, seed=1)
-    texts = behaviour_sentences(behaviour(run, {"qa": alone}))
+    texts = behaviour(run, {"qa": alone}).sentences
     assert texts[0].startswith("forgetting: code rose in its own stage and then changed by -")
     assert texts[0].endswith("after math, qa.")
     assert texts[1].startswith("math changed by ")

@@ -19,6 +19,7 @@ from counterpoint.diagnosis.behaviour_scores import (
     rigidity,
     stage_changes,
 )
+from counterpoint.diagnosis.sentences import behaviour_sentences
 from counterpoint.diagnosis.statistics import Estimate, bootstrap
 from counterpoint.errors import CounterpointError
 from counterpoint.runs import RunDirectory
@@ -63,7 +64,10 @@ class Entropy:
 
 @dataclass(frozen=True)
 class Behaviour:
-    """Everything ``behaviour`` finds. ``notes`` say in words what cannot be told, and why."""
+    """Everything ``behaviour`` finds.
+
+    ``sentences`` say of every domain whether it was forgotten or rigid, ``notes`` what cannot be told at all.
+    """
 
     run: str
     domains: tuple[str, ...]
@@ -74,6 +78,7 @@ class Behaviour:
     rigidity: tuple[Rigidity, ...]
     entropy: tuple[Entropy, ...]
     diversity: tuple[Diversity, ...]
+    sentences: tuple[str, ...]
     notes: tuple[str, ...]
 
 
@@ -101,16 +106,18 @@ def behaviour(
         others[domain] = read_history(RunDirectory.open(path, write=False))
         on_progress("runs alone", i, len(alone or {}))
     changes = stage_changes(history)
+    forgotten, rigid = forgetting(history, changes), rigidity(history, others)
     result = Behaviour(
         run=history.name,
         domains=history.domains,
         stages=history.stages,
         scores=tuple(_score(history, domain, step) for step in history.steps for domain in history.domains),
         changes=tuple(changes),
-        forgetting=tuple(forgetting(history, changes)),
-        rigidity=tuple(rigidity(history, others)),
+        forgetting=tuple(forgotten),
+        rigidity=tuple(rigid),
         entropy=tuple(_entropies(history)),
         diversity=tuple(diversities(_completions(history))),
+        sentences=behaviour_sentences(forgotten, rigid),
         notes=_notes(history),
     )
     on_progress("behaviour", 1, 1)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from counterpoint.diagnosis.behaviour_history import History, TrainedStage
+from counterpoint.diagnosis.sentences import UNKNOWN
 from counterpoint.diagnosis.statistics import Estimate
 from counterpoint.evaluation.intervals import difference_interval
 
@@ -15,7 +16,6 @@ LEVEL = 0.05
 """Chance, over all comparisons of a table together, of calling any of them a change where there is none."""
 
 NOISE = "within noise"
-UNKNOWN = "cannot be told: "
 
 
 @dataclass(frozen=True)

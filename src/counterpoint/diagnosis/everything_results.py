@@ -50,11 +50,13 @@ class ModuleConflict:
 
 @dataclass(frozen=True)
 class PairConflict:
-    """Policy gradients of both domains at one checkpoint: over all parameters (noise removed), and by module."""
+    """Policy gradients of both domains at one checkpoint: over all parameters, and by module."""
 
     step: int
     moment: str
-    cosine: Estimate
+    cosine: float
+    floor: float
+    verdict: int
     modules: tuple[ModuleConflict, ...]
 
 

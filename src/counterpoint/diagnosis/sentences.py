@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING
 from counterpoint.diagnosis.statistics import Estimate
 
 if TYPE_CHECKING:
-    from counterpoint.diagnosis.behaviour_of_run import Behaviour
+    from collections.abc import Sequence
+
     from counterpoint.diagnosis.behaviour_scores import Forgetting, Rigidity
 
-RELIABLE = 0.5
-"""Second order "predicts" a damage where it errs by at most this share of it. Ours."""
+RELIABLE = 0.2
+"""Second order "predicts" a damage where it errs by at most this share of it, as in ``damage``. Ours."""
 
 SIGNIFICANT = 0.05
+
+UNKNOWN = "cannot be told: "
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,15 @@ class DamageFacts:
 class ConflictFacts:
     """Policy gradients of the two domains at one checkpoint.
 
-    ``cosine`` over all parameters with its interval; ``beyond`` of ``modules`` modules have a cosine beyond noise
-    after correction, ``opposed`` of them a negative one; ``worst`` is the lowest of these with its cosine.
+    ``cosine`` over all parameters, ``floor`` what noise alone reaches in 1 of 20 cases, ``verdict`` -1 conflict, 1
+    synergy, 0 within noise after correction; ``beyond`` of ``modules`` modules have a cosine beyond noise, ``opposed``
+    of them a negative one; ``worst`` is the lowest of these with its cosine.
     """
 
     at: str
-    cosine: Estimate
+    cosine: float
+    floor: float
+    verdict: int
     modules: int
     beyond: int
     opposed: int
@@ -85,14 +91,14 @@ def pair_sentences(pair: PairFindings) -> tuple[str, str]:
     return outcome, mechanism
 
 
-def behaviour_sentences(found: "Behaviour") -> list[str]:
-    """One sentence for every domain's forgetting, as of the last stage, and one for every domain's rigidity."""
-    last = {item.domain: item for item in found.forgetting}
-    fallen = {item.domain: item for item in found.forgetting if item.verdict in ("forgetting", "fell")}
-    return [
+def behaviour_sentences(forgotten: "Sequence[Forgetting]", rigid: "Sequence[Rigidity]") -> tuple[str, ...]:
+    """One sentence for every domain's forgetting, as of the last stage that it shows in, and one for its rigidity."""
+    last = {item.domain: item for item in forgotten}
+    fallen = {item.domain: item for item in forgotten if item.verdict in ("forgetting", "fell")}
+    return (
         *(_forgetting(fallen.get(domain, item)) for domain, item in last.items()),
-        *(_rigidity(item) for item in found.rigidity),
-    ]
+        *(_rigidity(item) for item in rigid),
+    )
 
 
 def _score(pair: PairFindings) -> str:
@@ -137,9 +143,8 @@ def _conflict(pair: PairFindings) -> str:
     names = f"{pair.earlier}'s and {pair.later}'s gradients"
     if isinstance(found, str):
         return f"Whether {names} conflict cannot be told: {_reason(found)}"
-    cosine = f"cosine {found.cosine.value:+.3f} [{found.cosine.low:+.3f}, {found.cosine.high:+.3f}]"
-    within = found.cosine.low <= 0 <= found.cosine.high
-    overall = "within noise of right angles" if within else "opposed" if found.cosine.value < 0 else "aligned"
+    cosine = f"cosine {found.cosine:+.3f}, noise alone up to {found.floor:.3f}"
+    overall = {0: "within noise of right angles", -1: "opposed", 1: "aligned"}[found.verdict]
     text = f"{found.at.capitalize()}, {names} are {overall} as a whole ({cosine})"
     if not found.beyond:
         return f"{text} and within noise in each of {found.modules} modules"
@@ -193,4 +198,4 @@ def _p(value: float) -> str:
 
 
 def _reason(text: str) -> str:
-    return text.removeprefix("cannot be told: ").rstrip(".")
+    return text.removeprefix(UNKNOWN).rstrip(".")

@@ -2,6 +2,7 @@
 
 import typer
 
+from counterpoint.cli.diagnose.all import everything
 from counterpoint.cli.diagnose.behaviour import behaviour
 from counterpoint.cli.diagnose.conflicts import conflicts
 from counterpoint.cli.diagnose.damage import damage
@@ -14,6 +15,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
+app.command("all")(everything)
 app.command("behaviour")(behaviour)
 app.command("conflicts")(conflicts)
 app.command("damage")(damage)

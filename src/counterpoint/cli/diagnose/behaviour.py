@@ -67,13 +67,11 @@ def print_behaviour(found: "Behaviour") -> None:
     from rich.console import Console
     from rich.markup import escape
 
-    from counterpoint.diagnosis.sentences import behaviour_sentences
-
     console = Console()
     if found.changes:
         console.print(_changes_table(found))
     console.print(_course_table(found))
-    for sentence in (*behaviour_sentences(found), *found.notes):
+    for sentence in (*found.sentences, *found.notes):
         console.print(escape(sentence), soft_wrap=True, highlight=False)
 
 
