@@ -1,7 +1,7 @@
 """Whether the edits of two domains pull the neurons that both use the same way: cosines on the shared route.
 
 Legend: D domains with an edit, N neurons of all layers, W parts of a neuron (gate row, up row, down column), M entries
-of one part, S shared neurons, R resamples.
+of one part, S shared neurons.
 """
 
 import math
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from counterpoint.diagnosis.checkpoints import Comparison
+from counterpoint.diagnosis.routes_controls import MIN_NEURONS, cosine_interval, draw_controls, sign_noise
 from counterpoint.diagnosis.statistics import Estimate
 from counterpoint.diagnosis.structure import NeuronAxis, neuron_axis
 from counterpoint.errors import ModelError
@@ -22,12 +23,7 @@ Verdict = Literal["synergy", "neutral", "conflict", "too few neurons", "no edit"
 PARTS = ("gate", "up", "down")
 MINIMUM = 0.05
 """Cosines nearer to 0 are neutral however sure they are. Ours."""
-MIN_NEURONS = 10
-"""Fewer shared neurons give no interval."""
-_DRAWS = 1000
-_CONTROLS = 200
 _NEURONS_AT_ONCE = 1024
-_NUMBERS_AT_ONCE = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -37,8 +33,9 @@ class Direction:
     ``part`` is ``total``, ``gate``, ``up``, ``down`` (of all layers), or a module as ``layers.3.mlp``. ``cosine`` has a
     95 % bootstrap interval over neurons; ``noise`` is what 95 % of cosines stay below (in absolute value) when every
     neuron's agreement gets a random sign. ``control`` is the same cosine on as many random neurons of the same layers
-    outside the shared route: mean and 95 % range; None where there are too few of them. ``unlike_elsewhere`` says that
-    the cosine lies outside that range: what was found is of the shared route and not of the whole layer.
+    outside the shared route: mean and 95 % range of draws with replacement; None where a layer has none outside.
+    ``p_elsewhere`` is the chance that as many neurons of the same layers, chosen at random, have a cosine as far from
+    the usual one: small where what was found is of the shared route and not of the whole layer.
 
     ``verdict`` is ``neutral`` where the interval holds 0, or the cosine is within ``noise`` or below the minimum.
     ``share_of_neurons`` of the part lie on the shared route, with ``share_first`` and ``share_second`` of the squared
@@ -52,7 +49,7 @@ class Direction:
     cosine: Estimate
     noise: float
     control: Estimate | None
-    unlike_elsewhere: bool
+    p_elsewhere: float
     verdict: Verdict
     share_of_neurons: float
     share_first: float
@@ -89,11 +86,11 @@ class Products:
     products_NWDD: Tensor
     non_finite: dict[str, int]
 
-    def of(self, first: str, second: str, parts: Sequence[int]) -> Tensor:
-        """Columns ``a.b``, ``a.a`` and ``b.b`` of two domains summed over parts: [N, 3]."""
+    def of(self, first: str, second: str) -> Tensor:
+        """Columns ``a.b``, ``a.a`` and ``b.b`` of two domains: [N, W, 3]."""
         i, j = self.domains.index(first), self.domains.index(second)
-        summed_NDD = self.products_NWDD[:, list(parts)].sum(1)
-        return torch.stack([summed_NDD[:, i, j], summed_NDD[:, i, i], summed_NDD[:, j, j]], 1)
+        pairs = ((i, j), (i, i), (j, j))
+        return torch.stack([self.products_NWDD[:, :, one, other] for one, other in pairs], -1)
 
 
 def neuron_products(edits: Mapping[str, Mapping[str, Tensor]], neuron_layers_N: Tensor) -> Products:
@@ -136,47 +133,37 @@ def directions(
     seed: int = 0,
 ) -> list[Direction]:
     """The directions on the shared route ``shared_N`` [bool]: in total, by part, and by layer's module."""
-    everywhere_N = torch.ones_like(shared_N)
-    used = [i for i in range(len(PARTS)) if bool(products.products_NWDD[:, i].any())]
-    cuts = [("total", used, everywhere_N), *((PARTS[i], [i], everywhere_N) for i in used)]
-    for layer in neuron_layers_N.unique().tolist():
-        cuts.append((f"layers.{layer}.mlp", used, neuron_layers_N == layer))
+    values_NW3 = products.of(*names)
+    used = [i for i in range(len(PARTS)) if bool(values_NW3[:, i].any())]
+    layers = neuron_layers_N.unique().tolist()
+    cuts = [("total", used, layers), *((PARTS[i], [i], layers) for i in used)]
+    cuts += [(f"layers.{layer}.mlp", used, [layer]) for layer in layers]
     generator = torch.Generator().manual_seed(seed)
+    controls = draw_controls(values_NW3, shared_N, neuron_layers_N, generator)
     found = []
-    for part, parts, inside_N in cuts:
+    for part, parts, inside in cuts:
+        inside_N = torch.isin(neuron_layers_N, torch.tensor(inside))
         if bool((shared_N & inside_N).any()):
-            values_N3 = products.of(*names, parts)[inside_N]
+            values_N3 = values_NW3[inside_N][:, parts].sum(1)
+            here_S3 = values_N3[shared_N[inside_N]]
+            cosine, noise = cosine_interval(here_S3, generator), sign_noise(here_S3, generator)
+            share_first, share_second = (_share(values_N3[:, i], shared_N[inside_N]) for i in (1, 2))
             found.append(
-                _direction((*names, part), values_N3, shared_N[inside_N], neuron_layers_N[inside_N], minimum, generator)
+                Direction(
+                    *names,
+                    part=part,
+                    neurons=len(here_S3),
+                    cosine=cosine,
+                    noise=noise,
+                    control=controls.elsewhere(inside, parts),
+                    p_elsewhere=controls.p_value(cosine.value, inside, parts),
+                    verdict=verdict_of(len(here_S3), cosine, noise, minimum),
+                    share_of_neurons=len(here_S3) / len(values_N3),
+                    share_first=share_first,
+                    share_second=share_second,
+                )
             )
     return found
-
-
-def _direction(
-    names: tuple[str, str, str],
-    values_N3: Tensor,
-    shared_N: Tensor,
-    layers_N: Tensor,
-    minimum: float,
-    generator: torch.Generator,
-) -> Direction:
-    here_S3 = values_N3[shared_N]
-    cosine = cosine_interval(here_S3, generator)
-    noise = sign_noise(here_S3, generator)
-    control = _control(values_N3, shared_N, layers_N, generator)
-    share_first, share_second = (_share(values_N3[:, i], shared_N) for i in (1, 2))
-    return Direction(
-        *names,
-        neurons=len(here_S3),
-        cosine=cosine,
-        noise=noise,
-        control=control,
-        unlike_elsewhere=control is not None and not control.low <= cosine.value <= control.high,
-        verdict=verdict_of(len(here_S3), cosine, noise, minimum),
-        share_of_neurons=len(here_S3) / len(shared_N),
-        share_first=share_first,
-        share_second=share_second,
-    )
 
 
 def verdict_of(neurons: int, cosine: Estimate, noise: float, minimum: float) -> Verdict:
@@ -190,72 +177,9 @@ def verdict_of(neurons: int, cosine: Estimate, noise: float, minimum: float) -> 
     return "synergy" if cosine.value > 0 else "conflict"
 
 
-def cosine_interval(values_S3: Tensor, generator: torch.Generator, draws: int = _DRAWS) -> Estimate:
-    """The cosine of ``a.b``, ``a.a``, ``b.b`` summed over neurons; its percentile interval over resampled neurons.
-
-    Fewer than ``MIN_NEURONS`` give the number without an interval.
-    """
-    value = float(_cosine(values_S3.sum(0)))
-    count = len(values_S3)
-    if count < MIN_NEURONS or math.isnan(value):
-        return Estimate(value, math.nan, math.nan)
-    drawn = []
-    for rows in _chunks(draws, count):
-        index_RS = torch.randint(count, (rows, count), generator=generator)
-        drawn.append(_cosine(values_S3[index_RS].sum(1)))
-    low, high = _range(torch.cat(drawn))
-    return Estimate(value, low, high)
-
-
-def sign_noise(values_S3: Tensor, generator: torch.Generator, draws: int = _DRAWS) -> float:
-    """What 95 % of absolute cosines stay below if each neuron's agreement gets a random sign."""
-    dot_S, norm = values_S3[:, 0], float((values_S3[:, 1].sum() * values_S3[:, 2].sum()).sqrt())
-    if norm == 0:
-        return math.nan
-    drawn = []
-    for rows in _chunks(draws, len(dot_S)):
-        signs_RS = torch.randint(2, (rows, len(dot_S)), generator=generator).double() * 2 - 1
-        drawn.append((signs_RS @ dot_S).abs() / norm)
-    return float(torch.quantile(torch.cat(drawn), 0.95))
-
-
-def _control(values_N3: Tensor, shared_N: Tensor, layers_N: Tensor, generator: torch.Generator) -> Estimate | None:
-    """The cosine on random neurons outside the shared route, in every layer as many as it has."""
-    sums_R3 = torch.zeros(_CONTROLS, 3, dtype=torch.float64)
-    for layer in layers_N.unique():
-        wanted = int((shared_N & (layers_N == layer)).sum())
-        outside_M3 = values_N3[~shared_N & (layers_N == layer)]
-        if len(outside_M3) < wanted:
-            return None
-        for r in range(_CONTROLS if wanted else 0):
-            sums_R3[r] += outside_M3[torch.randperm(len(outside_M3), generator=generator)[:wanted]].sum(0)
-    cosines_R = _cosine(sums_R3)
-    low, high = _range(cosines_R)
-    return Estimate(float(cosines_R.mean()), low, high)
-
-
-def _cosine(sums: Tensor) -> Tensor:
-    """Not a number where one edit is 0 there."""
-    return sums[..., 0] / (sums[..., 1] * sums[..., 2]).sqrt()
-
-
-def _range(values_R: Tensor) -> tuple[float, float]:
-    kept = values_R[~values_R.isnan()]
-    if not len(kept):
-        return math.nan, math.nan
-    low, high = torch.quantile(kept, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return low, high
-
-
 def _share(values_N: Tensor, chosen_N: Tensor) -> float:
     total = float(values_N.sum())
     return float(values_N[chosen_N].sum()) / total if total else math.nan
-
-
-def _chunks(draws: int, count: int) -> Iterator[int]:
-    size = max(1, _NUMBERS_AT_ONCE // max(1, count))
-    for low in range(0, draws, size):
-        yield min(size, draws - low)
 
 
 def _parts(name: str) -> tuple[int, ...]:

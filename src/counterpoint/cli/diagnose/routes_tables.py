@@ -81,7 +81,7 @@ def _directions_table(found: "Routes") -> Table:
         if d.part == "total" or (d.part.startswith("layers") and d.verdict in ("synergy", "conflict")):
             name = _pair(d) if d.part == "total" else f"  {d.part}"
             control = f"{d.control.value:.2f}±{(d.control.high - d.control.low) / 2:.2f}" if d.control else "-"
-            verdict = d.verdict + ("*" if d.unlike_elsewhere else "")
+            verdict = d.verdict + ("*" if d.p_elsewhere <= 0.05 else "")
             table.add_row(f"{name} ({d.neurons:,})", _interval(d.cosine), f"±{d.noise:.2f}", control, verdict)
     table.caption = (
         "noise: random signs, 95 % · elsewhere: as many random neurons of the same layers, 95 % · * unlike elsewhere"
