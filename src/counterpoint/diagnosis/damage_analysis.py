@@ -61,7 +61,7 @@ def damage(
     names = [domain] if other in (None, domain) else [domain, str(other)]
     wanted_domains(config, names)
     check_pair(base, after)
-    subject = open_at(config, base, names, options.dtype)
+    subject = open_at(config, base, names)
     edit = edit_between(base, after, subject.model)
     rollouts = completions_for(
         subject,

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -12,23 +12,22 @@ from counterpoint.diagnosis.domains_of_config import Subject, open_subject
 from counterpoint.errors import ModelError, UnsupportedError
 from counterpoint.surgery.groupings import plain_name
 
-Precision = Literal["float32", "float64"]
-
 
 def check_pair(base: str | Path, after: str | Path) -> None:
     """Refuses, before any weight is read, checkpoints that are not two states of one architecture."""
     compare(open_checkpoint(base), open_checkpoint(after))
 
 
-def open_at(config: Config, base: str | Path, domains: list[str], dtype: Precision = "float32") -> Subject:
-    """The model at ``base`` as curvature needs it: plain attention, adapters merged, evaluation mode, ``dtype``.
+def open_at(config: Config, base: str | Path, domains: list[str]) -> Subject:
+    """The model at ``base`` as curvature needs it: plain attention, adapters merged, evaluation mode, float32.
 
-    Fused attention has no second derivative, so attention is computed by plain matrix products.
+    Fused attention has no second derivative, so attention is computed by plain matrix products. Half precision would
+    drown the difference of two losses in roundings.
     """
     model = config.model.model_copy(update={"attn_implementation": "eager", "dtype": "float32"})
     subject = open_subject(config.model_copy(update={"model": model}), base, domains)
     policy = subject.model.merge_and_unload() if hasattr(subject.model, "merge_and_unload") else subject.model
-    policy = policy.to(getattr(torch, dtype)).eval().requires_grad_(True)
+    policy = policy.eval().requires_grad_(True)
     policy.config.use_cache = False
     return dataclasses.replace(subject, model=policy)
 

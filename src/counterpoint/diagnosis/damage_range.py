@@ -22,8 +22,9 @@ SCALES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.25, 1.5)
 class ScalePoint:
     """At ``scale`` times the edit: damage measured, predicted, and their difference on the same prompts.
 
-    ``relative_error`` is ``|difference| / |measured|``, null where nothing was measured; ``within_noise`` says that
-    prompts drawn anew could make the difference vanish.
+    ``relative_error`` is ``|difference| / |measured|``; ``term_error`` is ``|difference|`` over the largest of
+    ``|measured|``, ``|s g.d|`` and ``|s^2 1/2 d'Hd|``, which stays meaningful where the two orders cancel.
+    ``within_noise`` says that prompts drawn anew could make the difference vanish.
     """
 
     scale: float
@@ -31,12 +32,13 @@ class ScalePoint:
     predicted: Estimate
     difference: Estimate
     relative_error: float
+    term_error: float
     within_noise: bool
 
 
 @dataclass(frozen=True)
 class Range:
-    """``largest_scale``: prediction within ``tolerance`` at it and at every smaller scale measured; 0 for none."""
+    """``largest_scale``: ``term_error`` below ``tolerance`` at it and at every smaller scale measured; 0 for none."""
 
     tolerance: float
     largest_scale: float
@@ -75,28 +77,34 @@ def range_of(
     """
     points = []
     for scale, measured_P in sorted(measured.items()):
-        predicted_P = scale * first_P + scale**2 * second_P
-        points.append(_point(scale, measured_P, predicted_P, units_P))
+        points.append(_point(scale, measured_P, scale * first_P, scale**2 * second_P, units_P))
     largest = 0.0
     for point in points:
-        if not point.relative_error < tolerance:
+        if not point.term_error < tolerance:
             break
         largest = point.scale
     return Range(tolerance, largest, tuple(points))
 
 
-def _point(scale: float, measured_P: Tensor, predicted_P: Tensor, units_P: Tensor) -> ScalePoint:
-    measured, predicted = per_unit(measured_P, units_P), per_unit(predicted_P, units_P)
-    difference = per_unit(measured_P - predicted_P, units_P)
-    error = relative_error(measured.value, predicted.value)
-    return ScalePoint(scale, measured, predicted, difference, error, difference.low <= 0 <= difference.high)
+def _point(scale: float, measured_P: Tensor, first_P: Tensor, second_P: Tensor, units_P: Tensor) -> ScalePoint:
+    measured, predicted = per_unit(measured_P, units_P), per_unit(first_P + second_P, units_P)
+    difference = per_unit(measured_P - first_P - second_P, units_P)
+    largest = max(abs(float(values_P.sum() / units_P.sum())) for values_P in (measured_P, first_P, second_P))
+    return ScalePoint(
+        scale=scale,
+        measured=measured,
+        predicted=predicted,
+        difference=difference,
+        relative_error=_over(abs(difference.value), abs(measured.value)),
+        term_error=_over(abs(difference.value), largest),
+        within_noise=difference.low <= 0 <= difference.high,
+    )
 
 
-def relative_error(measured: float, predicted: float) -> float:
-    """``|predicted - measured| / |measured|``; 0 where both are 0 and infinite where only the measured is."""
-    if measured == predicted:
+def _over(error: float, size: float) -> float:
+    if error == 0:
         return 0.0
-    return abs(predicted - measured) / abs(measured) if measured else float("inf")
+    return error / size if size else float("inf")
 
 
 def random_edit_damage(

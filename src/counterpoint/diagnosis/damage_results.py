@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from counterpoint.diagnosis.damage_edit import Precision
 from counterpoint.diagnosis.damage_loss import BASELINES
 from counterpoint.diagnosis.damage_parts import ModulePart, RoutePart, Span
 from counterpoint.diagnosis.damage_range import SCALES, Range
@@ -37,7 +36,6 @@ class DamageOptions:
     scales: tuple[float, ...] = SCALES
     tolerance: float = 0.2
     seed: int = 0
-    dtype: Precision = "float32"
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,9 @@ class Damage:
 
     ``predicted`` is ``first + second``; ``second`` is ``1/2 d'Hd``, ``gauss_newton`` the same with the logits taken for
     linear in the weights, ``fisher`` ``1/2 d'Fd`` in nats per token. ``difference`` is ``measured - predicted`` on the
-    same prompts, ``random_edit`` the damage measured for random edits as large in every module (mean, lowest,
-    highest). What was not asked for, or did not fit in memory, is null; ``stopped`` then says why.
+    same prompts; ``range`` has it relative to the damage, at 1 and at other multiples of the edit. ``random_edit`` is
+    the damage measured for random edits as large in every module (mean, lowest, highest). What was not asked for, or
+    did not fit in memory, is null; ``stopped`` then says why.
     """
 
     base: str
@@ -78,7 +77,6 @@ class Damage:
     fisher: Estimate | None = None
     measured: Estimate | None = None
     difference: Estimate | None = None
-    relative_error: float | None = None
     random_edit: Estimate | None = None
     modules: tuple[ModulePart, ...] = ()
     span: Span | None = None

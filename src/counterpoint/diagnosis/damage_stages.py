@@ -19,7 +19,7 @@ from counterpoint.diagnosis.damage_parts import (
     route_part,
     span_of,
 )
-from counterpoint.diagnosis.damage_range import damage_at, random_edit_damage, range_of, relative_error
+from counterpoint.diagnosis.damage_range import damage_at, random_edit_damage, range_of
 from counterpoint.diagnosis.damage_results import Damage, DamageOptions, RewardDrop
 from counterpoint.diagnosis.damage_spectrum import spectrum_of
 from counterpoint.diagnosis.domains_of_config import Progress, Subject
@@ -124,14 +124,12 @@ class Measurement:
         )
         first_P, second_P = whole.first["edit"].sum(1), 0.5 * whole.second["edit"].sum(1)
         measured_P = self.kept["measured"][1.0]
-        predicted = per_unit(first_P + second_P, loss.units_P)
         self.kept["whole"] = whole
         self._note(
             first=per_unit(first_P, loss.units_P),
             second=per_unit(second_P, loss.units_P),
-            predicted=predicted,
+            predicted=per_unit(first_P + second_P, loss.units_P),
             difference=per_unit(measured_P - first_P - second_P, loss.units_P),
-            relative_error=relative_error(float(measured_P.sum() / loss.units_P.sum()), predicted.value),
             modules=module_parts(whole, None, self.edit, loss, modules),
             range=range_of(self.kept["measured"], first_P, second_P, loss.units_P, self.options.tolerance),
         )

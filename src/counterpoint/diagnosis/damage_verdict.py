@@ -22,16 +22,18 @@ def verdict_of(damage: "Damage") -> str:
 
 
 def _prediction(damage: "Damage") -> list[str]:
-    if damage.predicted is None or damage.relative_error is None or damage.range is None:
+    if damage.range is None:
         return []
-    error, tolerance = damage.relative_error, damage.range.tolerance
-    predicted = f"{damage.predicted.value:+.3g} predicted, an error of {_percent(error)}"
-    if error < tolerance:
+    (point,) = (point for point in damage.range.points if point.scale == 1)
+    errors = f"{_percent(point.relative_error)} of the measured damage"
+    if round(point.relative_error, 2) != round(point.term_error, 2):
+        errors += f" and {_percent(point.term_error)} of the largest term"
+    predicted = f"{point.predicted.value:+.3g} predicted, an error of {errors}"
+    if point.term_error < damage.range.tolerance:
         sentence = f"First and second order predict it here: {predicted}."
     else:
-        sentence = (
-            f"First and second order do not predict it here: {predicted}, where {_percent(tolerance)} is allowed."
-        )
+        allowed = _percent(damage.range.tolerance)
+        sentence = f"First and second order do not predict it here: {predicted}, where {allowed} is allowed."
     return [sentence, _reach(damage)]
 
 

@@ -23,13 +23,6 @@ class Baseline(StrEnum):
     domain = "domain"
 
 
-class Dtype(StrEnum):
-    """Numbers to compute with."""
-
-    float32 = "float32"
-    float64 = "float64"
-
-
 def damage(
     config: Annotated[
         Path, typer.Argument(metavar="CONFIG", help="Configuration file, or run directory, with the domains.")
@@ -73,7 +66,6 @@ def damage(
         str | None, typer.Option(metavar="LIST", help="Multiples of the edit to measure, e.g. 0.1,0.5,1,1.5.")
     ] = None,
     tolerance: Annotated[float, typer.Option(help="Relative error up to which second order predicts.")] = 0.2,
-    dtype: Annotated[Dtype, typer.Option(help="Numbers to compute with.")] = Dtype.float32,
     seed: Annotated[int, typer.Option(min=0, help="Seed of sampling and of everything random.")] = 0,
     json: Annotated[
         Path | None,
@@ -119,7 +111,6 @@ def damage(
         scales=parse_scales(scales) if scales else SCALES,
         tolerance=tolerance,
         seed=seed,
-        dtype=dtype.value,
     )
     with ConsoleReporter() as reporter:
         found = measure(

@@ -20,7 +20,7 @@ def print_damage(found: "Damage", console: Console | None = None) -> None:
     console = console or Console()
     console.print(_orders(found))
     if found.modules:
-        console.print(_modules(found))
+        console.print(_modules(found, wide=console.width >= 96))
     if found.route:
         console.print(_route(found.domain, found.route))
     if found.range:
@@ -60,16 +60,17 @@ def _orders(found: "Damage") -> Table:
     return table
 
 
-def _modules(found: "Damage") -> Table:
-    table = _table("By module (rows add up)", "module", "g.d", "½ d'Hd", "95 %", "alone", "|d|² (size)")
+def _modules(found: "Damage", wide: bool) -> Table:
+    columns = ["g.d", "½ d'Hd", "95 %", "|d|² (size)", *(["alone"] if wide else [])]
+    table = _table("By module (rows add up)", "module", *columns)
     for row in found.modules[:MODULES_SHOWN]:
         table.add_row(
             escape(row.module),
             f"{row.first.value:+.2g}",
             f"{row.second.value:+.2g}",
             _interval(row.second),
-            f"{row.own_block.value:+.2g}" if row.own_block else "-",
             f"{row.edit_share:.0%} ({row.size_share:.0%})",
+            *([f"{row.own_block.value:+.2g}" if row.own_block else "-"] if wide else []),
         )
     hidden = len(found.modules) - MODULES_SHOWN
     table.caption = "|d|² (size): share of the edit (of all weights)" + (
@@ -96,16 +97,20 @@ def _route(domain: str, route: "RoutePart") -> Table:
 
 def _scales(found: "Damage") -> Table:
     assert found.range is not None
-    table = _table("Along the edit", "times the edit", "predicted", "measured", "95 %", "error")
+    table = _table("Along the edit", "times the edit", "predicted", "measured", "95 %", "error", "of terms")
     for point in found.range.points:
         table.add_row(
             f"{point.scale:g}",
             f"{point.predicted.value:+.3g}",
             f"{point.measured.value:+.3g}",
             _interval(point.measured),
-            f"{point.relative_error:.0%}{' (noise)' if point.within_noise else ''}",
+            f"{point.relative_error:.0%}",
+            f"{point.term_error:.0%}{' (noise)' if point.within_noise else ''}",
         )
-    table.caption = "(noise): other prompts could make measured and predicted agree"
+    table.caption = (
+        "error: over the measured; of terms: over the largest of measured, first and second order\n"
+        "(noise): other prompts could make measured and predicted agree"
+    )
     return table
 
 
@@ -115,8 +120,8 @@ def _spectrum_sentence(found: "Spectrum") -> str:
         f"The {count} strongest eigen-directions (eigenvalues {found.smallest[0]:.3g} to {found.largest[0]:.3g}) hold "
         f"{found.edit_share:.2g} of |d|² and carry {found.share.value:.0%} [{found.share.low:.0%}, "
         f"{found.share.high:.0%}] of the second order; found on half of the prompts, they carry "
-        f"{found.other_half_share.value:.0%} of the other half's. Random directions carry {found.random_share.value:.2g} on average, in the same modules "
-        f"{found.module_random_share.value:.2g}."
+        f"{found.other_half_share.value:.0%} of the other half's. Random directions carry "
+        f"{found.random_share.value:.2g} on average, in the same modules {found.module_random_share.value:.2g}."
     )
 
 
@@ -134,7 +139,7 @@ def _cells(value: "Estimate") -> tuple[str, str]:
 
 
 def _interval(value: "Estimate") -> str:
-    return f"\\[{value.low:+.2g}, {value.high:+.2g}]"
+    return f"\\[{value.low:.2g}, {value.high:.2g}]"
 
 
 def _table(title: str, first: str, *others: str) -> Table:
