@@ -1,0 +1,297 @@
+"""Conflicts of a real, tiny model in float64 against brute force; metrics, memory, refusals."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from conflicts_helpers import Planted
+from counterpoint import diagnosis
+from counterpoint.diagnosis.conflicts_of_model import conflicts, measure
+from counterpoint.diagnosis.gradient_grams import check_splits, collect
+from counterpoint.diagnosis.gradient_metric import adam_metric, read_optimizer
+from counterpoint.diagnosis.gradients import PolicyGradients
+from counterpoint.diagnosis.results import to_json
+from counterpoint.diagnosis.rollouts import Rollout, Rollouts, collate, with_advantages
+from counterpoint.diagnosis.surrogate import policy_loss
+from counterpoint.errors import CounterpointError, GroupingError, ModelError
+
+
+def tiny(dtype=torch.float64):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=20,
+        hidden_size=8,
+        intermediate_size=6,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+    )
+    return LlamaForCausalLM(config).to(dtype)
+
+
+def rollouts(domain, prompts=6, samples=3, seed=0, dull=0):
+    """Random completions with rewards 0 and 1; the first ``dull`` prompts have one reward throughout."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(low, high):
+        return tuple(torch.randint(2, 20, (int(torch.randint(low, high, (1,), generator=generator)),)).tolist())
+
+    torch.manual_seed(seed)
+    items = []
+    for group in range(prompts):
+        prompt = ids(2, 4)
+        rewards = [1.0] * samples if group < dull else [float(i == group % samples) for i in range(samples)]
+        items += [Rollout(group, prompt, ids(1, 5), reward, 0.0) for reward in rewards]
+    return Rollouts(domain, with_advantages(items))
+
+
+def two_domains(**settings):
+    return {"math": rollouts("math", seed=1, **settings), "code": rollouts("code", seed=2, **settings)}
+
+
+def brute_force(model, items):
+    model.zero_grad()
+    policy_loss(model, collate(items, 0)).backward()
+    found = {name: param.grad.clone() / len(items) for name, param in model.named_parameters()}
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+def prompt_of(domain, group):
+    return [item for item in domain.items if item.group == group]
+
+
+def vectors(model, domains, keep, scale=None):
+    """Per domain and batch (one prompt each) the gradient of the parameters that ``keep`` takes, as one vector."""
+    found = []
+    for domain in domains.values():
+        for group in range(domain.num_groups):
+            gradient = brute_force(model, prompt_of(domain, group))
+            found.append(
+                torch.cat([(g * (scale[n] if scale else 1)).flatten() for n, g in gradient.items() if keep(n)])
+            )
+    return torch.stack(found)
+
+
+def test_grams_against_gradients_computed_one_by_one():
+    model, domains = tiny().eval(), two_domains()
+    (gram,) = collect(PolicyGradients(model, domains, 6, rows=2), 6)
+    for grouping, group, keep in [
+        ("global", "global", lambda name: True),
+        ("layer", "layers.1", lambda name: "layers.1." in name),
+        ("module", "layers.0.mlp", lambda name: "layers.0.mlp" in name or "layers.0.post" in name),
+        ("tensor", "model.embed_tokens.weight", lambda name: "embed" in name),
+    ]:
+        index = gram.units.index(grouping)
+        at = index.index_U == index.groups.index(group)
+        flat = vectors(model, domains, keep)
+        torch.testing.assert_close(gram.splits_USS[at].sum(0), flat @ flat.T, rtol=1e-9, atol=1e-14)
+        products = gram.batches_NUDD[:, at].sum(1)
+        torch.testing.assert_close(products[:, 0, 1], (flat[:6] * flat[6:]).sum(1), rtol=1e-9, atol=1e-14)
+
+
+def test_batches_are_gathered_in_splits():
+    model, domains = tiny().eval(), two_domains(prompts=8)
+    fine, coarse = (collect(PolicyGradients(model, domains, 8), k)[0].splits_USS for k in (8, 4))
+    # split k holds batches k and k + 4
+    mean = torch.zeros(8, 16, dtype=torch.float64)
+    for split in range(8):
+        mean[split, (split // 4) * 8 + split % 4] = mean[split, (split // 4) * 8 + split % 4 + 4] = 0.5
+    torch.testing.assert_close(coarse, mean @ fine @ mean.T)
+
+
+def test_neurons_against_rows_and_columns():
+    model, domains, told = tiny().eval(), two_domains(), {}
+    collect(PolicyGradients(model, domains, 6), 6, on_neurons=lambda m, layer, gram: told.update({layer: gram}))
+    assert set(told) == {0, 1}
+    found = []
+    for domain in domains.values():
+        for group in range(6):
+            g = brute_force(model, prompt_of(domain, group))
+            part = {p: g[f"model.layers.1.mlp.{p}.weight"] for p in ("gate_proj", "up_proj", "down_proj")}
+            found.append(torch.cat([part["gate_proj"], part["up_proj"], part["down_proj"].T], dim=1))
+    flat_NSE = torch.stack(found, dim=1)
+    torch.testing.assert_close(told[1], flat_NSE @ flat_NSE.transpose(1, 2), rtol=1e-9, atol=1e-14)
+
+
+def test_little_memory_takes_more_passes_and_gives_the_same():
+    source = Planted(noise=1.0)
+    whole = measure(source, repeats=2)[0]
+    assert {len(names) for *_, names in source.calls} == {len(source.shapes)}, "one pass over everything"
+    source.calls.clear()
+    parts = measure(source, repeats=2, memory_gib=1e-9)[0]
+    assert max(len(names) for *_, names in source.calls) < 5, "one module at a time"
+    for a, b in zip(whole.groupings, parts.groupings, strict=True):
+        torch.testing.assert_close(a.debiased_GQ, b.debiased_GQ, equal_nan=True)
+    assert torch.equal(whole.neurons.histogram_MQH, parts.neurons.histogram_MQH)
+
+
+def test_progress_counts_every_batch_of_every_domain():
+    seen = []
+    measure(Planted(batches=4), groupings=("global",), repeats=1, on_progress=lambda *at: seen.append(at))
+    assert seen == [("gradients", i, 12) for i in range(1, 13)]
+
+
+def trained(model, groups):
+    """The state of AdamW after two steps on random gradients."""
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99), eps=1e-6)
+    for _ in range(2):
+        for param in model.parameters():
+            param.grad = torch.randn_like(param)
+        optimizer.step()
+    model.zero_grad(set_to_none=True)
+    return optimizer
+
+
+def trainers_groups(model):
+    """As transformers' Trainer has them: with weight decay first, norms and biases second."""
+    params = dict(model.named_parameters())
+    return [
+        {"params": [p for n, p in params.items() if "norm" not in n], "weight_decay": 0.1},
+        {"params": [p for n, p in params.items() if "norm" in n], "weight_decay": 0.0},
+    ]
+
+
+@pytest.mark.parametrize("groups", [lambda model: model.parameters(), trainers_groups], ids=["one", "two"])
+def test_cosines_after_adam_against_explicit_vectors(groups, tmp_path):
+    model, domains = tiny().eval(), two_domains()
+    optimizer = trained(model, groups(model))
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    state = read_optimizer(tmp_path)
+    found = conflicts(model, domains, batches=6, optimizer_state=state, repeats=1)
+    scale = {}
+    for name, param in model.named_parameters():
+        v = optimizer.state[param]["exp_avg_sq"] / (1 - 0.99**2)
+        scale[name] = (1 / (v.sqrt() + 1e-6)).sqrt()
+    for metric, weights in (("gradient", None), ("adam", scale)):
+        flat = vectors(model, domains, lambda name: "layers.1.mlp" in name or "layers.1.post" in name, weights)
+        expected = torch.cosine_similarity(flat[:6].mean(0), flat[6:].mean(0), dim=0)
+        modules = found.metric(metric).grouping("module")
+        cosine = modules.cosine_GQ[modules.groups.index("layers.1.mlp"), 0]
+        assert float(cosine) == pytest.approx(float(expected), rel=1e-5)
+        assert found.metric(metric).neurons.neurons == 12
+
+
+def test_weights_that_never_had_a_gradient_take_no_part_after_adam():
+    state = {
+        "state": {0: {"step": 1, "exp_avg": torch.zeros(2), "exp_avg_sq": torch.tensor([0.0, 4.0])}},
+        "param_groups": [{"params": [0], "betas": (0.9, 0.999), "eps": 1e-8}],
+    }
+    metric = adam_metric(state, {"w": (2,)})["w"]
+    assert metric.tolist() == pytest.approx([0, 1 / (4 / 0.001) ** 0.5])
+
+
+def test_optimizer_states_that_do_not_fit_are_refused(tmp_path):
+    model = tiny()
+    shapes = {name: tuple(param.shape) for name, param in model.named_parameters()}
+    state = trained(model, model.parameters()).state_dict()
+    with pytest.raises(
+        ModelError, match=r"does not fit the model: 'model\.layers\.0\.mlp\.gate_proj\.weight' has shape"
+    ):
+        adam_metric(state, shapes | {"model.layers.0.mlp.gate_proj.weight": (8, 8)})
+    with pytest.raises(ModelError, match="of 20 parameters and the model trains 19"):
+        adam_metric(state, dict(list(shapes.items())[1:]))
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1).state_dict()
+    with pytest.raises(ModelError, match="not Adam's"):
+        adam_metric(sgd, shapes)
+    with pytest.raises(ModelError, match=r"there is no optimizer\.pt here"):
+        read_optimizer(tmp_path)
+    torch.save({"model": 1}, tmp_path / "optimizer.pt")
+    with pytest.raises(ModelError, match="is no optimizer state"):
+        read_optimizer(tmp_path)
+
+
+class Runs:
+    """A pickle that would run code."""
+
+    def __reduce__(self):
+        return (open, ("/nonexistent/written", "w"))
+
+
+def test_an_optimizer_file_never_runs_code(tmp_path):
+    torch.save({"state": Runs(), "param_groups": []}, tmp_path / "optimizer.pt")
+    with pytest.raises(ModelError, match="Only tensors and numbers are accepted"):
+        read_optimizer(tmp_path)
+
+
+def test_too_few_prompts_are_refused_with_the_number_needed():
+    domains = {"math": rollouts("math", prompts=12, dull=6), "code": rollouts("code", prompts=12)}
+    with pytest.raises(
+        CounterpointError, match=r"'math' has 6 prompts whose .* \(of 12\), and 8 batches .* at least 8"
+    ):
+        conflicts(tiny(), domains, batches=8)
+    with pytest.raises(CounterpointError, match="sample about 19 prompts, or ask for fewer batches"):
+        conflicts(tiny(), domains, batches=8)
+    with pytest.raises(CounterpointError, match="at least 4 splits are needed"):
+        conflicts(tiny(), domains, batches=3)
+    with pytest.raises(CounterpointError, match="between two domains; found math"):
+        conflicts(tiny(), {"math": domains["math"]}, batches=4)
+
+
+def test_the_number_of_splits_divides_the_batches():
+    assert [check_splits(n, None) for n in (4, 8, 16, 24, 64)] == [4, 8, 16, 12, 16]
+    assert check_splits(16, 4) == 4
+    with pytest.raises(CounterpointError, match="17 batches in 1 splits"):
+        check_splits(17, None)
+
+
+def test_bad_groupings_and_frozen_models_are_refused_before_any_gradient():
+    source = Planted()
+    with pytest.raises(GroupingError, match="Unknown grouping 'modul'; did you mean 'module'"):
+        measure(source, groupings=("modul",))
+    assert source.calls == []
+    with pytest.raises(ModelError, match="No parameter of the model requires a gradient"):
+        conflicts(tiny().requires_grad_(False), two_domains(), batches=6)
+
+
+def test_a_gradient_that_is_no_number_is_named():
+    model = tiny()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = torch.nan
+    with pytest.raises(CounterpointError, match="The gradient of the domain 'math' holds NaN or Inf in 'model"):
+        conflicts(model, two_domains(), batches=6)
+
+
+def test_the_model_is_left_as_it_was():
+    model = tiny().train()
+    model.model.layers[0].mlp.up_proj.weight.grad = torch.ones(6, 8, dtype=torch.float64)
+    before = {name: param.clone() for name, param in model.named_parameters()}
+    conflicts(model, two_domains(), batches=6, groupings=("global",), repeats=1)
+    assert model.training
+    assert all(torch.equal(before[name], param) for name, param in model.named_parameters())
+    assert bool((model.model.layers[0].mlp.up_proj.weight.grad == 1).all())
+    assert model.lm_head.weight.grad is None
+
+
+def test_prompts_that_teach_nothing_are_left_out_and_counted():
+    domains = two_domains(prompts=10, dull=2)
+    found = conflicts(tiny(), domains, batches=8, groupings=("global",), repeats=1)
+    assert found.prompts == (8, 8)
+    assert found.completions == (24, 24)
+
+
+def test_results_become_json_with_axes_in_their_names():
+    found = diagnosis.conflicts(tiny(), two_domains(), batches=6, repeats=1)
+    written = json.loads(json.dumps(to_json("conflicts", found)))
+    assert written["schema"] == "counterpoint.diagnosis.conflicts"
+    (metric,) = written["metrics"]
+    assert [g["grouping"] for g in metric["groupings"]] == ["global", "layer", "module", "tensor"]
+    module = metric["groupings"][2]
+    assert len(module["cosine_GQ"]) == len(module["groups"])
+    assert module["pairs"] == [["math", "code"]]
+    assert metric["heat_map"]["modules"] == ["attention", "mlp"]
+    histogram = torch.tensor(metric["neurons"]["histogram_MQH"])
+    assert histogram.shape == (2, 1, 41)
+    assert histogram.sum() == 12, "every neuron is in one bin"
+
+
+def test_frozen_results():
+    found = diagnosis.conflicts(tiny(), two_domains(), batches=6, groupings=("global",), repeats=1)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        found.level = 0.1
+    assert found.metric().neurons is None
+    assert found.metric().heat_map is None

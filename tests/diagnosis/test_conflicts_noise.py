@@ -1,0 +1,136 @@
+"""Statistics of noisy gradients: against tables, brute force and simulations whose truth is known."""
+
+import math
+
+import pytest
+import torch
+
+from conflicts_helpers import Planted
+from counterpoint.diagnosis.conflicts_controls import run_controls, shuffled, turned
+from counterpoint.diagnosis.noise import (
+    Moments,
+    pair_tests,
+    split_half,
+    squared_norms,
+    student_t_p_value,
+    student_t_quantile,
+)
+
+
+def gram_of(*splits_KE):
+    flat = torch.cat(splits_KE)
+    return flat @ flat.T
+
+
+def draws(count, dim, splits, signal, cosine, seed=0):
+    """Grams [count, 2K, 2K] of two domains whose true gradients have norm ``signal`` and this cosine; unit noise."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(count, 2, splits, dim, generator=generator, dtype=torch.float64) / math.sqrt(dim)
+    noise[:, 0, :, 0] += signal
+    noise[:, 1, :, 0] += signal * cosine
+    noise[:, 1, :, 1] += signal * math.sqrt(1 - cosine**2)
+    flat = noise.flatten(1, 2)
+    return flat @ flat.transpose(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("t", "freedom", "p"), [(2.364624, 7, 0.05), (5.407883, 7, 0.001), (2.131450, 15, 0.05), (12.7062, 3, 0.00105)]
+)
+def test_students_t_against_tables(t, freedom, p):
+    assert float(student_t_p_value(torch.tensor(t), freedom)) == pytest.approx(p, rel=2e-3)
+    assert float(student_t_p_value(torch.tensor(-t), freedom)) == float(student_t_p_value(torch.tensor(t), freedom))
+
+
+def test_students_t_has_the_closed_form_of_three_degrees_far_into_the_tail():
+    for t in (0.0, 1.0, 50.0, 1e4):
+        x = t / math.sqrt(3)
+        exact = 1 - 2 / math.pi * (x / (1 + x * x) + math.atan(x))
+        assert float(student_t_p_value(torch.tensor(t), 3)) == pytest.approx(exact, rel=1e-3, abs=1e-12)
+    assert student_t_quantile(0.975, 15) == pytest.approx(2.13145, abs=1e-4)
+
+
+def test_numbers_against_brute_force():
+    generator = torch.Generator().manual_seed(3)
+    a, b = (torch.randn(5, 7, generator=generator, dtype=torch.float64) + 0.5 for _ in range(2))
+    found = pair_tests(gram_of(a, b), 2)
+    mean_a, mean_b = a.mean(0), b.mean(0)
+    assert found.product.item() == pytest.approx(float(mean_a @ mean_b))
+    assert found.cosine.item() == pytest.approx(float(torch.cosine_similarity(mean_a, mean_b, dim=0)))
+    cross = sum(float(a[k] @ a[j]) for k in range(5) for j in range(5) if k != j) / 20
+    assert squared_norms(gram_of(a)).item() == pytest.approx(cross)
+    halves = [torch.randperm(4, generator=generator)[:2] for _ in range(600)]
+    products, squares = 0.0, 0.0
+    for half in halves:
+        other = torch.tensor([k for k in range(4) if k not in half])
+        products += float(a[half].mean(0) @ a[other].mean(0))
+        squares += float(a[half].mean(0).square().sum() + a[other].mean(0).square().sum()) / 2
+    assert split_half(gram_of(a[:4])).item() == pytest.approx(products / squares, abs=0.03)
+
+
+def test_the_standard_error_is_the_spread_over_many_experiments():
+    found = pair_tests(draws(3000, 60, 8, signal=0.6, cosine=0.3), 2)
+    assert float(found.standard_error.mean()) == pytest.approx(float(found.product.std()), rel=0.15)
+
+
+@pytest.mark.parametrize("cosine", [-0.7, 0.0, 0.4])
+def test_the_debiased_cosine_is_unbiased_where_the_plain_one_is_attenuated(cosine):
+    found = pair_tests(draws(2000, 300, 16, signal=0.5, cosine=cosine), 2)
+    known = found.debiased.isfinite()
+    assert known.double().mean() > 0.99
+    assert float(found.debiased[known].mean()) == pytest.approx(cosine, abs=0.01)
+    covered = (found.low <= cosine) & (cosine <= found.high)
+    assert 0.93 <= float(covered[known].double().mean()) <= 0.995
+    if cosine:
+        assert abs(float(found.cosine.mean())) < 0.85 * abs(cosine)
+
+
+@pytest.mark.parametrize(("dim", "signal"), [(2, 0.0), (30, 0.0), (30, 0.5), (300, 0.0), (300, 0.3), (300, 2.0)])
+def test_orthogonal_domains_are_rejected_no_more_often_than_the_level(dim, signal):
+    found = pair_tests(draws(2000, dim, 8, signal=signal, cosine=0.0, seed=dim), 2)
+    assert float((found.p_value <= 0.05).double().mean()) <= 0.055
+    assert float((found.p_value <= 0.005).double().mean()) <= 0.01
+    assert float((found.cosine.abs() > found.floor).double().mean()) <= 0.055, "the noise floor is what the test says"
+
+
+def test_a_gradient_lost_in_noise_has_no_debiased_cosine_and_a_zero_one_has_none_at_all():
+    lost = pair_tests(draws(300, 300, 8, signal=0.0, cosine=0.0), 2)
+    assert float(lost.debiased.isnan().double().mean()) > 0.9
+    zero = torch.zeros(6, 3, dtype=torch.float64)
+    found = pair_tests(gram_of(zero, torch.ones_like(zero)), 2)
+    assert all(value.isnan().all() for value in (found.cosine, found.p_value, found.floor, found.debiased))
+
+
+def test_noise_alone_keeps_its_level_and_forgets_the_signal():
+    grams = draws(200, 100, 16, signal=3.0, cosine=-0.9)
+    assert bool((pair_tests(grams, 2).p_value < 1e-6).all())
+    _, noise = run_controls(grams, 2, 0.05, repeats=10, seed=0)
+    assert noise.kind == "random signs"
+    assert noise.negative_share <= 0.04
+    assert noise.conflicts + noise.synergies <= 0.01 * noise.tests
+    generator = torch.Generator().manual_seed(0)
+    norms = turned(grams, 2, generator).diagonal(dim1=-2, dim2=-1).mean()
+    assert float(norms) == pytest.approx(1.0, rel=0.05), "noise keeps the variance it was drawn with"
+
+
+def test_shuffled_labels_mix_the_domains_without_one_ruling():
+    grams = gram_of(torch.eye(8, dtype=torch.float64)[:4] * 100, torch.eye(8, dtype=torch.float64)[4:])
+    found = shuffled(grams, 2, torch.Generator().manual_seed(0))
+    assert found.diagonal().tolist() == pytest.approx([1.0] * 8)
+    labels, _ = run_controls(draws(50, 100, 16, signal=3.0, cosine=-0.9), 2, 0.05, repeats=10, seed=0)
+    assert labels.conflicts == 0
+    assert labels.repeats_with_conflict == 0
+
+
+def test_running_moments_are_those_of_all_values():
+    values = torch.randn(50, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 1e6
+    moments = Moments()
+    for value in values:
+        moments.add(value)
+    torch.testing.assert_close(moments.mean, values.mean(0))
+    torch.testing.assert_close(moments.deviation, values.std(0))
+    assert moments.negative.tolist() == [0, 0, 0]
+
+
+def test_a_source_gives_the_same_gradient_twice():
+    first, second = (Planted().gradients(0, 3, ["model.layers.0.mlp.up_proj.weight"]) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
