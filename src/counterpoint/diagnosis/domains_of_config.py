@@ -133,8 +133,8 @@ def completions_for(
         return _given(subject, file, at_least)
     if prompts < at_least or samples < 1:
         raise CounterpointError(
-            f"{prompts} prompts with {samples} completions each are too few: this analysis needs at least {at_least} "
-            "prompts per domain, so that two halves share none. Ask for more."
+            f"prompts={prompts}, samples={samples}: these are too few completions. This analysis needs at least "
+            f"{at_least} prompts per domain, so that two halves share none. Ask for more."
         )
     sampling = _sampling(subject.config, seed)
     found = {}
