@@ -93,6 +93,12 @@ class Workspace:
         return self._flags[:count].numpy(), self._more_flags[:count].numpy()
 
 
+def squared(tensor: Tensor) -> float:
+    """Sum of squares of a contiguous tensor."""
+    flat = tensor.view(-1)
+    return float(torch.dot(flat, flat))
+
+
 def add_block(
     sums: Sums, base: Tensor, edit: Tensor, stored: tuple[Tensor, Tensor], thresholds: Thresholds, space: Workspace
 ) -> None:
@@ -110,8 +116,8 @@ def add_block(
     size, scaled = space.floats("size", edit), space.floats("scaled", edit)
     torch.abs(edit, out=size)
     sums.largest = max(sums.largest, float(size.amax()))
-    sums.energy += float(torch.dot(edit.view(-1), edit.view(-1)))
-    sums.base_energy += float(torch.dot(base.view(-1), base.view(-1)))
+    sums.energy += squared(edit)
+    sums.base_energy += squared(base)
     torch.abs(base, out=scaled).add_(_TINY)
     torch.div(size, scaled, out=scaled)
     _count_below(sums, size.view(-1).numpy(), scaled.view(-1).numpy(), thresholds, space)
@@ -199,8 +205,8 @@ def agreement(first: Tensor, second: Tensor, space: Workspace) -> Agreement:
     values = product.numpy()
     return Agreement(
         float(product.sum()),
-        float(torch.dot(first.reshape(-1), first.reshape(-1))),
-        float(torch.dot(second.reshape(-1), second.reshape(-1))),
+        squared(first),
+        squared(second),
         float(torch.dot(product, product)),
         _count(np.greater(values, 0, out=flags)),
         _count(np.not_equal(values, 0, out=flags)),

@@ -1,13 +1,15 @@
 """How many directions an edit spans: effective rank and the share of the strongest directions, beside a random matrix.
 
-Small matrices are decomposed exactly. A large matrix D [M, N] is seen twice, some rows at a time:
+Small matrices are decomposed exactly. A large matrix D [M, N] is seen once, some rows at a time, and compressed twice
+with independent random numbers: ``Z = S D`` [P, N], where every row is added with a random sign to one of P = 128
+random buckets.
 
-1. ``Z = S D`` [P, N]: every row is added with a random sign to one of P = 128 random buckets. The effective rank is
-   that of Z, so it is right for edits of rank well below P and tells of others only that they have many directions.
-2. ``B = D V`` [M, K], V the K = 24 strongest right directions of Z: its singular values are the strongest of D, from
-   below (a randomized range finder; Halko, Martinsson and Tropp, 2011).
+* The effective rank is that of Z, mean of both: right for edits of rank well below P; of others it tells only that they
+  have many directions.
+* The strongest directions are found in one Z and their share of the energy is measured in the other, both ways round.
+  What one Z shows of a direction by the luck of its signs, the other does not.
 
-A Gaussian random matrix of the same shape goes through the same estimate, so the two compare fairly.
+Beside each number stands what a Gaussian random matrix of the same shape gives in the same estimate.
 """
 
 import functools
@@ -19,8 +21,8 @@ from torch import Tensor
 
 BUCKETS = 128
 """P: rows of the compressed matrix, and the largest effective rank that it can show."""
-DIRECTIONS = 24
-"""K: directions followed to tell the strongest eight."""
+DIRECTIONS = 8
+"""K: the strongest directions that are followed."""
 EXACT_SIDE = 512
 EXACT_WEIGHTS = 1 << 22
 """Matrices up to this side and size are decomposed exactly."""
@@ -64,55 +66,62 @@ def _shares(values: Tensor, energy: float) -> tuple[float, float]:
 
 
 class Compression:
-    """The first pass over a large matrix: rows are added up in buckets.
+    """Z of a large matrix, twice, from one pass over its rows.
 
     Args:
         shape: of the matrix.
     """
 
     def __init__(self, shape: tuple[int, int]) -> None:
-        self.shape = shape
-        self._bucket_M, self._sign_M1 = _buckets(shape[0])
-        self.z_PN = torch.zeros(min(BUCKETS, shape[0]), shape[1])
+        self._draws = [_buckets(shape[0], half) for half in range(2)]
+        self._z_PN = [torch.zeros(min(BUCKETS, shape[0]), shape[1]) for _ in range(2)]
 
     def add(self, rows: Tensor, start: int) -> None:
         """Adds the rows from ``start`` on; they are overwritten."""
         stop = start + len(rows)
-        self.z_PN.index_add_(0, self._bucket_M[start:stop], rows.mul_(self._sign_M1[start:stop]))
+        for (bucket_M, sign_M1), z_PN in zip(self._draws, self._z_PN, strict=True):
+            z_PN.index_add_(0, bucket_M[start:stop], rows.mul_(sign_M1[start:stop]))
 
-    def directions(self) -> tuple[float, Tensor]:
-        """The effective rank of Z, and V [N, K]. Z must not be zero."""
-        return _rank_and_directions(self.z_PN)
+    def spectrum(self, energy: float) -> Spectrum | None:
+        """The spectrum of a matrix with this sum of squares; None where it is 0."""
+        return compressed_spectrum(self._z_PN) if energy > 0 else None
 
 
 @functools.lru_cache(maxsize=64)
-def _buckets(rows: int) -> tuple[Tensor, Tensor]:
-    """The bucket and the sign of every row: buckets of equal size, drawn by lot, always the same."""
-    generator = torch.Generator().manual_seed(rows)
+def _buckets(rows: int, half: int) -> tuple[Tensor, Tensor]:
+    """The bucket and the sign of every row: buckets of equal size, drawn by lot, always the same.
+
+    The rows of the second half are multiplied by both halves' signs, which are as random as its own.
+    """
+    generator = torch.Generator().manual_seed(2 * rows + half)
     order = torch.randperm(rows, generator=generator)
     signs = torch.randint(0, 2, (rows, 1), generator=generator, dtype=torch.float32) * 2 - 1
     return order % min(BUCKETS, rows), signs
 
 
-def _rank_and_directions(z_PN: Tensor) -> tuple[float, Tensor]:
+def compressed_spectrum(z_PN: list[Tensor]) -> Spectrum:
+    """The spectrum from two independent compressions of one matrix, which is not 0."""
+    ranks, shares_K = [], torch.zeros(min(DIRECTIONS, *z_PN[0].shape), dtype=torch.float64)
+    for here, there in (z_PN, z_PN[::-1]):
+        squares, v_NK = _directions(here)
+        ranks.append(effective_rank(squares.sqrt()))
+        shares_K += (there @ v_NK).double().square().sum(0) / (2 * there.double().square().sum())
+    return Spectrum(sum(ranks) / 2, float(shares_K[0]), min(1.0, float(shares_K.sum())))
+
+
+def _directions(z_PN: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared singular values of Z, and its strongest right directions [N, K], strongest first."""
     squares, vectors_PP = torch.linalg.eigh((z_PN @ z_PN.T).double())
-    values = squares.clamp(min=0).sqrt()
-    strongest = vectors_PP[:, -min(DIRECTIONS, z_PN.shape[1]) :].float()
-    return effective_rank(values), torch.linalg.qr(z_PN.T @ strongest).Q.contiguous()
-
-
-def strongest(gram_KK: Tensor, rank: float, energy: float) -> Spectrum:
-    """The spectrum from ``B' B`` [K, K] in float64, the effective rank of Z and the energy ``sum s^2`` of D."""
-    values = torch.linalg.eigvalsh(gram_KK).clamp(min=0).sqrt()
-    return Spectrum(rank, *_shares(values, energy))
+    strongest = vectors_PP[:, -min(DIRECTIONS, *z_PN.shape) :].flip(1).float()
+    return squares.clamp(min=0), torch.linalg.qr(z_PN.T @ strongest).Q
 
 
 @functools.lru_cache(maxsize=256)
 def random_spectrum(shape: tuple[int, int]) -> Spectrum:
     """What a Gaussian random matrix of this shape shows in the same estimate; its scale does not matter.
 
-    A large one needs no drawing in full: S has orthogonal rows, so Z and what D holds beside it are independent, and
-    the latter's product with V is normal again.
+    A large one needs no drawing in full. Z is ``sqrt(M / P)`` times P orthonormal combinations of its rows; the energy
+    along a direction of Z is what these hold, and 1 for every row beside them, out of ``M N``.
     """
     rows, columns = shape
     generator = torch.Generator().manual_seed(rows * 31 + columns)
@@ -120,7 +129,6 @@ def random_spectrum(shape: tuple[int, int]) -> Spectrum:
         found = exact_spectrum(torch.randn(shape, generator=generator))
         assert found is not None
         return found
-    z_PN = torch.randn(min(BUCKETS, rows), columns, generator=generator)
-    rank, v_NK = _rank_and_directions(z_PN)
-    b_MK = torch.cat((z_PN @ v_NK, torch.randn(rows - len(z_PN), v_NK.shape[1], generator=generator)))
-    return strongest((b_MK.T @ b_MK).double(), rank, float(rows) * columns)
+    squares, v_NK = _directions(torch.randn(min(BUCKETS, rows), columns, generator=generator))
+    shares_K = (squares.flip(0)[: v_NK.shape[1]] + rows - len(squares)) / (rows * columns)
+    return Spectrum(effective_rank(squares.sqrt()), float(shares_K[0]), float(shares_K.sum()))

@@ -26,8 +26,9 @@ from counterpoint.diagnosis.edits_chunks import (
     agreement,
     exclude,
     neuron_sums,
+    squared,
 )
-from counterpoint.diagnosis.edits_spectrum import Compression, Spectrum, exact_spectrum, is_exact, strongest
+from counterpoint.diagnosis.edits_spectrum import Compression, Spectrum, exact_spectrum, is_exact
 from counterpoint.diagnosis.structure import NeuronAxis, neuron_axis
 
 Progress = Callable[[str, int, int], None]
@@ -117,7 +118,7 @@ class TensorPass:
         if exact:
             result.spectra = [exact_spectrum(torch.cat(edits)) for edits in kept]
         if sketches:
-            result.spectra = self._second_pass(sketches, result.sums, advance)
+            result.spectra = [z.spectrum(sums.energy) for z, sums in zip(sketches, result.sums, strict=True)]
         return result
 
     def _add(self, result: TensorEdits, block: _Block, axis: NeuronAxis | None) -> None:
@@ -143,18 +144,6 @@ class TensorPass:
             torch.maximum(part, found, out=part)
         else:
             part += found
-
-    def _second_pass(
-        self, sketches: Sequence[Compression], sums: Sequence[Sums], advance: Callable[[int], None]
-    ) -> list[Spectrum | None]:
-        changed = [i for i in range(len(sums)) if sums[i].energy > 0]
-        found = {i: sketches[i].directions() for i in changed}
-        grams = {i: torch.zeros(found[i][1].shape[1], found[i][1].shape[1], dtype=torch.float64) for i in changed}
-        for block in self._blocks(advance) if changed else ():
-            for i in changed:
-                image_MK = block.edits[i].float() @ found[i][1]
-                grams[i] += image_MK.T @ image_MK
-        return [strongest(grams[i], found[i][0], sums[i].energy) if i in grams else None for i in range(len(sums))]
 
     def _blocks(self, advance: Callable[[int], None]) -> Iterator[_Block]:
         """The tensor's blocks, in buffers that the next block overwrites."""
@@ -182,8 +171,7 @@ class TensorPass:
         edits = [own[:count].view(shape).copy_(raw) for own, raw in zip(self._edits, stored[1:], strict=True)]
         for i, edit in enumerate(edits):
             edit.sub_(values[i if self.options.chain else 0])
-        energies = [torch.dot(tensor.view(-1), tensor.view(-1)) for tensor in (*values, *edits)]
-        if math.isfinite(float(sum(energies))):
+        if math.isfinite(sum(squared(tensor) for tensor in (*values, *edits))):
             return _Block(start, values, edits, stored, [], 0)
         return self._finite_block(start, values, edits, stored)
 
@@ -240,9 +228,7 @@ def floating_names(comparisons: Sequence[Comparison]) -> list[str]:
 def _cost(comparisons: Sequence[Comparison], name: str) -> int:
     base = comparisons[0].base
     size = base.num_bytes(comparisons[0].sources[name][0])
-    size += sum(c.after.num_bytes(c.sources[name][1]) for c in comparisons)
-    shape = base.shapes[comparisons[0].sources[name][0]]
-    return size * (2 if len(shape) == 2 and min(shape) > 1 and not is_exact(shape) else 1)
+    return size + sum(c.after.num_bytes(c.sources[name][1]) for c in comparisons)
 
 
 def default_threads() -> int:
