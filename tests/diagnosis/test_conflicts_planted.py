@@ -87,7 +87,7 @@ def test_one_domain_under_two_names_has_no_conflict_and_cosine_one():
     cosine = torch.cat([one.debiased_GQ for one in found])
     known = cosine.isfinite()
     assert float(known.double().mean()) > 0.9
-    assert float(cosine[known].mean()) == pytest.approx(1, abs=0.04)
+    assert float(cosine[known].mean()) == pytest.approx(1, abs=0.06)
     assert float(torch.cat([one.cosine_GQ for one in found]).mean()) < 0.9, "the plain cosine is attenuated"
 
 

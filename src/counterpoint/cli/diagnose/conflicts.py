@@ -20,11 +20,11 @@ class Grouping(StrEnum):
 def conflicts(
     model: Annotated[
         str | None,
-        typer.Argument(metavar="[MODEL]", help="Checkpoint folder, hub id, or pocket: where gradients are measured."),
+        typer.Argument(metavar="MODEL", help="Checkpoint folder, hub id, or pocket: where gradients are measured."),
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Argument(metavar="[CONFIG]", help="Configuration file, or run directory, with the domains."),
+        typer.Argument(metavar="CONFIG", help="Configuration file, or run directory, with the domains."),
     ] = None,
     run: Annotated[
         Path | None,

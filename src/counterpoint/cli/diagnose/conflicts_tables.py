@@ -3,6 +3,7 @@
 import math
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 MOST_ROWS = 12
 """Groups a table lists; JSON holds all."""
 
-_OVER_TIME = ("cosine", "s.e.", "one step", "noise", "negative", "p")
+_OVER_TIME = ("cosine", "s.e.", "step", "noise", "neg.", "p")
 
 _METRICS = {"gradient": "", "adam": " after Adam"}
 
@@ -27,8 +28,9 @@ def print_conflicts(found: "Conflicts", by: str = "module", console: Console | N
         groups = metric.grouping(by)
         _say(console, conflicts_sentence(metric, by))
         console.print(_pairs_table(found, metric, groups))
-        if groups.conflicts + groups.synergies:
-            console.print(_groups_table(groups, _METRICS.get(metric.metric, "")))
+        for sign, title in ((-1, "Conflicts beyond noise"), (1, "Pulling together beyond noise")):
+            if bool((groups.verdict_GQ == sign).any()):
+                console.print(_groups_table(groups, sign, title + _METRICS.get(metric.metric, "")))
         if metric.neurons is not None:
             _say(console, _neurons_sentence(metric))
     _say(console, _basis(found))
@@ -67,7 +69,8 @@ def _basis(found: "Conflicts") -> str:
     ]
     return (
         f"Measured on {'; '.join(parts)}, in {found.batches} batches and {found.splits} splits. False discovery rate "
-        f"{found.level:g}. '-': lost in noise, more prompts are needed."
+        f"{found.level:g}. Floor: what |cosine| stays below by noise alone. '-': lost in noise, "
+        "more prompts are needed."
     )
 
 
@@ -75,7 +78,7 @@ def _pairs_table(found: "Conflicts", metric: "MetricConflicts", groups: "GroupCo
     table = _table(
         f"Whole model{_METRICS.get(metric.metric, '')}, and {groups.grouping}s beyond noise",
         "domains",
-        *("cosine", "noise floor", "without noise", "conflict", "synergy", "of"),
+        *("cosine", "floor", "without noise", "conflict", "synergy", "of"),
     )
     whole = next((one for one in metric.groupings if one.grouping == "global"), None)
     for q, pair in enumerate(groups.pairs):
@@ -89,28 +92,20 @@ def _pairs_table(found: "Conflicts", metric: "MetricConflicts", groups: "GroupCo
     return table
 
 
-def _groups_table(groups: "GroupConflicts", suffix: str) -> Table:
-    beyond = groups.verdict_GQ.nonzero().tolist()
-    # conflicts before synergies, the surest first
-    beyond.sort(key=lambda place: (int(groups.verdict_GQ[*place]), float(groups.p_value_GQ[*place])))
-    shown = beyond[:MOST_ROWS]
-    rest = f" ({MOST_ROWS} of {len(beyond)})" if len(beyond) > MOST_ROWS else ""
-    table = _table(
-        f"Beyond noise{suffix}{rest}", groups.grouping, *("domains", "", "cosine", "noise floor", "without noise", "p")
-    )
-    for g, q in shown:
-        kind = "[red]conflict[/]" if groups.verdict_GQ[g, q] < 0 else "synergy"
+def _groups_table(groups: "GroupConflicts", sign: int, title: str) -> Table:
+    beyond = (groups.verdict_GQ == sign).nonzero().tolist()
+    beyond.sort(key=lambda place: float(groups.p_value_GQ[*place]))
+    rest = f" (the {MOST_ROWS} surest of {len(beyond)})" if len(beyond) > MOST_ROWS else ""
+    table = _table(f"{title}{rest}", groups.grouping, *("domains", "cosine", "floor", "without noise", "p"))
+    for g, q in beyond[:MOST_ROWS]:
         p_value = _p(float(groups.p_value_GQ[g, q]))
-        table.add_row(escape(groups.groups[g]), _pair(groups.pairs[q]), kind, *_cosine_cells(groups, g, q), p_value)
+        table.add_row(escape(groups.groups[g]), _pair(groups.pairs[q]), *_cosine_cells(groups, g, q), p_value)
     return table
 
 
 def _cosine_cells(groups: "GroupConflicts", g: int, q: int) -> list[str]:
-    debiased, low, high = (
-        float(part[g, q]) for part in (groups.debiased_GQ, groups.debiased_low_GQ, groups.debiased_high_GQ)
-    )
-    wide = "-" if math.isnan(debiased) else f"{debiased:+.2f} [{low:+.2f}, {high:+.2f}]"
-    floor = float(groups.floor_GQ[g, q])
+    debiased, low, floor = (float(part[g, q]) for part in (groups.debiased_GQ, groups.debiased_low_GQ, groups.floor_GQ))
+    wide = "-" if math.isnan(debiased) else f"{debiased:+.3f} ± {debiased - low:.3f}"
     return [_signed(float(groups.cosine_GQ[g, q])), "-" if math.isnan(floor) else f"{floor:.3f}", wide]
 
 
@@ -138,8 +133,8 @@ def print_over_time(found: "ConflictsOverTime", by: str = "module", console: Con
         console.print(table)
     _say(
         console,
-        "Single steps say little: their cosines are about as large as deviations around zero (one step, noise). "
-        "Standard errors allow for steps that resemble their neighbours.",
+        "Step: median |cosine| of a single step; noise: what deviations around zero alone would give; neg.: share of "
+        "steps below zero (noise: 50 %). Standard errors allow for steps that resemble their neighbours.",
     )
 
 
@@ -160,11 +155,11 @@ def _over_time_cells(groups: "PairsOverTime", g: int, q: int) -> list[str]:
 
 
 def _table(title: str, first: str, *rest: str) -> Table:
-    table = Table(title=title, title_justify="left", caption_justify="left")
-    table.add_column(first, style="bold", no_wrap=True)
+    table = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(first, style="bold", no_wrap=first == "domains", overflow="fold")
     for name in rest:
-        words = name in ("domains", "")
-        table.add_column(name, justify="left" if words else "right", no_wrap=words)
+        words = name == "domains"
+        table.add_column(name, justify="left" if words else "right", no_wrap=True)
     return table
 
 
