@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from counterpoint.diagnosis import Rollout, Rollouts, routes, to_json
 from counterpoint.diagnosis.routes_capture import Activity
-from counterpoint.diagnosis.routes_overlap import Choice, overlap, same_route, stability
+from counterpoint.diagnosis.routes_overlap import Choice, RouteSets, overlap, same_route, stability
 from counterpoint.diagnosis.statistics import jaccard_by_chance
 from counterpoint.errors import CounterpointError
 
@@ -104,13 +104,18 @@ def random_activity(generator, units=120, blocks=8, mean=None, noise=0.5):
     return Activity(sums, sums[:, :0], torch.ones(blocks, dtype=torch.float64))
 
 
+def route_sets(activity, fraction, layers=None):
+    layers = torch.zeros(120, dtype=torch.long) if layers is None else layers
+    return RouteSets.of(activity, "neuron", Choice(layers), fraction)
+
+
 def test_unrelated_routes_overlap_by_chance_and_no_more():
     generator = torch.Generator().manual_seed(0)
-    choice = Choice(torch.arange(120) // 40)
-    found = [
-        overlap(("a", "b"), (random_activity(generator), random_activity(generator)), "neuron", choice, 0.2)
-        for _ in range(300)
-    ]
+    layers = torch.arange(120) // 40
+    found = []
+    for _ in range(300):
+        first, second = (route_sets(random_activity(generator), 0.2, layers) for _ in range(2))
+        found.append(overlap(("a", "b"), first, second, "neuron", 0.2))
     assert sum(o.jaccard for o in found) / 300 == pytest.approx(found[0].chance, abs=0.01)
     assert sum(o.of_ceiling for o in found) / 300 == pytest.approx(0, abs=0.02)
     for p_value in ("p_value", "p_value_in_layers"):
@@ -121,14 +126,11 @@ def test_layers_that_matter_to_all_domains_are_no_shared_route():
     """Every domain uses the last layer most: beyond plain chance, and not beyond chance within layers."""
     generator = torch.Generator().manual_seed(1)
     layers = torch.arange(120) // 40
-    choice = Choice(layers)
     plain = strict = 0
     for _ in range(200):
-        pair = tuple(
-            random_activity(generator, mean=torch.rand(120, generator=generator, dtype=torch.float64) * (1 + layers))
-            for _ in range(2)
-        )
-        found = overlap(("a", "b"), pair, "neuron", choice, 0.1)
+        means = (torch.rand(120, generator=generator, dtype=torch.float64) * (1 + layers) for _ in range(2))
+        first, second = (route_sets(random_activity(generator, mean=mean), 0.1, layers) for mean in means)
+        found = overlap(("a", "b"), first, second, "neuron", 0.1)
         plain += found.p_value <= 0.05
         strict += found.p_value_in_layers <= 0.05
         assert found.chance_in_layers > found.chance
@@ -138,15 +140,15 @@ def test_layers_that_matter_to_all_domains_are_no_shared_route():
 
 def test_one_route_is_called_two_no_more_often_than_stated():
     generator = torch.Generator().manual_seed(2)
-    choice = Choice(torch.zeros(120, dtype=torch.long))
     wrong = told_apart = 0
     other = torch.rand(120, generator=generator, dtype=torch.float64)
     for i in range(200):
         mean = torch.rand(120, generator=generator, dtype=torch.float64)
-        pair = tuple(random_activity(generator, mean=mean, noise=2.0) for _ in range(2))
-        wrong += same_route(pair, "neuron", choice, 0.1, seed=i) <= 0.05
-        near = random_activity(generator, mean=other, noise=2.0)
-        told_apart += same_route((pair[0], near), "neuron", choice, 0.1, seed=i) <= 0.05
+        one, same, another = (
+            route_sets(random_activity(generator, mean=m, noise=2.0), 0.1).blocks_KU for m in (mean, mean, other)
+        )
+        wrong += same_route(one, same, seed=i) <= 0.05
+        told_apart += same_route(one, another, seed=i) <= 0.05
     assert wrong / 200 <= 0.05 + 0.02
     assert told_apart / 200 > 0.9
 
@@ -164,9 +166,9 @@ def test_the_top_of_each_layer():
 
 def test_stability_of_noise_is_that_of_chance():
     generator = torch.Generator().manual_seed(3)
-    choice = Choice(torch.zeros(120, dtype=torch.long))
     none = torch.zeros(120, dtype=torch.float64)
-    found = [stability("a", random_activity(generator, mean=none), "neuron", choice, 0.2) for _ in range(200)]
+    sets = [route_sets(random_activity(generator, mean=none), 0.2) for _ in range(200)]
+    found = [stability("a", one, "neuron", 0.2) for one in sets]
     assert sum(s.jaccard for s in found) / 200 == pytest.approx(found[0].chance, abs=0.01)
 
 

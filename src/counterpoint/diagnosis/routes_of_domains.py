@@ -16,7 +16,7 @@ from counterpoint.diagnosis.domains_of_config import Progress, check_enough, sil
 from counterpoint.diagnosis.rollouts import Rollouts
 from counterpoint.diagnosis.routes_capture import Activity, Anatomy, Tokens, activity_of, anatomy_of
 from counterpoint.diagnosis.routes_direction import MINIMUM, Direction, directions, neuron_products
-from counterpoint.diagnosis.routes_overlap import Choice, Overlap, Stability, overlap, stability
+from counterpoint.diagnosis.routes_overlap import Choice, Overlap, RouteSets, Stability, overlap, stability
 from counterpoint.errors import CounterpointError, DomainError, nearest
 
 FRACTIONS = (0.01, 0.05, 0.1, 0.2, 0.5)
@@ -124,18 +124,7 @@ def routes(
     choices = {kind: choice for kind, choice in choices.items() if len(choice.layers_U)}
     levels = sorted({fraction, *fractions})
     measured = [_route(rollouts_by_domain[name], activity, choices, fraction) for name, activity in activities.items()]
-    stable = [
-        stability(name, activity, kind, choice, level)
-        for kind, choice in choices.items()
-        for name, activity in activities.items()
-        for level in levels
-    ]
-    overlaps = [
-        overlap(pair, (activities[pair[0]], activities[pair[1]]), kind, choice, level, seed)
-        for kind, choice in choices.items()
-        for pair in combinations(activities, 2)
-        for level in levels
-    ]
+    stable, overlaps = _overlaps(activities, choices, levels, seed)
     found, non_finite = _directions(activities, choices["neuron"], fraction, edits, minimum, seed, on_progress)
     return Routes(
         fraction=fraction,
@@ -214,6 +203,18 @@ def _route(rollouts: Rollouts, activity: Activity, choices: Mapping[str, Choice]
         neuron_share=share["neuron"],
         head_share=share["head"],
     )
+
+
+def _overlaps(
+    activities: Mapping[str, Activity], choices: Mapping[str, Choice], levels: Sequence[float], seed: int
+) -> tuple[list[Stability], list[Overlap]]:
+    stable, overlaps = [], []
+    for kind, choice in choices.items():
+        for level in levels:
+            sets = {name: RouteSets.of(activity, kind, choice, level) for name, activity in activities.items()}
+            stable += [stability(name, one, kind, level) for name, one in sets.items()]
+            overlaps += [overlap((a, b), sets[a], sets[b], kind, level, seed) for a, b in combinations(sets, 2)]
+    return stable, overlaps
 
 
 def _directions(

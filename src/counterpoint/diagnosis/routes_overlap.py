@@ -4,7 +4,6 @@ Legend: K blocks of prompts, U units (neurons or heads) of all layers, R relabel
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -77,36 +76,47 @@ class Overlap:
     p_same: float
 
 
-def stability(domain: str, activity: Activity, kind: str, choice: Choice, fraction: float) -> Stability:
+@dataclass(frozen=True)
+class RouteSets:
+    """One domain's routes at one fraction, bool [U]: on everything, on two halves, and on each block of prompts."""
+
+    all_U: Tensor
+    even_U: Tensor
+    odd_U: Tensor
+    blocks_KU: Tensor
+    layers_U: Tensor
+
+    @classmethod
+    def of(cls, activity: Activity, kind: str, choice: Choice, fraction: float) -> "RouteSets":
+        """The routes of ``neuron`` or ``head`` contributions."""
+        blocks = list(range(len(activity.tokens_K)))
+        all_U, even_U, odd_U, *each = (
+            choice.top(activity.mean(kind, part), fraction)
+            for part in (blocks, blocks[::2], blocks[1::2], *([block] for block in blocks))
+        )
+        return cls(all_U, even_U, odd_U, torch.stack(each), choice.layers_U)
+
+
+def stability(domain: str, sets: RouteSets, kind: str, fraction: float) -> Stability:
     """Overlap of a domain's route with itself, measured on other prompts."""
-    even_U, odd_U = _halves(activity, kind, choice, fraction)
-    chance = jaccard_by_chance(int(even_U.sum()), int(odd_U.sum()), len(even_U))
-    return Stability(domain, kind, fraction, jaccard(even_U, odd_U), chance)
+    chance = jaccard_by_chance(int(sets.even_U.sum()), int(sets.odd_U.sum()), len(sets.even_U))
+    return Stability(domain, kind, fraction, jaccard(sets.even_U, sets.odd_U), chance)
 
 
-def overlap(
-    names: tuple[str, str],
-    activities: tuple[Activity, Activity],
-    kind: str,
-    choice: Choice,
-    fraction: float,
-    seed: int = 0,
-) -> Overlap:
+def overlap(names: tuple[str, str], a: RouteSets, b: RouteSets, kind: str, fraction: float, seed: int = 0) -> Overlap:
     """The overlap of two domains' routes, beside chance and beside each domain with itself."""
-    first_U, second_U = (choice.top(activity.mean(kind), fraction) for activity in activities)
-    shared, total = int((first_U & second_U).sum()), len(first_U)
-    sizes = int(first_U.sum()), int(second_U.sum())
-    expected, variance = _shared_in_layers(first_U, second_U, choice.layers_U)
-    (a_even, a_odd), (b_even, b_odd) = (_halves(activity, kind, choice, fraction) for activity in activities)
-    halves = (jaccard(a_even, b_odd) + jaccard(a_odd, b_even)) / 2
-    ceiling = (jaccard(a_even, a_odd) + jaccard(b_even, b_odd)) / 2
+    shared, total = int((a.all_U & b.all_U).sum()), len(a.all_U)
+    sizes = int(a.all_U.sum()), int(b.all_U.sum())
+    expected, variance = _shared_in_layers(a.all_U, b.all_U, a.layers_U)
     chance_in_layers = _of_sizes(expected, *sizes)
+    halves = (jaccard(a.even_U, b.odd_U) + jaccard(a.odd_U, b.even_U)) / 2
+    ceiling = (jaccard(a.even_U, a.odd_U) + jaccard(b.even_U, b.odd_U)) / 2
     return Overlap(
         first=names[0],
         second=names[1],
         kind=kind,
         fraction=fraction,
-        jaccard=jaccard(first_U, second_U),
+        jaccard=jaccard(a.all_U, b.all_U),
         shared=shared,
         chance=jaccard_by_chance(*sizes, total),
         p_value=overlap_p_value(shared, *sizes, total),
@@ -115,28 +125,22 @@ def overlap(
         halves=halves,
         ceiling=ceiling,
         of_ceiling=_between(halves, chance_in_layers, ceiling),
-        p_same=same_route(activities, kind, choice, fraction, seed),
+        p_same=same_route(a.blocks_KU, b.blocks_KU, seed),
     )
 
 
-def same_route(activities: tuple[Activity, Activity], kind: str, choice: Choice, fraction: float, seed: int) -> float:
+def same_route(first_KU: Tensor, second_KU: Tensor, seed: int = 0) -> float:
     """How often blocks of prompts that are divided at random overlap as little as the blocks of the two domains.
 
     Every block has a route of its own. Were the domains one, each division of all blocks would be as likely as the one
     into domains, so the share of divisions whose two sides overlap no more, in the mean over pairs of blocks, is an
     exact p-value (blocks of both having about as many tokens; the division into domains counts as one of those drawn).
     """
-    routes_KU = torch.stack(
-        [
-            choice.top(activity.mean(kind, [k]), fraction)
-            for activity in activities
-            for k in range(len(activity.tokens_K))
-        ]
-    ).double()
-    shared_KK = routes_KU @ routes_KU.T
-    sizes_K = routes_KU.sum(1)
+    routes_KU = torch.cat([first_KU, second_KU]).float()
+    shared_KK = (routes_KU @ routes_KU.T).double()
+    sizes_K = shared_KK.diagonal()
     jaccard_KK = shared_KK / (sizes_K[:, None] + sizes_K - shared_KK).clamp(min=1)
-    is_first_K = torch.arange(len(routes_KU)) < len(activities[0].tokens_K)
+    is_first_K = torch.arange(len(routes_KU)) < len(first_KU)
     generator = torch.Generator().manual_seed(seed)
     orders_RK = torch.rand(RELABELINGS, len(routes_KU), generator=generator).argsort(1)
     sides_RK = torch.cat([is_first_K.unsqueeze(0), is_first_K[orders_RK]]).double()
@@ -151,12 +155,6 @@ def _top(contribution_U: Tensor, fraction: float) -> Tensor:
     route_U = torch.zeros(len(contribution_U), dtype=torch.bool)
     route_U[order] = True
     return route_U & (contribution_U > 0)
-
-
-def _halves(activity: Activity, kind: str, choice: Choice, fraction: float) -> tuple[Tensor, Tensor]:
-    blocks: Sequence[int] = range(len(activity.tokens_K))
-    even, odd = (choice.top(activity.mean(kind, list(part)), fraction) for part in (blocks[::2], blocks[1::2]))
-    return even, odd
 
 
 def _shared_in_layers(first_U: Tensor, second_U: Tensor, layers_U: Tensor) -> tuple[float, float]:
