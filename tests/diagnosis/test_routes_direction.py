@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from counterpoint.diagnosis import Rollout, Rollouts, routes
 from counterpoint.diagnosis.checkpoints import compare, open_checkpoint
-from counterpoint.diagnosis.routes_controls import cosine_interval, sign_noise
+from counterpoint.diagnosis.routes_controls import cosine_interval, draw_controls, sign_noise
 from counterpoint.diagnosis.routes_direction import (
     EditTensors,
     directions,
@@ -203,3 +203,16 @@ def test_checkpoints_on_disk_from_end_to_end(tmp_path):
     assert verdicts["layers.1.mlp"] == "conflict"
     assert all(o.jaccard == 1 for o in found.overlaps)
     assert all(o.p_same == 1 for o in found.overlaps), "the same completions cannot be told apart"
+
+
+def test_controls_are_drawn_from_all_neurons_outside():
+    """Outside, half of the neurons agree and half oppose each other: on average nothing."""
+    generator = torch.Generator().manual_seed(0)
+    sign = torch.where(torch.arange(NEURONS) < 45, 1.0, -1.0).double().repeat(LAYERS)
+    values = torch.stack([sign, torch.ones_like(sign), torch.ones_like(sign)], 1).unsqueeze(1)
+    controls = draw_controls(values, SHARED_N, LAYERS_N, generator)
+    found = controls.elsewhere([0, 1], [0])
+    assert found.value == pytest.approx(0, abs=0.03)
+    assert found.high - found.low == pytest.approx(2 * 1.96 / math.sqrt(60), rel=0.2)
+    assert controls.p_value(1.0, [0, 1], [0]) < 0.01
+    assert controls.p_value(0.5, [0, 1], [0]) > 0.5, "the mean of all neurons"

@@ -189,3 +189,16 @@ def test_bad_requests_are_refused_before_any_work():
         routes(model, Tokenizer(), one, edits={"math": {}})
     with pytest.raises(CounterpointError, match="No route of a domain 'x' was measured"):
         routes(model, Tokenizer(), one).route("x")
+
+
+def test_within_one_layer_both_p_values_agree():
+    """The normal approximation beside the exact tail, which it must have at the body and near the 5 % level."""
+    units = torch.arange(400)
+    layers = torch.zeros(400, dtype=torch.long)
+    for shared in (12, 16, 20, 24):
+        first, second = units < 80, (units >= 80 - shared) & (units < 160 - shared)
+        pair = [RouteSets(u, u, u, u.unsqueeze(0), layers) for u in (first, second)]
+        found = overlap(("a", "b"), *pair, "neuron", 0.2)
+        assert found.shared == shared
+        assert found.chance_in_layers == pytest.approx(found.chance)
+        assert found.p_value_in_layers == pytest.approx(found.p_value, rel=0.2, abs=0.01)
