@@ -207,9 +207,9 @@ def stream(
     def advance(num_bytes: int) -> None:
         nonlocal done
         with lock:
-            done += num_bytes
-            if on_progress is not None:
-                on_progress("edits, MB", min(done, total) // MEGABYTE, total // MEGABYTE)
+            before, done = done, done + num_bytes
+            if on_progress is not None and (done // MEGABYTE > before // MEGABYTE or done == total):
+                on_progress("edits, MB", math.ceil(done / MEGABYTE), math.ceil(total / MEGABYTE))
 
     def work(name: str) -> TensorEdits:
         return TensorPass(comparisons, name, options).run(advance)

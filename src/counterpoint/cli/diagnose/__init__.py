@@ -6,6 +6,7 @@ from counterpoint.cli.diagnose.all import everything
 from counterpoint.cli.diagnose.behaviour import behaviour
 from counterpoint.cli.diagnose.conflicts import conflicts
 from counterpoint.cli.diagnose.damage import damage
+from counterpoint.cli.diagnose.edits import edits
 from counterpoint.cli.diagnose.routes import routes
 
 app = typer.Typer(
@@ -19,4 +20,5 @@ app.command("all")(everything)
 app.command("behaviour")(behaviour)
 app.command("conflicts")(conflicts)
 app.command("damage")(damage)
+app.command("edits")(edits)
 app.command("routes")(routes)
