@@ -84,6 +84,13 @@ def test_the_debiased_cosine_is_unbiased_where_the_plain_one_is_attenuated(cosin
         assert abs(float(found.cosine.mean())) < 0.85 * abs(cosine)
 
 
+def test_the_interval_is_as_wide_as_the_debiased_cosine_spreads():
+    # near 1 the noise of the product and of the norms cancel in part: an error of the product alone would be too large
+    found = pair_tests(draws(3000, 20, 16, signal=3.0, cosine=0.95), 2)
+    errors = (found.high - found.low) / 2 / student_t_quantile(0.975, 15)
+    assert float(errors.mean()) == pytest.approx(float(found.debiased.std()), rel=0.1)
+
+
 @pytest.mark.parametrize(("dim", "signal"), [(2, 0.0), (30, 0.0), (30, 0.5), (300, 0.0), (300, 0.3), (300, 2.0)])
 def test_orthogonal_domains_are_rejected_no_more_often_than_the_level(dim, signal):
     found = pair_tests(draws(2000, dim, 8, signal=signal, cosine=0.0, seed=dim), 2)
