@@ -114,18 +114,15 @@ def routes(
         UnsupportedError: a model whose neurons are not known.
         ModelError: edits of another architecture.
     """
-    edits = edits or {}
-    _check(rollouts_by_domain, (fraction, *fractions), edits)
+    _check(rollouts_by_domain, (fraction, *fractions), edits or {})
     anatomy = anatomy_of(model)
     activities = _activities(
         model, anatomy, rollouts_by_domain, tokenizer.pad_token_id, batch_size, tokens, on_progress
     )
     choices = {"neuron": Choice(anatomy.neuron_layers_N, per_layer), "head": Choice(anatomy.head_layers_H, per_layer)}
     choices = {kind: choice for kind, choice in choices.items() if len(choice.layers_U)}
-    levels = sorted({fraction, *fractions})
-    measured = [_route(rollouts_by_domain[name], activity, choices, fraction) for name, activity in activities.items()]
-    stable, overlaps = _overlaps(activities, choices, levels, seed)
-    found, non_finite = _directions(activities, choices["neuron"], fraction, edits, minimum, seed, on_progress)
+    stable, overlaps = _overlaps(activities, choices, sorted({fraction, *fractions}), seed)
+    found, non_finite = _directions(activities, choices["neuron"], fraction, edits or {}, minimum, seed, on_progress)
     return Routes(
         fraction=fraction,
         per_layer=per_layer,
@@ -134,7 +131,7 @@ def routes(
         num_neurons=_counts(anatomy.neuron_layers_N),
         num_heads=_counts(anatomy.head_layers_H),
         layers_left_out=anatomy.left_out,
-        routes=tuple(measured),
+        routes=tuple(_route(rollouts_by_domain[name], one, choices, fraction) for name, one in activities.items()),
         stability=tuple(stable),
         overlaps=tuple(overlaps),
         directions=tuple(found),

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,56 +22,64 @@ class Tokens(StrEnum):
     all = "all"
 
 
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Checkpoint folder, hub id, or pocket: where routes are measured.")
+]
+ConfigPath = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="Configuration file, or run directory, with the domains.")
+]
+Domains = Annotated[
+    list[str] | None, typer.Option("--domain", metavar="NAME", help="Only this domain. Repeatable; default: all.")
+]
+Edits = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--edit",
+        metavar="DOMAIN=CHECKPOINT",
+        help="The checkpoint after training DOMAIN. Two or more give the direction on shared routes.",
+    ),
+]
+Bases = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--base",
+        metavar="[DOMAIN=]CHECKPOINT",
+        help="The checkpoint before it, of all edits or of DOMAIN's. Default: the configuration's model.",
+    ),
+]
+Completions = Annotated[
+    Path | None,
+    typer.Option("--completions", metavar="FILE", help="Completions an analysis saved, instead of sampling."),
+]
+PerLayer = Annotated[bool, typer.Option("--per-layer", help="Take the top of each layer, not of the whole model.")]
+Json = Annotated[
+    Path | None,
+    typer.Option(
+        "--json",
+        metavar="FILE",
+        help="Also write everything there, as JSON, and sampled completions beside it (FILE.completions.jsonl).",
+    ),
+]
+
+
 def routes(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Checkpoint folder, hub id, or pocket: where routes are measured.")
-    ],
-    config: Annotated[
-        Path, typer.Argument(metavar="CONFIG", help="Configuration file, or run directory, with the domains.")
-    ],
-    domain: Annotated[
-        list[str] | None, typer.Option("--domain", metavar="NAME", help="Only this domain. Repeatable; default: all.")
-    ] = None,
-    edit: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--edit",
-            metavar="DOMAIN=CHECKPOINT",
-            help="The checkpoint after training DOMAIN. Two or more give the direction on shared routes.",
-        ),
-    ] = None,
-    base: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--base",
-            metavar="[DOMAIN=]CHECKPOINT",
-            help="The checkpoint before it, of all edits or of DOMAIN's. Default: the configuration's model.",
-        ),
-    ] = None,
-    completions: Annotated[
-        Path | None,
-        typer.Option("--completions", metavar="FILE", help="Completions an analysis saved, instead of sampling."),
-    ] = None,
+    model: Model,
+    config: ConfigPath,
+    domain: Domains = None,
+    edit: Edits = None,
+    base: Bases = None,
+    completions: Completions = None,
     prompts: Annotated[int, typer.Option(min=1, help="Prompts sampled per domain.")] = 64,
     samples: Annotated[int, typer.Option(min=1, help="Completions per prompt.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Seed of sampling, resampling and controls.")] = 0,
     fraction: Annotated[float, typer.Option(help="Share of units that form the active route.")] = 0.1,
-    per_layer: Annotated[
-        bool, typer.Option("--per-layer", help="Take the top of each layer, not of the whole model.")
-    ] = False,
+    per_layer: PerLayer = False,
     tokens: Annotated[Tokens, typer.Option(help="Tokens that contributions are averaged over.")] = Tokens.completion,
     minimum_cosine: Annotated[
         float, typer.Option(min=0, max=1, help="Cosines of edits nearer to 0 are neutral.")
     ] = 0.05,
     batch_size: Annotated[int, typer.Option(min=1, help="Completions in one forward pass.")] = 32,
-    json: Annotated[
-        Path | None,
-        typer.Option(
-            "--json",
-            metavar="FILE",
-            help="Also write everything there, as JSON, and sampled completions beside it (FILE.completions.jsonl).",
-        ),
-    ] = None,
+    json: Json = None,
 ) -> None:
     """Show which neurons and heads each domain uses, how far two domains share them, and who pulls them where.
 
@@ -85,42 +93,45 @@ def routes(
       counterpoint diagnose routes runs/seq/checkpoints/step-40 runs/seq --base qa=runs/seq/checkpoints/step-40
       --edit math=runs/seq/checkpoints/step-40 --edit qa=runs/seq/checkpoints/step-80 --json routes.json
     """
-    from counterpoint.cli.progress import ConsoleReporter
     from counterpoint.cli.running import quiet_libraries
 
     quiet_libraries()
+    _check_fraction(fraction)
+    sampling = {"file": completions, "prompts": prompts, "samples": samples, "seed": seed}
+    settings = {"fraction": fraction, "per_layer": per_layer, "tokens": tokens.value, "batch_size": batch_size}
+    _measure(model, config, domain, (edit or (), base or ()), sampling, settings | {"minimum": minimum_cosine}, json)
+
+
+def _measure(
+    model: str,
+    config: Path,
+    domains: Sequence[str] | None,
+    edits_and_bases: tuple[Sequence[str], Sequence[str]],
+    sampling: dict[str, Any],
+    settings: dict[str, Any],
+    json: Path | None,
+) -> None:
     from counterpoint.cli.diagnose.routes_tables import print_routes
+    from counterpoint.cli.progress import ConsoleReporter
     from counterpoint.diagnosis import routes as measure
     from counterpoint.diagnosis import write_result
     from counterpoint.diagnosis.domains_of_config import completions_for, config_of, open_subject, wanted_domains
 
     loaded = config_of(config)
-    _check_fraction(fraction)
-    wanted = wanted_domains(loaded, domain)
-    edits = open_edits(loaded, edit or (), base or (), wanted)
-    subject = open_subject(loaded, model, domain)
+    edits = open_edits(loaded, *edits_and_bases, wanted_domains(loaded, domains))
+    subject = open_subject(loaded, model, domains)
+    save = json.with_name(f"{json.name}.completions.jsonl") if json else None
     with ConsoleReporter() as reporter:
-        rollouts = completions_for(
-            subject,
-            file=completions,
-            prompts=prompts,
-            samples=samples,
-            seed=seed,
-            save=json.with_name(f"{json.name}.completions.jsonl") if json else None,
-            on_progress=reporter.working,
-        )
+        show = reporter.working
+        rollouts = completions_for(subject, save=save, on_progress=show, **sampling)
         found = measure(
             subject.model,
             subject.tokenizer,
             rollouts,
-            fraction=fraction,
-            per_layer=per_layer,
-            tokens=tokens.value,
-            batch_size=batch_size,
             edits=edits,
-            minimum=minimum_cosine,
-            seed=seed,
-            on_progress=reporter.working,
+            seed=sampling["seed"],
+            on_progress=show,
+            **settings,
         )
     if json is not None:
         write_result(json, "routes", found)
