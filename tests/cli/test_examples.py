@@ -31,7 +31,8 @@ def counterpoint(*arguments, cwd):
 
 @pytest.mark.parametrize("name", SHORT)
 def test_short_examples_run_to_a_report(name, tmp_path):
-    values = [*FEW, f"run.dir={tmp_path}", "run.name=x", *(["strategy.steps=1"] if "sequential" in name else [])]
+    text = (ROOT / "examples" / name).read_text()
+    values = [*FEW, f"run.dir={tmp_path}", "run.name=x", *(["strategy.steps=1"] if "sequential" in text else [])]
     overrides = [argument for value in values for argument in ("--set", value)]
     output = counterpoint("train", ROOT / "examples" / name, *overrides, cwd=tmp_path)
     run = tmp_path / "x"

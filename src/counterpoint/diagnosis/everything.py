@@ -22,7 +22,7 @@ from counterpoint.diagnosis.everything_plan import plan_parts
 from counterpoint.diagnosis.everything_points import legs_of, points_of
 from counterpoint.diagnosis.everything_results import Summary
 from counterpoint.diagnosis.everything_summary import summarise
-from counterpoint.diagnosis.everything_work import Workshop
+from counterpoint.diagnosis.everything_work import Effort, Workshop
 from counterpoint.diagnosis.results import write_result
 from counterpoint.errors import CounterpointError
 from counterpoint.runs import RunDirectory
@@ -32,19 +32,21 @@ from counterpoint.runs import RunDirectory
 class DiagnoseOptions:
     """How much is measured: ``prompts`` per domain with ``samples`` completions each, at every checkpoint.
 
-    ``quick`` leaves out what costs most and adds least: single neurons' gradients, Adam's metric, blocks of the
-    Hessian, its spectrum, and the range of edit scales; and it halves both numbers.
+    ``effort`` is ``usual``, ``quick`` (half of both numbers; no single neurons' gradients, no metric of Adam, no scales
+    of edits) or ``thorough`` (blocks and spectrum of the Hessian, all scales, and the damage from every domain's own
+    stage to the end of the run).
     """
 
     prompts: int = 64
     samples: int = 8
-    quick: bool = False
+    effort: Effort = "usual"
     seed: int = 0
 
     @property
     def budget(self) -> tuple[int, int]:
         """Prompts and samples that are used."""
-        return (max(8, self.prompts // 2), max(2, self.samples // 2)) if self.quick else (self.prompts, self.samples)
+        half = self.effort == "quick"
+        return (max(8, self.prompts // 2), max(2, self.samples // 2)) if half else (self.prompts, self.samples)
 
 
 def diagnose(
@@ -77,7 +79,7 @@ def diagnose(
     directory = RunDirectory.open(run, write=False)
     history, config = read_history(directory), config_of(directory.path)
     points = points_of(directory, config, history.stages)
-    workshop = Workshop(directory.path, config, options.budget, options.seed, options.quick, on_progress)
+    workshop = Workshop(directory.path, config, options.budget, options.seed, options.effort, on_progress)
     legs = legs_of(points, history.stages)
     parts = plan_parts(workshop, history, points, legs, alone or {})
     done = []
@@ -92,7 +94,7 @@ def diagnose(
         options={
             "prompts": workshop.prompts,
             "samples": workshop.samples,
-            "quick": options.quick,
+            "effort": options.effort,
             "seed": options.seed,
         },
         seconds=time.perf_counter() - started,

@@ -24,7 +24,7 @@ def plan_parts(
     for leg in legs:
         for domain in leg.earlier:
             planned.append(_damage(workshop, domain, leg.start, leg.end, leg.stage.domains, names))
-    if not workshop.quick:
+    if workshop.effort == "thorough":
         planned += _damage_to_the_end(workshop, points, legs, names)
     return planned
 
@@ -95,6 +95,6 @@ def _inputs(workshop: Workshop, point: Point) -> dict[str, Any]:
         "prompts": workshop.prompts,
         "samples": workshop.samples,
         "seed": workshop.seed,
-        "quick": workshop.quick,
+        "effort": workshop.effort,
         "version": VERSION,
     }

@@ -1,9 +1,10 @@
 """Does the parts of a diagnosis: calls the analyses on the run's checkpoints and on completions that they share."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -20,16 +21,24 @@ from counterpoint.diagnosis.edits_of_checkpoints import edits
 from counterpoint.diagnosis.edits_results import Edits
 from counterpoint.diagnosis.everything_points import Leg, Point
 from counterpoint.diagnosis.gradient_metric import OPTIMIZER_FILE, read_optimizer
-from counterpoint.diagnosis.rollouts import Rollouts
+from counterpoint.diagnosis.rollouts import Rollouts, save_rollouts
 from counterpoint.diagnosis.routes_direction import EditTensors
 from counterpoint.diagnosis.routes_of_domains import Routes, routes
 from counterpoint.errors import CounterpointError
+
+Effort = Literal["quick", "usual", "thorough"]
 
 MIN_PROMPTS = 8
 """Prompts per domain below which nothing is sampled."""
 
 BATCH_SIZE = 32
 """Completions in memory at once."""
+
+DAMAGE_SAMPLES = 2
+"""Completions of each prompt behind a damage. Its interval comes from prompts; more samples of one tell little."""
+
+SCALES = (0.25, 0.5, 1.0)
+"""Multiples of an edit that are measured, unless thoroughly."""
 
 QUICK_BATCHES = 8
 BATCHES = 16
@@ -65,7 +74,7 @@ class Workshop:
     config: Config
     budget: tuple[int, int]
     seed: int
-    quick: bool
+    effort: Effort
     on_progress: Progress
     _loaded: tuple[int, Subject] | None = field(default=None, init=False)
 
@@ -140,33 +149,34 @@ class Workshop:
         """The domains' gradients at ``point``; in Adam's metric too where its state was kept."""
         rollouts = self._rollouts(point)
         optimizer = Path(point.model) / OPTIMIZER_FILE
-        groupings = tuple(name for name in ALL_GROUPINGS if name != "neuron") if self.quick else ALL_GROUPINGS
+        quick = self.effort == "quick"
+        groupings = tuple(name for name in ALL_GROUPINGS if name != "neuron") if quick else ALL_GROUPINGS
         fewest = min(part.informative.num_groups for part in rollouts.values())
-        wanted = QUICK_BATCHES if self.quick else BATCHES
+        wanted = QUICK_BATCHES if quick else BATCHES
         return conflicts(
             self.subject(point).model,
             rollouts,
             groupings=groupings,
             # A domain that is nearly solved has few prompts with a signal, and every batch needs one of its own.
             batches=min(wanted, max(2, fewest)),
-            optimizer_state=read_optimizer(optimizer) if optimizer.is_file() and not self.quick else None,
+            optimizer_state=read_optimizer(optimizer) if optimizer.is_file() and not quick else None,
             seed=self.seed,
             on_progress=self._named(point.moment),
         )
 
     def damage(self, domain: str, start: Point, end: Point, other: str | None) -> Damage:
         """What the edit from ``start`` to ``end`` does to ``domain``, on completions at ``start``."""
-        self._rollouts(start)
         options = DamageOptions(
             # A learned domain has few prompts whose completions differ in reward, and what it forgets are the others.
             baseline="domain",
             prompts=self.prompts,
-            samples=self.samples,
+            samples=min(self.samples, DAMAGE_SAMPLES),
             batch_size=BATCH_SIZE,
             seed=self.seed,
         )
-        if self.quick:
-            options = replace(options, blocks=False, lanczos=0, draws=2, scales=(1.0,))
+        if self.effort != "thorough":
+            draws, scales = (1, (1.0,)) if self.effort == "quick" else (2, SCALES)
+            options = replace(options, blocks=False, lanczos=0, draws=draws, scales=scales)
         return damage(
             start.model,
             end.model,
@@ -174,9 +184,15 @@ class Workshop:
             self.config,
             other=other,
             options=options,
-            completions=self.rollouts_file(start),
+            completions=self._few(start),
             on_progress=self._named(f"{domain}, {start.moment} to {end.moment}"),
         )
+
+    def _few(self, point: Point) -> Path:
+        """A file with the first completions of each prompt, for what costs much per completion."""
+        path = self.rollouts_file(point).with_suffix(".few.jsonl")
+        save_rollouts(path, *(_first(rollouts, DAMAGE_SAMPLES) for rollouts in self._rollouts(point).values()))
+        return path
 
     def _rollouts(self, point: Point) -> dict[str, Rollouts]:
         file = self.rollouts_file(point)
@@ -191,6 +207,16 @@ class Workshop:
 def edit_of(leg: Leg) -> Mapping[str, Tensor]:
     """What one stage changed, read from its checkpoints when asked for."""
     return EditTensors(compare(open_checkpoint(leg.start.model), open_checkpoint(leg.end.model)))
+
+
+def _first(rollouts: Rollouts, count: int) -> Rollouts:
+    seen: Counter[int] = Counter()
+    kept = []
+    for item in rollouts.items:
+        seen[item.group] += 1
+        if seen[item.group] <= count:
+            kept.append(item)
+    return replace(rollouts, items=tuple(kept))
 
 
 def _described(name: str, rollouts: Rollouts) -> DomainCompletions:

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from counterpoint.errors import CounterpointError
+
 if TYPE_CHECKING:
     from counterpoint.cli.progress import ConsoleReporter
     from counterpoint.diagnosis.everything_parts import PartDone
@@ -18,7 +20,11 @@ def everything(
     run: Annotated[Path, typer.Argument(help="Run directory with checkpoints, finished or not, e.g. runs/sequential.")],
     quick: Annotated[
         bool,
-        typer.Option("--quick", help="Half the prompts and samples; no single neurons, Adam, spectrum or edit scales."),
+        typer.Option("--quick", help="Half the prompts and samples; no single neurons, no Adam, no scales of edits."),
+    ] = False,
+    thorough: Annotated[
+        bool,
+        typer.Option("--thorough", help="Also blocks and spectrum of the damage, and damage up to the end of the run."),
     ] = False,
     prompts: Annotated[int, typer.Option(help="Prompts sampled per domain and checkpoint.")] = 64,
     samples: Annotated[int, typer.Option(help="Completions of each prompt.")] = 8,
@@ -47,6 +53,8 @@ def everything(
     from counterpoint.cli.running import quiet_libraries
 
     quiet_libraries()
+    if quick and thorough:
+        raise CounterpointError("--quick and --thorough exclude each other. Give one of them.")
     others = parse_alone(alone or ())
     from counterpoint.diagnosis import DiagnoseOptions, diagnose, write_result
     from counterpoint.report import write_report
@@ -54,7 +62,7 @@ def everything(
     with ConsoleReporter() as reporter:
         summary = diagnose(
             run,
-            DiagnoseOptions(prompts, samples, quick, seed),
+            DiagnoseOptions(prompts, samples, "quick" if quick else "thorough" if thorough else "usual", seed),
             alone=others,
             on_progress=reporter.working,
             on_part=lambda part: _tell(part, reporter),
