@@ -4,6 +4,7 @@ The block is small enough to stay in a processor's cache while some twenty plain
 weights from memory or disk is what a pass costs. Pure functions of tensors. Legend: M rows, N columns, of a block.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -99,29 +100,46 @@ def squared(tensor: Tensor) -> float:
     return float(torch.dot(flat, flat))
 
 
-def add_block(
-    sums: Sums, base: Tensor, edit: Tensor, stored: tuple[Tensor, Tensor], thresholds: Thresholds, space: Workspace
-) -> None:
+@dataclass(frozen=True)
+class Block:
+    """Some rows of a tensor before and after.
+
+    Attributes:
+        base: the weights [M, N] in the type that is computed in, finite.
+        edit: after minus before, same shape and type; zero where a weight is excluded.
+        stored: the rows as stored, before and after: what rounding to bfloat16 would leave is seen on these.
+        base_energy, energy: sums of squares of ``base`` and ``edit``.
+    """
+
+    base: Tensor
+    edit: Tensor
+    stored: tuple[Tensor, Tensor]
+    base_energy: float
+    energy: float
+
+
+def add_block(sums: Sums, block: Block, thresholds: Thresholds, space: Workspace) -> None:
     """Adds one block to ``sums``; weights of zero that are not to count are taken off by ``exclude`` afterwards.
 
-    Args:
-        sums: changed in place.
-        base: the weights [M, N] (or any shape) as ``space.dtype``, finite.
-        edit: after minus before, same shape and type, finite; zero where a weight is excluded.
-        stored: the block as stored, before and after; what rounding to bfloat16 would leave is seen on these.
-        thresholds: of sparsity.
-        space: buffers at least as large as the block.
+    ``space`` holds buffers at least as large as the block.
     """
+    edit = block.edit
     sums.weights += edit.numel()
+    sums.energy += block.energy
+    sums.base_energy += block.base_energy
     size, scaled = space.floats("size", edit), space.floats("scaled", edit)
     torch.abs(edit, out=size)
-    sums.largest = max(sums.largest, float(size.amax()))
-    sums.energy += squared(edit)
-    sums.base_energy += squared(base)
-    torch.abs(base, out=scaled).add_(_TINY)
+    largest = float(size.amax())
+    sums.largest = max(sums.largest, largest)
+    torch.abs(block.base, out=scaled)
+    if not float(scaled.amin()):
+        scaled.add_(_TINY)  # no edit of a weight of zero is zero relative to it
     torch.div(size, scaled, out=scaled)
-    _count_below(sums, size.view(-1).numpy(), scaled.view(-1).numpy(), thresholds, space)
-    _count_rounding(sums, base, size, stored, scaled, space)
+    values = size.view(-1).numpy()
+    identical = _count(np.equal(values, 0, out=space.flags(values.size)[0]))
+    sums.identical += identical
+    _count_below(sums, values, scaled.view(-1).numpy(), identical, largest, thresholds, space)
+    _count_rounding(sums, block, size, scaled, identical, space)
 
 
 def exclude(sums: Sums, count: int) -> None:
@@ -135,26 +153,47 @@ def _count(flags: np.ndarray) -> int:
     return int(np.count_nonzero(flags))
 
 
-def _count_below(sums: Sums, size: np.ndarray, relative: np.ndarray, thresholds: Thresholds, space: Workspace) -> None:
+def _count_below(
+    sums: Sums,
+    size: np.ndarray,
+    relative: np.ndarray,
+    identical: int,
+    largest: float,
+    thresholds: Thresholds,
+    space: Workspace,
+) -> None:
     """numpy compares and counts ten times faster than torch does on one thread."""
     flags, more = space.flags(size.size)
     small, little = np.less(size, thresholds.absolute, out=flags), np.less(relative, thresholds.relative, out=more)
     count_small, count_little = _count(small), _count(little)
-    both = _count(np.logical_and(small, little, out=flags))
+    both = _count(np.logical_and(small, little, out=flags)) if count_small > identical else identical
     sums.both += both
     sums.either += count_small + count_little - both
-    cuts = [(size, cut) for cut in thresholds.absolute_curve] + [(relative, cut) for cut in thresholds.relative_curve]
-    sums.curve += np.array([_count(np.less(values, cut, out=flags)) for values, cut in cuts])
-    sums.identical += _count(np.equal(size, 0, out=flags))
+    curves = _curve(size, thresholds.absolute_curve, identical, largest, flags)
+    sums.curve += np.array(curves + _curve(relative, thresholds.relative_curve, identical, math.inf, flags))
 
 
-def _count_rounding(
-    sums: Sums, base: Tensor, size: Tensor, stored: tuple[Tensor, Tensor], buffer: Tensor, space: Workspace
-) -> None:
+def _curve(
+    values: np.ndarray, thresholds: tuple[float, ...], zeros: int, largest: float, flags: np.ndarray
+) -> list[int]:
+    """Values below each threshold; from the largest down, until only the ``zeros`` are left below."""
+    found = dict.fromkeys(thresholds, zeros)
+    for threshold in sorted(thresholds, reverse=True):
+        below = values.size if largest < threshold else _count(np.less(values, threshold, out=flags))
+        found[threshold] = below
+        if below == zeros:
+            break
+    return list(found.values())
+
+
+def _count_rounding(sums: Sums, block: Block, size: Tensor, buffer: Tensor, identical: int, space: Workspace) -> None:
     flags, _ = space.flags(size.numel())
-    half = half_steps(base, buffer)
+    half = half_steps(block.base, buffer)
     sums.below_half_step += _count(np.less(size.view(-1).numpy(), half.view(-1).numpy(), out=flags))
-    rounded = [block.to(torch.bfloat16).view(torch.int16).view(-1).numpy() for block in stored]
+    if all(tensor.dtype == torch.bfloat16 for tensor in block.stored):
+        sums.same_in_bfloat16 += identical
+        return
+    rounded = [tensor.to(torch.bfloat16).view(torch.int16).view(-1).numpy() for tensor in block.stored]
     sums.same_in_bfloat16 += _count(np.equal(rounded[0], rounded[1], out=flags))
 
 
@@ -172,6 +211,8 @@ def neuron_sums(edit: Tensor, dim: int, norm: str, space: Workspace) -> Tensor:
 
     ``dim`` is the dimension along which neurons lie; float64.
     """
+    if norm == "l2" and dim == 0:
+        return torch.linalg.vector_norm(edit, dim=1).double().square_()
     if norm == "l2":
         values = torch.mul(edit, edit, out=space.floats("squares", edit))
         return values.sum(1 - dim).double()
@@ -198,15 +239,14 @@ class Agreement:
         return self
 
 
-def agreement(first: Tensor, second: Tensor, space: Workspace) -> Agreement:
-    """The sums of one block of two edits."""
+def agreement(first: Tensor, second: Tensor, energies: tuple[float, float], space: Workspace) -> Agreement:
+    """The sums of one block of two edits, whose sums of squares are known."""
     product = torch.mul(first, second, out=space.floats("squares", first)).view(-1)
     flags, _ = space.flags(product.numel())
     values = product.numpy()
     return Agreement(
         float(product.sum()),
-        squared(first),
-        squared(second),
+        *energies,
         float(torch.dot(product, product)),
         _count(np.greater(values, 0, out=flags)),
         _count(np.not_equal(values, 0, out=flags)),

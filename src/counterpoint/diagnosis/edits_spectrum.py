@@ -1,8 +1,7 @@
 """How many directions an edit spans: effective rank and the share of the strongest directions, beside a random matrix.
 
-Small matrices are decomposed exactly. A large matrix D [M, N] is seen once, some rows at a time, and compressed twice
-with independent random numbers: ``Z = S D`` [P, N], where every row is added with a random sign to one of P = 128
-random buckets.
+Small matrices are decomposed exactly. A large matrix D [M, N] is seen once, some rows at a time, and compressed twice:
+``Z = S D`` [P, N], where every row is added with a random sign to one of P = 128 buckets, drawn anew for each Z.
 
 * The effective rank is that of Z, mean of both: right for edits of rank well below P; of others it tells only that they
   have many directions.
@@ -73,14 +72,14 @@ class Compression:
     """
 
     def __init__(self, shape: tuple[int, int]) -> None:
-        self._draws = [_buckets(shape[0], half) for half in range(2)]
+        self._buckets_M, self._sign_M1 = _draw(shape[0])
         self._z_PN = [torch.zeros(min(BUCKETS, shape[0]), shape[1]) for _ in range(2)]
 
     def add(self, rows: Tensor, start: int) -> None:
         """Adds the rows from ``start`` on; they are overwritten."""
-        stop = start + len(rows)
-        for (bucket_M, sign_M1), z_PN in zip(self._draws, self._z_PN, strict=True):
-            z_PN.index_add_(0, bucket_M[start:stop], rows.mul_(sign_M1[start:stop]))
+        rows.mul_(self._sign_M1[start : start + len(rows)])
+        for bucket_M, z_PN in zip(self._buckets_M, self._z_PN, strict=True):
+            z_PN.index_add_(0, bucket_M[start : start + len(rows)], rows)
 
     def spectrum(self, energy: float) -> Spectrum | None:
         """The spectrum of a matrix with this sum of squares; None where it is 0."""
@@ -88,15 +87,15 @@ class Compression:
 
 
 @functools.lru_cache(maxsize=64)
-def _buckets(rows: int, half: int) -> tuple[Tensor, Tensor]:
-    """The bucket and the sign of every row: buckets of equal size, drawn by lot, always the same.
+def _draw(rows: int) -> tuple[list[Tensor], Tensor]:
+    """Two independent buckets of every row, and its sign: drawn by lot, buckets of equal size, always the same.
 
-    The rows of the second half are multiplied by both halves' signs, which are as random as its own.
+    One sign serves both: two rows that fall in one bucket twice are one pair in P squared.
     """
-    generator = torch.Generator().manual_seed(2 * rows + half)
-    order = torch.randperm(rows, generator=generator)
+    generator = torch.Generator().manual_seed(rows)
+    orders = [torch.randperm(rows, generator=generator) for _ in range(2)]
     signs = torch.randint(0, 2, (rows, 1), generator=generator, dtype=torch.float32) * 2 - 1
-    return order % min(BUCKETS, rows), signs
+    return [order % min(BUCKETS, rows) for order in orders], signs
 
 
 def compressed_spectrum(z_PN: list[Tensor]) -> Spectrum:

@@ -19,6 +19,7 @@ from counterpoint.diagnosis.checkpoints import Comparison
 from counterpoint.diagnosis.edits_chunks import (
     BLOCK,
     Agreement,
+    Block,
     Sums,
     Thresholds,
     Workspace,
@@ -67,13 +68,15 @@ class Options:
 
 
 @dataclass(frozen=True)
-class _Block:
+class _Blocks:
     start: int
     values: list[Tensor]
     """The base, and in a chain every checkpoint but the last: what edits are taken from."""
     edits: list[Tensor]
     stored: list[Tensor]
     """As on disk: of the base, then of every checkpoint."""
+    energies: list[float]
+    """Sums of squares of ``values``, then of ``edits``."""
     nonfinite: list[int]
     excluded: int
 
@@ -121,11 +124,13 @@ class TensorPass:
             result.spectra = [z.spectrum(sums.energy) for z, sums in zip(sketches, result.sums, strict=True)]
         return result
 
-    def _add(self, result: TensorEdits, block: _Block, axis: NeuronAxis | None) -> None:
+    def _add(self, result: TensorEdits, block: _Blocks, axis: NeuronAxis | None) -> None:
         for i, (sums, edit) in enumerate(zip(result.sums, block.edits, strict=True)):
             source = i if self.options.chain else 0
             stored = block.stored[source], block.stored[1 + i]
-            add_block(sums, block.values[source], edit, stored, self.options.thresholds, self.space)
+            energies = block.energies[source], block.energies[len(block.values) + i]
+            one = Block(block.values[source], edit, stored, *energies)
+            add_block(sums, one, self.options.thresholds, self.space)
             if block.excluded:
                 exclude(sums, block.excluded)
                 sums.nonfinite_base += block.nonfinite[source]
@@ -133,7 +138,8 @@ class TensorPass:
             if axis is not None:
                 self._add_neurons(sums, edit, axis, block.start)
         for sums_of_pair, (i, j) in zip(result.pairs, pairs_of(len(block.edits)), strict=True):
-            sums_of_pair += agreement(block.edits[i], block.edits[j], self.space)
+            own = block.energies[len(block.values) + i], block.energies[len(block.values) + j]
+            sums_of_pair += agreement(block.edits[i], block.edits[j], own, self.space)
 
     def _add_neurons(self, sums: Sums, edit: Tensor, axis: NeuronAxis, start: int) -> None:
         found = neuron_sums(edit, axis.dim, self.options.norm, self.space)
@@ -145,7 +151,7 @@ class TensorPass:
         else:
             part += found
 
-    def _blocks(self, advance: Callable[[int], None]) -> Iterator[_Block]:
+    def _blocks(self, advance: Callable[[int], None]) -> Iterator[_Blocks]:
         """The tensor's blocks, in buffers that the next block overwrites."""
         sources = [(self.comparisons[0].base, self.comparisons[0].sources[self.name][0])]
         sources += [(comparison.after, comparison.sources[self.name][1]) for comparison in self.comparisons]
@@ -165,24 +171,26 @@ class TensorPass:
             checkpoint.will_read(name, start, stop)
         return stop
 
-    def _block(self, start: int, stored: list[Tensor]) -> _Block:
+    def _block(self, start: int, stored: list[Tensor]) -> _Blocks:
         count, shape = stored[0].numel(), stored[0].shape
         values = [own[:count].view(shape).copy_(raw) for own, raw in zip(self._values, stored, strict=False)]
         edits = [own[:count].view(shape).copy_(raw) for own, raw in zip(self._edits, stored[1:], strict=True)]
         for i, edit in enumerate(edits):
             edit.sub_(values[i if self.options.chain else 0])
-        if math.isfinite(sum(squared(tensor) for tensor in (*values, *edits))):
-            return _Block(start, values, edits, stored, [], 0)
+        energies = [squared(tensor) for tensor in (*values, *edits)]
+        if math.isfinite(sum(energies)):
+            return _Blocks(start, values, edits, stored, energies, [], 0)
         return self._finite_block(start, values, edits, stored)
 
-    def _finite_block(self, start: int, values: list[Tensor], edits: list[Tensor], stored: list[Tensor]) -> _Block:
+    def _finite_block(self, start: int, values: list[Tensor], edits: list[Tensor], stored: list[Tensor]) -> _Blocks:
         """The block with weights that are not finite in any checkpoint set to zero in all, and how many they are."""
         broken = [~torch.isfinite(tensor.to(self.space.dtype)) for tensor in stored]
         mask = torch.stack(broken).any(0)
         for tensor in (*values, *edits):
             tensor.masked_fill_(mask, 0)
         stored = [tensor.to(self.space.dtype).masked_fill(mask, 0) for tensor in stored]
-        return _Block(start, values, edits, stored, [int(flags.sum()) for flags in broken], int(mask.sum()))
+        energies = [squared(tensor) for tensor in (*values, *edits)]
+        return _Blocks(start, values, edits, stored, energies, [int(flags.sum()) for flags in broken], int(mask.sum()))
 
 
 def pairs_of(count: int) -> list[tuple[int, int]]:
