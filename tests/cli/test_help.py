@@ -25,6 +25,12 @@ COMMANDS = [
     ["plan"],
     ["verify"],
     ["diagnose"],
+    ["diagnose", "all"],
+    ["diagnose", "behaviour"],
+    ["diagnose", "conflicts"],
+    ["diagnose", "damage"],
+    ["diagnose", "edits"],
+    ["diagnose", "routes"],
 ]
 
 
