@@ -1,8 +1,6 @@
 """What the report says equals what the files say, and whatever is missing or torn is said instead of hidden."""
 
-import html
 import json
-import re
 import subprocess
 import sys
 
@@ -18,19 +16,12 @@ from counterpoint.report._curves import smooth
 from counterpoint.report._detail import Detail
 from counterpoint.report._page import figures
 from counterpoint.report._read import RUN_FILES, read_run
+from report_page import cells
 
 
 def content_of(path, compare=()):
     write_report(path, compare=compare)
     return json.loads((path / "report.json").read_text())
-
-
-def cells(page, section):
-    """The body cells of the first table in the section, as plain text, row by row."""
-    table = re.search(rf'id="{section}".*?<tbody>(.*?)</tbody>', page, re.DOTALL).group(1)
-    rows = re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)
-    strip = lambda cell: " ".join(html.unescape(re.sub(r"<[^>]*>", "", cell)).split())  # noqa: E731
-    return [[strip(cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL)] for row in rows]
 
 
 def test_the_table_says_what_the_evaluations_say(run_dir):

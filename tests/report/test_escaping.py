@@ -8,6 +8,7 @@ import pytest
 
 from counterpoint.report import write_report
 from counterpoint.report._text import clean, plot_text, script_json
+from planted_diagnosis import FIGURES, write_diagnosis
 
 ATTACKS = {
     "script": "<script>alert(1)</script>",
@@ -71,11 +72,14 @@ class Tags(HTMLParser):
 def attacked_run(make_run, path, texts):
     """A run whose every text field holds ``texts``, its domains and modules one each."""
     joined = "\n".join(texts)
+    modules = ("embedding", *texts, "layers.0.mlp", "layers.1.mlp", "layers.2.mlp")
     domains = ["math", "@ink", *dict.fromkeys(short for text in texts for short in (text[:60], text[:60] + "x"))]
-    return make_run(
+    run = make_run(
         path, domains=domains, strategy=joined, prompt=joined, completion=joined, note=joined, steps=8, stages=True,
-        modules=("embedding", *texts, "layers.0.mlp", "layers.1.mlp", "layers.2.mlp"),
+        modules=modules,
     )  # fmt: skip
+    write_diagnosis(run, domains, modules, note=joined)
+    return run
 
 
 @pytest.mark.parametrize("text", ATTACKS.values(), ids=ATTACKS.keys())
@@ -141,13 +145,17 @@ def plots(document):
 
 @pytest.mark.parametrize("texts", [[], list(ATTACKS.values())], ids=["plain", "attacked"])
 def test_chromium_draws_every_plot_runs_nothing_else_and_logs_nothing(tmp_path, make_run, browser, texts):
-    run = attacked_run(make_run, tmp_path / "run", texts) if texts else make_run(tmp_path / "run")
+    if texts:
+        run = attacked_run(make_run, tmp_path / "run", texts)
+    else:
+        run = make_run(tmp_path / "run")
+        write_diagnosis(run, ("math", "code", "qa", "writing"), ("layers.0.attention", "layers.0.mlp", "norm"))
     other = make_run(tmp_path / "other", strategy="mixed", domains=["math"], steps=6)
     document, console = browser.load(write_report(run, compare=[other]), tmp_path / "profile")
     expected, drawn = plots(document)
     assert console == []
     assert drawn == expected
-    assert set(expected) == {
+    assert set(expected) == FIGURES | {
         "evaluation", "comparison", "history", "module-overview", "module-steps", "cosine", "conflict-rate", "removed",
         "curve-reward", "curve-entropy", "curve-completion_length", "curve-truncated", "curve-zero_advantage",
     }  # fmt: skip

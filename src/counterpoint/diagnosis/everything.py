@@ -33,12 +33,12 @@ class DiagnoseOptions:
     """How much is measured: ``prompts`` per domain with ``samples`` completions each, at every checkpoint.
 
     ``effort`` is ``usual``, ``quick`` (half of both numbers; no single neurons' gradients, no metric of Adam, no scales
-    of edits) or ``thorough`` (blocks and spectrum of the Hessian, all scales, and the damage from every domain's own
-    stage to the end of the run).
+    of edits, no damage from a domain's own stage to the end of the run) or ``thorough`` (also blocks and spectrum of
+    the Hessian, and all scales).
     """
 
-    prompts: int = 64
-    samples: int = 8
+    prompts: int = 128
+    samples: int = 4
     effort: Effort = "usual"
     seed: int = 0
 

@@ -24,7 +24,7 @@ def plan_parts(
     for leg in legs:
         for domain in leg.earlier:
             planned.append(_damage(workshop, domain, leg.start, leg.end, leg.stage.domains, names))
-    if workshop.effort == "thorough":
+    if workshop.effort != "quick":
         planned += _damage_to_the_end(workshop, points, legs, names)
     return planned
 

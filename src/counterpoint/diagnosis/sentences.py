@@ -111,7 +111,7 @@ def _score(pair: PairFindings) -> str:
         return f"{pair.earlier} {pair.verdict} by {amount} while {pair.later} was trained, beyond noise"
     return (
         f"{pair.earlier}'s score changed by {100 * pair.change.value:+.1f} points {_interval(pair.change)} while "
-        f"{pair.later} was trained, within noise"
+        f"{pair.later} was trained, {_noise(pair.change)}"
     )
 
 
@@ -175,7 +175,7 @@ def _forgetting(item: "Forgetting") -> str:
         "fell": f"{item.domain} changed by {amount} after {since}, beyond noise; it had not risen in its own stage",
         "gained": f"{item.domain} changed by {amount} after {since}, a gain beyond noise",
     }
-    usual = f"{item.domain} changed by {amount} after {since}, within noise"
+    usual = f"{item.domain} changed by {amount} after {since}, {_noise(item.change)}"
     return f"{texts.get(item.verdict, usual)}."
 
 
@@ -187,6 +187,13 @@ def _rigidity(item: "Rigidity") -> str:
     reached = f"{100 * item.level.value:+.1f} points {_interval(item.level)}"
     what = f"{item.domain} after {after} gained {less} beside training alone, and reached {reached}"
     return f"rigidity: {what}." if item.verdict == "rigidity" else f"{what}: {item.verdict}."
+
+
+def _noise(change: Estimate) -> str:
+    """Noise after correction; an interval that excludes zero all the same is not passed over in silence."""
+    if change.low <= 0 <= change.high:
+        return "within noise"
+    return "within noise once all comparisons of the run are allowed for"
 
 
 def _interval(estimate: Estimate) -> str:

@@ -20,14 +20,16 @@ def everything(
     run: Annotated[Path, typer.Argument(help="Run directory with checkpoints, finished or not, e.g. runs/sequential.")],
     quick: Annotated[
         bool,
-        typer.Option("--quick", help="Half the prompts and samples; no single neurons, no Adam, no scales of edits."),
+        typer.Option(
+            "--quick", help="Half the prompts and samples; no single neurons, no Adam, no damage up to the end."
+        ),
     ] = False,
     thorough: Annotated[
         bool,
-        typer.Option("--thorough", help="Also blocks and spectrum of the damage, and damage up to the end of the run."),
+        typer.Option("--thorough", help="Also blocks and spectrum of the Hessian, and more scales of the edit."),
     ] = False,
-    prompts: Annotated[int, typer.Option(help="Prompts sampled per domain and checkpoint.")] = 64,
-    samples: Annotated[int, typer.Option(help="Completions of each prompt.")] = 8,
+    prompts: Annotated[int, typer.Option(help="Prompts sampled per domain and checkpoint.")] = 128,
+    samples: Annotated[int, typer.Option(help="Completions of each prompt.")] = 4,
     alone: Annotated[
         list[str] | None,
         typer.Option("--alone", metavar="DOMAIN=RUN", help="A run that trains DOMAIN alone: to judge rigidity."),

@@ -1,0 +1,89 @@
+"""The files of a diagnosis as ``counterpoint diagnose all`` writes them, with texts of the test's choice."""
+
+import json
+from itertools import pairwise
+
+STEPS = 15
+"""Optimizer steps of a stage."""
+
+
+FIGURES = {
+    "diagnosis-damage", "diagnosis-conflicts", "diagnosis-damage-modules", "diagnosis-edits",
+    "diagnosis-overlap-edits", "diagnosis-overlap-routes", "diagnosis-length", "diagnosis-distinct",
+    "diagnosis-entropy",
+}  # fmt: skip
+"""Ids of the pictures that these files make."""
+
+
+def write_diagnosis(path, domains, modules, *, note="", failed=True):
+    """``diagnosis/summary.json`` and ``behaviour.json`` in the run directory ``path``; ``note`` is every text."""
+    folder = path / "diagnosis"
+    folder.mkdir()
+    pairs = [_pair(a, b, i, modules, note) for i, (a, b) in enumerate(_pairs(domains))]
+    stages = [
+        {
+            "domains": [name], "first_step": STEPS * i, "last_step": STEPS * (i + 1), "unchanged": 0.1,
+            "relative_norm": 0.02,
+            "modules": [{"module": name, "relative_norm": 0.01 * k} for k, name in enumerate(modules)],
+        }
+        for i, name in enumerate(domains)
+    ]  # fmt: skip
+    parts = [{"name": note or "damage-code-qa", "status": "failed", "reason": note or "too few prompts"}] * failed
+    summary = {"pairs": pairs, "edits": stages, "parts": parts, "sentences": [note or "code fell."], "notes": [note]}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "behaviour.json").write_text(json.dumps(_behaviour(domains, note)))
+
+
+def estimate(value, half=0.02):
+    return {"value": value, "low": value - half, "high": value + half}
+
+
+def _pairs(domains):
+    return [(domains[a], domains[b]) for b in range(len(domains)) for a in range(b)]
+
+
+def _pair(earlier, later, index, modules, note):
+    overlap = {"fraction": 0.1, "jaccard": 0.1 + 0.01 * index, "chance": 0.053, "p_value": 0.001}
+    return {
+        "earlier": earlier, "later": later, "together": False, "verdict": note or "within noise",
+        "change": estimate(-0.01), "outcome": note or f"{earlier} fell while {later} was trained.",
+        "mechanism": note or "Their gradients are within noise.",
+        "damage": {
+            **{key: estimate(0.1 + 0.01 * index) for key in ("measured", "first", "second", "gauss_newton", "fisher")},
+            "modules": [
+                {"module": name, "second": estimate(0.03 * k - 0.05), "edit_share": 0.1}
+                for k, name in enumerate(modules)
+            ],
+        },
+        "conflict": {
+            "step": 15, "moment": note or "after code", "cosine": 0.01, "floor": 0.05, "verdict": 0,
+            "modules": [
+                {"module": name, "cosine": 0.1 * k - 0.3, "floor": 0.1, "debiased": None, "verdict": (k % 3) - 1}
+                for k, name in enumerate(modules)
+            ],
+        },
+        "edits": overlap, "routes": overlap | {"jaccard": 0.5},
+    }  # fmt: skip
+
+
+def _behaviour(domains, note):
+    steps = [STEPS * i for i in range(len(domains) + 1)]
+    changes = [
+        {
+            "domain": name, "during": [during], "first_step": first, "last_step": last,
+            "change": estimate(0.3 if name == during else -0.08), "corrected": estimate(-0.08, 0.07),
+            "verdict": "rose" if name == during else "fell",
+        }
+        for during, (first, last) in zip(domains, pairwise(steps), strict=True)
+        for name in domains
+    ]  # fmt: skip
+    cells = [(name, step) for step in steps for name in domains]
+    return {
+        "changes": changes,
+        "scores": [
+            {"domain": name, "step": step, "moment": note or f"step {step}", "completion_length": 5.0 + step / 10}
+            for name, step in cells
+        ],
+        "diversity": [{"domain": name, "step": step, "n": 2, "distinct": 0.8} for name, step in cells],
+        "entropy": [{"domain": name, "stage": 0, "first": estimate(1.0), "last": estimate(0.2)} for name in domains],
+    }
