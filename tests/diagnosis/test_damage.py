@@ -6,10 +6,12 @@ import shutil
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 import counterpoint.diagnosis.damage_stages as stages
 from counterpoint.diagnosis import Damage, DamageOptions, Estimate, damage, save_rollouts, to_json
 from counterpoint.diagnosis.damage_edit import edit_between, open_at
+from counterpoint.diagnosis.damage_loss import logit_curvature, text_loss
 from counterpoint.diagnosis.damage_range import range_of
 from counterpoint.diagnosis.damage_verdict import verdict_of
 from counterpoint.diagnosis.domains_of_config import config_of
@@ -61,6 +63,17 @@ def test_all_parts_agree_with_each_other(found):
     assert found.span.modules == ("embedding", "layers.0.mlp", "layers.1.mlp")
 
 
+def test_gauss_newton_and_fisher_are_halves_of_the_quadratic_forms(place, found):
+    subject = open_at(config_of(place["config"]), place["base"], ["math"])
+    edit = edit_between(place["base"], place["after"], subject.model)
+    text = text_loss(subject.model, made_up("math"))
+    forms = logit_curvature(text, edit)
+    tokens = 10 * 4 * 4
+    assert found.tokens == tokens
+    assert found.fisher.value == pytest.approx(0.5 * float(forms.fisher_P.sum()) / tokens, rel=1e-4)
+    assert found.gauss_newton.value == pytest.approx(0.5 * float(forms.gauss_newton_P.sum()) / tokens, rel=1e-3)
+
+
 def test_the_prediction_fails_no_worse_than_third_order(found):
     half, full = (abs(point.difference.value) for point in found.range.points)
     assert half < full / 4, "a third order falls to an eighth at half the edit, a fourth order to a sixteenth"
@@ -83,6 +96,32 @@ def test_the_edit_leads_from_one_checkpoint_to_the_other(place):
     assert set(edit) < set(dict(subject.model.named_parameters()))
     for name, param in subject.model.named_parameters():
         torch.testing.assert_close(param + edit.get(name, 0), after[name], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:transformers", "ignore::FutureWarning:peft")
+def test_adapters_are_merged_on_either_side(place, tmp_path):
+    peft = pytest.importorskip("peft")
+    plain = LlamaForCausalLM.from_pretrained(place["base"])
+    adapted = peft.get_peft_model(
+        plain, peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], lora_alpha=4, task_type="CAUSAL_LM")
+    )
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, param in adapted.named_parameters():
+            if "lora_B" in name:
+                param.normal_(std=0.1)
+    adapted.save_pretrained(tmp_path / "adapters")
+    config = config_of(place["config"])
+    forth = edit_between(place["base"], tmp_path / "adapters", open_at(config, place["base"], ["math"]).model)
+    merged = open_at(config, tmp_path / "adapters", ["math"]).model
+    back = edit_between(tmp_path / "adapters", place["base"], merged)
+    assert len(forth) == 4
+    assert set(forth) == set(back) < set(dict(merged.named_parameters()))
+    before = LlamaForCausalLM.from_pretrained(place["base"]).state_dict()
+    for name, change in forth.items():
+        torch.testing.assert_close(change, -back[name], rtol=0, atol=1e-6)
+        torch.testing.assert_close(merged.state_dict()[name], before[name] + change, rtol=0, atol=1e-6)
+    assert all(param.requires_grad for param in merged.parameters())
 
 
 def test_progress_is_told_and_nothing_runs_that_was_not_asked_for(place):

@@ -220,6 +220,18 @@ def test_a_planted_conflict_subspace_is_found_and_carries_everything():
     assert parts == pytest.approx(0.5 * float(whole.second["edit"].sum() / loss.units_P.sum()), rel=1e-9)
 
 
+def test_random_directions_of_the_same_modules_carry_more_where_the_damage_is_in_one():
+    first = next(iter(SHAPES))  # 6 weights of 42
+    u = flat({first: tensors(4)[first]})
+    loss, edit = quadratic([torch.outer(u, u)] * 4), tensors(9)
+    whole = along(loss, {"edit": edit}, keep=frozenset(["edit"]))
+    found = spectrum_of(loss, edit, whole.products["edit"], modules_of(loss.params), iterations=3, top=1, draws=600)
+    assert found.share.value == pytest.approx(1, abs=1e-9)
+    # means of 600 draws that scatter by about 0.7 and 0.25
+    assert found.module_random_share.value == pytest.approx(1 / 6, abs=0.09)
+    assert found.random_share.value == pytest.approx(1 / SIZE, abs=0.03)
+
+
 def test_directions_that_fit_one_half_carry_nothing_of_the_other():
     u = torch.linalg.qr(symmetric(77)).Q
     matrices = [torch.outer(u[:, p % 2], u[:, p % 2]) for p in range(6)]

@@ -97,7 +97,7 @@ def _route(domain: str, route: "RoutePart") -> Table:
 
 def _scales(found: "Damage") -> Table:
     assert found.range is not None
-    table = _table("Along the edit", "times the edit", "predicted", "measured", "95 %", "error", "of terms")
+    table = _table("Along the edit", "times d", "predicted", "measured", "95 %", "error", "of terms")
     for point in found.range.points:
         table.add_row(
             f"{point.scale:g}",
