@@ -34,6 +34,8 @@ def _prediction(damage: "Damage") -> list[str]:
     else:
         allowed = _percent(damage.range.tolerance)
         sentence = f"First and second order do not predict it here: {predicted}, where {allowed} is allowed."
+        if point.within_noise:
+            sentence += " The gap is within noise: other prompts could close it."
     return [sentence, _reach(damage)]
 
 
@@ -48,4 +50,7 @@ def _reach(damage: "Damage") -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %" if share < 100 else "more than 10 000 %"
+    if share >= 100:
+        return "more than 10 000 %"
+    text = f"{100 * share:.0f}" if share >= 1 else f"{100 * share:.1f}".removesuffix(".0")
+    return f"{text} %"
