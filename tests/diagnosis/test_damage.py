@@ -258,4 +258,9 @@ def test_the_verdict_says_whether_second_order_predicts():
     assert "fail already at 1 times the edit" in said
     assert "within noise" in verdict_of(made_damage(1.0, 0.2, 0.7, error=2))
     assert "does not damage math but helps it" in verdict_of(made_damage(-1.0, -1.0, 0.0))
+    scattered = made_damage(1.0, 0.2, 2.0)
+    assert "The gap is within noise" not in verdict_of(scattered)
+    point = dataclasses.replace(scattered.range.points[0], within_noise=True)
+    scattered = dataclasses.replace(scattered, range=dataclasses.replace(scattered.range, points=(point,)))
+    assert "allowed. The gap is within noise: other prompts could close it." in verdict_of(scattered)
     assert verdict_of(Damage("a", "b", "math", None, OPTIONS)) == "Nothing was measured."
