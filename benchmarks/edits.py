@@ -10,6 +10,8 @@ and removed. Four rates, in bytes of both checkpoints per second, all in one run
 
 The target: edits, cold, no less than half the lower of disk and memory; edits, warm, no less than half of memory.
 
+*Processors busy* tells whether the machine was free: ``edits, warm`` should keep as many busy as it has threads.
+
     python benchmarks/edits.py --gigabytes 6
 """
 
@@ -142,16 +144,17 @@ def measure(folders: list[Path]) -> None:
     edits(folders[0], [folders[1]], permutations=0)
 
 
-def rate(work: Callable[[list[Path]], None], folders: list[Path], cold: bool) -> float:
-    """Bytes of both checkpoints per second."""
+def rate(work: Callable[[list[Path]], None], folders: list[Path], cold: bool) -> tuple[float, float]:
+    """Bytes of both checkpoints per second, and how many processors were busy with it on average."""
     total = sum(file.stat().st_size for file in files(folders))
     if cold:
         forget(folders)
     else:
         read(folders)
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     work(folders)
-    return total / (time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return total / seconds, (time.process_time() - busy) / seconds
 
 
 def main() -> None:
@@ -163,6 +166,7 @@ def main() -> None:
         folders = write_pair(folder, args)
         size = sum(file.stat().st_size for file in files(folders)) / 1e9
         turns: dict[str, list[float]] = {}
+        busy: dict[str, list[float]] = {}
         for _ in range(args.repeats):
             for name, work, cold in (
                 ("disk", read, True),
@@ -171,7 +175,9 @@ def main() -> None:
                 ("memory", plain, False),
                 ("edits, warm", measure, False),
             ):
-                turns.setdefault(name, []).append(rate(work, folders, cold) / 1e9)
+                per_second, processors = rate(work, folders, cold)
+                turns.setdefault(name, []).append(per_second / 1e9)
+                busy.setdefault(name, []).append(processors)
     finally:
         shutil.rmtree(folder)
     medians = {name: statistics.median(rates) for name, rates in turns.items()}
@@ -182,6 +188,7 @@ def main() -> None:
         "changed": args.changed,
         "threads of edits": default_threads(),
         "GB/s": {name: round(value, 2) for name, value in medians.items()},
+        "processors busy": {name: round(statistics.median(own), 2) for name, own in busy.items()},
         "all turns": {name: [round(value, 2) for value in rates] for name, rates in turns.items()},
         "cold over lower of disk and memory": round(medians["edits, cold"] / bound, 2),
         "warm over memory": round(medians["edits, warm"] / medians["memory"], 2),

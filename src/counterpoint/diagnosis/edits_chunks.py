@@ -82,8 +82,7 @@ class Workspace:
     def __init__(self, size: int, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self._floats = {name: torch.empty(size, dtype=dtype) for name in ("size", "scaled", "squares")}
-        self._flags = torch.empty(size, dtype=torch.bool)
-        self._more_flags = torch.empty(size, dtype=torch.bool)
+        self._flags = np.empty(size, dtype=np.bool_), np.empty(size, dtype=np.bool_)
 
     def floats(self, name: str, like: Tensor) -> Tensor:
         """The buffer ``name`` in the shape of ``like``."""
@@ -91,7 +90,7 @@ class Workspace:
 
     def flags(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Two vectors of ``count`` flags."""
-        return self._flags[:count].numpy(), self._more_flags[:count].numpy()
+        return self._flags[0][:count], self._flags[1][:count]
 
 
 def squared(tensor: Tensor) -> float:

@@ -104,7 +104,9 @@ def compressed_spectrum(z_PN: list[Tensor]) -> Spectrum:
     for here, there in (z_PN, z_PN[::-1]):
         squares, v_NK = _directions(here)
         ranks.append(effective_rank(squares.sqrt()))
-        shares_K += (there @ v_NK).double().square().sum(0) / (2 * there.double().square().sum())
+        shares_K += torch.linalg.vector_norm(there @ v_NK, dim=0).double().square() / (
+            2 * there.norm().double().square()
+        )
     return Spectrum(sum(ranks) / 2, float(shares_K[0]), min(1.0, float(shares_K.sum())))
 
 
