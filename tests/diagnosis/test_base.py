@@ -86,6 +86,12 @@ def test_advantages_are_normalised_among_the_completions_of_a_prompt():
     assert len(found.informative) == 4
 
 
+def test_rewards_equal_up_to_rounding_teach_nothing():
+    rewards = [0.1 + 0.2, 0.3, 0.3]
+    found = with_advantages([Rollout(0, (1,), (2,), reward, 5.0) for reward in rewards])
+    assert [item.advantage for item in found] == [0.0, 0.0, 0.0]
+
+
 def test_halves_share_no_prompt():
     even, odd = rollouts().split()
     assert {item.group for item in even.items} == {0, 2}

@@ -4,6 +4,7 @@ Legend: B completions, T tokens of a batch (prompt and completion, padded on the
 """
 
 import json
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +21,9 @@ from counterpoint.evaluation.sampling import render_prompt
 
 EPSILON = 1e-4
 """Beside a standard deviation, as in GRPO."""
+
+ROUNDING = 1e-8
+"""Rewards that differ by less are equal."""
 
 
 @dataclass(frozen=True)
@@ -118,16 +122,20 @@ def sample_rollouts(
 
 
 def with_advantages(items: Sequence[Rollout]) -> tuple[Rollout, ...]:
-    """Advantages ``(reward - mean) / (std + 1e-4)`` among the completions of each prompt, as GRPO has them."""
+    """Advantages ``(reward - mean) / (std + 1e-4)`` among the completions of each prompt, as GRPO has them.
+
+    Exactly 0 where a prompt's rewards are equal up to rounding: it teaches nothing.
+    """
     groups: dict[int, list[float]] = {}
     for item in items:
         groups.setdefault(item.group, []).append(item.reward)
-    scale = {}
-    for group, rewards in groups.items():
-        values = torch.tensor(rewards, dtype=torch.float64)
-        std = float(values.std()) if len(rewards) > 1 else 0.0
-        scale[group] = (float(values.mean()), std + EPSILON)
-    return tuple(replace(item, advantage=(item.reward - scale[item.group][0]) / scale[item.group][1]) for item in items)
+    return tuple(replace(item, advantage=_advantage(item.reward, groups[item.group])) for item in items)
+
+
+def _advantage(reward: float, rewards: Sequence[float]) -> float:
+    if max(rewards) - min(rewards) < ROUNDING:
+        return 0.0
+    return (reward - statistics.fmean(rewards)) / (statistics.stdev(rewards) + EPSILON)
 
 
 def batches(rollouts: Rollouts, size: int, pad_id: int) -> Iterator[TokenBatch]:
