@@ -77,8 +77,10 @@ def anatomy_of(model: Any) -> Anatomy:
             continue
         layers.add(layer)
         weight = getattr(getattr(module, "base_layer", module), "weight", None)
+        if weight is None:
+            continue
         axis = neuron_axis(f"{name}.weight")
-        if axis and weight is not None and axis.dim == _input_dim(module):
+        if axis and axis.dim == _input_dim(module):
             sites.append(Site(axis.layer, "neuron", weight.shape[axis.dim], module))
         elif is_output_projection(f"{name}.weight"):
             _check_heads(name, weight.shape[1], num_heads)
