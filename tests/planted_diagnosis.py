@@ -29,13 +29,25 @@ def write_diagnosis(path, domains, modules, *, note="", failed=True):
         for i, name in enumerate(domains)
     ]  # fmt: skip
     parts = [{"name": note or "damage-code-qa", "status": "failed", "reason": note or "too few prompts"}] * failed
-    summary = {"pairs": pairs, "edits": stages, "parts": parts, "sentences": [note or "code fell."], "notes": [note]}
+    totals = [{"domain": domains[0], "later": domains[1:], "sentence": note or "Taken together.", **_damage_of(pairs)}]
+    summary = {
+        "pairs": pairs,
+        "totals": totals,
+        "edits": stages,
+        "parts": parts,
+        "sentences": [note or "code fell."],
+        "notes": [note],
+    }
     (folder / "summary.json").write_text(json.dumps(summary))
     (folder / "behaviour.json").write_text(json.dumps(_behaviour(domains, note)))
 
 
 def estimate(value, half=0.02):
     return {"value": value, "low": value - half, "high": value + half}
+
+
+def _damage_of(pairs):
+    return {"damage": pairs[0]["damage"]} if pairs else {}
 
 
 def _pairs(domains):

@@ -25,7 +25,7 @@ def pair(**fields):
 
 
 def summary(*parts):
-    return Summary("run", {}, 12.0, parts, (pair(),), (), ("code changed.",), ())
+    return Summary("run", {}, 12.0, parts, (pair(),), (), (), ("code changed.",), ())
 
 
 @pytest.fixture

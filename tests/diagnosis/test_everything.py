@@ -183,7 +183,7 @@ def test_a_part_that_cannot_be_measured_leaves_the_others(run, summary):
     failed = {part.name: part.reason for part in found.parts if part.status == "failed"}
     assert set(failed) == {"conflicts-step-10", "damage-code-math"}
     (pair,) = found.pairs
-    assert "the damage done by math's edit cannot be told: " in pair.outcome
+    assert "the damage done by the edit of math cannot be told: " in pair.outcome
     assert "routes that both use overlap" in pair.mechanism
     assert pair.routes == summary.pairs[0].routes
     file.write_text(whole)

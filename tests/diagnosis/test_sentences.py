@@ -28,9 +28,9 @@ HURT = PairFindings(
 def test_what_is_beyond_noise_is_said_with_its_interval():
     outcome, mechanism = pair_sentences(HURT)
     assert outcome == (
-        "math fell by 9.0 points [-13.0, -5.0] while writing was trained, beyond noise; writing's edit raises math's "
-        "surrogate loss by +0.2 [+0.15, +0.25] per token, of which its second-order expansion predicts +0.18 (+0.16 "
-        "from curvature); 62% of the curvature's part lies in layers.2.mlp, which holds 20% of the edit."
+        "math fell by 9.0 points [-13.0, -5.0] while writing was trained, beyond noise; the edit of writing raises "
+        "math's surrogate loss by +0.2 [+0.15, +0.25] per token, of which its second-order expansion predicts +0.18 "
+        "(+0.16 from curvature); 62% of the curvature's part lies in layers.2.mlp, which holds 20% of the edit."
     )
     assert mechanism == (
         "After qa, math's and writing's gradients are within noise of right angles as a whole (cosine -0.004, noise "
@@ -51,8 +51,8 @@ def test_within_noise_is_an_answer():
     )
     outcome, mechanism = pair_sentences(quiet)
     assert outcome == (
-        "math's score changed by -1.0 points [-5.0, +3.0] while writing was trained, within noise; the loss that "
-        "writing's edit adds to math's surrogate (+0.01 [-0.02, +0.04] per token) is within noise."
+        "math's score changed by -1.0 points [-5.0, +3.0] while writing was trained, within noise; the loss that the "
+        "edit of writing adds to math's surrogate (+0.01 [-0.02, +0.04] per token) is within noise."
     )
     assert "within noise in each of 10 modules" in mechanism
     assert "layers" not in outcome + mechanism, "no module is named where nothing stands out"
@@ -77,7 +77,7 @@ def test_what_cannot_be_told_says_why_once():
     outcome, mechanism = pair_sentences(unknown)
     assert outcome == (
         "How math's score changed while writing was trained cannot be told: it was not evaluated after its stage; the "
-        "damage done by writing's edit cannot be told: there is no checkpoint before writing."
+        "damage done by the edit of writing cannot be told: there is no checkpoint before writing."
     )
     assert mechanism.count("cannot be told") == 3
     assert ".." not in outcome + mechanism
@@ -106,7 +106,7 @@ def test_a_gain_is_called_a_gain():
     )
     outcome, _ = pair_sentences(helped)
     assert outcome.startswith("math rose by 10.0 points [+5.0, +15.0]")
-    assert "writing's edit lowers math's surrogate loss by -0.2" in outcome
+    assert "the edit of writing lowers math's surrogate loss by -0.2" in outcome
 
 
 @pytest.mark.parametrize(

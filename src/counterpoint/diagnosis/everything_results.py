@@ -96,6 +96,18 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Total:
+    """What all stages after a domain's own do to it together: ``damage`` from the end of its stage to the run's end."""
+
+    domain: str
+    later: tuple[str, ...]
+    first_step: int
+    last_step: int
+    sentence: str
+    damage: PairDamage | None
+
+
+@dataclass(frozen=True)
 class ModuleEdit:
     """A module's edit over one stage: its norm over the norm of the weights before."""
 
@@ -124,6 +136,7 @@ class Summary:
     seconds: float
     parts: tuple[PartDone, ...]
     pairs: tuple[Pair, ...]
+    totals: tuple[Total, ...]
     edits: tuple[StageEdit, ...]
     sentences: tuple[str, ...]
     """Forgetting and rigidity, domain by domain."""

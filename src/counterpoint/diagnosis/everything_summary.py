@@ -17,8 +17,8 @@ from counterpoint.diagnosis.everything_facts import (
 )
 from counterpoint.diagnosis.everything_parts import PartDone
 from counterpoint.diagnosis.everything_points import Leg
-from counterpoint.diagnosis.everything_results import Pair, Summary
-from counterpoint.diagnosis.sentences import UNKNOWN, PairFindings, pair_sentences
+from counterpoint.diagnosis.everything_results import Pair, Summary, Total
+from counterpoint.diagnosis.sentences import UNKNOWN, PairFindings, pair_sentences, total_sentence
 
 TOGETHER = "both were trained in the same stage."
 
@@ -63,6 +63,7 @@ def summarise(run: str, legs: Sequence[Leg], done: Sequence[PartDone], results: 
         seconds=0.0,
         parts=tuple(done),
         pairs=tuple(pairs),
+        totals=tuple(_total(findings, part) for part in done if _spans_stages(part, legs)),
         edits=edits,
         sentences=tuple(behaviour.get("sentences", ())),
         notes=tuple(behaviour.get("notes", ())),
@@ -72,6 +73,19 @@ def summarise(run: str, legs: Sequence[Leg], done: Sequence[PartDone], results: 
 def _whole(findings: Findings, legs: Sequence[Leg]) -> bool:
     """Whether the edits are those of the legs: with a checkpoint missing, one edit spans several stages."""
     return len(findings.results.get("edits", {}).get("checkpoints", ())) == len(legs)
+
+
+def _spans_stages(part: PartDone, legs: Sequence[Leg]) -> bool:
+    """Whether the part is the damage of several stages together."""
+    spans = [(leg.start.step, leg.end.step) for leg in legs]
+    return part.kind == "damage" and (part.about["first_step"], part.about["last_step"]) not in spans
+
+
+def _total(findings: Findings, part: PartDone) -> Total:
+    about, damage = part.about, findings.get(part.name, damage_of)
+    later = tuple(about["later"])
+    sentence = total_sentence(about["domain"], later, damage if isinstance(damage, str) else damage_facts(damage))
+    return Total(about["domain"], later, about["first_step"], about["last_step"], sentence, _kept(damage))
 
 
 def _pair(findings: Findings, legs: Sequence[Leg], number: int, earlier: str, later: str) -> Pair:

@@ -86,9 +86,14 @@ class PairFindings:
 
 def pair_sentences(pair: PairFindings) -> tuple[str, str]:
     """The outcome and the mechanism, one sentence each."""
-    outcome = f"{_score(pair)}; {_damage(pair)}."
+    outcome = f"{_score(pair)}; {_damage(pair.earlier, pair.later, pair.damage)}."
     mechanism = f"{_conflict(pair)}; {_overlaps(pair)}."
     return outcome, mechanism
+
+
+def total_sentence(domain: str, later: "Sequence[str]", damage: DamageFacts | str) -> str:
+    """What all later stages together do to ``domain``, from the end of its own stage to the end of the run."""
+    return f"Taken together, {_damage(domain, _listed(later), damage)}."
 
 
 def behaviour_sentences(forgotten: "Sequence[Forgetting]", rigid: "Sequence[Rigidity]") -> tuple[str, ...]:
@@ -115,18 +120,15 @@ def _score(pair: PairFindings) -> str:
     )
 
 
-def _damage(pair: PairFindings) -> str:
-    found = pair.damage
+def _damage(earlier: str, later: str, found: DamageFacts | str) -> str:
     if isinstance(found, str):
-        return f"the damage done by {pair.later}'s edit cannot be told: {_reason(found)}"
+        return f"the damage done by the edit of {later} cannot be told: {_reason(found)}"
     measured = found.measured
     size = f"{measured.value:+.3g} [{measured.low:+.3g}, {measured.high:+.3g}]"
     if measured.low <= 0 <= measured.high:
-        return (
-            f"the loss that {pair.later}'s edit adds to {pair.earlier}'s surrogate ({size} per token) is within noise"
-        )
+        return f"the loss that the edit of {later} adds to {earlier}'s surrogate ({size} per token) is within noise"
     direction = "raises" if measured.value > 0 else "lowers"
-    text = f"{pair.later}'s edit {direction} {pair.earlier}'s surrogate loss by {size} per token"
+    text = f"the edit of {later} {direction} {earlier}'s surrogate loss by {size} per token"
     predicted = found.first + found.second
     error = abs(predicted - measured.value) / abs(measured.value)
     if error > RELIABLE:
@@ -202,6 +204,10 @@ def _interval(estimate: Estimate) -> str:
 
 def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"= {value:.3f}"
+
+
+def _listed(names: "Sequence[str]") -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
 
 
 def _reason(text: str) -> str:

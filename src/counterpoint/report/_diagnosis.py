@@ -25,6 +25,7 @@ def diagnosis(run: RunData, domains: list[str], detail: Detail) -> Content | Non
     return {
         "changes": _changes(behaviour, domains),
         "pairs": pairs,
+        "totals": [_total(row) for row in _rows(summary.get("totals"))[:MAX_PAIRS]],
         "pairs_left_out": len(rows) - len(pairs),
         "modules": _modules(pairs, summary),
         "edits": [_edit(row) for row in _rows(summary.get("edits"))[:MAX_PAIRS]],
@@ -86,6 +87,18 @@ def _pair(row: Row) -> Content:
         "conflict_moment": clean(conflict.get("moment"), 60),
         "edits": _overlap(row.get("edits")),
         "routes": _overlap(row.get("routes")),
+    }
+
+
+def _total(row: Row) -> Content:
+    """All later stages together, in the form of a pair for the bars."""
+    damage = _row(row.get("damage"))
+    return {
+        "earlier": clean(row.get("domain"), 60),
+        "later": "all later" if row.get("later") else "",
+        "together": False,
+        "sentence": clean(row.get("sentence"), 1200),
+        "damage": {key: estimate(damage.get(key)) for key in PARTS_OF_DAMAGE} if damage else None,
     }
 
 

@@ -20,7 +20,7 @@ def diagnosis_figures(content: dict[str, Any]) -> dict[str, Figure]:
     """Every figure of the section by its id; a figure without data is left out."""
     pairs, modules = content["pairs"], content["modules"]
     found: dict[str, Figure | None] = {
-        "diagnosis-damage": _damage_bars([pair for pair in pairs if pair["damage"]]),
+        "diagnosis-damage": _damage_bars([pair for pair in (*pairs, *content["totals"]) if pair["damage"]]),
         "diagnosis-conflicts": _conflict_map([pair for pair in pairs if pair["conflict_modules"]], modules),
         "diagnosis-damage-modules": _damage_map([pair for pair in pairs if pair["damage_modules"]], modules),
         "diagnosis-edits": _edit_map([edit for edit in content["edits"] if edit["modules"]], modules),

@@ -106,7 +106,12 @@ def _print(summary: "Summary") -> None:
             soft_wrap=True,
             highlight=False,
         )
-    for sentence in (*summary.sentences, *(text for pair in summary.pairs for text in (pair.outcome, pair.mechanism))):
+    sentences = [
+        *summary.sentences,
+        *(total.sentence for total in summary.totals),
+        *(text for pair in summary.pairs for text in (pair.outcome, pair.mechanism)),
+    ]
+    for sentence in sentences:
         console.print(f"- {escape(sentence)}", soft_wrap=True, highlight=False)
     console.print(f"{summary.seconds:.0f} s", highlight=False)
 
