@@ -49,8 +49,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--repeats", type=int, default=3, help="turns; medians are printed")
     parser.add_argument("--folder", type=Path, help="where to write; the system's temporary folder by default")
+    parser.add_argument("--quick", action="store_true", help="half a gigabyte, one turn")
     parser.add_argument("--json", type=Path, help="where to write the results")
-    return parser.parse_args()
+    args = parser.parse_args()
+    return argparse.Namespace(**vars(args) | {"gigabytes": 0.5, "repeats": 1}) if args.quick else args
 
 
 def shapes(gigabytes: float, size: int) -> list[dict[str, tuple[int, ...]]]:
@@ -188,6 +190,10 @@ def main() -> None:
         "changed": args.changed,
         "threads of edits": default_threads(),
         "GB/s": {name: round(value, 2) for name, value in medians.items()},
+        "GB per processor second": {
+            name: round(statistics.median(a / b for a, b in zip(turns[name], busy[name], strict=True)), 2)
+            for name in turns
+        },
         "processors busy": {name: round(statistics.median(own), 2) for name, own in busy.items()},
         "all turns": {name: [round(value, 2) for value in rates] for name, rates in turns.items()},
         "cold over lower of disk and memory": round(medians["edits, cold"] / bound, 2),
