@@ -43,7 +43,7 @@ def test_shown_commands_have_the_shown_options(words):
     while hasattr(command, "commands") and words and not words[0].startswith("-"):
         assert words[0] in command.commands, words
         command, words = command.commands[words[0]], words[1:]
-    known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+    known = {option for p in command.params for option in (*p.opts, *p.secondary_opts)} | {"--help"}
     assert {word for word in words if word.startswith("--")} <= known
 
 

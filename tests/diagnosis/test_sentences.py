@@ -133,8 +133,8 @@ def test_behaviour_sentences_name_the_worst_of_each_domain(tmp_path):
     alone = write_run(tmp_path / "alone", {"qa": (0.3, 0.85)}, seed=1)
     texts = behaviour(run, {"qa": alone}).sentences
     assert texts[0].startswith("forgetting: code rose in its own stage and then changed by -")
-    assert texts[0].endswith("after math, qa.")
+    assert texts[0].endswith("after math and qa.")
     assert texts[1].startswith("math changed by ")
     assert texts[1].endswith("after qa, within noise.")
     assert texts[2].startswith("Rigidity of math cannot be told: ")
-    assert texts[3].startswith("rigidity: qa after code, math gained -")
+    assert texts[3].startswith("rigidity: qa after code and math gained -")

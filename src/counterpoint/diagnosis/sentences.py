@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from counterpoint.diagnosis.behaviour_scores import Forgetting, Rigidity
 
 RELIABLE = 0.2
-"""Second order "predicts" a damage where it errs by at most this share of it, as in ``damage``. Ours."""
+"""Second order "predicts" a damage where it errs by at most this share of the largest term, as in ``damage``. Ours."""
 
 SIGNIFICANT = 0.05
 
@@ -130,8 +130,8 @@ def _damage(earlier: str, later: str, found: DamageFacts | str) -> str:
     direction = "raises" if measured.value > 0 else "lowers"
     text = f"the edit of {later} {direction} {earlier}'s surrogate loss by {size} per token"
     predicted = found.first + found.second
-    error = abs(predicted - measured.value) / abs(measured.value)
-    if error > RELIABLE:
+    largest = max(abs(measured.value), abs(found.first), abs(found.second))
+    if abs(predicted - measured.value) > RELIABLE * largest:
         return f"{text}, which its second-order expansion ({predicted:+.3g}) does not predict"
     text = f"{text}, of which its second-order expansion predicts {predicted:+.3g} ({found.second:+.3g} from curvature)"
     if found.second <= 0 or found.top_group is None or found.top_share is None:
@@ -170,7 +170,7 @@ def _overlap(found: OverlapFacts | str, what: str) -> str:
 
 
 def _forgetting(item: "Forgetting") -> str:
-    since = ", ".join(item.since)
+    since = _listed(item.since)
     amount = f"{100 * item.change.value:+.1f} points {_interval(item.change)}"
     texts = {
         "forgetting": f"forgetting: {item.domain} rose in its own stage and then changed by {amount} after {since}",
@@ -182,7 +182,7 @@ def _forgetting(item: "Forgetting") -> str:
 
 
 def _rigidity(item: "Rigidity") -> str:
-    after = ", ".join(item.after)
+    after = _listed(item.after)
     if item.difference is None or item.level is None:
         return f"Rigidity of {item.domain} {item.verdict}"
     less = f"{100 * item.difference.value:+.1f} points {_interval(item.difference)}"
