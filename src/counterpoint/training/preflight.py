@@ -9,8 +9,8 @@ from trl import GRPOConfig
 from counterpoint.config import Config
 from counterpoint.domains import Domain, load_domains
 from counterpoint.errors import ConfigError, CounterpointError
-from counterpoint.surgery import resolve_strategy
 from counterpoint.models import check_model, load_tokenizer
+from counterpoint.surgery import resolve_strategy
 from counterpoint.training.quotas import check_strategy, quota_sampler
 from counterpoint.training.settings import grpo_config
 from counterpoint.training.stages import Stage, plan_stages

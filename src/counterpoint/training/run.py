@@ -10,12 +10,12 @@ from transformers.trainer_callback import PrinterCallback
 from counterpoint.config import Config, load_config
 from counterpoint.evaluation import DomainScore, EvaluationPlan, Sampling, evaluate
 from counterpoint.launch import Launch
+from counterpoint.models import load_model, lora_config
 from counterpoint.runs import Bystander, RunDirectory
 from counterpoint.training.callbacks import AtStart, CheckpointMover, Evaluator, GramWriter, MetricsWriter, Stopper
 from counterpoint.training.disk import explain_disk_errors
 from counterpoint.training.grams import GramRecorder
 from counterpoint.training.interrupt import Interrupt
-from counterpoint.models import load_model, lora_config
 from counterpoint.training.preflight import Plan, needed_bytes, plan_run, strategy_spec
 from counterpoint.training.reporter import Reporter, Silent
 from counterpoint.training.settings import grpo_config, output_dir
