@@ -169,6 +169,10 @@ def test_a_second_time_nothing_is_measured_again(run, summary):
     again = diagnose(run, FEW)
     assert {part.status for part in again.parts} == {"kept"}
     assert again.pairs == summary.pairs
+    (run / "diagnosis" / "rollouts-step-10.jsonl").unlink()
+    found = {part.name: part.status for part in diagnose(run, FEW).parts}
+    assert found.pop("rollouts-step-10") == "done"
+    assert set(found.values()) == {"kept"}
 
 
 def test_a_part_that_cannot_be_measured_leaves_the_others(run, summary):

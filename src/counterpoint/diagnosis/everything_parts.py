@@ -33,6 +33,8 @@ class Part:
     inputs: Mapping[str, Any]
     work: Callable[[], Any]
     about: Mapping[str, Any] = field(default_factory=dict)
+    beside: tuple[Path, ...] = ()
+    """Files that it writes too; where one is gone the part is done again."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ def run_part(folder: Path, part: Part) -> PartDone:
     """
     path = folder / f"{part.name}.json"
     digest = digest_of({"kind": part.kind, **part.inputs})
-    if (read_part(path) or {}).get("inputs") == digest:
+    whole = all(file.is_file() for file in part.beside)
+    if whole and (read_part(path) or {}).get("inputs") == digest:
         return PartDone(part.name, part.kind, path.name, "kept", 0.0, part.about)
     started = time.perf_counter()
     path.unlink(missing_ok=True)

@@ -56,7 +56,14 @@ def _at_point(workshop: Workshop, point: Point, legs: Sequence[Leg]) -> list[Par
     tag = f"step-{point.step}"
     edits = {"edits": [(leg.start.fingerprint, leg.end.fingerprint) for leg in legs]}
     return [
-        Part(f"rollouts-{tag}", "rollouts", inputs, lambda: workshop.sample(point), about),
+        Part(
+            f"rollouts-{tag}",
+            "rollouts",
+            inputs,
+            lambda: workshop.sample(point),
+            about,
+            (workshop.rollouts_file(point),),
+        ),
         Part(f"routes-{tag}", "routes", inputs | edits, lambda: workshop.routes(point, legs), about),
         Part(f"conflicts-{tag}", "conflicts", inputs, lambda: workshop.conflicts(point), about),
     ]
