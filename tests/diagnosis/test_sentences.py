@@ -118,6 +118,13 @@ def test_gradients_are_named_by_their_verdict(cosine, verdict, word):
     assert f"gradients are {word} as a whole" in mechanism
 
 
+def test_domains_of_one_stage_have_gradients_and_routes_alone():
+    outcome, mechanism = pair_sentences(replace(HURT, together=True))
+    assert outcome == "math and writing were trained in one stage: what one did to the other cannot be told."
+    assert "gradients are within noise" in mechanism
+    assert "changed most" not in mechanism
+
+
 def test_no_sentence_claims_a_cause():
     text = " ".join(pair_sentences(HURT)).lower()
     for word in ("because", "causes", "caused", "due to", "therefore", "proves"):

@@ -49,7 +49,7 @@ class History:
         ended = next((stage for stage in self.stages if stage.last_step == step), None)
         if ended is None:
             return f"step {step}"
-        return f"after {ended.domains[0]}" if len(ended.domains) == 1 else "after"
+        return f"after {ended.domains[0]}" if len(ended.domains) == 1 else "after training"
 
 
 def read_history(run: RunDirectory) -> History:

@@ -58,7 +58,7 @@ def conflict_of(result: Result, step: int, moment: str, first: str, second: str)
     whole, modules = groupings["global"], groupings["module"]
     pair = _index(whole["pairs"], first, second)
     if pair is None or whole["verdict_GQ"][0][pair] is None or whole["cosine_GQ"][0][pair] is None:
-        return f"the completions {moment} gave no gradient of both."
+        return f"too few prompts of one of them had completions {moment} that differ in reward."
     cosine, floor = whole["cosine_GQ"][0][pair], whole["floor_GQ"][0][pair]
     keys = ("cosine_GQ", "floor_GQ", "debiased_GQ", "verdict_GQ")
     rows = [(name, *(modules[key][g][pair] for key in keys)) for g, name in enumerate(modules["groups"])]

@@ -59,7 +59,7 @@ def points_of(run: RunDirectory, config: Config, stages: Sequence[TrainedStage])
     for stage in ends:
         folder = folders[stage.last_step]
         trained = tuple(dict.fromkeys(name for s in stages if s.index <= stage.index for name in s.domains))
-        moment = f"after {stage.domains[0]}" if len(stage.domains) == 1 else "after"
+        moment = f"after {stage.domains[0]}" if len(stage.domains) == 1 else "after training"
         found.append(Point(stage.last_step, moment, str(folder), trained, fingerprint(folder)))
     return found
 

@@ -140,6 +140,7 @@ def _together(findings: Findings, leg: Leg, first: str, second: str) -> Pair:
         conflict=conflict if isinstance(conflict, str) else conflict_facts(conflict),
         edits=TOGETHER,
         routes=routes if isinstance(routes, str) else overlap_facts(routes),
+        together=True,
     )
     outcome, mechanism = pair_sentences(found)
     return Pair(

@@ -41,6 +41,9 @@ SCALES = (0.25, 0.5, 1.0)
 """Multiples of an edit that are measured, unless thoroughly."""
 
 QUICK_BATCHES = 8
+MIN_BATCHES = 4
+"""Prompts with a signal below which a domain's gradient is left out."""
+
 BATCHES = 16
 """Batches of each domain's gradient: the conflicts' noise floor comes from their spread."""
 
@@ -151,14 +154,20 @@ class Workshop:
         optimizer = Path(point.model) / OPTIMIZER_FILE
         quick = self.effort == "quick"
         groupings = tuple(name for name in ALL_GROUPINGS if name != "neuron") if quick else ALL_GROUPINGS
-        fewest = min(part.informative.num_groups for part in rollouts.values())
+        # A domain that is nearly solved has few prompts with a signal, and every batch needs one of its own.
+        signals = {name: part.informative.num_groups for name, part in rollouts.items()}
+        told = {name: part for name, part in rollouts.items() if signals[name] >= MIN_BATCHES}
+        if len(told) < 2:
+            raise CounterpointError(
+                f"Gradients of two domains need {MIN_BATCHES} prompts each whose completions differ in reward; found "
+                f"{', '.join(f'{name} {count}' for name, count in signals.items())}. Raise --prompts or --samples."
+            )
         wanted = QUICK_BATCHES if quick else BATCHES
         return conflicts(
             self.subject(point).model,
-            rollouts,
+            told,
             groupings=groupings,
-            # A domain that is nearly solved has few prompts with a signal, and every batch needs one of its own.
-            batches=min(wanted, max(2, fewest)),
+            batches=min(wanted, *(signals[name] for name in told)),
             optimizer_state=read_optimizer(optimizer) if optimizer.is_file() and not quick else None,
             seed=self.seed,
             on_progress=self._named(point.moment),

@@ -82,10 +82,17 @@ class PairFindings:
     conflict: ConflictFacts | str
     edits: OverlapFacts | str
     routes: OverlapFacts | str
+    together: bool = False
+    """Trained in one stage: then only gradients and routes can be told."""
 
 
 def pair_sentences(pair: PairFindings) -> tuple[str, str]:
     """The outcome and the mechanism, one sentence each."""
+    if pair.together:
+        outcome = (
+            f"{pair.earlier} and {pair.later} were trained in one stage: what one did to the other cannot be told."
+        )
+        return outcome, f"{_conflict(pair)}; {_overlap(pair.routes, 'the routes that both use')}."
     outcome = f"{_score(pair)}; {_damage(pair.earlier, pair.later, pair.damage)}."
     mechanism = f"{_conflict(pair)}; {_overlaps(pair)}."
     return outcome, mechanism
