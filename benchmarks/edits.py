@@ -35,7 +35,7 @@ from safetensors.torch import save_file
 
 from common import machine
 from counterpoint.diagnosis import edits
-from counterpoint.diagnosis.edits_stream import default_threads
+from counterpoint.diagnosis.edit_analysis.stream import default_threads
 
 HIDDEN, INNER, KEY_VALUE, VOCABULARY, LAYERS = 4_096, 14_336, 1_024, 128_256, 32
 READ = 8 << 20

@@ -14,15 +14,15 @@ from pathlib import Path
 
 import torch
 
-from counterpoint.diagnosis.behaviour_of_run import Behaviour
-from counterpoint.diagnosis.conflicts_of_run import ConflictsOverTime
-from counterpoint.diagnosis.conflicts_results import Conflicts
-from counterpoint.diagnosis.damage_results import Damage
-from counterpoint.diagnosis.edits_results import Edits
-from counterpoint.diagnosis.everything_results import Summary
-from counterpoint.diagnosis.everything_work import CompletionsKept
+from counterpoint.diagnosis.behaviour_analysis.analysis import Behaviour
+from counterpoint.diagnosis.conflict_analysis.over_time import ConflictsOverTime
+from counterpoint.diagnosis.conflict_analysis.results import Conflicts
+from counterpoint.diagnosis.damage_analysis.results import Damage
+from counterpoint.diagnosis.edit_analysis.results import Edits
 from counterpoint.diagnosis.results import VERSION
-from counterpoint.diagnosis.routes_of_domains import Routes
+from counterpoint.diagnosis.route_analysis.analysis import Routes
+from counterpoint.diagnosis.whole_run.results import Summary
+from counterpoint.diagnosis.whole_run.work import CompletionsKept
 
 PAGE = Path(__file__).parent.parent / "docs" / "diagnosis" / "json.md"
 

@@ -5,9 +5,9 @@ from typer.testing import CliRunner
 
 from counterpoint.cli.app import app
 from counterpoint.diagnosis import Estimate
-from counterpoint.diagnosis import everything as package
-from counterpoint.diagnosis.everything_parts import PartDone
-from counterpoint.diagnosis.everything_results import Pair, PairOverlap, Summary
+from counterpoint.diagnosis.whole_run import analysis as package
+from counterpoint.diagnosis.whole_run.parts import PartDone
+from counterpoint.diagnosis.whole_run.results import Pair, PairOverlap, Summary
 from counterpoint.errors import CounterpointError
 from planted_runs import write_run
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import counterpoint.diagnosis.damage_stages as stages
+import counterpoint.diagnosis.damage_analysis.stages as stages
 from counterpoint.cli.app import app
 from counterpoint.errors import CounterpointError
 from damage_helpers import make_checkpoints, make_completions, make_config

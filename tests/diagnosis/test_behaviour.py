@@ -7,9 +7,9 @@ import random
 import pytest
 
 from counterpoint.diagnosis import behaviour, to_json
-from counterpoint.diagnosis.behaviour_diversity import distinct_share, diversities
-from counterpoint.diagnosis.behaviour_history import read_history
-from counterpoint.diagnosis.behaviour_scores import forgetting, stage_changes
+from counterpoint.diagnosis.behaviour_analysis.diversity import distinct_share, diversities
+from counterpoint.diagnosis.behaviour_analysis.history import read_history
+from counterpoint.diagnosis.behaviour_analysis.scores import forgetting, stage_changes
 from counterpoint.errors import CounterpointError, RunError
 from counterpoint.runs import RunDirectory
 from planted_runs import write_run

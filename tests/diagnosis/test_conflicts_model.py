@@ -9,10 +9,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from conflicts_helpers import Planted
 from counterpoint import diagnosis
-from counterpoint.diagnosis.conflicts_of_model import conflicts, measure
-from counterpoint.diagnosis.gradient_grams import check_splits, collect
-from counterpoint.diagnosis.gradient_metric import adam_metric, read_optimizer
-from counterpoint.diagnosis.gradients import PolicyGradients
+from counterpoint.diagnosis.conflict_analysis.analysis import conflicts, measure
+from counterpoint.diagnosis.conflict_analysis.gradients import PolicyGradients
+from counterpoint.diagnosis.conflict_analysis.grams import check_splits, collect
+from counterpoint.diagnosis.conflict_analysis.metric import adam_metric, read_optimizer
 from counterpoint.diagnosis.results import to_json
 from counterpoint.diagnosis.rollouts import Rollout, Rollouts, collate, with_advantages
 from counterpoint.diagnosis.surrogate import policy_loss

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from conflicts_helpers import Planted
-from counterpoint.diagnosis.conflicts_controls import run_controls, shuffled, turned
-from counterpoint.diagnosis.noise import (
+from counterpoint.diagnosis.conflict_analysis.controls import run_controls, shuffled, turned
+from counterpoint.diagnosis.conflict_analysis.noise import (
     Moments,
     pair_tests,
     split_half,

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from counterpoint.diagnosis import conflicts_over_time
-from counterpoint.diagnosis.conflicts_of_run import block_means
+from counterpoint.diagnosis.conflict_analysis.over_time import block_means
 from counterpoint.errors import CounterpointError, RunError
 
 GROUPS = ("embedding", "layers.0.attention", "layers.0.mlp", "layers.1.attention", "layers.1.mlp")
@@ -72,7 +72,7 @@ def test_the_moving_average_is_centred_and_leaves_absent_steps_out(tmp_path):
 
 @pytest.mark.parametrize(("carry", "most"), [(0.0, 0.06), (0.5, 0.1)])
 def test_steps_that_resemble_their_neighbours_do_not_make_noise_significant(carry, most):
-    from counterpoint.diagnosis.noise import student_t_p_value
+    from counterpoint.diagnosis.conflict_analysis.noise import student_t_p_value
 
     values = noise(200, groups=1000, carry=carry)
     found = [block_means(column) for column in values.unbind(1)]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from counterpoint.diagnosis.lanczos import carried, lanczos, random_directions
+from counterpoint.diagnosis.damage_analysis.lanczos import carried, lanczos, random_directions
 
 
 def orthogonal(size, seed=0):

@@ -5,8 +5,14 @@ import itertools
 import pytest
 import torch
 
-from counterpoint.diagnosis.curvature import along, check_deterministic, displaced, losses
-from counterpoint.diagnosis.damage_loss import check_signal, fisher_form, logit_curvature, text_loss, with_baseline
+from counterpoint.diagnosis.damage_analysis.curvature import along, check_deterministic, displaced, losses
+from counterpoint.diagnosis.damage_analysis.loss import (
+    check_signal,
+    fisher_form,
+    logit_curvature,
+    text_loss,
+    with_baseline,
+)
 from counterpoint.diagnosis.rollouts import Rollout, Rollouts, with_advantages
 from counterpoint.errors import CounterpointError, UnsupportedError
 

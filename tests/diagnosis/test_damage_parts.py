@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from counterpoint.diagnosis.curvature import Piece, SumLoss, along
-from counterpoint.diagnosis.damage_parts import (
+from counterpoint.diagnosis.damage_analysis.curvature import Piece, SumLoss, along
+from counterpoint.diagnosis.damage_analysis.parts import (
     block_forms,
     by_module,
     module_parts,
@@ -14,8 +14,8 @@ from counterpoint.diagnosis.damage_parts import (
     route_part,
     span_of,
 )
-from counterpoint.diagnosis.damage_range import damage_at, random_edit_damage, range_of
-from counterpoint.diagnosis.damage_spectrum import spectrum_of
+from counterpoint.diagnosis.damage_analysis.range import damage_at, random_edit_damage, range_of
+from counterpoint.diagnosis.damage_analysis.spectrum import spectrum_of
 
 LAYER = "model.layers.{}.mlp.{}_proj.weight"
 SHAPES = {

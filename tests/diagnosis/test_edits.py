@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from counterpoint.diagnosis import Thresholds, edits, write_result
-from counterpoint.diagnosis.edits_chunks import half_steps
+from counterpoint.diagnosis.edit_analysis.chunks import half_steps
 from counterpoint.errors import ConfigError, ModelError
 from diagnosis_models import random_model, save
 
@@ -241,7 +241,7 @@ def test_blocks_of_rows_add_up_to_the_tensor(tmp_path, monkeypatch):
     base = random_model(hidden=24, inner=48)
     after = changed(base, noise())
     whole = diagnose(tmp_path / "whole", base, after).checkpoints[0]
-    monkeypatch.setattr("counterpoint.diagnosis.edits_stream.BLOCK", 5 * 24)
+    monkeypatch.setattr("counterpoint.diagnosis.edit_analysis.stream.BLOCK", 5 * 24)
     cut = edits(tmp_path / "whole" / "0", [tmp_path / "whole" / "1"]).checkpoints[0]
     assert cut.sparsity == whole.sparsity
     for a, b in zip(cut.tensors, whole.tensors, strict=True):

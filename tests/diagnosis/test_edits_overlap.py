@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 
-from counterpoint.diagnosis.edits_spectrum import Compression, exact_spectrum, random_spectrum
-from counterpoint.diagnosis.neurons import top_neurons
-from counterpoint.diagnosis.overlap import overlap, within_layers_p_value
+from counterpoint.diagnosis.edit_analysis.neurons import top_neurons
+from counterpoint.diagnosis.edit_analysis.overlap import overlap, within_layers_p_value
+from counterpoint.diagnosis.edit_analysis.spectrum import Compression, exact_spectrum, random_spectrum
 
 
 def random_sets(generator, layers=3, neurons=60, share=0.1, tilt=None):

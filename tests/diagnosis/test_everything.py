@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from counterpoint.config import parse_config
 from counterpoint.diagnosis import DiagnoseOptions, diagnose
-from counterpoint.diagnosis.everything_facts import damage_facts, damage_of
-from counterpoint.diagnosis.everything_parts import Part, fingerprint, run_part
+from counterpoint.diagnosis.whole_run.facts import damage_facts, damage_of
+from counterpoint.diagnosis.whole_run.parts import Part, fingerprint, run_part
 from counterpoint.errors import CounterpointError, RunError
 from counterpoint.pocket import model_path
 from planted_runs import STEPS, write_run

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from counterpoint.diagnosis.rollouts import Rollout, Rollouts, collate
-from counterpoint.diagnosis.routes_capture import activity_of, anatomy_of, blocks_of
+from counterpoint.diagnosis.route_analysis.capture import activity_of, anatomy_of, blocks_of
 from counterpoint.errors import CounterpointError, ModelError, UnsupportedError
 
 SMALL = {

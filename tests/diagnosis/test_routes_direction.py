@@ -8,8 +8,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from counterpoint.diagnosis import Rollout, Rollouts, routes
 from counterpoint.diagnosis.checkpoints import compare, open_checkpoint
-from counterpoint.diagnosis.routes_controls import cosine_interval, draw_controls, sign_noise
-from counterpoint.diagnosis.routes_direction import (
+from counterpoint.diagnosis.route_analysis.controls import cosine_interval, draw_controls, sign_noise
+from counterpoint.diagnosis.route_analysis.direction import (
     EditTensors,
     directions,
     neuron_products,

@@ -8,8 +8,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from counterpoint.diagnosis import Rollout, Rollouts, routes, to_json
-from counterpoint.diagnosis.routes_capture import Activity
-from counterpoint.diagnosis.routes_overlap import Choice, RouteSets, overlap, same_route, stability
+from counterpoint.diagnosis.route_analysis.capture import Activity
+from counterpoint.diagnosis.route_analysis.overlap import Choice, RouteSets, overlap, same_route, stability
 from counterpoint.diagnosis.statistics import jaccard_by_chance
 from counterpoint.errors import CounterpointError
 

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from counterpoint.diagnosis.sentences import (
+from counterpoint.diagnosis.statistics import Estimate
+from counterpoint.diagnosis.whole_run.sentences import (
     ConflictFacts,
     DamageFacts,
     OverlapFacts,
     PairFindings,
     pair_sentences,
 )
-from counterpoint.diagnosis.statistics import Estimate
 
 HURT = PairFindings(
     earlier="math",

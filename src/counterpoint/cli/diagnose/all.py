@@ -9,8 +9,8 @@ from counterpoint.errors import CounterpointError
 
 if TYPE_CHECKING:
     from counterpoint.cli.progress import ConsoleReporter
-    from counterpoint.diagnosis.everything_parts import PartDone
-    from counterpoint.diagnosis.everything_results import Summary
+    from counterpoint.diagnosis.whole_run.parts import PartDone
+    from counterpoint.diagnosis.whole_run.results import Summary
 
 PARTIAL = 3
 """Exit status where a part could not be measured and the others are there."""
@@ -117,7 +117,7 @@ def _print(summary: "Summary") -> None:
 
 
 def _cells(pair: "object") -> list[str]:
-    from counterpoint.diagnosis.everything_results import Pair
+    from counterpoint.diagnosis.whole_run.results import Pair
 
     assert isinstance(pair, Pair)
     mark = "*" if pair.verdict in ("fell", "rose") else ""

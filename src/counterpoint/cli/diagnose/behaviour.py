@@ -8,7 +8,7 @@ import typer
 from counterpoint.errors import CounterpointError
 
 if TYPE_CHECKING:
-    from counterpoint.diagnosis.behaviour_of_run import Behaviour
+    from counterpoint.diagnosis.behaviour_analysis.analysis import Behaviour
     from counterpoint.diagnosis.statistics import Estimate
 
 

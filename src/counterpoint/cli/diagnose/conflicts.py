@@ -104,8 +104,8 @@ def conflicts(
     from counterpoint.cli.diagnose.conflicts_tables import print_conflicts
     from counterpoint.diagnosis import conflicts as measure
     from counterpoint.diagnosis import read_optimizer, write_result
+    from counterpoint.diagnosis.conflict_analysis.grams import check_splits
     from counterpoint.diagnosis.domains_of_config import completions_for, open_subject
-    from counterpoint.diagnosis.gradient_grams import check_splits
 
     check_splits(batches, splits)
     state = None if optimizer is None else read_optimizer(optimizer)

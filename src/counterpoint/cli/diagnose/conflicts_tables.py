@@ -9,9 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from counterpoint.diagnosis.conflicts_controls import Control
-    from counterpoint.diagnosis.conflicts_of_run import ConflictsOverTime, PairsOverTime
-    from counterpoint.diagnosis.conflicts_results import Conflicts, GroupConflicts, MetricConflicts
+    from counterpoint.diagnosis.conflict_analysis.controls import Control
+    from counterpoint.diagnosis.conflict_analysis.over_time import ConflictsOverTime, PairsOverTime
+    from counterpoint.diagnosis.conflict_analysis.results import Conflicts, GroupConflicts, MetricConflicts
 
 MOST_ROWS = 12
 """Groups a table lists; JSON holds all."""

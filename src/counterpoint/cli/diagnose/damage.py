@@ -95,7 +95,7 @@ def damage(
     from counterpoint.cli.diagnose.damage_tables import print_damage
     from counterpoint.diagnosis import DamageOptions, write_result
     from counterpoint.diagnosis import damage as measure
-    from counterpoint.diagnosis.damage_range import SCALES
+    from counterpoint.diagnosis.damage_analysis.range import SCALES
 
     options = DamageOptions(
         surrogate=surrogate.value,

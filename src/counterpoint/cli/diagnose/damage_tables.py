@@ -7,9 +7,9 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from counterpoint.diagnosis.damage_parts import RoutePart
-    from counterpoint.diagnosis.damage_results import Damage, RewardDrop
-    from counterpoint.diagnosis.damage_spectrum import Spectrum
+    from counterpoint.diagnosis.damage_analysis.parts import RoutePart
+    from counterpoint.diagnosis.damage_analysis.results import Damage, RewardDrop
+    from counterpoint.diagnosis.damage_analysis.spectrum import Spectrum
     from counterpoint.diagnosis.statistics import Estimate
 
 MODULES_SHOWN = 12

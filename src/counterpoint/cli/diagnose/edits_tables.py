@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from counterpoint.diagnosis.edits_results import Beside, CheckpointEdits, Direction, Edits, PairEdits
+    from counterpoint.diagnosis.edit_analysis.results import Beside, CheckpointEdits, Direction, Edits, PairEdits
 
 MODULES_SHOWN = 12
 """Modules with the largest relative edit; the JSON has them all."""

@@ -11,7 +11,7 @@ from counterpoint.errors import CounterpointError
 
 if TYPE_CHECKING:
     from counterpoint.config import Config
-    from counterpoint.diagnosis.routes_direction import EditTensors
+    from counterpoint.diagnosis.route_analysis.direction import EditTensors
 
 
 class Tokens(StrEnum):
@@ -148,7 +148,7 @@ def open_edits(
         ModelError: checkpoints that cannot be compared.
     """
     from counterpoint.diagnosis.checkpoints import compare, open_checkpoint
-    from counterpoint.diagnosis.routes_direction import EditTensors
+    from counterpoint.diagnosis.route_analysis.direction import EditTensors
 
     after = parse_edits(edits, domains)
     before = _bases(bases, domains, str(config.model.path))

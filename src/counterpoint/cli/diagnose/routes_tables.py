@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from counterpoint.diagnosis.routes_of_domains import Routes
+    from counterpoint.diagnosis.route_analysis.analysis import Routes
     from counterpoint.diagnosis.statistics import Estimate
 
 

@@ -1,0 +1,1 @@
+"""What every stage of a run did to every domain: scores, entropy, length, diversity."""

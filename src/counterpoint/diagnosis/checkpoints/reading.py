@@ -1,0 +1,234 @@
+"""Checkpoints read one tensor, or a few rows, at a time: names and shapes come from headers, weights from the disk.
+
+    base, after = open_checkpoint("pocket"), open_checkpoint("runs/first/checkpoints/step-40")
+    for name, before, now in compare(base, after):
+        ...
+
+A checkpoint is a Hugging Face folder with safetensors (one file or shards) or with LoRA adapters, which are merged
+tensor by tensor while they are read.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from counterpoint.diagnosis.checkpoints.files import Stored, find_files, model_order, read_headers
+from counterpoint.diagnosis.checkpoints.lora import Adapters, read_adapters
+from counterpoint.errors import ModelError
+from counterpoint.models import ADAPTER_CONFIG
+from counterpoint.pocket import model_path
+
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
+_HEADS = ("lm_head.weight", "embed_out.weight")
+
+
+class Checkpoint:
+    """The tensors of one model on disk. Opening reads headers only; ``open_checkpoint`` makes it.
+
+    Attributes:
+        path: the folder.
+        names: parameter names in model order, without the prefixes of wrappers.
+        shapes: shape by name.
+        dtypes: torch dtype by name; float32 for tensors that LoRA adapters change.
+        tied: whether the model says that its output projection is its embedding.
+    """
+
+    def __init__(self, path: Path, stored: Mapping[str, Stored], tied: bool, adapters: Adapters | None = None) -> None:
+        self.path = path
+        self.tied = tied
+        self._stored = dict(stored)
+        self._adapters = adapters
+        self.names = tuple(sorted(stored, key=model_order))
+        self.shapes = {name: stored[name].shape for name in self.names}
+        merged = adapters.changed if adapters else {}
+        self.dtypes = {name: merged.get(name, stored[name].dtype) for name in self.names}
+
+    def tensor(self, name: str) -> Tensor:
+        """A fresh copy of one tensor, adapters merged in.
+
+        Raises:
+            KeyError: no tensor of that name.
+        """
+        shape = self.shapes[name]
+        return self.rows(name, 0, shape[0]) if shape else self._stored[name].read()
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """A fresh copy of the slices ``start`` to ``stop`` along dimension 0 of a tensor that has dimensions."""
+        rows = self._stored[name].rows(start, stop)
+        return self._adapters.merge(name, rows, start) if self._adapters else rows
+
+    def num_bytes(self, name: str) -> int:
+        """Bytes that the tensor takes on disk, adapters not counted."""
+        return self._stored[name].num_bytes
+
+    def will_read(self, name: str, start: int, stop: int) -> None:
+        """Tells the operating system which rows are wanted next."""
+        self._stored[name].will_read(start, stop)
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """The checkpoint at ``path``: a folder, ``pocket``, or a hub id whose files are cached or can be fetched.
+
+    Raises:
+        ModelError: nothing there, a run instead of a checkpoint, no safetensors, pickles only, a missing shard, a file
+            that is cut off or no safetensors, or adapters that cannot be merged exactly.
+    """
+    folder = _folder(path)
+    if (folder / ADAPTER_CONFIG).is_file():
+        return _with_adapters(folder)
+    stored = read_headers(folder, find_files(folder))
+    return Checkpoint(folder, stored, _says_tied(folder))
+
+
+def _with_adapters(folder: Path) -> Checkpoint:
+    config = read_json(folder / ADAPTER_CONFIG)
+    named = config.get("base_model_name_or_path")
+    if not named:
+        raise ModelError(
+            f"{folder}: {ADAPTER_CONFIG} names no base model, so there is nothing to merge its adapters into. "
+            "Set base_model_name_or_path there."
+        )
+    try:
+        base = open_checkpoint(named)
+    except ModelError as error:
+        raise ModelError(
+            f"{folder}: the adapters' base model cannot be read ({error}). Correct base_model_name_or_path in "
+            f"{ADAPTER_CONFIG}."
+        ) from error
+    adapters = read_adapters(folder, config, base.dtypes, base.shapes)
+    stored = {**base._stored, **adapters.replaced}
+    return Checkpoint(folder, stored, base.tied and not any(name in stored for name in adapters.heads), adapters)
+
+
+def _folder(path: str | Path) -> Path:
+    if str(path) == "pocket":
+        return model_path()
+    folder = Path(path)
+    if folder.is_dir():
+        return _not_a_run(folder)
+    if folder.exists():
+        raise ModelError(f"{path}: this is a file. Give the folder that holds the model and its config.json.")
+    if _looks_like_hub_id(str(path)):
+        return _snapshot(str(path))
+    raise ModelError(f"{path}: no such folder. Give a checkpoint folder, `pocket`, or a hub id such as org/model.")
+
+
+def _not_a_run(folder: Path) -> Path:
+    checkpoints = folder / "checkpoints"
+    if not (folder / "config.json").exists() and checkpoints.is_dir():
+        found = sorted((p.name for p in checkpoints.iterdir()), key=model_order)
+        hint = f"Give one of its checkpoints: {', '.join(f'checkpoints/{name}' for name in found)}."
+        raise ModelError(f"{folder}: this is a run, not a checkpoint. {hint if found else 'It has no checkpoint yet.'}")
+    return folder
+
+
+def _looks_like_hub_id(path: str) -> bool:
+    parts = path.split("/")
+    return len(parts) == 2 and all(parts) and not path.startswith((".", "~"))
+
+
+def _snapshot(hub_id: str) -> Path:
+    """The hub's copy of a model on this disk, fetched where it is not cached and the hub can be reached."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=["*.safetensors", "*.json"]))
+    except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"{hub_id}: no such folder, and no model of that name is cached or could be fetched from the hub "
+            f"({reason}). Give a checkpoint folder, or fetch the model where the hub can be reached."
+        ) from error
+
+
+def _says_tied(folder: Path) -> bool:
+    file = folder / "config.json"
+    config = read_json(file) if file.is_file() else {}
+    nested = config.get("text_config") or {}
+    return bool(config.get("tie_word_embeddings", nested.get("tie_word_embeddings", False)))
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object from disk; ``ModelError`` where it is none."""
+    try:
+        data = json.loads(file.read_text())
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{file}: not readable as JSON ({error}). Save or download the checkpoint again.") from error
+    if not isinstance(data, dict):
+        raise ModelError(f"{file}: a JSON object was expected. Save or download the checkpoint again.")
+    return data
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two checkpoints of one architecture, tensor by tensor. Iterating gives ``(name, before, after)`` tensors.
+
+    Every weight counts once: of a tied output projection and its embedding only the embedding is compared.
+    """
+
+    base: Checkpoint
+    after: Checkpoint
+    names: tuple[str, ...]
+    """In model order."""
+    sources: Mapping[str, tuple[str, str]]
+    """For each name the tensor's name in ``base`` and in ``after``; they differ where only one of them is tied."""
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        for name in self.names:
+            in_base, in_after = self.sources[name]
+            yield name, self.base.tensor(in_base), self.after.tensor(in_after)
+
+
+def compare(base: Checkpoint, after: Checkpoint, among: Sequence[Checkpoint] = ()) -> Comparison:
+    """Pairs the tensors of two checkpoints; reads no weights.
+
+    Args:
+        base: before.
+        after: after.
+        among: checkpoints that are compared with the same base, so that all comparisons have the same names: where one
+            of them has untied its output projection, that of the others is their embedding.
+
+    Raises:
+        ModelError: other names or shapes; the message names the first tensor that differs, in model order.
+    """
+    names = set().union(*(_names(checkpoint) for checkpoint in (base, after, *among)))
+    sources = {name: (_source(base, name), _source(after, name)) for name in sorted(names, key=model_order)}
+    for name, (in_base, in_after) in sources.items():
+        _check(base, after, name, in_base, in_after)
+    return Comparison(base, after, tuple(sources), {k: (a, b) for k, (a, b) in sources.items() if a and b})
+
+
+def _names(checkpoint: Checkpoint) -> set[str]:
+    """Names that count: not the copy of a tied embedding."""
+    return {name for name in checkpoint.names if not (checkpoint.tied and name.endswith(_HEADS))}
+
+
+def _source(checkpoint: Checkpoint, name: str) -> str | None:
+    """The checkpoint's tensor for ``name``: an output projection that is not there is the embedding."""
+    if name in checkpoint.shapes:
+        return name
+    if not name.endswith(_HEADS):
+        return None
+    return next((own for own in checkpoint.names if own.endswith(_EMBEDDINGS)), None)
+
+
+def _check(base: Checkpoint, after: Checkpoint, name: str, in_base: str | None, in_after: str | None) -> None:
+    pairs = (base, after, in_base), (after, base, in_after)
+    for missing, other, found in pairs:
+        if found is None:
+            raise ModelError(
+                f"These checkpoints are of different architectures: {name} {list(other.shapes[name])} is in "
+                f"{other.path} and not in {missing.path}. Compare checkpoints trained from one model."
+            )
+    assert in_base is not None
+    assert in_after is not None
+    if base.shapes[in_base] != after.shapes[in_after]:
+        raise ModelError(
+            f"These checkpoints have different shapes: {name} is {list(base.shapes[in_base])} in {base.path} and "
+            f"{list(after.shapes[in_after])} in {after.path}. Compare checkpoints trained from one model."
+        )

@@ -1,0 +1,1 @@
+"""Policy gradients per domain, and whether they oppose each other beyond noise."""

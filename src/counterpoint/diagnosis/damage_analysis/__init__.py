@@ -1,0 +1,1 @@
+"""What a later edit costs an earlier domain: first order, second order, measured."""

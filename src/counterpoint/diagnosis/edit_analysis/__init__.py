@@ -1,0 +1,1 @@
+"""What training changed between checkpoints: sparsity, norms, directions, neurons, overlap."""

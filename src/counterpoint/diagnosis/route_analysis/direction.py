@@ -1,0 +1,215 @@
+"""Whether the edits of two domains pull the neurons that both use the same way: cosines on the shared route.
+
+Legend: D domains with an edit, N neurons of all layers, W parts of a neuron (gate row, up row, down column), M entries
+of one part, S shared neurons.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from counterpoint.diagnosis.checkpoints import Comparison
+from counterpoint.diagnosis.route_analysis.controls import MIN_NEURONS, cosine_interval, draw_controls, sign_noise
+from counterpoint.diagnosis.statistics import Estimate
+from counterpoint.diagnosis.structure import NeuronAxis, neuron_axis
+from counterpoint.errors import ModelError
+
+Verdict = Literal["synergy", "neutral", "conflict", "too few neurons", "no edit"]
+
+PARTS = ("gate", "up", "down")
+MINIMUM = 0.05
+"""Cosines nearer to 0 are neutral however sure they are. Ours."""
+_NEURONS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class Direction:
+    """The cosine of two domains' edits on the neurons of their shared route.
+
+    ``part`` is ``total``, ``gate``, ``up``, ``down`` (of all layers), or a module as ``layers.3.mlp``. ``cosine`` has a
+    95 % bootstrap interval over neurons; ``noise`` is what 95 % of cosines stay below (in absolute value) when every
+    neuron's agreement gets a random sign. ``control`` is the same cosine on as many random neurons of the same layers
+    outside the shared route: mean and 95 % range of draws with replacement; None where a layer has none outside.
+    ``p_elsewhere`` is the chance that as many neurons of the same layers, chosen at random, have a cosine as far from
+    the usual one: small where what was found is of the shared route and not of the whole layer.
+
+    ``verdict`` is ``neutral`` where the interval holds 0, or the cosine is within ``noise`` or below the minimum.
+    ``share_of_neurons`` of the part lie on the shared route, with ``share_first`` and ``share_second`` of the squared
+    norms of the two edits: by chance all three are equal.
+    """
+
+    first: str
+    second: str
+    part: str
+    neurons: int
+    cosine: Estimate
+    noise: float
+    control: Estimate | None
+    p_elsewhere: float
+    verdict: Verdict
+    share_of_neurons: float
+    share_first: float
+    share_second: float
+
+
+class EditTensors(Mapping[str, Tensor]):
+    """The edit between two checkpoints as a mapping from parameter names to ``after - base``, read when asked for."""
+
+    def __init__(self, comparison: Comparison) -> None:
+        self._comparison = comparison
+
+    def __getitem__(self, name: str) -> Tensor:
+        in_base, in_after = self._comparison.sources[name]
+        base, after = self._comparison.base.tensor(in_base), self._comparison.after.tensor(in_after)
+        wide = torch.float64 if after.dtype == torch.float64 else torch.float32
+        return after.to(wide) - base.to(wide)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._comparison.names)
+
+    def __len__(self) -> int:
+        return len(self._comparison.names)
+
+
+@dataclass(frozen=True)
+class Products:
+    """Inner products of the domains' edits by neuron and part: ``products_NWDD``, float64.
+
+    ``non_finite`` counts values that are no number by ``domain: tensor``; they are taken as 0.
+    """
+
+    domains: tuple[str, ...]
+    products_NWDD: Tensor
+    non_finite: dict[str, int]
+
+    def of(self, first: str, second: str) -> Tensor:
+        """Columns ``a.b``, ``a.a`` and ``b.b`` of two domains: [N, W, 3]."""
+        i, j = self.domains.index(first), self.domains.index(second)
+        pairs = ((i, j), (i, i), (j, j))
+        return torch.stack([self.products_NWDD[:, :, one, other] for one, other in pairs], -1)
+
+
+def neuron_products(edits: Mapping[str, Mapping[str, Tensor]], neuron_layers_N: Tensor) -> Products:
+    """Inner products of every pair of ``edits`` (domain -> parameter name -> edit), a weight of each at a time.
+
+    Raises:
+        ModelError: the edits' MLPs are not those of the model (naming the first tensor).
+    """
+    domains = tuple(edits)
+    found = torch.zeros(len(neuron_layers_N), len(PARTS), len(domains), len(domains), dtype=torch.float64)
+    non_finite: dict[str, int] = {}
+    seen = set()
+    for name in edits[domains[0]]:
+        axis = neuron_axis(name)
+        if axis is None:
+            continue
+        inside_N = neuron_layers_N == axis.layer
+        tensors = [_finite(domain, name, edits[domain], non_finite) for domain in domains]
+        for part, rows in zip(_parts(name), zip(*(_by_neuron(t, axis) for t in tensors), strict=True), strict=True):
+            if any(len(edit_NM) != int(inside_N.sum()) for edit_NM in rows):
+                raise ModelError(
+                    f"{name}: layer {axis.layer} has {len(rows[0])} neurons in the edit and {int(inside_N.sum())} in "
+                    "the model. Give checkpoints of the model that the routes are measured on."
+                )
+            found[inside_N, part] += _gram(rows)
+            seen.add(axis.layer)
+    missing = sorted(set(neuron_layers_N.tolist()) - seen)
+    if missing:
+        raise ModelError(f"The edits have no MLP weights of layer {missing[0]}, whose neurons the routes hold.")
+    return Products(domains, found, non_finite)
+
+
+def directions(
+    names: tuple[str, str],
+    shared_N: Tensor,
+    products: Products,
+    neuron_layers_N: Tensor,
+    *,
+    minimum: float = MINIMUM,
+    seed: int = 0,
+) -> list[Direction]:
+    """The directions on the shared route ``shared_N`` [bool]: in total, by part, and by layer's module."""
+    values_NW3 = products.of(*names)
+    used = [i for i in range(len(PARTS)) if bool(values_NW3[:, i].any())]
+    layers = neuron_layers_N.unique().tolist()
+    cuts = [("total", used, layers), *((PARTS[i], [i], layers) for i in used)]
+    cuts += [(f"layers.{layer}.mlp", used, [layer]) for layer in layers]
+    generator = torch.Generator().manual_seed(seed)
+    controls = draw_controls(values_NW3, shared_N, neuron_layers_N, generator)
+    found = []
+    for part, parts, inside in cuts:
+        inside_N = torch.isin(neuron_layers_N, torch.tensor(inside))
+        if bool((shared_N & inside_N).any()):
+            values_N3 = values_NW3[inside_N][:, parts].sum(1)
+            here_S3 = values_N3[shared_N[inside_N]]
+            cosine, noise = cosine_interval(here_S3, generator), sign_noise(here_S3, generator)
+            share_first, share_second = (_share(values_N3[:, i], shared_N[inside_N]) for i in (1, 2))
+            found.append(
+                Direction(
+                    *names,
+                    part=part,
+                    neurons=len(here_S3),
+                    cosine=cosine,
+                    noise=noise,
+                    control=controls.elsewhere(inside, parts),
+                    p_elsewhere=controls.p_value(cosine.value, inside, parts),
+                    verdict=verdict_of(len(here_S3), cosine, noise, minimum),
+                    share_of_neurons=len(here_S3) / len(values_N3),
+                    share_first=share_first,
+                    share_second=share_second,
+                )
+            )
+    return found
+
+
+def verdict_of(neurons: int, cosine: Estimate, noise: float, minimum: float) -> Verdict:
+    """The class of a cosine: beyond its interval, the noise of random signs and the stated minimum, or neutral."""
+    if math.isnan(cosine.value):
+        return "no edit"
+    if neurons < MIN_NEURONS:
+        return "too few neurons"
+    if cosine.low <= 0 <= cosine.high or abs(cosine.value) <= max(noise, minimum):
+        return "neutral"
+    return "synergy" if cosine.value > 0 else "conflict"
+
+
+def _share(values_N: Tensor, chosen_N: Tensor) -> float:
+    total = float(values_N.sum())
+    return float(values_N[chosen_N].sum()) / total if total else math.nan
+
+
+def _parts(name: str) -> tuple[int, ...]:
+    if "gate_up" in name:
+        return (0, 1)
+    if "gate_proj" in name:
+        return (0,)
+    return (1,) if any(key in name for key in ("up_proj", "fc1", "c_fc", "h_to_4h")) else (2,)
+
+
+def _by_neuron(edit: Tensor, axis: NeuronAxis) -> tuple[Tensor, ...]:
+    """The weight's parts, neurons first: [N, M] each."""
+    return edit.movedim(axis.dim, 0).flatten(1).chunk(axis.times)
+
+
+def _gram(rows: Sequence[Tensor]) -> Tensor:
+    """Inner products of the domains' rows, neuron by neuron: [N, D, D]."""
+    parts = []
+    for low in range(0, len(rows[0]), _NEURONS_AT_ONCE):
+        edits_DNM = torch.stack([edit_NM[low : low + _NEURONS_AT_ONCE].double() for edit_NM in rows])
+        parts.append(torch.einsum("anm,bnm->nab", edits_DNM, edits_DNM))
+    return torch.cat(parts)
+
+
+def _finite(domain: str, name: str, edit: Mapping[str, Tensor], non_finite: dict[str, int]) -> Tensor:
+    if name not in edit:
+        raise ModelError(f"The edit of {domain!r} has no tensor {name}, which other edits have. Use one architecture.")
+    tensor = edit[name]
+    good = tensor.isfinite()
+    if not bool(good.all()):
+        non_finite[f"{domain}: {name}"] = int((~good).sum())
+        return torch.where(good, tensor, 0)
+    return tensor

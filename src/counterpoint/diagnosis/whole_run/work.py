@@ -1,0 +1,234 @@
+"""Does the parts of a diagnosis: calls the analyses on the run's checkpoints and on completions that they share."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from counterpoint.config import Config
+from counterpoint.diagnosis.behaviour_analysis.analysis import Behaviour, behaviour
+from counterpoint.diagnosis.checkpoints import compare, open_checkpoint
+from counterpoint.diagnosis.conflict_analysis.analysis import ALL_GROUPINGS, conflicts
+from counterpoint.diagnosis.conflict_analysis.metric import OPTIMIZER_FILE, read_optimizer
+from counterpoint.diagnosis.conflict_analysis.over_time import ConflictsOverTime, conflicts_over_time
+from counterpoint.diagnosis.conflict_analysis.results import Conflicts
+from counterpoint.diagnosis.damage_analysis.analysis import damage
+from counterpoint.diagnosis.damage_analysis.results import Damage, DamageOptions
+from counterpoint.diagnosis.domains_of_config import Progress, Subject, completions_for, open_subject
+from counterpoint.diagnosis.edit_analysis.analysis import edits
+from counterpoint.diagnosis.edit_analysis.results import Edits
+from counterpoint.diagnosis.rollouts import Rollouts, save_rollouts
+from counterpoint.diagnosis.route_analysis.analysis import Routes, routes
+from counterpoint.diagnosis.route_analysis.direction import EditTensors
+from counterpoint.diagnosis.whole_run.points import Leg, Point
+from counterpoint.errors import CounterpointError
+
+Effort = Literal["quick", "usual", "thorough"]
+
+MIN_PROMPTS = 8
+"""Prompts per domain below which nothing is sampled."""
+
+BATCH_SIZE = 32
+"""Completions in memory at once."""
+
+DAMAGE_SAMPLES = 2
+"""Completions of each prompt behind a damage. Its interval comes from prompts; more samples of one tell little."""
+
+SCALES = (0.25, 0.5, 1.0)
+"""Multiples of an edit that are measured, unless thoroughly."""
+
+QUICK_BATCHES = 8
+MIN_BATCHES = 4
+"""Prompts with a signal below which a domain's gradient is left out."""
+
+BATCHES = 16
+"""Batches of each domain's gradient: the conflicts' noise floor comes from their spread."""
+
+
+@dataclass(frozen=True)
+class DomainCompletions:
+    """Completions of one domain at one checkpoint: how many, their mean reward, and prompts with a signal."""
+
+    domain: str
+    prompts: int
+    completions: int
+    reward: float
+    informative: int
+
+
+@dataclass(frozen=True)
+class CompletionsKept:
+    """What ``rollouts-step-N.jsonl`` holds."""
+
+    step: int
+    moment: str
+    file: str
+    domains: tuple[DomainCompletions, ...]
+
+
+@dataclass
+class Workshop:
+    """The run that is diagnosed, and the model that is loaded at the moment."""
+
+    run: Path
+    config: Config
+    budget: tuple[int, int]
+    seed: int
+    effort: Effort
+    on_progress: Progress
+    _loaded: tuple[int, Subject] | None = field(default=None, init=False)
+
+    @property
+    def folder(self) -> Path:
+        """Where the parts are written."""
+        return self.run / "diagnosis"
+
+    @property
+    def prompts(self) -> int:
+        """Prompts per domain."""
+        return self.budget[0]
+
+    @property
+    def samples(self) -> int:
+        """Completions of each prompt."""
+        return self.budget[1]
+
+    def subject(self, point: Point) -> Subject:
+        """The model at ``point``; only one is kept in memory."""
+        if self._loaded is None or self._loaded[0] != point.step:
+            self._loaded = None
+            self._loaded = (point.step, open_subject(self.config, point.model))
+        return self._loaded[1]
+
+    def rollouts_file(self, point: Point) -> Path:
+        """Where the completions at ``point`` are kept."""
+        return self.folder / f"rollouts-step-{point.step}.jsonl"
+
+    def behaviour(self, alone: Mapping[str, Path | str]) -> Behaviour:
+        """The run's behaviour."""
+        return behaviour(self.run, alone, self.on_progress)
+
+    def edits(self, points: Sequence[Point]) -> Edits:
+        """What every stage changed: each point compared with the one before it."""
+        base, *later = (point.model for point in points)
+        return edits(base, later, chain=True, seed=self.seed, on_progress=self.on_progress)
+
+    def over_time(self) -> ConflictsOverTime:
+        """Cosines of gradients over the steps of a run that trained several domains at once."""
+        return conflicts_over_time(self.run)
+
+    def sample(self, point: Point) -> CompletionsKept:
+        """Samples completions of every domain at ``point`` and keeps them."""
+        file = self.rollouts_file(point)
+        found = completions_for(
+            self.subject(point),
+            prompts=self.prompts,
+            samples=self.samples,
+            seed=self.seed,
+            at_least=MIN_PROMPTS,
+            save=file,
+            on_progress=self._named(point.moment),
+        )
+        kept = tuple(_described(name, rollouts) for name, rollouts in found.items())
+        return CompletionsKept(point.step, point.moment, file.name, kept)
+
+    def routes(self, point: Point, legs: Sequence[Leg]) -> Routes:
+        """The routes of every domain at ``point``, and the directions of the stages' edits on them."""
+        subject = self.subject(point)
+        edits = {leg.stage.domains[0]: edit_of(leg) for leg in legs if len(leg.stage.domains) == 1}
+        return routes(
+            subject.model,
+            subject.tokenizer,
+            self._rollouts(point),
+            edits=edits if len(edits) > 1 else None,
+            seed=self.seed,
+            on_progress=self._named(point.moment),
+        )
+
+    def conflicts(self, point: Point) -> Conflicts:
+        """The domains' gradients at ``point``; in Adam's metric too where its state was kept."""
+        rollouts = self._rollouts(point)
+        optimizer = Path(point.model) / OPTIMIZER_FILE
+        quick = self.effort == "quick"
+        groupings = tuple(name for name in ALL_GROUPINGS if name != "neuron") if quick else ALL_GROUPINGS
+        # A domain that is nearly solved has few prompts with a signal, and every batch needs one of its own.
+        signals = {name: part.informative.num_groups for name, part in rollouts.items()}
+        told = {name: part for name, part in rollouts.items() if signals[name] >= MIN_BATCHES}
+        if len(told) < 2:
+            raise CounterpointError(
+                f"Gradients of two domains need {MIN_BATCHES} prompts each whose completions differ in reward; found "
+                f"{', '.join(f'{name} {count}' for name, count in signals.items())}. Raise --prompts or --samples."
+            )
+        wanted = QUICK_BATCHES if quick else BATCHES
+        return conflicts(
+            self.subject(point).model,
+            told,
+            groupings=groupings,
+            batches=min(wanted, *(signals[name] for name in told)),
+            optimizer_state=read_optimizer(optimizer) if optimizer.is_file() and not quick else None,
+            seed=self.seed,
+            on_progress=self._named(point.moment),
+        )
+
+    def damage(self, domain: str, start: Point, end: Point, other: str | None) -> Damage:
+        """What the edit from ``start`` to ``end`` does to ``domain``, on completions at ``start``."""
+        options = DamageOptions(
+            # A learned domain has few prompts whose completions differ in reward, and what it forgets are the others.
+            baseline="domain",
+            prompts=self.prompts,
+            samples=min(self.samples, DAMAGE_SAMPLES),
+            batch_size=BATCH_SIZE,
+            seed=self.seed,
+        )
+        if self.effort != "thorough":
+            draws, scales = (1, (1.0,)) if self.effort == "quick" else (2, SCALES)
+            options = replace(options, blocks=False, lanczos=0, draws=draws, scales=scales)
+        return damage(
+            start.model,
+            end.model,
+            domain,
+            self.config,
+            other=other,
+            options=options,
+            completions=self._few(start),
+            on_progress=self._named(f"{domain}, {start.moment} to {end.moment}"),
+        )
+
+    def _few(self, point: Point) -> Path:
+        """A file with the first completions of each prompt, for what costs much per completion."""
+        path = self.rollouts_file(point).with_suffix(".few.jsonl")
+        save_rollouts(path, *(_first(rollouts, DAMAGE_SAMPLES) for rollouts in self._rollouts(point).values()))
+        return path
+
+    def _rollouts(self, point: Point) -> dict[str, Rollouts]:
+        file = self.rollouts_file(point)
+        if not file.is_file():
+            raise CounterpointError(f"There are no completions {point.moment}: sampling them failed.")
+        return completions_for(self.subject(point), file=file, at_least=2)
+
+    def _named(self, where: str) -> Progress:
+        return lambda what, done, total: self.on_progress(f"{where}: {what}", done, total)
+
+
+def edit_of(leg: Leg) -> Mapping[str, Tensor]:
+    """What one stage changed, read from its checkpoints when asked for."""
+    return EditTensors(compare(open_checkpoint(leg.start.model), open_checkpoint(leg.end.model)))
+
+
+def _first(rollouts: Rollouts, count: int) -> Rollouts:
+    seen: Counter[int] = Counter()
+    kept = []
+    for item in rollouts.items:
+        seen[item.group] += 1
+        if seen[item.group] <= count:
+            kept.append(item)
+    return replace(rollouts, items=tuple(kept))
+
+
+def _described(name: str, rollouts: Rollouts) -> DomainCompletions:
+    rewards: list[Any] = [item.reward for item in rollouts.items]
+    informative = rollouts.informative.num_groups
+    return DomainCompletions(name, rollouts.num_groups, len(rollouts), sum(rewards) / len(rewards), informative)
