@@ -25,6 +25,9 @@ from .stores import DeviceStore, Gradients
 BUCKET_ELEMENTS = 1 << 23
 """Elements of a bucket, unless one parameter has more: the scratch memory of the reduction is two buckets."""
 
+CPU_BUCKET_ELEMENTS = 1 << 21
+"""The same on a CPU, where gloo moves shorter messages faster."""
+
 
 @dataclass(frozen=True)
 class Bucket:
@@ -158,10 +161,11 @@ class ScatteredGradients:
         return [span for span in self._spans if blocks_VB[0][span.block] is not None]
 
 
-def make_buckets(parameters: Sequence[nn.Parameter], world: int, longest: int = BUCKET_ELEMENTS) -> list[Bucket]:
-    """Parameters in buckets of up to ``longest`` elements, in order, each of one dtype and device."""
+def make_buckets(parameters: Sequence[nn.Parameter], world: int) -> list[Bucket]:
+    """Parameters in buckets of limited length, in order, each of one dtype and device."""
     kinds: dict[tuple[torch.dtype, torch.device], list[list[int]]] = {}
     for i, parameter in enumerate(parameters):
+        longest = CPU_BUCKET_ELEMENTS if parameter.device.type == "cpu" else BUCKET_ELEMENTS
         full = kinds.setdefault((parameter.dtype, parameter.device), [[]])
         if full[-1] and sum(parameters[j].numel() for j in full[-1]) + parameter.numel() > longest:
             full.append([])
