@@ -304,9 +304,9 @@ print(peak() - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
 def test_memory_is_that_of_a_tensor_not_of_a_model(tmp_path):
-    tensors = {f"model.layers.{i}.mlp.up_proj.weight": torch.zeros(4096, 1024).bfloat16() for i in range(12)}
+    tensors = {f"model.layers.{i}.mlp.up_proj.weight": torch.zeros(4096, 2048).bfloat16() for i in range(12)}
     tensors = {name: tensor + i for i, (name, tensor) in enumerate(tensors.items())}
     folders = [save(tmp_path / "a", tensors), save(tmp_path / "b", {k: t * 1.5 for k, t in tensors.items()})]
-    largest, model = 4096 * 1024 * 2, 12 * 4096 * 1024 * 2
+    largest, model = 4096 * 2048 * 2, 12 * 4096 * 2048 * 2
     done = subprocess.run([sys.executable, "-c", MEMORY, *folders], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 4 * largest < model
