@@ -97,7 +97,7 @@ def _modules(checkpoint: "CheckpointEdits") -> Table:
     title = f"{escape(checkpoint.name)} against {escape(checkpoint.against)}"
     if len(shown) < len(moved):
         title += f": the {len(shown)} of {len(moved)} modules with the largest relative edit"
-    table = _table(title, "module", "norm", "relative", "unchanged", "rank", "top 1", "top 8")
+    table = _table(title, "module", "norm", "rel.", "same", "rank", "top 1", "top 8")
     for part in [part for part in checkpoint.modules if part in shown] + [checkpoint.whole]:
         if part is checkpoint.whole:
             table.add_section()
@@ -110,8 +110,10 @@ def _modules(checkpoint: "CheckpointEdits") -> Table:
             _share(part.top_1),
             _share(part.top_8),
         )
-    table.caption = "rank: effective rank; top 1, top 8: share of the edit's energy in its strongest directions;\n"
-    table.caption += "in brackets: a random edit of the same shapes"
+    table.caption = (
+        "rel.: norm over that of the weights; same: unchanged weights; rank: effective rank; top 1, top 8: share of "
+        "the edit's energy in its strongest directions; in brackets: a random edit of the same shapes"
+    )
     return table
 
 
