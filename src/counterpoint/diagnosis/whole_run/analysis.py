@@ -18,6 +18,7 @@ from pathlib import Path
 from counterpoint.diagnosis.behaviour_analysis.history import read_history
 from counterpoint.diagnosis.domains_of_config import Progress, config_of, silent
 from counterpoint.diagnosis.results import write_result
+from counterpoint.diagnosis.threads import threads_for
 from counterpoint.diagnosis.whole_run.parts import PartDone, read_part, run_part
 from counterpoint.diagnosis.whole_run.plan import plan_parts
 from counterpoint.diagnosis.whole_run.points import legs_of, points_of
@@ -25,6 +26,7 @@ from counterpoint.diagnosis.whole_run.results import Summary
 from counterpoint.diagnosis.whole_run.summary import summarise
 from counterpoint.diagnosis.whole_run.work import Effort, Workshop
 from counterpoint.errors import CounterpointError
+from counterpoint.models import check_model
 from counterpoint.runs import RunDirectory
 
 
@@ -83,10 +85,11 @@ def diagnose(
     legs = legs_of(points, history.stages)
     parts = plan_parts(workshop, history, points, legs, alone or {})
     done = []
-    for i, part in enumerate(parts):
-        on_progress(f"part {i + 1} of {len(parts)}: {part.name}", 0, 1)
-        done.append(run_part(workshop.folder, part))
-        on_part(done[-1])
+    with threads_for(check_model(config.model)):
+        for i, part in enumerate(parts):
+            on_progress(f"part {i + 1} of {len(parts)}: {part.name}", 0, 1)
+            done.append(run_part(workshop.folder, part))
+            on_part(done[-1])
     results = {part.name: read_part(workshop.folder / part.file) for part in done if part.status != "failed"}
     summary = summarise(history.name, legs, done, {name: found for name, found in results.items() if found})
     summary = replace(
