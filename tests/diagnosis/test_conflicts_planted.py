@@ -5,7 +5,7 @@ import torch
 
 from conflicts_helpers import Planted, SameDomain
 from counterpoint.diagnosis.conflict_analysis.analysis import measure
-from counterpoint.diagnosis.conflict_analysis.noise import pairs_of
+from counterpoint.diagnosis.statistics import pairs_of
 
 PLANTED = "layers.1.mlp"
 

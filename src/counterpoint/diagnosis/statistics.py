@@ -1,6 +1,6 @@
 """The chance levels, intervals and corrections that stand beside every number of a diagnosis. Pure functions."""
 
-import math
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +15,11 @@ class Estimate:
     value: float
     low: float
     high: float
+
+
+def pairs_of(count: int) -> list[tuple[int, int]]:
+    """``(0, 1), (0, 2), (1, 2), ...``: every pair once, the first one varying slowest: the order of every Q axis."""
+    return list(itertools.combinations(range(count), 2))
 
 
 def jaccard(first_N: Tensor, second_N: Tensor) -> float:
@@ -79,8 +84,3 @@ def bootstrap(
     tail = (1 - confidence) / 2
     low, high = torch.quantile(found, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return Estimate(float(statistic(values.unsqueeze(0))[0]), low, high)
-
-
-def normal_p_value(z: float) -> float:
-    """Two-sided p-value of a standard normal ``z``."""
-    return math.erfc(abs(z) / math.sqrt(2))

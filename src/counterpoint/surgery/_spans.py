@@ -31,6 +31,15 @@ def device_of(blocks_VB: Blocks) -> torch.device:
     return next((block.device for blocks in blocks_VB for block in blocks if block is not None), torch.device("cpu"))
 
 
+def by_device(blocks_VB: Blocks) -> list[list[list[Tensor | None]]]:
+    """The blocks, one set for each device they lie on, in which those on other devices are missing."""
+    devices = {block.device for blocks in blocks_VB for block in blocks if block is not None}
+    return [
+        [[block if block is not None and block.device == device else None for block in blocks] for blocks in blocks_VB]
+        for device in sorted(devices, key=str)
+    ]
+
+
 def present(blocks_VB: Blocks) -> list[Present]:
     """For every block the vectors that have it."""
     found: list[Present] = []

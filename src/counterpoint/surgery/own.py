@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _kernels
+from ._spans import by_device
 from .layout import own_spans
 from .ranks import Ranks
 from .shards import is_dtensor, local
@@ -68,10 +69,8 @@ class OwnGradients:
         """Stretches of flat blocks on one device; blocks on other devices come in batches of their own."""
         for low, held_VB in self._store.batches([held[vector] for vector in vectors]):
             blocks_VB = [[None if g is None else g.view(-1) for g in blocks] for blocks in held_VB]
-            devices = {block.device for blocks in blocks_VB for block in blocks if block is not None}
-            for device in sorted(devices, key=str):
-                only = [[b if b is not None and b.device == device else None for b in blocks] for blocks in blocks_VB]
-                yield low, blocks_VB if len(devices) == 1 else only
+            for only_VB in by_device(blocks_VB):
+                yield low, only_VB
 
     def _spans(self, low: int, blocks_VB: list[Gradients], wanted: Callable[[int], bool]) -> list[_kernels.Span]:
         """The spans of the batch's blocks that some vector has, numbered as in the batch."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedError
 from . import _kernels
+from ._spans import by_device
 from .layout import shard_spans
 from .own import Held, Vector
 from .shards import is_dtensor
@@ -90,7 +91,7 @@ class ScatteredGradients:
         ]
         del scratch
         total: Tensor | None = None
-        for blocks_VB in self._by_device():
+        for blocks_VB in by_device(self._shards_VB):
             part = _kernels.unit_grams(blocks_VB, self._there(blocks_VB), self._num_units)
             total = part if total is None else total + part.to(total.device)
         assert total is not None, "nothing was collected"
@@ -99,7 +100,7 @@ class ScatteredGradients:
     def write(self, held: Held, vectors: Sequence[Vector], weights_UV: Tensor) -> None:
         """Sets ``.grad`` to the weighted sums, whole on every rank; none where no rank has a gradient."""
         targets_B = self._shards_VB[0]
-        for blocks_VB in self._by_device():
+        for blocks_VB in by_device(self._shards_VB):
             _kernels.weighted_sums_(blocks_VB, targets_B, self._there(blocks_VB), weights_UV)
         self._shards_VB = []
         for b, bucket in enumerate(self._buckets):
@@ -145,17 +146,6 @@ class ScatteredGradients:
             if self._present_P[i]:
                 self._parameters[i].grad = whole[start : start + size].view(self._parameters[i].shape)
             start += size
-
-    def _by_device(self) -> list[list[Gradients]]:
-        """The shards, those on other devices left out; one set for each device."""
-        devices = sorted({bucket.device for bucket in self._buckets}, key=str)
-        return [
-            [
-                [block if block is not None and block.device == d else None for block in blocks]
-                for blocks in self._shards_VB
-            ]
-            for d in devices
-        ]
 
     def _there(self, blocks_VB: list[Gradients]) -> list[_kernels.Span]:
         return [span for span in self._spans if blocks_VB[0][span.block] is not None]

@@ -15,9 +15,10 @@ from counterpoint.diagnosis.conflict_analysis.gradients import GradientSource, P
 from counterpoint.diagnosis.conflict_analysis.grams import GradientGrams, check_splits, collect
 from counterpoint.diagnosis.conflict_analysis.metric import adam_metric
 from counterpoint.diagnosis.conflict_analysis.neurons import NeuronTests
-from counterpoint.diagnosis.conflict_analysis.noise import Moments, pair_tests, pairs_of, split_blocks, split_half
+from counterpoint.diagnosis.conflict_analysis.noise import Moments, pair_tests, split_blocks, split_half
 from counterpoint.diagnosis.conflict_analysis.results import Conflicts, GroupConflicts, HeatMap, MetricConflicts
 from counterpoint.diagnosis.rollouts import Rollouts
+from counterpoint.diagnosis.statistics import pairs_of
 from counterpoint.errors import CounterpointError, GroupingError, nearest
 from counterpoint.surgery.groupings import GROUPINGS
 from counterpoint.surgery.units import sum_units

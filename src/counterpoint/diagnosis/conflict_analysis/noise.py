@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from counterpoint.diagnosis.statistics import pairs_of
+
 LOWEST_SPLITS = 4
 """Fewer leave no degrees of freedom for a test that could reject anything."""
 
@@ -35,11 +37,6 @@ class PairTests:
     debiased: Tensor
     low: Tensor
     high: Tensor
-
-
-def pairs_of(num_domains: int) -> list[tuple[int, int]]:
-    """All pairs of domains, the first one varying slowest: the order of every Q axis."""
-    return [(i, j) for i in range(num_domains) for j in range(i + 1, num_domains)]
 
 
 def split_blocks(gram_SS: Tensor, num_domains: int) -> Tensor:

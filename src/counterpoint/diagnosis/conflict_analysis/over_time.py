@@ -16,8 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from counterpoint.diagnosis.conflict_analysis.noise import pairs_of, student_t_p_value
-from counterpoint.diagnosis.statistics import benjamini_hochberg
+from counterpoint.diagnosis.conflict_analysis.noise import student_t_p_value
+from counterpoint.diagnosis.statistics import benjamini_hochberg, pairs_of
 from counterpoint.errors import CounterpointError, RunError
 from counterpoint.surgery.gram import cosines
 

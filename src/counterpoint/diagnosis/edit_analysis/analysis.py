@@ -24,7 +24,8 @@ from counterpoint.diagnosis.edit_analysis.results import (
     part_of,
     sparsity_of,
 )
-from counterpoint.diagnosis.edit_analysis.stream import Options, Progress, TensorEdits, floating_names, pairs_of, stream
+from counterpoint.diagnosis.edit_analysis.stream import Options, Progress, TensorEdits, floating_names, stream
+from counterpoint.diagnosis.statistics import pairs_of
 from counterpoint.diagnosis.structure import layer_of, module_of
 from counterpoint.errors import ConfigError
 

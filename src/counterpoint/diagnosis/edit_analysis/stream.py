@@ -4,7 +4,6 @@ Memory: some blocks per thread, one compressed matrix per checkpoint and thread,
 of large tensors not even one, is ever held.
 """
 
-import itertools
 import math
 import os
 import threading
@@ -30,6 +29,7 @@ from counterpoint.diagnosis.edit_analysis.chunks import (
     squared,
 )
 from counterpoint.diagnosis.edit_analysis.spectrum import Compression, Spectrum, exact_spectrum, is_exact
+from counterpoint.diagnosis.statistics import pairs_of
 from counterpoint.diagnosis.structure import NeuronAxis, neuron_axis
 
 Progress = Callable[[str, int, int], None]
@@ -191,11 +191,6 @@ class TensorPass:
         stored = [tensor.to(self.space.dtype).masked_fill(mask, 0) for tensor in stored]
         energies = [squared(tensor) for tensor in (*values, *edits)]
         return _Blocks(start, values, edits, stored, energies, [int(flags.sum()) for flags in broken], int(mask.sum()))
-
-
-def pairs_of(count: int) -> list[tuple[int, int]]:
-    """``(0, 1), (0, 2), (1, 2), ...``: every pair of checkpoints once."""
-    return list(itertools.combinations(range(count), 2))
 
 
 def stream(
