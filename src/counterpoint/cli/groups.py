@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from counterpoint.errors import MissingExtraError, ModelError
+from counterpoint.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,23 +50,14 @@ def groups(
 
 def _meta_model(model: str, lora: bool) -> "nn.Module":
     """The model on the meta device: names and shapes without memory."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    if model == "pocket":
-        from counterpoint.pocket import model_path
+    from counterpoint.planning.shapes import meta_model
+    from counterpoint.pocket import model_path
 
-        model = str(model_path())
-    try:
-        config = AutoConfig.from_pretrained(model)
-        with torch.device("meta"):
-            built = AutoModelForCausalLM.from_config(config)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(
-            f"{model!r} is no causal language model that transformers can build: {reason} "
-            "Give a folder with a config.json, a hub id, or 'pocket'."
-        ) from error
+    path = str(model_path()) if model == "pocket" else model
+    choices = "a folder with a config.json, a hub id, or 'pocket'"
+    built = meta_model(path, lambda: AutoConfig.from_pretrained(path), choices)
     return _with_lora(built) if lora else built
 
 

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,26 +98,40 @@ def model_shapes(
         ModelError: there is no configuration of a causal language model.
         MissingExtraError: ``lora`` is asked for and PEFT is not installed.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
+
+    def read_config() -> Any:
+        if model not in BUILT_IN:
+            return AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
+        settings = {key: value for key, value in BUILT_IN[model].items() if key not in ("label", "model_type")}
+        return AutoConfig.for_model(BUILT_IN[model]["model_type"], **settings)
 
     label = label or (BUILT_IN[model]["label"] if model in BUILT_IN else _label(model))
+    choices = (
+        f"{', '.join(BUILT_IN)}, 'pocket', a folder with a config.json, that file, a hub id, or a configuration in YAML"
+    )
+    built = meta_model(model, read_config, choices, trust_remote_code)
+    return _shapes_of(_with_lora(built, lora) if lora else built, label)
+
+
+def meta_model(name: str, read_config: Callable[[], Any], choices: str, trust_remote_code: bool = False) -> Any:
+    """The model of a configuration on the meta device: names and shapes without memory.
+
+    Raises:
+        ModelError: there is no configuration of a causal language model; ``choices`` is what may be given instead.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
     try:
-        if model in BUILT_IN:
-            settings = {key: value for key, value in BUILT_IN[model].items() if key not in ("label", "model_type")}
-            config = AutoConfig.for_model(BUILT_IN[model]["model_type"], **settings)
-        else:
-            config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
+        config = read_config()
         with torch.device("meta"):
-            built = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
-            f"{model!r} is no causal language model that transformers can build: {reason} Give "
-            f"{', '.join(BUILT_IN)}, 'pocket', a folder with a config.json, that file, a hub id, or a configuration in "
-            "YAML."
+            f"{name!r} is no causal language model that transformers can build: {reason} Give {choices}."
         ) from error
-    return _shapes_of(_with_lora(built, lora) if lora else built, label)
 
 
 def _label(model: str) -> str:
