@@ -23,13 +23,26 @@ ALLOWED = {
     "fetch": {"errors", "evaluation"},
     "models": {"errors", "config", "pocket"},
     "training": {"errors", "config", "domains", "evaluation", "launch", "models", "pocket", "runs", "surgery"},
-    "diagnosis": {"errors", "config", "disk", "domains", "evaluation", "models", "pocket", "runs", "surgery"},
+    "checkpoints": {"errors", "disk", "models", "pocket", "surgery"},
+    "merging": {"errors", "checkpoints"},
+    "diagnosis": {
+        *("errors", "checkpoints", "config", "disk", "domains", "evaluation", "models", "pocket", "runs", "surgery"),
+    },
+    "recovery": {
+        *("errors", "checkpoints", "config", "disk", "domains", "evaluation", "launch", "models", "pocket", "runs"),
+        *("surgery", "training", "diagnosis"),
+    },
+    "study": {
+        *("errors", "checkpoints", "config", "disk", "domains", "evaluation", "launch", "merging", "models", "pocket"),
+        *("runs", "surgery", "training", "diagnosis", "recovery"),
+    },
     "verification": {"errors", "surgery"},
     "planning": {"errors", "config", "surgery"},
     "report": {"errors", "runs", "disk", "evaluation"},
     "cli": {
         *("errors", "config", "domains", "evaluation", "fetch", "pocket", "report", "rewards", "runs", "surgery"),
-        *("training", "disk", "launch", "verification", "planning", "models", "diagnosis"),
+        *("training", "disk", "launch", "verification", "planning", "models", "diagnosis", "checkpoints", "merging"),
+        *("recovery", "study"),
     },
 }
 """Package -> packages it may import, at the top of a file or inside a function."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from counterpoint.diagnosis.checkpoints import compare, open_checkpoint
+from counterpoint.checkpoints import compare, open_checkpoint
 from counterpoint.errors import ModelError
 from counterpoint.pocket import model_path
 from diagnosis_models import random_model, save

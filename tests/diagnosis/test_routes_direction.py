@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from counterpoint.checkpoints import compare, open_checkpoint
 from counterpoint.diagnosis import Rollout, Rollouts, routes
-from counterpoint.diagnosis.checkpoints import compare, open_checkpoint
 from counterpoint.diagnosis.route_analysis.controls import cosine_interval, draw_controls, sign_noise
 from counterpoint.diagnosis.route_analysis.direction import (
     EditTensors,

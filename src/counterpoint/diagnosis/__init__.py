@@ -46,12 +46,14 @@ _HOMES: dict[str, str] = {
     "to_json": "results",
     "write_result": "results",
 }
-"""Public names and the file of this package that each lives in; imported when first used."""
+"""Public names and the file that each lives in, here or in ``counterpoint.checkpoints``; imported when first used."""
 
 __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(importlib.import_module(f"counterpoint.diagnosis.{_HOMES[name]}"), name)
+        home = _HOMES[name]
+        package = "counterpoint" if home == "checkpoints" else "counterpoint.diagnosis"
+        return getattr(importlib.import_module(f"{package}.{home}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

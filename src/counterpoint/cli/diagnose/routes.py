@@ -147,7 +147,7 @@ def open_edits(
         CounterpointError: a malformed option, an unknown or repeated domain, a single edit, or a base without edit.
         ModelError: checkpoints that cannot be compared.
     """
-    from counterpoint.diagnosis.checkpoints import compare, open_checkpoint
+    from counterpoint.checkpoints import compare, open_checkpoint
     from counterpoint.diagnosis.route_analysis.direction import EditTensors
 
     after = parse_edits(edits, domains)

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from counterpoint.checkpoints import compare, open_checkpoint
 from counterpoint.config import Config
-from counterpoint.diagnosis.checkpoints import compare, open_checkpoint
 from counterpoint.diagnosis.domains_of_config import Subject, open_subject
 from counterpoint.errors import ModelError, UnsupportedError
 from counterpoint.surgery.groupings import plain_name

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from counterpoint.diagnosis.checkpoints import Checkpoint, compare, open_checkpoint
+from counterpoint.checkpoints import Checkpoint, compare, open_checkpoint
 from counterpoint.diagnosis.edit_analysis.chunks import Thresholds
 from counterpoint.diagnosis.edit_analysis.neurons import NORMS, Layers, change_scores, numbers, top_neurons
 from counterpoint.diagnosis.edit_analysis.overlap import Overlap, overlap

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from counterpoint.diagnosis.checkpoints import Comparison
+from counterpoint.checkpoints import Comparison
 from counterpoint.diagnosis.edit_analysis.chunks import (
     BLOCK,
     Agreement,

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from counterpoint.diagnosis.checkpoints import Comparison
+from counterpoint.checkpoints import Comparison
 from counterpoint.diagnosis.route_analysis.controls import MIN_NEURONS, cosine_interval, draw_controls, sign_noise
 from counterpoint.diagnosis.statistics import Estimate
 from counterpoint.diagnosis.structure import NeuronAxis, neuron_axis

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from counterpoint.checkpoints import compare, open_checkpoint
 from counterpoint.config import Config
 from counterpoint.diagnosis.behaviour_analysis.analysis import Behaviour, behaviour
-from counterpoint.diagnosis.checkpoints import compare, open_checkpoint
 from counterpoint.diagnosis.conflict_analysis.analysis import ALL_GROUPINGS, conflicts
 from counterpoint.diagnosis.conflict_analysis.metric import OPTIMIZER_FILE, read_optimizer
 from counterpoint.diagnosis.conflict_analysis.over_time import ConflictsOverTime, conflicts_over_time

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from counterpoint.diagnosis.checkpoints.files import Stored, read_header
+from counterpoint.checkpoints.files import Stored, read_header
 from counterpoint.errors import ModelError
 from counterpoint.surgery.groupings import plain_name
 

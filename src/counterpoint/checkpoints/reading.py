@@ -16,8 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
-from counterpoint.diagnosis.checkpoints.files import Stored, find_files, model_order, read_headers
-from counterpoint.diagnosis.checkpoints.lora import Adapters, read_adapters
+from counterpoint.checkpoints.files import Stored, find_files, model_order, read_headers
+from counterpoint.checkpoints.lora import Adapters, read_adapters
 from counterpoint.errors import ModelError
 from counterpoint.models import ADAPTER_CONFIG
 from counterpoint.pocket import model_path
@@ -35,11 +35,21 @@ class Checkpoint:
         shapes: shape by name.
         dtypes: torch dtype by name; float32 for tensors that LoRA adapters change.
         tied: whether the model says that its output projection is its embedding.
+        folders: where its other files (configuration, tokenizer) are: its own folder, after that of the base model
+            where it is made of adapters.
     """
 
-    def __init__(self, path: Path, stored: Mapping[str, Stored], tied: bool, adapters: Adapters | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        stored: Mapping[str, Stored],
+        tied: bool,
+        adapters: Adapters | None = None,
+        base_folders: Sequence[Path] = (),
+    ) -> None:
         self.path = path
         self.tied = tied
+        self.folders = (*base_folders, path)
         self._stored = dict(stored)
         self._adapters = adapters
         self.names = tuple(sorted(stored, key=model_order))
@@ -101,7 +111,8 @@ def _with_adapters(folder: Path) -> Checkpoint:
         ) from error
     adapters = read_adapters(folder, config, base.dtypes, base.shapes)
     stored = {**base._stored, **adapters.replaced}
-    return Checkpoint(folder, stored, base.tied and not any(name in stored for name in adapters.heads), adapters)
+    tied = base.tied and not any(name in stored for name in adapters.heads)
+    return Checkpoint(folder, stored, tied, adapters, base.folders)
 
 
 def _folder(path: str | Path) -> Path:

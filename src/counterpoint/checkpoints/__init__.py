@@ -1,0 +1,6 @@
+"""Checkpoints read and written tensor by tensor: shards, tied weights, LoRA merged on the fly."""
+
+from .reading import Checkpoint, Comparison, compare, open_checkpoint
+from .writing import check_output, write_checkpoint
+
+__all__ = ["Checkpoint", "Comparison", "check_output", "compare", "open_checkpoint", "write_checkpoint"]
