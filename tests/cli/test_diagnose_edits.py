@@ -7,6 +7,7 @@ import torch
 from typer.testing import CliRunner
 
 from counterpoint.cli.app import app
+from counterpoint.cli.diagnose.edits_tables import _two_digits
 from counterpoint.errors import ModelError
 from diagnosis_models import random_model, save
 
@@ -59,3 +60,17 @@ def test_a_chain_names_what_each_is_compared_with(folders):
 def test_a_bad_checkpoint_is_one_sentence(folders, tmp_path):
     with pytest.raises(ModelError, match=r"no \.safetensors weights there"):
         invoke(folders[0], str(tmp_path))
+
+
+def test_tables_fit_a_terminal_and_cut_nothing_off(folders):
+    result = CliRunner().invoke(app, ["diagnose", "edits", *folders], env={"COLUMNS": "80"}, catch_exceptions=False)
+    tables = result.output.split("c: NaN or Inf")[0]
+    assert max(map(len, tables.splitlines())) <= 80
+    assert "…" not in tables
+    assert "Share of weights whose edit is below ..." in tables
+    assert "1e-7" in tables
+
+
+@pytest.mark.parametrize(("share", "text"), [(0, "0%"), (0.0123, "1.2%"), (0.096, "10%"), (0.999, "100%"), (1, "100%")])
+def test_shares_are_never_written_with_an_exponent(share, text):
+    assert _two_digits(share) == text

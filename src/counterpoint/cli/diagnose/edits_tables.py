@@ -12,11 +12,16 @@ if TYPE_CHECKING:
 MODULES_SHOWN = 12
 """Modules with the largest relative edit; the JSON has them all."""
 
+SMALLEST_P = 1e-6
+"""Smaller p-values are told as below this; the JSON has them."""
+
 
 def print_edits(found: "Edits", console: Console | None = None) -> None:
     """Prints what changed, where, what the checkpoints share, and LPT's numbers to read beside."""
     console = console or Console()
     console.print(_sparsity(found))
+    console.print(_curve(found, "absolute_curve", "Share of weights whose edit is below ..."))
+    console.print(_curve(found, "relative_curve", "Share of weights whose relative edit is below ..."))
     for checkpoint in found.checkpoints:
         if not checkpoint.equal:
             console.print(_modules(checkpoint))
@@ -68,7 +73,7 @@ def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", caption_justify="left")
     table.add_column(columns[0], style="bold", no_wrap=True)
     for column in columns[1:]:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", overflow="fold")
     return table
 
 
@@ -88,6 +93,15 @@ def _sparsity(found: "Edits") -> Table:
             _number(c.whole.relative_norm),
         )
     table.caption = "bf16 hides: edits below half a bfloat16 step; equal in bf16: before and after round to the same"
+    return table
+
+
+def _curve(found: "Edits", which: str, title: str) -> Table:
+    """One of the two curves over thresholds, a row per checkpoint."""
+    curves = [getattr(checkpoint.sparsity, which) for checkpoint in found.checkpoints]
+    table = _table(title, "checkpoint", *(f"{float(threshold):.0e}".replace("e-0", "e-") for threshold in curves[0]))
+    for checkpoint, curve in zip(found.checkpoints, curves, strict=True):
+        table.add_row(escape(checkpoint.name), *(_two_digits(share) for share in curve.values()))
     return table
 
 
@@ -128,9 +142,9 @@ def _overlaps(found: "Edits") -> Table:
             _pair_name(pair),
             f"{o.jaccard:.3f}",
             f"{o.over_all.jaccard:.3f}",
-            f"{o.over_all.p_value:.1g}",
+            _p(o.over_all.p_value),
             f"{o.within_layers.jaccard:.3f}",
-            f"{o.within_layers.p_value:.1g}",
+            _p(o.within_layers.p_value),
             f"{shuffled.low:.3f}-{shuffled.high:.3f}" if shuffled else "-",
         )
     table.caption = (
@@ -175,6 +189,10 @@ def _percent(share: float) -> str:
     return f"{share:.1%}" if share >= 0.001 or not share else f"{share:.0e}"
 
 
+def _p(value: float) -> str:
+    return f"{value:.1g}" if value >= SMALLEST_P else f"< {SMALLEST_P:g}"
+
+
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2g}"
 
@@ -184,4 +202,8 @@ def _rank(value: "Beside | None") -> str:
 
 
 def _share(value: "Beside | None") -> str:
-    return f"{100 * value.value:.2g}% ({100 * value.random:.2g}%)" if value else "-"
+    return f"{_two_digits(value.value)} ({_two_digits(value.random)})" if value else "-"
+
+
+def _two_digits(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.095 else f"{100 * share:.2g}%"
