@@ -149,7 +149,7 @@ class Measurement:
         )
 
     def _reward(self) -> None:
-        plan = _plan(self.subject.config)
+        plan = sampled_plan(self.subject.config)
         domain = self.subject.domains[self.rollouts.domain]
         model, tokenizer = self.subject.model, self.subject.tokenizer
         report = _renamed("evaluate before", self.on_progress)
@@ -232,7 +232,7 @@ def shared_neurons(
     return {int(layer): shared_N[layers == layer] for layer in torch.unique(layers)}
 
 
-def _plan(config: Config) -> EvaluationPlan:
+def sampled_plan(config: Config) -> EvaluationPlan:
     """Sampled evaluation as in the configuration, without greedy decoding."""
     settings = config.evaluation
     longest = settings.max_new_tokens or config.training.get("max_completion_length") or Sampling.max_new_tokens
