@@ -50,6 +50,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), training_names:
     return _resolved(config, path)
 
 
+def check_document(document: Document, path: str | Path, training_names: SettingNames | None = None) -> Config:
+    """The configuration in ``document``, checked and resolved as ``load_config`` does for the file ``path``.
+
+    For documents that were read once and changed since. Raises ``ConfigError`` with every problem.
+    """
+    return _resolved(_checked(document, training_names), Path(path))
+
+
 def parse_config(data: Mapping[str, Any]) -> Config:
     """The configuration in plain ``data``, checked as a file is. Raises ``ConfigError`` with every problem."""
     return _checked(Document(data=dict(data)))

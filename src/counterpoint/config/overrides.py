@@ -20,10 +20,11 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
         parsed = read_yaml(text, where)
         document.problems += [Problem(where, path, problem.message) for problem in parsed.problems]
         if not parsed.problems:
-            _write(document, path, parsed.data, where)
+            set_value(document, path, parsed.data, where)
 
 
-def _write(document: Document, path: Key, value: Any, where: str) -> None:
+def set_value(document: Document, path: Key, value: Any, where: str) -> None:
+    """Write ``value`` at ``path``, noting that it was written at ``where``; a problem is collected in ``document``."""
     document.data = {} if document.data is None else document.data
     holder: Any = document.data
     done: Key = ()
