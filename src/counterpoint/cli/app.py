@@ -13,6 +13,7 @@ from counterpoint.cli.fetch import fetch
 from counterpoint.cli.groups import groups
 from counterpoint.cli.plan import plan
 from counterpoint.cli.report import report
+from counterpoint.cli.rollback import rollback
 from counterpoint.cli.score import score
 from counterpoint.cli.train import train
 from counterpoint.cli.verify import verify
@@ -49,6 +50,7 @@ app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("report")(report)
 app.command("demo")(demo)
+app.command("rollback")(rollback)
 app.command("score")(score)
 app.command("groups")(groups)
 app.command("fetch")(fetch)

@@ -1,0 +1,1 @@
+"""Rollback: part of an edit undone without training; ``counterpoint.recovery.rollback`` is the entry."""

@@ -1,0 +1,95 @@
+"""Rollback: undoes the part of a later edit that costs an earlier domain most, without training.
+
+    theta_new = theta_after - a * mask * (theta_after - theta_before)
+
+Which weights, and how far (a), is chosen on training rows and reported once on held-out rows. Which choices are ours:
+``docs/recovery.md``. Named after LPT (arXiv 2606.02398), whose rule is not public.
+"""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from counterpoint.checkpoints import check_output
+from counterpoint.config import Config
+from counterpoint.diagnosis.domains_of_config import Progress, config_of, silent, wanted_domains
+from counterpoint.recovery.results import write_result
+from counterpoint.recovery.rolling_back.edit import changed_weights, open_edit
+from counterpoint.recovery.rolling_back.options import RollbackOptions, check_options
+from counterpoint.recovery.rolling_back.results import Rollback
+from counterpoint.recovery.rolling_back.selection import check_budgets
+from counterpoint.recovery.rolling_back.verdict import verdict_of
+from counterpoint.recovery.rolling_back.work import Work
+
+
+def rollback(
+    before: str | Path,
+    after: str | Path,
+    domain: str,
+    config: str | Path | Config,
+    *,
+    out: Path | None = None,
+    base: str | Path | None = None,
+    other: str | None = None,
+    options: RollbackOptions | None = None,
+    completions: Path | None = None,
+    save: Path | None = None,
+    on_progress: Progress = silent,
+) -> Rollback:
+    """Looks for the weights whose restoring brings ``domain`` back, and writes the best checkpoint found.
+
+    Args:
+        before: the checkpoint right after the domain's own stage.
+        after: a later checkpoint of the same model.
+        domain: the domain that may have suffered.
+        config: configuration or run directory that defines the domains.
+        out: the folder to write; None writes none. It is not written where nothing was damaged or nothing helped.
+        base: the checkpoint before the domain's own stage, for the score ``opposition``.
+        other: the later domain, for ``where="route"``.
+        options: which weights, how many, how far, and what it is measured on.
+        completions: a file of completions of ``before`` that an analysis saved, instead of sampling.
+        save: where the result is written as JSON, an unfinished one too.
+        on_progress: called with what is being done, steps done and in total.
+
+    Raises:
+        ConfigError: a bad configuration or an unknown domain.
+        ModelError: checkpoints that cannot be compared, are equal or not finite, or a folder that is taken.
+        CounterpointError: impossible options, an empty mask, or a budget that is larger than the edit.
+    """
+    start = time.monotonic()
+    options = options or RollbackOptions()
+    check_options(options, domain, other, base)
+    config = config if isinstance(config, Config) else config_of(config)
+    wanted_domains(config, [domain, *([other] if other else [])])
+    edit = open_edit(before, after, base)
+    if out is not None:
+        check_output(out, edit.pair.after)
+    changed = changed_weights(edit, lambda done, total: on_progress("read the edit", done, total))
+    check_budgets(options, edit, sum(changed.values()))
+    found = Rollback(
+        str(before),
+        str(after),
+        None if base is None else str(base),
+        domain,
+        other,
+        options,
+        score=options.score,
+        unit=options.unit,
+        where=options.where,
+        num_weights=edit.num_weights,
+        num_changed=sum(changed.values()),
+    )
+    work = Work(config, edit, changed, options, completions, out, on_progress, found)
+    try:
+        work.run()
+    except KeyboardInterrupt:
+        work.result = replace(work.result, stopped="Stopped by hand; what was measured before is kept.")
+        raise
+    finally:
+        seconds = time.monotonic() - start
+        work.result = replace(work.result, seconds=seconds)
+        if work.result.reported:
+            work.result = replace(work.result, verdict=verdict_of(work.result))
+            if save is not None:
+                write_result(save, "rollback", work.result)
+    return work.result

@@ -1,0 +1,75 @@
+"""A checkpoint with part of an edit undone: in a model for a while, or on the disk. Both hold the same bits."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from counterpoint.checkpoints import write_checkpoint
+from counterpoint.errors import UnsupportedError
+from counterpoint.recovery.rolling_back.edit import Edit, wide
+from counterpoint.recovery.rolling_back.masks import Mask
+from counterpoint.surgery.groupings import plain_name
+
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
+
+
+@dataclass(frozen=True)
+class Patch:
+    """``theta_after - scale * mask * (theta_after - theta_before)``, tensor by tensor; no mask is ``theta_after``.
+
+    A scale of 1 gives the very numbers from before, and every weight outside the mask keeps its bits.
+    """
+
+    edit: Edit
+    mask: Mask | None = None
+    scale: float = 1.0
+
+    def __call__(self, name: str) -> Tensor:
+        """One tensor, in the type that it has after the edit."""
+        after = self.edit.after(name)
+        chosen = None if self.mask is None else self.mask.of(name)
+        if chosen is None:
+            return after
+        restored = torch.lerp(wide(after), wide(self.edit.before(name)).to(wide(after).dtype), self.scale)
+        return torch.where(chosen, restored.to(after.dtype), after)
+
+
+class Site:
+    """A model whose weights are set to any patch of an edit; what it was before does not matter."""
+
+    def __init__(self, model: Any, edit: Edit, changed: Mapping[str, int]) -> None:
+        """Raises ``UnsupportedError`` where the edit changed a tensor that the model has under no name."""
+        params = {plain_name(name): param for name, param in model.named_parameters()}
+        for name in changed:
+            if name not in params:
+                raise UnsupportedError(
+                    f"{name} changed between the checkpoints, but {type(model).__name__} has no parameter of that name "
+                    f"(it has {next(iter(params))}, ...). Save the checkpoints with the model class that loads them."
+                )
+        self.edit = edit
+        self.params = {name: params[name] for name in edit.names if name in params}
+
+    def hold(self, tensor_of: Callable[[str], Tensor]) -> None:
+        """Copies ``tensor_of(name)`` into every parameter."""
+        with torch.no_grad():
+            for name, param in self.params.items():
+                param.copy_(tensor_of(name))
+
+
+def write_patch(patch: Patch, out: Path, on_progress: Callable[[str, int, int], None]) -> Path:
+    """Writes the patched checkpoint: the files of the one after the edit, with the patch's tensors."""
+    after = patch.edit.pair.after
+    names = {in_after: name for name, (_, in_after) in patch.edit.pair.sources.items()}
+    embedding = next((name for name in patch.edit.names if name.endswith(_EMBEDDINGS)), None)
+
+    def tensor_of(stored: str) -> Tensor:
+        if stored in names:
+            return patch(names[stored])
+        # The only tensor that a comparison leaves out is the stored copy of a tied embedding.
+        return after.tensor(stored) if embedding is None else patch(embedding)
+
+    return write_checkpoint(out, after, tensor_of, on_progress)
