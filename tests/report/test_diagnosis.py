@@ -3,12 +3,14 @@
 import json
 import re
 
+import numpy as np
 import pytest
 
 from counterpoint.report import build, write_report
+from counterpoint.report._cosines import module_cosines
 from counterpoint.report._detail import LEVELS
 from counterpoint.report._page import figures
-from counterpoint.report._read import read_run
+from counterpoint.report._read import Grams, read_run
 from planted_diagnosis import FIGURES, write_diagnosis
 from report_page import cells
 
@@ -68,7 +70,7 @@ def test_pictures_show_the_numbers_of_the_files(diagnosed):
     assert [row[0] for row in damage["text"]] == ["\u2022", "\u2022", "", "\u2022", "\u2022", "\u2022"]
     overlap = shown["diagnosis-overlap-edits"]["data"][0]
     assert overlap["z"][0] == [None, 0.1, 0.11, 0.13]
-    assert overlap["text"][1][0] == "0.10 (0.05) \u2022"
+    assert overlap["text"][1][0] == "0.10 \u2022<br>(0.05)"
     entropy = shown["diagnosis-entropy"]["data"]
     assert [trace["marker"]["color"] for trace in entropy[::2]] == ["@d0", "@d1", "@d2", "@d3"]
 
@@ -111,3 +113,12 @@ def test_many_domains_and_modules_stay_below_six_megabytes(tmp_path, make_run):
     assert write_report(run).stat().st_size < 6_000_000
     content = build([read_run(run)], LEVELS[0])["diagnosis"]
     assert (len(content["pairs"]), content["pairs_left_out"]) == (28, 38)
+
+
+def test_a_run_of_one_domain_after_another_has_no_map_of_cosines():
+    gram_SGDD = np.full((4, 3, 2, 2), np.nan)
+    gram_SGDD[:2, :, 0, 0] = gram_SGDD[2:, :, 1, 1] = 1.0
+    alone = Grams(np.arange(4), gram_SGDD, ("embedding", "layers.0.mlp", "norm"), ("code", "math"))
+    assert module_cosines(alone, LEVELS[0]) is None
+    gram_SGDD[0] = 0.5
+    assert module_cosines(alone, LEVELS[0])["negative_share"] == 0

@@ -18,8 +18,9 @@ MAX_MODULES = 160
 
 
 def module_cosines(grams: Grams | None, detail: Detail) -> dict[str, Any] | None:
-    """Modules in layer order, domain pairs, and their cosines over steps and averaged over all steps; None without.
+    """Modules in layer order, domain pairs, and their cosines over steps and averaged over all steps.
 
+    None where no recorded step has two domains, as in a run that trains one after another.
     ``cosine[q][g][b]`` is pair q in module g, averaged over the steps of bin b, which begins at ``step[b]``.
     ``overall[q][g]`` holds the mean over steps, its standard error, and the share of steps with a negative cosine.
     """
@@ -33,6 +34,8 @@ def module_cosines(grams: Grams | None, detail: Detail) -> dict[str, Any] | None
     cosine_QGB = np.stack([bin_means(cosine_SG, num_bins, _nanmean).T for cosine_SG in cosine_QSG])
     first_steps = [int(part[0]) for part in np.array_split(grams.step_S, num_bins)]
     finite = np.isfinite(cosine_QSG)
+    if not finite.any():  # one domain after another
+        return None
     return {
         "modules": [clean(name, 60) for name in groups],
         "pairs": [pair_name(grams.domains[i], grams.domains[j]) for i, j in shown],
@@ -42,7 +45,7 @@ def module_cosines(grams: Grams | None, detail: Detail) -> dict[str, Any] | None
         "recorded_steps": len(grams.step_S),
         "cosine": _nested(cosine_QGB),
         "overall": [_overall(cosine_SG) for cosine_SG in cosine_QSG],
-        "negative_share": float((cosine_QSG[finite] < 0).mean()) if finite.any() else None,
+        "negative_share": float((cosine_QSG[finite] < 0).mean()),
         "limit": _colour_limit(cosine_QGB),
     }
 

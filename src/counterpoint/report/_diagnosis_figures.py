@@ -174,8 +174,10 @@ def _overlap_matrix(pairs: Sequence[dict[str, Any]], key: str) -> Figure | None:
         "texttemplate": "%{text}",
         "textfont": {"size": 12, "color": "@ink"},
         "hovertemplate": "%{x}, %{y}: %{text}<extra></extra>",
+        "showscale": False,
     }
-    trace.pop("zmid")
+    for key in ("zmid", "colorbar"):
+        trace.pop(key)
     figure = layout_of([trace], labels, {"type": "category"})
     figure["layout"]["margin"] = {"l": 8, "r": 10, "t": 10, "b": 8}
     return figure | {"height": 60 + 48 * len(names)}
@@ -184,9 +186,9 @@ def _overlap_matrix(pairs: Sequence[dict[str, Any]], key: str) -> Figure | None:
 def _overlap_text(cell: dict[str, float | None] | None) -> str:
     if not cell or cell["jaccard"] is None:
         return ""
-    chance = "" if cell["chance"] is None else f" ({cell['chance']:.2f})"
+    chance = "" if cell["chance"] is None else f"<br>({cell['chance']:.2f})"  # two lines fit on a phone
     beyond = cell["p_value"] is not None and cell["p_value"] < 0.05
-    return f"{cell['jaccard']:.2f}{chance}{' •' if beyond else ''}"
+    return f"{cell['jaccard']:.2f}{' •' if beyond else ''}{chance}"
 
 
 def _lines(rows: Sequence[dict[str, Any]], moments: Sequence[str], unit: str) -> Figure | None:
