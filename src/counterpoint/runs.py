@@ -73,8 +73,12 @@ class RunDirectory:
         self._lock: int | None = None
 
     @classmethod
-    def create(cls, path: str | Path, config: _Config, needed_bytes: int = 0) -> Self:
+    def create(
+        cls, path: str | Path, config: _Config, needed_bytes: int = 0, facts: Mapping[str, Any] | None = None
+    ) -> Self:
         """A new run at ``path`` with its ``config.yaml``, ``environment.json`` and ``run.json``, locked.
+
+        ``facts`` are further entries of ``run.json``.
 
         Raises:
             RunError: ``path`` already holds a run or other files, cannot be written, or its disk has less than
@@ -91,6 +95,7 @@ class RunDirectory:
         state = {"strategy": config.strategy.label, "domains": list(config.domains), "status": "running"}
         run._write_state(
             {"name": run.path.name, **state, "started": time.time(), "ended": None, "steps": 0, "stages": []}
+            | dict(facts or {})
         )
         return run
 

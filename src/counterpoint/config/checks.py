@@ -5,6 +5,7 @@ from typing import Any
 
 from counterpoint.config.document import Key
 from counterpoint.config.domain import expand_reward
+from counterpoint.config.names import SEQUENTIAL
 from counterpoint.config.strategy_checks import Finding, strategy_findings
 from counterpoint.config.training_keys import refused_reason
 from counterpoint.errors import nearest
@@ -15,6 +16,7 @@ def cross_findings(data: Any) -> Iterator[Finding]:
     root = _mapping(data)
     yield from _strategy(root)
     yield from _training(_mapping(root.get("training")))
+    yield from _recovery(root)
     for name, domain in _mapping(root.get("domains")).items():
         yield from _rewards(("domains", name, "reward"), _mapping(domain).get("reward"))
 
@@ -27,6 +29,21 @@ def _strategy(root: dict[Any, Any]) -> Iterator[Finding]:
     written = root.get("strategy", "mgs")
     strategy = {"name": written} if isinstance(written, str) else _mapping(written)
     yield from strategy_findings(strategy, "strategy" in root, list(_mapping(root.get("domains"))))
+
+
+def _recovery(root: dict[Any, Any]) -> Iterator[Finding]:
+    if _mapping(root.get("recovery")).get("watch") is not True:
+        return
+    written = root.get("strategy", "mgs")
+    name = written if isinstance(written, str) else _mapping(written).get("name")
+    if name != SEQUENTIAL:
+        yield (
+            ("recovery", "watch"),
+            (
+                f"watches the stages of the strategy {SEQUENTIAL!r}, found {name!r}. Remove it, or use strategy: "
+                f"{SEQUENTIAL}; a run of any strategy is repaired afterwards by `counterpoint refresh`."
+            ),
+        )
 
 
 def _training(training: dict[Any, Any]) -> Iterator[Finding]:

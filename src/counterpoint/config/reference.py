@@ -16,6 +16,7 @@ from counterpoint.config.schema import (
     EvaluationConfig,
     LoraConfig,
     ModelConfig,
+    RecoveryConfig,
     RunConfig,
     StrategyConfig,
     SurgeryConfig,
@@ -80,6 +81,7 @@ _SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("domains.NAME.reward", RewardConfig),
     ("domains.NAME.evaluation", DomainEvaluation),
     ("evaluation", EvaluationConfig),
+    ("recovery", RecoveryConfig),
     ("run", RunConfig),
 )
 

@@ -132,6 +132,29 @@ class EvaluationConfig(Section):
     seed: int = Field(default=0, ge=0, description="Seed of the choice of held-out prompts and of the sampling.")
 
 
+class RecoveryConfig(Section):
+    """Whether a sequential run looks after the domains it has trained; `docs/recovery.md` states the test."""
+
+    watch: bool = Field(
+        default=False,
+        description="`sequential` only: test earlier domains during later stages, and refresh one that falls.",
+    )
+    level: float = Field(
+        default=0.05, gt=0, lt=0.5, description="Chance that a run in which no domain falls starts any refresh."
+    )
+    every: int = Field(default=10, gt=0, description="Steps between looks in a later stage; its end is always one.")
+    steps: int = Field(default=40, gt=0, description="Most steps of one refresh. They come on top of those configured.")
+    refresh_every: int = Field(default=5, gt=0, description="Steps between looks in a refresh, which may end it.")
+    times: int = Field(default=2, gt=0, description="Most refreshes of one domain in one stage.")
+    learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Learning rate of a refresh; null means `training.learning_rate`.",
+        examples=[1e-4],
+    )
+
+
 class RunConfig(Section):
     """The run directory, the seed, and what is kept."""
 
@@ -199,6 +222,9 @@ class Config(Section):
         default=SurgeryConfig(), description="Where the gradients of a step's domains wait until they are combined."
     )
     evaluation: EvaluationConfig = Field(default=EvaluationConfig(), description="How every domain is evaluated.")
+    recovery: RecoveryConfig = Field(
+        default=RecoveryConfig(), description="Whether domains that fall during training are refreshed."
+    )
     run: RunConfig = Field(default=RunConfig(), description="The run directory, the seed, and what is kept.")
 
     def to_yaml(self) -> str:

@@ -37,7 +37,7 @@ class MetricsWriter(TrainerCallback):
         """Writes the step's metrics and shows them."""
         if not state.is_world_process_zero or not logs or _SUMMARY_KEY in logs:
             return
-        step = self.stage.first_step + state.global_step
+        step = self.stage.offset + state.global_step
         line = {"step": step, "time": time.time(), "stage": self.stage.index} | _clean(logs)
         self.run.append_metrics(line)
         self.reporter.training(step, self.total, line)
@@ -63,21 +63,25 @@ class GramWriter(TrainerCallback):
         """Appends the record that this step left, if it left one."""
         record = self.trainer.last_record
         if self.recorder is not None and record is not None and record is not self._seen and record.finite:
-            self.recorder.add(self.stage.first_step + state.global_step, record, self.trainer.metrics_grouping)
+            self.recorder.add(self.stage.offset + state.global_step, record, self.trainer.metrics_grouping)
         self._seen = record
 
 
 class Evaluator(TrainerCallback):
-    """Evaluates all domains every ``every`` steps of the run, before the step's checkpoint is written."""
+    """Evaluates all domains where ``due`` says so, before the step's checkpoint is written.
 
-    def __init__(self, every: int | None, stage: Stage, evaluate: Callable[[int], None]) -> None:
-        self.every, self.stage, self.evaluate = every, stage, evaluate
+    ``evaluate`` says whether the stage ends here; then a checkpoint is written and training stops.
+    """
+
+    def __init__(self, due: Callable[[int], bool], stage: Stage, evaluate: Callable[[int], bool]) -> None:
+        self.due, self.stage, self.evaluate = due, stage, evaluate
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Evaluates where it is due; the end of a stage is evaluated by the run itself."""
-        step = self.stage.first_step + state.global_step
-        if self.every and step % self.every == 0 and step != self.stage.last_step:
-            self.evaluate(step)
+        """Evaluates where it is due; the last step of a stage is evaluated by the run itself."""
+        step = self.stage.offset + state.global_step
+        if step != self.stage.last_step and self.due(step) and self.evaluate(step):
+            control.should_save = True
+            control.should_training_stop = True
 
 
 class AtStart(TrainerCallback):
@@ -108,19 +112,31 @@ class Stopper(TrainerCallback):
 
 
 class CheckpointMover(TrainerCallback):
-    """Turns a finished checkpoint of TRL into ``checkpoints/step-N`` by one rename, and removes old ones."""
+    """Turns a finished checkpoint of TRL into ``checkpoints/step-N`` by one rename, and removes old ones.
 
-    def __init__(self, run: RunDirectory, stage: Stage, keep: int | None, protected: set[int], launch: Launch) -> None:
+    ``told`` is called on the first rank with the step and the folder.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        stage: Stage,
+        keep: int | None,
+        protected: set[int],
+        launch: Launch,
+        told: Callable[[int, Path], None],
+    ) -> None:
         self.run, self.stage, self.keep, self.protected, self.launch = run, stage, keep, protected, launch
+        self.told = told
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Runs after TRL has written everything; a kill before the rename leaves the old checkpoints as they were."""
         self.launch.wait()  # every rank has its own part to write
         if self.launch.first:
-            self._move(
-                Path(str(args.output_dir)) / f"checkpoint-{state.global_step}",
-                self.run.checkpoint_path(self.stage.first_step + state.global_step),
-            )
+            step = self.stage.offset + state.global_step
+            target = self.run.checkpoint_path(step)
+            self._move(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}", target)
+            self.told(step, target)
         self.launch.wait()
 
     def _move(self, source: Path, target: Path) -> None:

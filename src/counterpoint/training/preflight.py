@@ -89,7 +89,8 @@ def total_steps(args: GRPOConfig, num_rows: int) -> int:
 def needed_bytes(plan: Plan) -> int:
     """Disk that a run's checkpoints take at most: weights and Adam's two moments, one checkpoint more while saving."""
     config = plan.config
-    saves = math.ceil(plan.total_steps / config.run.save_every) + len(plan.stages)
-    kept = saves if config.run.keep is None else min(saves, config.run.keep + len(plan.stages))
+    ends = len(plan.stages) * (3 if config.recovery.watch else 1)  # a refresh in each: where it starts, where it ends
+    saves = math.ceil(plan.total_steps / config.run.save_every) + ends
+    kept = saves if config.run.keep is None else min(saves, config.run.keep + ends)
     trained = 0.02 if config.model.lora else 1.0
     return int(plan.num_params * trained * 12 * (kept + 1))

@@ -1,7 +1,8 @@
 """The stages of a run: one with all domains, or one after another for ``sequential``."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from counterpoint.config import Config
 from counterpoint.errors import ConfigError
@@ -9,17 +10,50 @@ from counterpoint.errors import ConfigError
 
 @dataclass(frozen=True)
 class Stage:
-    """Training on ``domains`` from ``first_step`` (exclusive) to ``last_step`` (inclusive), counted over the run."""
+    """Training on ``domains`` from ``first_step`` (exclusive) to ``last_step`` (inclusive), counted over the run.
+
+    A stage that is interrupted by a refresh leaves two: the second one has ``taken`` steps behind it, and the
+    optimizer, the schedule and the order of prompts go on after those.
+    """
 
     index: int
     domains: tuple[str, ...]
     first_step: int
     last_step: int
+    kind: Literal["train", "refresh"] = "train"
+    taken: int = 0
 
     @property
     def num_steps(self) -> int:
-        """Optimizer steps of this stage."""
-        return self.last_step - self.first_step
+        """Optimizer steps of this stage, earlier parts of it included."""
+        return self.taken + self.last_step - self.first_step
+
+    @property
+    def offset(self) -> int:
+        """What a step counted within the stage must be raised by to be counted over the run."""
+        return self.first_step - self.taken
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry of ``run.json``, without its checkpoint."""
+        return {
+            "kind": self.kind,
+            "domains": list(self.domains),
+            "first_step": self.first_step,
+            "last_step": self.last_step,
+            "taken": self.taken,
+        }
+
+    @classmethod
+    def from_json(cls, index: int, entry: Mapping[str, Any]) -> "Stage":
+        """The stage of an entry of ``run.json``; those written before refreshes were known are of kind ``train``."""
+        return cls(
+            index,
+            tuple(entry["domains"]),
+            entry["first_step"],
+            entry["last_step"],
+            entry.get("kind", "train"),
+            entry.get("taken", 0),
+        )
 
 
 def plan_stages(config: Config, max_steps: int) -> list[Stage]:

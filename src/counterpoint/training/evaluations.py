@@ -1,0 +1,91 @@
+"""The evaluations of a run: made at its moments, written line by line, and read back as what decisions rest on."""
+
+from collections.abc import Sequence
+
+from counterpoint.config import Config
+from counterpoint.evaluation import DomainScore, EvaluationPlan, Sampling, evaluate
+from counterpoint.launch import Launch
+from counterpoint.runs import RunDirectory
+from counterpoint.training.course import Looks
+from counterpoint.training.preflight import Plan
+from counterpoint.training.reporter import Reporter
+from counterpoint.training.trainer import DomainGRPOTrainer
+
+
+def evaluation_plan(config: Config, max_new_tokens: int | None) -> EvaluationPlan:
+    """How a run's domains are evaluated; ``max_new_tokens`` is used where the configuration gives none."""
+    settings = config.evaluation
+    return EvaluationPlan(
+        samples=settings.samples,
+        greedy=settings.greedy,
+        examples=config.run.samples,
+        sampling=Sampling(
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            max_new_tokens=settings.max_new_tokens or max_new_tokens or Sampling.max_new_tokens,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+        ),
+    )
+
+
+class Evaluations:
+    """Evaluations of all domains of one run."""
+
+    def __init__(self, plan: Plan, run: RunDirectory, launch: Launch, reporter: Reporter) -> None:
+        self.plan, self.run, self.launch, self.reporter = plan, run, launch, reporter
+
+    def whole(self) -> set[tuple[str, int]]:
+        """Moment and step of the evaluations of which every domain was written; a kill can leave one with some."""
+        domains: dict[tuple[str, int], set[str]] = {}
+        for line in self.run.lines("evals.jsonl"):
+            domains.setdefault((line["when"], line["step"]), set()).add(line["domain"])
+        return {key for key, names in domains.items() if names >= {domain.name for domain in self.plan.domains}}
+
+    def drop_torn(self) -> None:
+        """Removes the lines of evaluations that are not whole."""
+        whole = self.whole()
+        for name in ("evals.jsonl", "samples.jsonl"):
+            self.run.keep_lines(name, lambda line: (line["when"], line["step"]) in whole)
+
+    def looks(self) -> dict[int, dict[str, tuple[float, ...]]]:
+        """The scores of every whole evaluation by step and domain. Only the first rank may ask."""
+        whole = self.whole()
+        found: dict[int, dict[str, tuple[float, ...]]] = {}
+        for line in self.run.lines("evals.jsonl"):
+            if (line["when"], line["step"]) in whole:
+                found.setdefault(line["step"], {})[line["domain"]] = tuple(line["scores"])
+        return found
+
+    def has(self, step: int) -> bool:
+        """Whether all domains were evaluated after ``step``; the same on every rank."""
+        return self.launch.share(lambda: any(at == step for _, at in self.whole()))
+
+    def make(self, trainer: DomainGRPOTrainer, when: str) -> list[DomainScore]:
+        """Evaluates all domains; every rank gets all scores."""
+        return evaluate(
+            trainer.accelerator.unwrap_model(trainer.model),
+            self.plan.tokenizer,
+            self.plan.domains,
+            evaluation_plan(self.plan.config, trainer.max_completion_length),
+            lambda domain, done, total: self.reporter.evaluating(when, domain, done, total),
+            self.launch,
+        )
+
+    def write(self, scores: Sequence[DomainScore], when: str, step: int, stage: int | None) -> None:
+        """Writes and tells them; for the first rank."""
+        self.run.append_samples(
+            [
+                {"step": step, "when": when, "domain": score.domain} | vars(sample)
+                for score in scores
+                for sample in score.examples
+            ]
+        )
+        for score in scores:
+            self.run.append_eval({"step": step, "when": when, "stage": stage} | score.to_json())
+        self.reporter.evaluated(when, step, scores)
+
+
+def with_look(looks: Looks, step: int, scores: Sequence[DomainScore]) -> Looks:
+    """``looks`` with one that is not written yet, in the digits in which it will be."""
+    return {**looks, step: {score.domain: tuple(score.to_json()["scores"]) for score in scores}}

@@ -1,0 +1,68 @@
+"""The trainer of one stage, and the checkpoint from which it starts or goes on."""
+
+import shutil
+from pathlib import Path
+
+from transformers.trainer_callback import PrinterCallback
+
+from counterpoint.launch import Launch
+from counterpoint.models import load_model, lora_config
+from counterpoint.runs import RunDirectory
+from counterpoint.training.preflight import Plan, strategy_spec
+from counterpoint.training.settings import grpo_config, output_dir
+from counterpoint.training.stages import Stage
+from counterpoint.training.support import check_checkpoints
+from counterpoint.training.trainer import DomainGRPOTrainer
+
+_STATE = ("optimizer", "scheduler", "scaler", "rng_state", "trainer_state", "training_args", "counterpoint_")
+"""Parts of the names of those files of a checkpoint that are not the model's."""
+
+
+def build_trainer(plan: Plan, run: RunDirectory, stage: Stage, start: Path | None) -> DomainGRPOTrainer:
+    """The trainer of ``stage`` with the model in ``start``, or the configuration's where it is None.
+
+    A refresh that is put between stages has its own seed, so that it does not repeat the prompts of the domain's stage.
+    """
+    config = plan.config
+    domains = [domain for domain in plan.domains if domain.name in stage.domains]
+    args = grpo_config(config, output_dir(run), stage.num_steps)
+    args.reward_weights = [reward.weight for domain in domains for reward in domain.rewards]
+    if stage.kind == "refresh":
+        args.seed += stage.index
+        args.learning_rate = config.recovery.learning_rate or args.learning_rate
+    trainer = DomainGRPOTrainer(
+        load_model(config.model, start),
+        {domain.name: {reward.name: reward.function for reward in domain.rewards} for domain in domains},
+        args,
+        {domain.name: domain.train for domain in domains},
+        strategy=strategy_spec(config),
+        shares={domain.name: domain.share for domain in domains},
+        share_rule=config.share_rule,
+        grams_every=config.run.grams_every,
+        buffers=config.surgery.buffers,
+        processing_class=plan.tokenizer,
+        peft_config=lora_config(config.model) if start is None else None,
+    )
+    check_checkpoints(trainer.accelerator)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def continued_checkpoint(run: RunDirectory, stopped: int, weights: int, launch: Launch) -> Path:
+    """A checkpoint with the model after step ``weights`` and everything else from step ``stopped``.
+
+    From it an interrupted stage goes on after a refresh: with its own optimizer state, schedule, random numbers and
+    order of prompts. It is made of links and costs no space.
+    """
+    folder = Path(output_dir(run)) / "continued"
+
+    def link() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for step, wants_state in ((stopped, True), (weights, False)):
+            for file in run.checkpoint_path(step).resolve().iterdir():
+                if any(part in file.name for part in _STATE) == wants_state:
+                    (folder / file.name).symlink_to(file)
+
+    launch.share(link)
+    return folder
