@@ -1,14 +1,12 @@
 """Scores of models beside each other, paired by prompt. Pure functions."""
 
+import math
 from collections.abc import Sequence
-from statistics import fmean
+from statistics import fmean, variance
 
-import torch
-from torch import Tensor
-
-from counterpoint.diagnosis.statistics import Estimate, bootstrap
+from counterpoint.diagnosis.statistics import Estimate
 from counterpoint.evaluation import DomainScore
-from counterpoint.evaluation.intervals import difference_interval
+from counterpoint.evaluation.intervals import difference_interval, student_quantile
 from counterpoint.recovery.rolling_back.results import Reported
 from counterpoint.recovery.rolling_back.trials import Scored
 
@@ -27,25 +25,39 @@ def row(name: str, draw: int | None, scored: Scored, after: Scored) -> Reported:
 
 def beyond(own: DomainScore, random: Sequence[DomainScore]) -> Estimate:
     """How much more than the mean of the random draws."""
-    means = [fmean(values) for values in zip(*(score.scores for score in random), strict=True)]
-    found = difference_interval(means, own.scores)
+    found = difference_interval(_means([score.scores for score in random]), own.scores)
     return Estimate(found.mean, found.low, found.high)
 
 
 def restored(before: Sequence[float], after: Sequence[float], now: Sequence[Sequence[float]]) -> Estimate:
-    """``(now - after) / (before - after)``: the part of a loss that came back, its interval over resampled prompts.
+    """``(now - after) / (before - after)``: the part of a loss that came back, with Fieller's interval over prompts.
+
+    The interval is that of a ratio of two means from the same prompts: all ratios r for which ``back - r gone`` has a
+    mean that Student's t cannot tell from 0. It is infinite where the loss itself cannot be told from 0.
+
+    Source: E. C. Fieller (1954), J. Royal Statistical Society B 16:175.
 
     Args:
         before: mean score of every prompt before the loss [P].
         after: after it [P].
         now: of one or several models, whose mean is taken [P] each.
     """
-    gone = torch.tensor([b - a for b, a in zip(before, after, strict=True)], dtype=torch.float64)
-    means = [fmean(values) for values in zip(*now, strict=True)]
-    back = torch.tensor([n - a for n, a in zip(means, after, strict=True)], dtype=torch.float64)
-    return bootstrap(torch.stack([back, gone], 1), _ratio)
+    gone = [b - a for b, a in zip(before, after, strict=True)]
+    back = [n - a for n, a in zip(_means(now), after, strict=True)]
+    top, bottom, count = fmean(back), fmean(gone), len(gone)
+    if count < 2 or bottom == 0:
+        return Estimate(top / bottom if bottom else math.nan, -math.inf, math.inf)
+    t2 = student_quantile(0.975, count - 1) ** 2 / count
+    products = sum((b - top) * (g - bottom) for b, g in zip(back, gone, strict=True)) / (count - 1)
+    # (top - r bottom)^2 = t2 (var_back - 2 r cov + r^2 var_gone)
+    a = bottom**2 - t2 * variance(gone)
+    b = top * bottom - t2 * products
+    c = top**2 - t2 * variance(back)
+    if a <= 0:
+        return Estimate(top / bottom, -math.inf, math.inf)
+    half = math.sqrt(max(0.0, b**2 - a * c))
+    return Estimate(top / bottom, (b - half) / a, (b + half) / a)
 
 
-def _ratio(resamples_RP2: Tensor) -> Tensor:
-    sums_R2 = resamples_RP2.sum(1)
-    return sums_R2[:, 0] / sums_R2[:, 1]
+def _means(scores: Sequence[Sequence[float]]) -> list[float]:
+    return [fmean(values) for values in zip(*scores, strict=True)]

@@ -1,5 +1,6 @@
 """What a rollback found, in sentences."""
 
+import math
 from collections.abc import Mapping
 
 from counterpoint.diagnosis.statistics import Estimate
@@ -75,6 +76,8 @@ def _came_back(found: Rollback, rollback: Reported) -> str:
 
 
 def _share(value: Estimate) -> str:
+    if not math.isfinite(value.high):
+        return f"about {value.value:.0%}"
     return f"{value.value:.0%} [{value.low:.0%}, {value.high:.0%}]"
 
 
@@ -92,5 +95,6 @@ def _others(found: Rollback, rollback: Reported) -> str:
         return ""
     moved = [f"{name} {signed(value)}" for name, value in others.items() if value.low > 0 or value.high < 0]
     if not moved:
-        return f"Of the {len(others)} other domains none changes beyond its interval."
-    return f"Beyond their own intervals change: {', '.join(moved)}; of {len(others)} other domains."
+        return f"The other domains ({', '.join(others)}) stay within noise."
+    rest = [name for name in others if not any(part.startswith(f"{name} ") for part in moved)]
+    return f"Other domains: {', '.join(moved)}{'; ' + ', '.join(rest) + ' within noise' if rest else ''}."
