@@ -12,9 +12,11 @@ from counterpoint.cli.evaluate import evaluate
 from counterpoint.cli.fetch import fetch
 from counterpoint.cli.groups import groups
 from counterpoint.cli.plan import plan
+from counterpoint.cli.refresh import refresh
 from counterpoint.cli.report import report
 from counterpoint.cli.rollback import rollback
 from counterpoint.cli.score import score
+from counterpoint.cli.study import study
 from counterpoint.cli.train import train
 from counterpoint.cli.verify import verify
 from counterpoint.errors import CounterpointError
@@ -48,6 +50,7 @@ def _root(
 
 app.command("train")(train)
 app.command("eval")(evaluate)
+app.command("refresh")(refresh)
 app.command("report")(report)
 app.command("demo")(demo)
 app.command("rollback")(rollback)
@@ -56,6 +59,7 @@ app.command("groups")(groups)
 app.command("fetch")(fetch)
 app.command("plan")(plan)
 app.command("verify")(verify)
+app.command("study")(study)
 app.add_typer(diagnose.app, name="diagnose")
 app.add_typer(config.app, name="config")
 app.add_typer(pocket.app, name="pocket")

@@ -12,10 +12,11 @@ def load(path: Path, overrides: Sequence[str] | None = None) -> "Config":
     """The configuration in ``path``, the keys under ``training`` compared with the installed TRL's."""
     from counterpoint.config import load_config
 
-    return load_config(path, overrides or (), _setting_names)
+    return load_config(path, overrides or (), setting_names)
 
 
-def _setting_names() -> Collection[str]:
+def setting_names() -> Collection[str]:
+    """Every setting of ``trl.GRPOConfig``."""
     from counterpoint.training.settings import setting_names
 
     return setting_names()

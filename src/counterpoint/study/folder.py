@@ -1,0 +1,106 @@
+"""The folder of a study: what was asked, what each job left, and a lock.
+
+::
+
+    studies/NAME/  study.yaml (resolved)   study.json  study.md  study.html
+                   configs/JOB.yaml        what each job runs with
+                   jobs/JOB.json           how it went
+                   logs/JOB.log            what it printed
+                   runs/JOB/               a run directory, or a checkpoint and its scores.jsonl
+"""
+
+import fcntl
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from counterpoint.disk import disk_errors, write_json
+from counterpoint.errors import RunError
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """How a job went. ``seconds`` counts all its attempts; ``reason`` says why it failed."""
+
+    id: str
+    row: str
+    seed: int | None
+    domain: str
+    status: Literal["running", "done", "failed", "interrupted"]
+    seconds: float = 0.0
+    reason: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+class StudyFolder:
+    """One study on disk. A context manager that keeps other processes from running the same study."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: int | None = None
+
+    @property
+    def runs(self) -> Path:
+        """The folder of all runs."""
+        return self.path / "runs"
+
+    def run(self, job: str) -> Path:
+        """The folder of one job's run."""
+        return self.runs / job
+
+    def config(self, job: str) -> Path:
+        """The configuration that a job runs with."""
+        return self.path / "configs" / f"{job}.yaml"
+
+    def log(self, job: str) -> Path:
+        """What a job printed, all attempts one after another."""
+        return self.path / "logs" / f"{job}.log"
+
+    def record(self, job: str) -> JobRecord | None:
+        """How a job went; None where it never started.
+
+        Raises:
+            RunError: the record cannot be read.
+        """
+        path = self.path / "jobs" / f"{job}.json"
+        try:
+            return JobRecord(**json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError) as error:
+            raise RunError(f"{path}: cannot be read ({error}). Remove it, and the job runs again.") from error
+
+    def write_record(self, record: JobRecord) -> None:
+        """Note how a job went."""
+        write_json(self.path / "jobs" / f"{record.id}.json", asdict(record))
+
+    @property
+    def lock_handle(self) -> int:
+        """The open lock file. Children that inherit it hold the lock too, should they outlive this process."""
+        assert self._lock is not None
+        return self._lock
+
+    def __enter__(self) -> Self:
+        with disk_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise RunError(
+                f"{self.path}: another process is running this study, or runs of one that was killed are still "
+                "going. Wait for them, or stop them first."
+            ) from None
+        self._lock = handle
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None

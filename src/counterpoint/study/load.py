@@ -1,0 +1,151 @@
+"""From a study file to a checked ``Study``: every problem of the file and of every row's run is told at once."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from counterpoint.config import Config
+from counterpoint.config.base import Section
+from counterpoint.config.document import Document, Key, Problem, dump_yaml, read_yaml
+from counterpoint.config.fields import strip_tags
+from counterpoint.config.load import SettingNames
+from counterpoint.config.messages import sentence
+from counterpoint.errors import ConfigError, nearest
+from counterpoint.study.relations import row_findings
+from counterpoint.study.row_configs import RowConfigs, build_configs
+from counterpoint.study.rows import expanded_rows
+from counterpoint.study.schema import KINDS, Row, StudyConfig, expand_row
+
+
+@dataclass(frozen=True)
+class Study:
+    """A checked study.
+
+    Attributes:
+        config: the file.
+        rows: name -> row, orders expanded.
+        configs: the configuration of every run but for its seed, by row and, for experts, domain (``""`` elsewhere).
+        base: the configuration that all rows start from.
+    """
+
+    config: StudyConfig
+    rows: dict[str, Row]
+    configs: RowConfigs
+    base: Config
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """The domains of the base configuration, in the order of every table."""
+        return tuple(self.base.domains)
+
+    def seeds(self, row: str) -> tuple[int, ...]:
+        """The seeds of one row."""
+        own = self.rows[row].seeds
+        return self.config.seeds if own is None else own
+
+    def to_yaml(self) -> str:
+        """The study with its rows and its base configuration in full."""
+        rows = {name: row.model_dump(mode="json") for name, row in self.rows.items()}
+        data = self.config.model_dump(mode="json") | {"config": self.base.model_dump(mode="json"), "rows": rows}
+        return dump_yaml(data)
+
+
+def load_study(path: str | Path, training_names: SettingNames | None = None) -> Study:
+    """The study in the YAML file ``path``.
+
+    Raises:
+        ConfigError: one line per problem of the file, of its base configuration and of every row's run, each with
+            where it stands, what was found and what to do.
+    """
+    path = Path(path)
+    document = _read(path, "study")
+    config, problems = _validated(StudyConfig, document, ())
+    _raise(problems)
+    assert isinstance(config, StudyConfig)
+    rows, row_problems = _rows(document, config)
+    base_document, base_path = _base(document, config, path)
+    rows = expanded_rows(rows, list((base_document.data or {}).get("domains") or {}))
+    configs, base, problems = build_configs(rows, base_document, base_path, document, training_names)
+    if not row_problems:
+        problems += _findings(document, config, rows, configs, base)
+    _raise([*row_problems, *problems])
+    assert base is not None
+    return Study(config, rows, configs, base)
+
+
+def _findings(
+    document: Document, config: StudyConfig, rows: dict[str, Row], configs: RowConfigs, base: Config | None
+) -> Iterator[Problem]:
+    for path, message in row_findings(config, rows, configs, base):
+        yield Problem(document.place(path), path, message)
+
+
+def _read(path: Path, what: str) -> Document:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such {what} file. Give the path of a YAML file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: the {what} cannot be read ({error}). Give a YAML file in UTF-8.") from None
+    document = read_yaml(text, str(path))
+    _raise(document.problems)
+    if not isinstance(document.data, dict):
+        found = "nothing" if document.data is None else type(document.data).__name__
+        _raise([Problem(str(path), (), f"a {what} is a mapping, found {found}.")])
+    return document
+
+
+def _rows(document: Document, config: StudyConfig) -> tuple[dict[str, Row], list[Problem]]:
+    rows: dict[str, Row] = {}
+    problems: list[Problem] = []
+    for name, written in config.rows.items():
+        data = {} if written is None else expand_row(written)
+        at: Key = ("rows", name)
+        kind = data.get("kind", "train") if isinstance(data, dict) else "train"
+        if not isinstance(data, dict):
+            message = f"expected a strategy's name or a mapping, found {data!r}."
+            problems.append(Problem(document.place(at), at, message))
+        elif kind not in KINDS:
+            message = f"unknown kind {kind!r}: {nearest(str(kind), KINDS)}"
+            problems.append(Problem(document.place((*at, "kind")), (*at, "kind"), message))
+        else:
+            row, found = _validated(KINDS[kind], document, at, data)
+            problems += found
+            if isinstance(row, Row):
+                rows[name] = row
+    return rows, problems
+
+
+def _validated(
+    section: type[Section], document: Document, at: Key, data: Any = None
+) -> tuple[Section | None, list[Problem]]:
+    try:
+        return section.model_validate(document.data if data is None else data), []
+    except ValidationError as error:
+        problems = []
+        for details in error.errors(include_url=False):
+            path = (*at, *strip_tags(details["loc"]))
+            problems.append(Problem(document.place(path), path, sentence(section, details)))
+        return None, problems
+
+
+def _base(document: Document, config: StudyConfig, path: Path) -> tuple[Document, Path]:
+    """The base configuration as data with its places, and the file that its relative paths lie beside."""
+    if isinstance(config.config, dict):
+        places = {key[1:]: place for key, place in document.places.items() if key[:1] == ("config",)}
+        return Document(copy.deepcopy(config.config), document.name, places), path
+    wanted = Path(config.config).expanduser()
+    beside = path.parent / wanted
+    base = beside if beside.exists() else wanted
+    return _read(base, "configuration"), base
+
+
+def _raise(problems: Sequence[Problem]) -> None:
+    if problems:
+        lines = list(dict.fromkeys(str(problem) for problem in problems))
+        count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
+        raise ConfigError("\n".join([f"The study has {count}:", *(f"  {line}" for line in lines)]))

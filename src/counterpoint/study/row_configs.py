@@ -1,0 +1,92 @@
+"""The configuration of every run of a study: the base configuration with what its row changes."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from counterpoint.config import Config
+from counterpoint.config.document import Document, Key, Problem
+from counterpoint.config.load import SettingNames, check_document
+from counterpoint.config.overrides import set_value
+from counterpoint.errors import ConfigError
+from counterpoint.study.schema import ExpertsRow, Row, TrainRow
+
+RowConfigs = dict[tuple[str, str], Config]
+"""Row and domain (``""`` where the row is not of experts) -> configuration, all but the seed and the run's name."""
+
+Change = tuple[Key, Any]
+
+COMMON: tuple[Change, ...] = ((("run", "keep"), 1), (("evaluation", "before"), False))
+"""What a study sets in every run: the base is a row of its own, and only the last checkpoint is kept (every stage's
+end is kept besides). A row may set both differently."""
+
+
+def build_configs(
+    rows: Mapping[str, Row], base: Document, base_path: Path, study: Document, names: SettingNames | None
+) -> tuple[RowConfigs, Config | None, list[Problem]]:
+    """The configurations of all rows, that of the base, and everything wrong with any of them."""
+    configs: RowConfigs = {}
+    problems: list[Problem] = []
+    checked_base, found = _checked(base, base_path, (), study.name, names)
+    problems += found
+    for row_name, row in rows.items():
+        for domain, changes in _variants(row, base.data):
+            where = study.place(("rows", row_name, "set") if getattr(row, "set", None) else ("rows", row_name))
+            config, found = _checked(base, base_path, changes, where, names)
+            problems += found
+            if config is not None:
+                configs[row_name, domain] = config
+    return configs, checked_base, problems
+
+
+def _variants(row: Row, base: Mapping[str, Any]) -> Iterator[tuple[str, list[Change]]]:
+    if isinstance(row, ExpertsRow):
+        domains = list(base.get("domains") or {})
+        for index, domain in enumerate(domains):
+            alone = {"name": "sequential", "order": [domain]}
+            changes: list[Change] = [(("strategy",), alone)]
+            if (steps := row.steps or _part(base, index, len(domains))) is not None:
+                changes.append((("training", "max_steps"), steps))
+            yield domain, [*changes, *_written(row.set)]
+    elif isinstance(row, TrainRow):
+        strategy: list[Change] = [] if row.strategy is None else [(("strategy",), row.strategy)]
+        yield "", [*strategy, *_written(row.set)]
+    else:
+        yield "", []
+
+
+def _part(base: Mapping[str, Any], index: int, count: int) -> int | None:
+    """The steps of one of ``count`` domains where the budget is divided as a sequential run divides it."""
+    steps = (base.get("training") or {}).get("max_steps")
+    return steps // count + (index < steps % count) if isinstance(steps, int) and steps >= count else None
+
+
+def _written(settings: Mapping[str, Any]) -> Iterator[Change]:
+    for key, value in settings.items():
+        yield tuple(key.split(".")), value
+
+
+def _checked(
+    base: Document, base_path: Path, changes: Any, where: str, names: SettingNames | None
+) -> tuple[Config | None, list[Problem]]:
+    document = Document(copy.deepcopy(base.data), base.name, dict(base.places))
+    for path, value in (*COMMON, *changes):
+        for leaf, part in _leaves(document.data, path, value):
+            set_value(document, leaf, copy.deepcopy(part), where)
+    try:
+        return check_document(document, base_path, names), []
+    except ConfigError as error:
+        return None, [Problem("", (), line.strip()) for line in str(error).splitlines()[1:]]
+
+
+def _leaves(data: Any, path: Key, value: Any) -> Iterator[Change]:
+    """A mapping that meets a mapping changes the keys it names; all else is written over what stands there."""
+    held = data
+    for part in path:
+        held = held.get(part) if isinstance(held, dict) else None
+    if isinstance(value, dict) and isinstance(held, dict) and path != ("strategy",):
+        for key, part in value.items():
+            yield from _leaves(data, (*path, key), part)
+    else:
+        yield path, value

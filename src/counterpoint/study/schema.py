@@ -1,0 +1,146 @@
+"""What a study file may hold: the study itself and one section per kind of row."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from counterpoint.config.base import Path, Section
+
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+RowName = Annotated[str, Field(pattern=_NAME)]
+
+
+def _expand_seeds(value: Any) -> Any:
+    return list(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Seed = Annotated[int, Field(ge=0)]
+Seeds = Annotated[
+    tuple[Seed, ...],
+    Field(min_length=1),
+    BeforeValidator(_expand_seeds, json_schema_input_type=int | list[Seed]),
+]
+Settings = dict[str, Any]
+
+
+class Row(Section):
+    """What every row has."""
+
+    description: str = Field(default="", description="A few words for the tables.")
+    seeds: Seeds | None = Field(
+        default=None, description="Seeds of this row alone: a number or a list.", examples=[3, [0, 1]]
+    )
+
+
+class TrainRow(Row):
+    """One run per seed."""
+
+    kind: Literal["train"] = "train"
+    strategy: str | dict[str, Any] | None = Field(
+        default=None, description="As in a configuration; null keeps that of the base configuration.", examples=["mgs"]
+    )
+    orders: Literal["all"] | list[list[str]] | None = Field(
+        default=None,
+        description="`sequential` only: makes one row of each order of the domains, `all` or a list of orders.",
+        examples=["all", [["math", "code"], ["code", "math"]]],
+    )
+    set: Settings = Field(
+        default_factory=dict,
+        description="Keys of the configuration and their values in this row.",
+        examples=[{"domains.math.share": 2}],
+    )
+
+
+class ExpertsRow(Row):
+    """One run per domain and seed, each on its domain alone; a domain's score is its own expert's."""
+
+    kind: Literal["experts"] = "experts"
+    steps: int | None = Field(
+        default=None,
+        gt=0,
+        description="Steps of each expert; null divides the budget, so that all experts together cost one run.",
+    )
+    set: Settings = Field(default_factory=dict, description="As in a row of kind `train`.")
+
+
+class BaseRow(Row):
+    """The untouched model, evaluated once."""
+
+    kind: Literal["base"] = "base"
+
+
+class MergeRow(Row):
+    """The experts of each seed merged into one model."""
+
+    kind: Literal["merge"] = "merge"
+    of: RowName = Field(description="A row of kind `experts`.", examples=["experts"])
+    method: Literal["average", "task_arithmetic", "ties"] = Field(description="How their weights are merged.")
+    scale: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="Factor of the merged edit; null means the method's own."
+    )
+    density: float | None = Field(
+        default=None, gt=0, le=1, description="`ties` only: share of each edit's weights that is kept."
+    )
+
+
+class RefreshRow(Row):
+    """Short training on one domain after the run of another row."""
+
+    kind: Literal["refresh"] = "refresh"
+    of: RowName = Field(description="A row of kind `train`.", examples=["sequential"])
+    domain: str = Field(description="The domain that is refreshed.", examples=["math"])
+    options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Options of `counterpoint refresh`, without their dashes.",
+        examples=[{"steps": 10}],
+    )
+
+
+class RollbackRow(Row):
+    """A part of the later stages' edit undone without training, after the run of a row that is sequential."""
+
+    kind: Literal["rollback"] = "rollback"
+    of: RowName = Field(description="A row of kind `train` whose strategy is `sequential`.", examples=["sequential"])
+    domain: str = Field(description="The domain that is to come back.", examples=["math"])
+    options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Options of `counterpoint rollback`, without their dashes.",
+        examples=[{"unit": "neurons"}],
+    )
+
+
+AnyRow = TrainRow | ExpertsRow | BaseRow | MergeRow | RefreshRow | RollbackRow
+KINDS: dict[str, type[Row]] = {
+    "train": TrainRow,
+    "experts": ExpertsRow,
+    "base": BaseRow,
+    "merge": MergeRow,
+    "refresh": RefreshRow,
+    "rollback": RollbackRow,
+}
+"""Kind of a row -> what it may hold."""
+
+
+class StudyConfig(Section):
+    """A study file. Make it with ``load_study``, which checks the rows too."""
+
+    name: str = Field(pattern=_NAME, description="Name of the study and of its folder.", examples=["pocket"])
+    config: Path | dict[str, Any] = Field(
+        description="The base configuration: its path, beside this file or below the current folder, or its keys.",
+        examples=["pocket-base.yaml"],
+    )
+    seeds: Seeds = Field(default=(0, 1, 2, 3, 4), description="Seeds of every row: a number or a list.")
+    reference: RowName = Field(default="mixed", description="The row that every other one is compared with.")
+    parallel: int = Field(default=1, gt=0, description="Runs at a time; they share the processor's cores evenly.")
+    rows: dict[RowName, Any] = Field(
+        min_length=1,
+        description="Name -> row. A plain strategy stands for a row of kind `train`; `base` and `experts` for those.",
+        examples=[{"base": "base", "mixed": "mixed", "mgs": "mgs"}],
+    )
+
+
+def expand_row(value: Any) -> Any:
+    """The long form of a row's shorthand: a strategy's name, or ``base`` or ``experts``."""
+    if not isinstance(value, str):
+        return value
+    return {"kind": value} if value in ("base", "experts") else {"strategy": value}
