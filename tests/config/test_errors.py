@@ -107,7 +107,7 @@ def test_a_missing_and_an_unreadable_file(tmp_path):
     [
         (
             "mgss",
-            "strategy.name: unknown strategy 'mgss': did you mean 'mgs'? Known: mgs, mgs-ema, mgs-significant, mgs-te",
+            "strategy.name: unknown strategy 'mgss': did you mean 'mgs'? Known: mgs, mgs-ema, mgs-shuffled, mgs-signif",
         ),
         ("{grouping: modul, weighting: ones}", "strategy.grouping: unknown grouping 'modul': did you mean 'module'?"),
         (
@@ -134,6 +134,30 @@ def test_a_missing_and_an_unreadable_file(tmp_path):
         (
             "{name: mgs-significant, options: {level: 5}}",
             "strategy.options.level: should be a number above 0 and below",
+        ),
+        (
+            "{grouping: global, weighting: static}",
+            "strategy: needs the weights of 'static'. Write `options: {weights: {DOMAIN: NUMBER}}`.",
+        ),
+        (
+            "{grouping: global, weighting: static, options: {weights: 2}}",
+            "strategy.options.weights: should be a mapping of domains to numbers, found 2.",
+        ),
+        (
+            "{grouping: global, weighting: static, options: {weights: {mth: 2}}}",
+            "strategy.options.weights.mth: unknown domain 'mth': did you mean 'math'?",
+        ),
+        (
+            "{grouping: global, weighting: static, options: {weights: {math: 0}}}",
+            "strategy.options.weights.math: should be a positive finite number, found 0.",
+        ),
+        (
+            "{grouping: global, weighting: static, options: {weights: {math: .inf}}}",
+            "strategy.options.weights.math: should be a positive finite number, found inf.",
+        ),
+        (
+            "{name: mgs-shuffled, options: {seed: 1}}",
+            "strategy.options.seed: is no option of 'shuffled': 'shuffled' has none. Remove it.",
         ),
         ("{name: mgs, options: {c: 1}}", "strategy.options.c: is no option of 'pcgrad': 'pcgrad' has none. Remove it."),
         ("{name: mgs, options: {protect: [math]}}", "strategy.options.protect: is no option of 'pcgrad': Write it as"),

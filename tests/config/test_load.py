@@ -87,6 +87,12 @@ def test_rewards_may_be_a_name_a_mapping_or_a_list():
             {"grouping": "layer", "weighting": {"type": "cagrad", "c": 0.4}},
         ),
         ({"name": "mgs", "protect": []}, "mgs", "mgs"),
+        ("mgs-shuffled", "mgs-shuffled", "mgs-shuffled"),
+        (
+            {"grouping": "global", "weighting": "static", "options": {"weights": {"math": 2.0, "qa": 0.5}}},
+            "global-static-math-2-qa-0.5",
+            {"grouping": "global", "weighting": {"type": "static", "weights": {"math": 2.0, "qa": 0.5}}},
+        ),
         (
             {"name": "mgs", "protect": ["math"]},
             "mgs-protect-math",

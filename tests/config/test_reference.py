@@ -30,8 +30,11 @@ def test_options_equal_those_of_the_weightings():
     from counterpoint.surgery import WEIGHTINGS as FOUND
     from counterpoint.surgery.protect import MAX_PROTECTED as LIMIT
 
-    signatures = {name: list(inspect.signature(FOUND[name]).parameters) for name in OPTIONS if name != "ones"}
-    assert {name: (*OPTIONS[name], "protect") for name in PROTECTING} == {k: tuple(v) for k, v in signatures.items()}
+    classes = {name for name in OPTIONS if inspect.isclass(FOUND[name])}
+    signatures = {name: tuple(inspect.signature(FOUND[name]).parameters) for name in classes}
+    protect = {name: ("protect",) if name in PROTECTING else () for name in OPTIONS}
+    assert {name: (*OPTIONS[name], *protect[name]) for name in classes} == signatures
+    assert not any(OPTIONS[name] or protect[name] for name in set(OPTIONS) - classes)
     assert MAX_PROTECTED == LIMIT
 
 

@@ -43,6 +43,7 @@ def test_the_named_strategies():
         "mgs-tensor": ("tensor", "pcgrad"),
         "mgs-significant": ("module", "significant"),
         "mgs-ema": ("module", "ema"),
+        "mgs-shuffled": ("module", "shuffled"),
     }
 
 

@@ -101,6 +101,12 @@ def test_a_protected_domain_must_exist(tiny_model, tiny_tokenizer, tmp_path):
         build(tiny_model, tiny_tokenizer, tmp_path, strategy)
 
 
+def test_a_weighted_domain_must_exist(tiny_model, tiny_tokenizer, tmp_path):
+    strategy = {"grouping": "global", "weighting": {"type": "static", "weights": {"maths": 2.0}}}
+    with pytest.raises(DomainError, match="weights 'maths', which is no domain; did you mean 'math'"):
+        build(tiny_model, tiny_tokenizer, tmp_path, strategy)
+
+
 def test_the_surgeon_is_there_from_the_start_in_one_process(tiny_model, tiny_tokenizer, tmp_path):
     trainer = build(tiny_model, tiny_tokenizer, tmp_path, "mgs")
     assert trainer.surgeon.groups[0] == "embedding"

@@ -10,6 +10,7 @@ NAMED_STRATEGIES: dict[str, tuple[str, str]] = {
     "mgs-tensor": ("tensor", "pcgrad"),
     "mgs-significant": ("module", "significant"),
     "mgs-ema": ("module", "ema"),
+    "mgs-shuffled": ("module", "shuffled"),
 }
 """Strategy name -> (grouping, weighting)."""
 
@@ -25,6 +26,8 @@ WEIGHTINGS: tuple[str, ...] = (
     "pcgrad",
     "significant",
     "ema",
+    "shuffled",
+    "static",
     "upgrad",
     "dualproj",
     "gradvac",
@@ -34,13 +37,15 @@ WEIGHTINGS: tuple[str, ...] = (
     "aligned_mtl",
     "fairgrad",
 )
-"""The first four are our own; the others need the ``torchjd`` extra."""
+"""The first six are our own; the others need the ``torchjd`` extra."""
 
 OPTIONS: dict[str, tuple[str, ...]] = {
     "ones": (),
     "pcgrad": (),
     "significant": ("level", "decay"),
     "ema": ("decay",),
+    "shuffled": (),
+    "static": ("weights",),
 }
 """Weighting of our own -> what may stand in ``strategy.options``."""
 

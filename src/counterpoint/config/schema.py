@@ -48,8 +48,8 @@ class StrategyConfig(Section):
 
     name: str | None = Field(
         default=None,
-        description="`mixed`, `pcgrad`, `mgs`, `mgs-tensor`, `mgs-significant`, `mgs-ema` or `sequential`; null where "
-        "grouping and weighting are spelled out.",
+        description="`mixed`, `pcgrad`, `mgs`, `mgs-tensor`, `mgs-significant`, `mgs-ema`, `mgs-shuffled` or "
+        "`sequential`; null where grouping and weighting are spelled out.",
         examples=["mgs"],
     )
     grouping: str | None = Field(
@@ -57,7 +57,8 @@ class StrategyConfig(Section):
     )
     weighting: str | None = Field(
         default=None,
-        description="`ones`, `pcgrad`, `significant`, `ema`, or one of TorchJD's; goes with `grouping`.",
+        description="`ones`, `pcgrad`, `significant`, `ema`, `shuffled`, `static`, or one of TorchJD's; goes with "
+        "`grouping`.",
         examples=["upgrad"],
     )
     options: dict[str, Any] = Field(
@@ -84,9 +85,18 @@ class StrategyConfig(Section):
 
     @property
     def label(self) -> str:
-        """The strategy in one word, for file names and tables: ``mgs``, ``module-upgrad`` or ``mgs-protect-math``."""
-        base = self.name or re.sub(r"[^A-Za-z0-9._-]", "-", f"{self.grouping}-{self.weighting}")
-        return "-".join([base, "protect", *self.protect]) if self.protect else base
+        """The strategy in one word, for file names and tables: ``mgs``, ``module-upgrad`` or ``mgs-protect-math``.
+
+        An option that is a mapping is spelled out: ``global-static-math-2-qa-0.5``.
+        """
+        words = [self.name or f"{self.grouping}-{self.weighting}"]
+        for option in self.options.values():
+            if isinstance(option, dict):
+                words += [
+                    f"{key}-{f'{value:g}' if isinstance(value, float) else value}" for key, value in option.items()
+                ]
+        words += ["protect", *self.protect] if self.protect else []
+        return re.sub(r"[^A-Za-z0-9._-]", "-", "-".join(words))
 
     @property
     def spec(self) -> str | dict[str, Any]:

@@ -1,5 +1,6 @@
 """Checks inside ``strategy``, and between it and the domains, on plain data."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,7 +37,7 @@ def strategy_findings(strategy: dict[Any, Any], written: bool, domains: list[Any
     if isinstance(name, str):
         weighting = NAMED_STRATEGIES[name][1] if name in NAMED_STRATEGIES else name
     if isinstance(weighting, str):
-        yield from _options(strategy.get("options"), weighting)
+        yield from _options(strategy.get("options"), weighting, domains)
         yield from _protect(strategy.get("protect"), weighting, domains)
 
 
@@ -56,19 +57,35 @@ def _order(order: Any, domains: list[Any]) -> Iterator[Finding]:
     yield from _unknown_domains("order", order, domains)
 
 
-def _options(options: Any, weighting: str) -> Iterator[Finding]:
+def _options(options: Any, weighting: str, domains: list[Any]) -> Iterator[Finding]:
     known = () if weighting == SEQUENTIAL else OPTIONS.get(weighting)
-    if not isinstance(options, dict) or known is None:
+    if known is None or not isinstance(options, dict | None):
         return
+    options = options or {}
+    if "weights" in known and "weights" not in options:
+        yield ("strategy",), f"needs the weights of {weighting!r}. Write `options: {{weights: {{DOMAIN: NUMBER}}}}`."
     for option, value in options.items():
         path = ("strategy", "options", str(option))
         if option not in known:
             hint = nearest(str(option), known) if known else f"{weighting!r} has none. Remove it."
             hint = "Write it as `strategy.protect`." if option == "protect" else hint
             yield path, f"is no option of {weighting!r}: {hint}"
+        elif option == "weights":
+            yield from _weights(path, value, domains)
         elif not _number(value) or not (0 < value < 0.5 if option == "level" else 0 <= value < 1):
             limits = "above 0 and below 0.5" if option == "level" else "of at least 0 and below 1"
             yield path, f"should be a number {limits}, found {value!r}."
+
+
+def _weights(path: Key, weights: Any, domains: list[Any]) -> Iterator[Finding]:
+    if not isinstance(weights, dict) or not weights:
+        yield path, f"should be a mapping of domains to numbers, found {weights!r}."
+        return
+    for name, weight in weights.items():
+        if name not in domains:
+            yield (*path, str(name)), f"unknown domain {name!r}: {nearest(str(name), [str(d) for d in domains])}"
+        elif not _number(weight) or not 0 < weight < math.inf:
+            yield (*path, str(name)), f"should be a positive finite number, found {weight!r}."
 
 
 def _number(value: Any) -> bool:

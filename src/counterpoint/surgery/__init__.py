@@ -13,10 +13,11 @@ conflicts with whom; a weighting turns it into one weight per domain; the update
     optimizer.step(); optimizer.zero_grad()
 
     Surgeon, Record                          the object above and what combine() returns
-    STRATEGIES, resolve_strategy             mixed, pcgrad, mgs, mgs-tensor, mgs-significant, mgs-ema, or
-                                             {grouping, weighting}
+    STRATEGIES, resolve_strategy             mixed, pcgrad, mgs, mgs-tensor, mgs-significant, mgs-ema,
+                                             mgs-shuffled, or {grouping, weighting}
     GROUPINGS, group_parameters              global, layer, module, tensor, or a rule of your own
-    WEIGHTINGS, build_weighting              ones, pcgrad, significant, ema, TorchJD's, or a function of your own
+    WEIGHTINGS, build_weighting              ones, pcgrad, significant, ema, shuffled, static, TorchJD's, or a
+                                             function of your own
     cosines, conflict_rate, removed_share    what a Gram tells
 """
 

@@ -25,6 +25,7 @@ STRATEGIES: dict[str, Strategy] = {
     "mgs-tensor": Strategy("mgs-tensor", "tensor", "pcgrad"),
     "mgs-significant": Strategy("mgs-significant", "module", "significant"),
     "mgs-ema": Strategy("mgs-ema", "module", "ema"),
+    "mgs-shuffled": Strategy("mgs-shuffled", "module", "shuffled"),
 }
 """The strategies by name."""
 
@@ -59,6 +60,14 @@ def needs_halves(strategy: Strategy) -> bool:
 def protected_domains(strategy: Strategy) -> tuple[str, ...]:
     """The domains that the strategy names as protected, which a trainer can compare with those it has."""
     return tuple(strategy.weighting.get("protect", ())) if isinstance(strategy.weighting, Mapping) else ()
+
+
+def weighted_domains(strategy: Strategy) -> tuple[str, ...]:
+    """The domains to which the strategy gives a fixed weight."""
+    weighting = strategy.weighting
+    if not isinstance(weighting, Mapping) or weighting.get("type") != "static":
+        return ()
+    return tuple(weighting.get("weights", ()))
 
 
 def _named(name: str) -> Strategy:

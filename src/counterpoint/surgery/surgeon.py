@@ -122,8 +122,9 @@ class Surgeon:
         """Writes the weighted sum of the collected domain gradients into ``.grad`` and empties the buffers.
 
         Clip and step as usual afterwards. Domains that were not collected take no part; one domain alone passes
-        unchanged. Where a domain's gradient is not finite, or so large that its squared norm is not, the plain sum is
-        written and ``nonfinite_steps`` counts it. All ranks call it together and get the same record.
+        unchanged, but for fixed weights. Where a domain's gradient is not finite, or so large that its squared norm is
+        not, the plain sum is written and ``nonfinite_steps`` counts it. All ranks call it together and get the same
+        record.
 
         Raises ``StrategyError`` where nothing was collected, ``RankMismatchError`` on all ranks where they collected
         different domains (without ``average_over``).
@@ -189,7 +190,8 @@ class Surgeon:
         self, gram_GDD: Tensor, domains: tuple[str, ...], finite: bool, halves: Callable[[], Halves | None]
     ) -> Tensor:
         shape = gram_GDD.shape[:2]
-        if len(domains) == 1 or not finite:
+        alone = len(domains) == 1 and not getattr(self._weighting, "weighs_one", False)
+        if alone or not finite:
             return torch.ones(shape, dtype=torch.float64)
         context = Context(self.groups, domains, self.seed, self.step, halves())
         weights_GD = torch.as_tensor(self._weighting(gram_GDD, context), dtype=torch.float64)

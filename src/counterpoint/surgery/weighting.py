@@ -5,7 +5,8 @@
 ``gram_GDD`` [G, D, D] and ``weights_GD`` [G, D] are float64 on the CPU; ``context`` names groups and domains and hands
 out private random generators. The update of group g is ``sum_d weights_GD[g, d] * gradient of domain d``. A weighting
 with memory is an object with ``state_dict()`` and ``load_state_dict()`` besides. One that has the attribute
-``uses_halves = True`` finds the step's gradients split in two in ``context.halves``.
+``uses_halves = True`` finds the step's gradients split in two in ``context.halves``; one that has ``weighs_one = True``
+is asked also in a step of one domain, which passes unchanged otherwise.
 """
 
 import hashlib

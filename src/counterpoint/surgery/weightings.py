@@ -11,15 +11,19 @@ from ..errors import StrategyError
 from ._outside import import_function
 from .ema import EMAPCGrad
 from .pcgrad import PCGrad
+from .shuffled import shuffled
 from .significant import SignificantPCGrad
+from .static import StaticWeights
 from .torchjd_adapter import TORCHJD, Method, TorchJDWeighting
 from .weighting import Context, Weighting, ones
 
-WEIGHTINGS: dict[str, Weighting | Method | type[PCGrad | EMAPCGrad | SignificantPCGrad]] = {
+WEIGHTINGS: dict[str, Weighting | Method | type[PCGrad | EMAPCGrad | SignificantPCGrad | StaticWeights]] = {
     "ones": ones,
     "pcgrad": PCGrad,
     "significant": SignificantPCGrad,
     "ema": EMAPCGrad,
+    "shuffled": shuffled,
+    "static": StaticWeights,
     **TORCHJD,
 }
 """The built-in weightings by name; a class is instantiated for each Surgeon, a ``Method`` is one of TorchJD's and needs
@@ -59,6 +63,8 @@ def weighting_name(spec: WeightingSpec) -> str:
 
 
 def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "+".join(f"{key}:{value[key]}" for key in sorted(value))
     return "+".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
@@ -74,11 +80,15 @@ def _parts(spec: WeightingSpec) -> tuple[Any, dict[str, Any]]:
 
 
 def _own(name: str, found: Any, options: dict[str, Any]) -> Any:
-    known = sorted(inspect.signature(found).parameters) if inspect.isclass(found) else []
+    parameters = inspect.signature(found).parameters if inspect.isclass(found) else {}
+    known = sorted(parameters)
     for option in options:
         if option not in known:
             hint = f"it takes {', '.join(known)}" if known else "it takes none"
             raise StrategyError(f"The weighting {name!r} has no option {option!r}; {hint}.")
+    for option in known:
+        if option not in options and parameters[option].default is inspect.Parameter.empty:
+            raise StrategyError(f"The weighting {name!r} needs the option {option!r}.")
     return found(**options) if inspect.isclass(found) else found
 
 
@@ -87,7 +97,8 @@ def _outside(function: Any, options: dict[str, Any]) -> Weighting:
         function = function(**options)
     elif options:
         partial: Any = functools.partial(function, **options)
-        partial.uses_halves = getattr(function, "uses_halves", False)
+        for flag in ("uses_halves", "weighs_one"):
+            setattr(partial, flag, getattr(function, flag, False))
         function = partial
     takes = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty and _positional(p)]
     if len(takes) not in (1, 2):

@@ -7,7 +7,7 @@ from trl import GRPOConfig
 from counterpoint.domains.sampler import QuotaSampler
 from counterpoint.errors import DomainError, nearest
 from counterpoint.surgery import Strategy
-from counterpoint.surgery.strategies import needs_halves, protected_domains
+from counterpoint.surgery.strategies import needs_halves, protected_domains, weighted_domains
 
 
 def quota_sampler(args: GRPOConfig, sizes: Mapping[str, int], shares: Mapping[str, float], rule: str) -> QuotaSampler:
@@ -33,7 +33,7 @@ def quota_sampler(args: GRPOConfig, sizes: Mapping[str, int], shares: Mapping[st
 
 
 def check_strategy(strategy: Strategy, sampler: QuotaSampler) -> None:
-    """Refuses a strategy that protects a domain that is not there, or finds only one half of a domain's gradient.
+    """Refuses a strategy that names a domain that is not there, or finds only one half of a domain's gradient.
 
     Raises:
         DomainError: naming the domain, or saying what to set so that it has two micro-batches in every step.
@@ -41,6 +41,9 @@ def check_strategy(strategy: Strategy, sampler: QuotaSampler) -> None:
     for name in protected_domains(strategy):
         if name not in sampler.domains:
             raise DomainError(f"The strategy protects {name!r}, which is no domain; {nearest(name, sampler.domains)}")
+    for name in weighted_domains(strategy):
+        if name not in sampler.domains:
+            raise DomainError(f"The strategy weights {name!r}, which is no domain; {nearest(name, sampler.domains)}")
     if len(sampler.domains) < 2 or not needs_halves(strategy):
         return
     geometry = sampler.geometry
