@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from counterpoint.errors import CounterpointError
+from counterpoint.errors import CounterpointError, RunError
 
 if TYPE_CHECKING:
     from counterpoint.study.load import Study
+    from counterpoint.study.results import StudyResult
 
 FAILED = 1
 
@@ -110,4 +111,37 @@ def _run(loaded: "Study", home: Path, parallel: int, *, check: bool) -> None:
 
 
 def _table(loaded: "Study", home: Path) -> None:
-    typer.echo(f"{home}: {len(loaded.rows)} rows.")
+    """Writes study.json, study.md and study.html from what is done, and prints the tables."""
+    from counterpoint import report
+    from counterpoint.disk import write_text
+    from counterpoint.study import StudyFolder, summarize
+    from counterpoint.study.markdown import markdown
+    from counterpoint.study.results import write_result
+
+    if not home.is_dir():
+        raise RunError(f"{home}: there is no such study yet. Run it without --table first.")
+    result = summarize(loaded, StudyFolder(home))
+    write_result(home / "study.json", result)
+    write_text(home / "study.md", markdown(result))
+    _print(result)
+    if hasattr(report, "write_study_report"):
+        typer.echo(f"Report: {report.write_study_report(home)}")
+
+
+def _print(result: "StudyResult") -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from counterpoint.study.markdown import plain_rows, tables_of
+
+    console = Console()
+    for table in tables_of(result):
+        grid = Table(title=table.title, title_justify="left")
+        for index, column in enumerate(table.columns):
+            grid.add_column(column, style="bold" if index == 0 else None, overflow="fold")
+        for row in plain_rows(table):
+            grid.add_row(*map(escape, row))
+        console.print(grid)
+    for note in result.notes:
+        console.print(escape(note), highlight=False)

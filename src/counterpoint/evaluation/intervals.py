@@ -98,6 +98,11 @@ def student_quantile(probability: float, degrees: int) -> float:
     return math.tan((low + high) / 2) * math.sqrt(degrees)
 
 
+def student_p_value(t: float, degrees: int) -> float:
+    """The chance that Student's t with ``degrees`` degrees of freedom is as far from zero as ``t``, on either side."""
+    return min(1.0, max(0.0, 1.0 - _central_mass(math.atan(abs(t) / math.sqrt(degrees)), degrees)))
+
+
 def _central_mass(angle: float, degrees: int) -> float:
     """P(|T| <= sqrt(degrees) tan(angle))."""
     sine, cosine = math.sin(angle), math.cos(angle)
