@@ -8,8 +8,10 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from counterpoint.cli.app import app
+from counterpoint.config import ModelConfig
 from counterpoint.diagnosis.rollouts import Rollout, Rollouts, save_rollouts, with_advantages
 from counterpoint.errors import CounterpointError
+from counterpoint.models import load_model
 
 CONFIG = """
 model: pocket
@@ -89,11 +91,50 @@ def test_refusals_before_any_model_is_loaded(config, completions, tmp_path):
     assert "there is no optimizer.pt here" in refused("pocket", config, "--optimizer", tmp_path)
     assert "is no rate" in refused("pocket", config, "--level", 5)
     assert "records its Grams by module" in refused("--run", tmp_path, "--by", "tensor")
-    assert "did you mean 'math'" in refused("pocket", config, "--domain", "maths")
+    assert "did you mean 'math'" in refused("pocket", config, "--domain", "maths", "--domain", "code")
+    assert "found --domain math alone" in refused("pocket", config, "--domain", "math")
 
 
 def test_too_few_completions_say_how_many_are_needed(config, completions):
     assert "at least 16 are needed" in refused("pocket", config, "--completions", completions)
-    assert "between two domains; found math" in refused(
-        "pocket", config, "--completions", completions, "--batches", 4, "--domain", "math"
+
+
+def adam_of(model):
+    """Adam's state after one step on every weight."""
+    params = [param for param in model.parameters() if param.requires_grad]
+    optimizer = torch.optim.AdamW(params)
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    return optimizer.state_dict()
+
+
+def test_after_adam_where_the_model_has_its_state(config, completions, tmp_path):
+    model, folder = load_model(ModelConfig(path="pocket")), tmp_path / "step-1"
+    model.save_pretrained(folder)
+    torch.save(adam_of(model), folder / "optimizer.pt")
+    short = (
+        folder,
+        config,
+        "--completions",
+        completions,
+        "--batches",
+        4,
+        "--repeats",
+        2,
+        "--json",
+        tmp_path / "c.json",
     )
+
+    def metrics(*more):
+        found = run(*short, *more)
+        assert found.exit_code == 0, found.exception
+        return [one["metric"] for one in json.loads((tmp_path / "c.json").read_text())["metrics"]], found.stderr
+
+    assert metrics()[0] == ["gradient", "adam"]
+    assert metrics("--no-adam")[0] == ["gradient"]
+    torch.save({"state": {}, "param_groups": [{"params": [0]}]}, folder / "optimizer.pt")
+    found, said = metrics()
+    assert found == ["gradient"]
+    assert "Not measured after Adam: The optimizer state is of 1 parameters and the model trains" in said
+    assert "The optimizer state is of 1 parameters" in refused(*short, "--optimizer", folder)

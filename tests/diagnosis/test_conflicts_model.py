@@ -295,3 +295,15 @@ def test_frozen_results():
         found.level = 0.1
     assert found.metric().neurons is None
     assert found.metric().heat_map is None
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError(), RuntimeError("DefaultCPUAllocator: not enough memory")])
+def test_memory_that_does_not_suffice_names_both_options(monkeypatch, error):
+    model = tiny()
+
+    def full(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(model.model, "forward", full)
+    with pytest.raises(CounterpointError, match=r"--rows.*--memory-gib"):
+        conflicts(model, two_domains(), batches=6)

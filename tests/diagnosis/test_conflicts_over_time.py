@@ -92,7 +92,7 @@ def test_too_few_steps_have_no_standard_error():
 def test_runs_that_cannot_tell_are_refused(tmp_path):
     with pytest.raises(RunError, match=r"there are no Grams here.*diagnose conflicts MODEL CONFIG"):
         conflicts_over_time(tmp_path)
-    with pytest.raises(RunError, match=r"in 16 recorded steps.*\(code and math met in 12\)"):
+    with pytest.raises(RunError, match=r"in 16 recorded steps.*\(code and math met in 12\).*\(run.grams_every: 1\)"):
         conflicts_over_time(write(tmp_path, noise(12)))
     turns = [(step, domain) for step in range(30) for domain in range(3) if domain != step // 10]
     with pytest.raises(RunError, match="met in 0"):

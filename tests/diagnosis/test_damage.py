@@ -192,7 +192,7 @@ def test_weights_that_are_no_numbers_are_counted_and_named(place, tmp_path):
     weights = load_file(broken / "model.safetensors")
     weights["model.norm.weight"][:3] = float("nan")
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=r"model\.norm\.weight: 3 of 16 weights are NaN or infinite"):
+    with pytest.raises(ModelError, match=r"model\.norm\.weight: of 16 weights 0 are NaN or infinite in .* and 3 in"):
         damage(place["base"], broken, "math", place["config"], completions=place["completions"])
 
 
@@ -216,6 +216,7 @@ def test_too_few_prompts_with_a_signal_are_refused(place, tmp_path):
         ({"surrogate": "polcy"}, "did you mean 'policy'"),
         ({"baseline": "x"}, "There is no baseline 'x'"),
         ({"prompts": 0}, "--prompts must be at least 1; found 0"),
+        ({"prompts": 7}, "--prompts must be at least 8, so many are needed for an interval; found 7"),
         ({"samples": 1}, "--samples must be at least 2"),
         ({"lanczos": -1}, "--lanczos must not be negative"),
         ({"scales": ()}, "Scales and tolerance must be positive"),

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from counterpoint.config import parse_config
 from counterpoint.diagnosis import DiagnoseOptions, diagnose
-from counterpoint.diagnosis.whole_run.facts import damage_facts, damage_of
+from counterpoint.diagnosis.whole_run.facts import damage_facts, damage_of, edits_of
 from counterpoint.diagnosis.whole_run.parts import Part, fingerprint, run_part
 from counterpoint.errors import CounterpointError, RunError
 from counterpoint.pocket import model_path
@@ -23,6 +23,11 @@ FEW = DiagnoseOptions(prompts=24, samples=8, effort="quick")
 @dataclass(frozen=True)
 class Found:
     number: float
+
+
+@dataclass(frozen=True)
+class Stopped:
+    stopped: str | None
 
 
 def part(work, **inputs):
@@ -46,7 +51,16 @@ def test_a_part_is_done_once_for_the_same_inputs(tmp_path):
     assert len(calls) == 3
 
 
-@pytest.mark.parametrize("error", [CounterpointError("8 prompts are needed."), MemoryError()])
+def test_a_result_that_stopped_early_is_measured_again(tmp_path):
+    stopped = [run_part(tmp_path, part(lambda: Stopped("Memory did not suffice."), a=1)).status for _ in range(2)]
+    assert stopped == ["done", "done"]
+    assert [run_part(tmp_path, part(lambda: Stopped(None), a=2)).status for _ in range(2)] == ["done", "kept"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [CounterpointError("8 prompts are needed."), MemoryError(), RuntimeError("DefaultCPUAllocator: not enough memory")],
+)
 def test_a_part_that_fails_says_why_and_leaves_no_old_result(tmp_path, error):
     run_part(tmp_path, part(lambda: Found(0.5), a=1))
 
@@ -62,6 +76,12 @@ def test_a_part_that_fails_says_why_and_leaves_no_old_result(tmp_path, error):
 def test_our_own_mistakes_are_not_hidden(tmp_path):
     with pytest.raises(ZeroDivisionError):
         run_part(tmp_path, part(lambda: 1 / 0))
+
+    def wrong():
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        run_part(tmp_path, part(wrong))
 
 
 def test_fingerprints_tell_checkpoints_apart(tmp_path):
@@ -204,3 +224,9 @@ def test_what_cannot_be_diagnosed_is_refused_before_long_work(tmp_path):
         (folder / "config.json").unlink()
     with pytest.raises(RunError, match="no checkpoint at the end of a stage"):
         diagnose(path)
+
+
+def test_a_stage_that_changed_no_neuron_shares_none():
+    row = {"first": "a", "second": "b", "overlap": {"first": 0, "second": 9, "jaccard": 0.0}}
+    result = {"checkpoints": [{"name": "a"}, {"name": "b"}], "pairs": [row], "top_share": 0.1}
+    assert edits_of(result, 0, 1) == "one of the two changed no MLP neuron."

@@ -209,11 +209,12 @@ def test_numbers_that_overflow_are_named():
     assert hooks(model) == 0
 
 
-def test_memory_that_does_not_suffice_names_the_option(monkeypatch):
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError(), RuntimeError("DefaultCPUAllocator: not enough memory")])
+def test_memory_that_does_not_suffice_names_the_option(monkeypatch, error):
     model = llama()
 
     def full(*args, **kwargs):
-        raise torch.OutOfMemoryError
+        raise error
 
     monkeypatch.setattr(model.model, "forward", full)
     with pytest.raises(CounterpointError, match="for 4 completions at once"):

@@ -4,10 +4,13 @@ import json
 import shutil
 
 import pytest
+import torch
 
+from counterpoint.config import ModelConfig
 from counterpoint.diagnosis import save_rollouts
 from counterpoint.diagnosis.domains_of_config import completions_for, config_of, model_of, open_subject, wanted_domains
 from counterpoint.errors import ConfigError, CounterpointError, DomainError, ModelError
+from counterpoint.models import load_model
 from counterpoint.pocket import model_path
 
 CONFIG = """
@@ -119,3 +122,14 @@ def test_completions_of_another_tokenizer_are_refused(subject, tmp_path):
     saved.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(CounterpointError, match="token 50000, and the model knows only 100"):
         completions_for(subject, file=saved)
+
+
+def test_a_model_with_weights_that_are_no_numbers_is_refused_with_their_number(file, tmp_path):
+    model = load_model(ModelConfig(path="pocket"))
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, :5] = torch.nan
+        model.model.norm.weight[3] = torch.inf
+    model.save_pretrained(tmp_path / "broken")
+    said = r"6 weights are NaN or infinite, in 2 .* model.layers.1.mlp.up_proj.weight \(5\)"
+    with pytest.raises(ModelError, match=said):
+        open_subject(file, tmp_path / "broken")

@@ -59,7 +59,7 @@ def open_subject(
 
     Raises:
         ConfigError: a bad file, or a domain that the configuration lacks (with the nearest name).
-        ModelError: no model there.
+        ModelError: no model there, or weights in it that are no numbers.
         DomainError: a domain that cannot be used.
     """
     config = config if isinstance(config, Config) else config_of(config)
@@ -71,7 +71,29 @@ def open_subject(
         config.model_copy(update={"domains": {name: config.domains[name] for name in wanted}}), tokenizer
     )
     policy = load_model(chosen).to(_device(config)).eval()
+    check_weights(policy, chosen.path)
     return Subject(config, policy, tokenizer, {domain.name: domain for domain in loaded})
+
+
+def check_weights(model: Any, where: str | Path) -> None:
+    """Refuses a model that nothing can be sampled from.
+
+    Raises:
+        ModelError: weights that are NaN or infinite, with their number and their tensors.
+    """
+    bad = {}
+    for name, param in model.named_parameters():
+        if param.is_floating_point() and param.dtype.itemsize > 1:  # torch cannot tell for 8 bits
+            count = int((~param.detach().isfinite()).sum())
+            if count:
+                bad[name] = count
+    if bad:
+        listed = ", ".join(f"{name} ({count})" for name, count in list(bad.items())[:3])
+        raise ModelError(
+            f"{where}: {sum(bad.values())} weights are NaN or infinite, in {len(bad)} of its tensors: {listed}"
+            f"{' and others' if len(bad) > 3 else ''}. Nothing can be sampled from it; use a checkpoint from before "
+            "the training diverged. `counterpoint diagnose edits` works on it and leaves these weights out."
+        )
 
 
 def wanted_domains(config: Config, names: Sequence[str] | None) -> list[str]:
@@ -134,7 +156,7 @@ def completions_for(
     if prompts < at_least or samples < 1:
         raise CounterpointError(
             f"prompts={prompts}, samples={samples}: these are too few completions. This analysis needs at least "
-            f"{at_least} prompts per domain, so that two halves share none. Ask for more."
+            f"{at_least} prompts per domain, as the parts that it compares share none. Ask for more."
         )
     sampling = _sampling(subject.config, seed)
     found = {}

@@ -50,8 +50,13 @@ def conflicts(
     ] = None,
     optimizer: Annotated[
         Path | None,
-        typer.Option("--optimizer", metavar="CHECKPOINT", help="Measure after Adam too, with this optimizer.pt."),
+        typer.Option(
+            "--optimizer",
+            metavar="CHECKPOINT",
+            help="The optimizer.pt to measure after Adam with. Default: MODEL's own, where it has one.",
+        ),
     ] = None,
+    adam: Annotated[bool, typer.Option(help="Measure after Adam too, where its state is there.")] = True,
     by: Annotated[Grouping, typer.Option("--by", help="Groups the tables show. JSON always holds all.")] = (
         Grouping.module
     ),
@@ -81,8 +86,7 @@ def conflicts(
 
       counterpoint diagnose conflicts pocket examples/pocket-mgs.yaml
 
-      counterpoint diagnose conflicts runs/mixed/checkpoints/step-60 runs/mixed
-      --optimizer runs/mixed/checkpoints/step-60 --json conflicts.json
+      counterpoint diagnose conflicts runs/mixed/checkpoints/step-60 runs/mixed --json conflicts.json
 
       counterpoint diagnose conflicts --run runs/mixed
     """
@@ -103,13 +107,26 @@ def conflicts(
     quiet_libraries()
     from counterpoint.cli.diagnose.conflicts_tables import print_conflicts
     from counterpoint.diagnosis import conflicts as measure
-    from counterpoint.diagnosis import read_optimizer, write_result
+    from counterpoint.diagnosis import write_result
     from counterpoint.diagnosis.conflict_analysis.grams import check_splits
+    from counterpoint.diagnosis.conflict_analysis.metric import (
+        adam_metric,
+        read_optimizer,
+        state_beside,
+        trained_shapes,
+    )
     from counterpoint.diagnosis.domains_of_config import completions_for, open_subject
 
     check_splits(batches, splits)
-    state = None if optimizer is None else read_optimizer(optimizer)
+    if domain and len(set(domain)) < 2:
+        raise CounterpointError(f"A conflict is between two domains; found --domain {domain[0]} alone. Name another.")
+    given = read_optimizer(optimizer) if optimizer is not None and adam else None
     subject = open_subject(config, model, domain)
+    if given is not None:
+        adam_metric(given, trained_shapes(subject.model))  # does it fit? before anything is sampled
+    state, reason = state_beside(model, subject.model) if adam and given is None else (given, "")
+    if reason:
+        typer.echo(f"Not measured after Adam: {reason}", err=True)
     with ConsoleReporter() as reporter:
         rollouts = completions_for(
             subject,

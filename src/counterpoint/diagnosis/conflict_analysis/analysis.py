@@ -17,6 +17,7 @@ from counterpoint.diagnosis.conflict_analysis.metric import adam_metric
 from counterpoint.diagnosis.conflict_analysis.neurons import NeuronTests
 from counterpoint.diagnosis.conflict_analysis.noise import Moments, pair_tests, split_blocks, split_half
 from counterpoint.diagnosis.conflict_analysis.results import Conflicts, GroupConflicts, HeatMap, MetricConflicts
+from counterpoint.diagnosis.damage_analysis.curvature import is_out_of_memory
 from counterpoint.diagnosis.rollouts import Rollouts
 from counterpoint.diagnosis.statistics import pairs_of
 from counterpoint.errors import CounterpointError, GroupingError, nearest
@@ -82,7 +83,9 @@ def conflicts(
             memory_gib=memory_gib,
             on_progress=on_progress,
         )
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise CounterpointError(
             f"Out of memory with {rows} completions in one backward pass and {memory_gib:g} GiB for sums of gradients. "
             "Lower either: rows (--rows), memory_gib (--memory-gib)."

@@ -45,6 +45,26 @@ def read_optimizer(checkpoint: Path) -> dict[str, Any]:
     return found
 
 
+def state_beside(checkpoint: str | Path, model: Any) -> tuple[dict[str, Any] | None, str]:
+    """The optimizer state in the folder of a model that was loaded from there; None and a reason where it is no use.
+
+    A folder without one gives None and no reason.
+    """
+    if not (Path(checkpoint) / OPTIMIZER_FILE).is_file():
+        return None, ""
+    try:
+        state = read_optimizer(Path(checkpoint))
+        adam_metric(state, trained_shapes(model))
+    except ModelError as error:
+        return None, str(error)
+    return state, ""
+
+
+def trained_shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """The parameters of ``model`` that have gradients, in model order."""
+    return {name: tuple(param.shape) for name, param in model.named_parameters() if param.requires_grad}
+
+
 def adam_metric(state: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """The diagonal ``1 / (sqrt(v) + eps)`` of Adam's metric by parameter, v with Adam's correction of its start.
 

@@ -144,7 +144,7 @@ def _check_steps(path: Path, gram_TGDD: Tensor, pairs: Sequence[tuple[str, str]]
         most = f"{' and '.join(pairs[together.index(max(together))])} met in {max(together)}" if pairs else "one domain"
         raise RunError(
             f"{path}: no two domains took part together in {LOWEST_STEPS} recorded steps, which a mean with a standard "
-            f"error needs ({most}). Train longer or record every step (strategy.grams_every: 1); domains trained one "
+            f"error needs ({most}). Train longer or record every step (run.grams_every: 1); domains trained one "
             "after the other are measured at a checkpoint: counterpoint diagnose conflicts MODEL CONFIG."
         )
 

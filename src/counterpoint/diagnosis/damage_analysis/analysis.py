@@ -56,7 +56,7 @@ def damage(
         UnsupportedError: a loss that is not deterministic.
     """
     options = options or DamageOptions()
-    check_options(options)
+    check_options(options, sampled=completions is None)
     config = config if isinstance(config, Config) else config_of(config)
     names = [domain] if other in (None, domain) else [domain, str(other)]
     wanted_domains(config, names)

@@ -45,11 +45,11 @@ def edit_between(base: str | Path, after: str | Path, model: Any) -> dict[str, t
     found = {}
     for name, before, now in compare(open_checkpoint(base), open_checkpoint(after)):
         change = now.double() - before.double()
-        bad = int((~change.isfinite()).sum())
-        if bad:
+        if not bool(change.isfinite().all()):
+            bad = [int((~tensor.isfinite()).sum()) for tensor in (before, now)]
             raise ModelError(
-                f"{name}: {bad} of {change.numel()} weights are NaN or infinite in {base} or {after}. A loss cannot be "
-                "measured there; use checkpoints from before the training diverged."
+                f"{name}: of {change.numel()} weights {bad[0]} are NaN or infinite in {base} and {bad[1]} in {after}. "
+                "A loss cannot be measured there; use checkpoints from before the training diverged."
             )
         if not bool(change.any()):
             continue

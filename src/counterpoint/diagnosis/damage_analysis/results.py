@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from counterpoint.diagnosis.damage_analysis.loss import BASELINES
+from counterpoint.diagnosis.damage_analysis.loss import BASELINES, MIN_PROMPTS
 from counterpoint.diagnosis.damage_analysis.parts import ModulePart, RoutePart, Span
 from counterpoint.diagnosis.damage_analysis.range import SCALES, Range
 from counterpoint.diagnosis.damage_analysis.spectrum import Spectrum
@@ -88,8 +88,8 @@ class Damage:
     stopped: str | None = None
 
 
-def check_options(options: DamageOptions) -> None:
-    """Refuses what cannot be measured, before any weight is read."""
+def check_options(options: DamageOptions, sampled: bool = True) -> None:
+    """Refuses what cannot be measured, before any weight is read; ``sampled`` says that ``prompts`` will be."""
     if options.surrogate not in SURROGATES:
         raise CounterpointError(
             f"There is no surrogate loss {options.surrogate!r}; {nearest(options.surrogate, SURROGATES)}"
@@ -100,6 +100,10 @@ def check_options(options: DamageOptions) -> None:
     for name, value in (counts | {"--top": options.top, "--draws": options.draws}).items():
         if value < 1:
             raise CounterpointError(f"{name} must be at least 1; found {value}.")
+    if sampled and options.prompts < MIN_PROMPTS:
+        raise CounterpointError(
+            f"--prompts must be at least {MIN_PROMPTS}, so many are needed for an interval; found {options.prompts}."
+        )
     if options.samples < 2 and options.baseline == "prompt":
         raise CounterpointError(
             f"--samples must be at least 2, as rewards of one prompt are compared; found {options.samples}. Ask for "

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from counterpoint.diagnosis.damage_analysis.curvature import is_out_of_memory
 from counterpoint.diagnosis.rollouts import Rollout, Rollouts, TokenBatch, collate
 from counterpoint.diagnosis.structure import is_output_projection, layer_of, neuron_axis
 from counterpoint.errors import CounterpointError, ModelError, UnsupportedError
@@ -125,7 +126,9 @@ def activity_of(
                 sums.select(number, _selected(batch, tokens))
                 try:
                     backbone(input_ids=batch.ids_BT, attention_mask=batch.attention_BT.long())
-                except torch.OutOfMemoryError as error:
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
                     raise CounterpointError(
                         f"Memory does not suffice for {len(batch.ids_BT)} completions at once. Lower batch_size "
                         "(--batch-size)."

@@ -101,6 +101,8 @@ def edits_of(result: Result, first: int, second: int) -> PairOverlap | str:
     names = [found["name"] for found in result["checkpoints"]]
     for row in result["pairs"]:
         if {row["first"], row["second"]} == {names[first], names[second]} and row["overlap"]:
+            if not row["overlap"]["first"] or not row["overlap"]["second"]:
+                return "one of the two changed no MLP neuron."
             chance = row["overlap"]["within_layers"]
             return PairOverlap(result["top_share"], row["overlap"]["jaccard"], chance["jaccard"], chance["p_value"])
     return "the model has no MLP neurons that are known here."

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from counterpoint.diagnosis.damage_analysis.curvature import is_out_of_memory
 from counterpoint.diagnosis.results import to_json
 from counterpoint.disk import write_json
 from counterpoint.errors import CounterpointError
@@ -53,19 +52,24 @@ class PartDone:
 def run_part(folder: Path, part: Part) -> PartDone:
     """Does ``part``, unless its file holds a result of the same inputs; an older result of other inputs is removed.
 
+    A result that says that it ``stopped`` early, because memory ended, is measured again.
+
     What a user can mend, and memory that ran out, fails this part alone. Everything else is raised: it is our mistake.
     """
     path = folder / f"{part.name}.json"
     digest = digest_of({"kind": part.kind, **part.inputs})
     whole = all(file.is_file() for file in part.beside)
-    if whole and (read_part(path) or {}).get("inputs") == digest:
+    found = read_part(path) or {}
+    if whole and found.get("inputs") == digest and not found.get("stopped"):
         return PartDone(part.name, part.kind, path.name, "kept", 0.0, part.about)
     started = time.perf_counter()
     path.unlink(missing_ok=True)
     try:
         content = to_json(part.kind, part.work())
-    except (CounterpointError, MemoryError, torch.OutOfMemoryError) as error:
-        reason = str(error).strip() or "Out of memory. Lower --prompts."
+    except (CounterpointError, RuntimeError, MemoryError) as error:
+        if not isinstance(error, CounterpointError) and not is_out_of_memory(error):
+            raise
+        reason = str(error) if isinstance(error, CounterpointError) else "Out of memory. Lower --prompts."
         return PartDone(part.name, part.kind, path.name, "failed", time.perf_counter() - started, part.about, reason)
     head = {"schema": content.pop("schema"), "version": content.pop("version"), "inputs": digest}
     write_json(path, head | content)

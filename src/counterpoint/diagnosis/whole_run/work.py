@@ -12,7 +12,7 @@ from counterpoint.checkpoints import compare, open_checkpoint
 from counterpoint.config import Config
 from counterpoint.diagnosis.behaviour_analysis.analysis import Behaviour, behaviour
 from counterpoint.diagnosis.conflict_analysis.analysis import ALL_GROUPINGS, conflicts
-from counterpoint.diagnosis.conflict_analysis.metric import OPTIMIZER_FILE, read_optimizer
+from counterpoint.diagnosis.conflict_analysis.metric import state_beside
 from counterpoint.diagnosis.conflict_analysis.over_time import ConflictsOverTime, conflicts_over_time
 from counterpoint.diagnosis.conflict_analysis.results import Conflicts
 from counterpoint.diagnosis.damage_analysis.analysis import damage
@@ -151,8 +151,9 @@ class Workshop:
     def conflicts(self, point: Point) -> Conflicts:
         """The domains' gradients at ``point``; in Adam's metric too where its state was kept."""
         rollouts = self._rollouts(point)
-        optimizer = Path(point.model) / OPTIMIZER_FILE
         quick = self.effort == "quick"
+        model = self.subject(point).model
+        state, _ = (None, "") if quick else state_beside(point.model, model)
         groupings = tuple(name for name in ALL_GROUPINGS if name != "neuron") if quick else ALL_GROUPINGS
         # A domain that is nearly solved has few prompts with a signal, and every batch needs one of its own.
         signals = {name: part.informative.num_groups for name, part in rollouts.items()}
@@ -164,11 +165,11 @@ class Workshop:
             )
         wanted = QUICK_BATCHES if quick else BATCHES
         return conflicts(
-            self.subject(point).model,
+            model,
             told,
             groupings=groupings,
             batches=min(wanted, *(signals[name] for name in told)),
-            optimizer_state=read_optimizer(optimizer) if optimizer.is_file() and not quick else None,
+            optimizer_state=state,
             seed=self.seed,
             on_progress=self._named(point.moment),
         )
