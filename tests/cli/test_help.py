@@ -24,6 +24,8 @@ COMMANDS = [
     ["pocket", "build"],
     ["plan"],
     ["verify"],
+    ["rollback"],
+    ["recover"],
     ["diagnose"],
     ["diagnose", "all"],
     ["diagnose", "behaviour"],

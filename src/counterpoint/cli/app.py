@@ -11,8 +11,10 @@ from counterpoint.cli.demo import demo
 from counterpoint.cli.evaluate import evaluate
 from counterpoint.cli.fetch import fetch
 from counterpoint.cli.groups import groups
+from counterpoint.cli.merge import merge
 from counterpoint.cli.plan import plan
 from counterpoint.cli.refresh import refresh
+from counterpoint.cli.recover import recover
 from counterpoint.cli.report import report
 from counterpoint.cli.rollback import rollback
 from counterpoint.cli.score import score
@@ -54,12 +56,14 @@ app.command("refresh")(refresh)
 app.command("report")(report)
 app.command("demo")(demo)
 app.command("rollback")(rollback)
+app.command("recover")(recover)
 app.command("score")(score)
 app.command("groups")(groups)
 app.command("fetch")(fetch)
 app.command("plan")(plan)
 app.command("verify")(verify)
 app.command("study")(study)
+app.command("merge")(merge)
 app.add_typer(diagnose.app, name="diagnose")
 app.add_typer(config.app, name="config")
 app.add_typer(pocket.app, name="pocket")

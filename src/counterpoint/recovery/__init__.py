@@ -12,8 +12,17 @@ import importlib
 from typing import Any
 
 _HOMES: dict[str, str] = {
+    "Contraction": "refreshing.results",
+    "Recover": "recovering.results",
+    "RecoverOptions": "recovering.results",
+    "Refresh": "refreshing.results",
+    "RefreshOptions": "refreshing.results",
     "Rollback": "rolling_back.results",
     "RollbackOptions": "rolling_back.options",
+    "continue_refresh": "refreshing.analysis",
+    "plan_recovery": "recovering.analysis",
+    "recover": "recovering.analysis",
+    "refresh": "refreshing.analysis",
     "rollback": "rolling_back.analysis",
     "to_json": "results",
     "write_result": "results",
