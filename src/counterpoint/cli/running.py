@@ -35,10 +35,20 @@ def train_config(config: Config, name: str) -> RunDirectory:
 
 
 def resume_run(path: Path) -> RunDirectory:
-    """Continues the run at ``path`` in the same manner."""
+    """Continues the run at ``path`` in the same manner; a refresh goes on with its own result."""
     from counterpoint.training import resume
 
+    if "refresh" in RunDirectory.open(path, write=False).state:
+        return _resume_refresh(path)
     return _with_progress(lambda reporter: resume(path, reporter))
+
+
+def _resume_refresh(path: Path) -> RunDirectory:
+    from counterpoint.cli.refreshing import with_progress
+    from counterpoint.recovery import continue_refresh
+
+    with_progress(path, lambda reporter, on_progress: continue_refresh(path, reporter, on_progress))
+    return RunDirectory.open(path, write=False)
 
 
 @contextmanager

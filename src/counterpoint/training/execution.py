@@ -116,7 +116,7 @@ class Execution:
 
     def _close(self) -> None:
         shutil.rmtree(output_dir(self.run), ignore_errors=True)
-        self.run.update(steps=self.course.total(self.done, None))
+        self.run.update(steps=self.done_steps)
         if isinstance(self.course, Watched):
             summary = self.course.summary(self.done, self.evaluations.looks())
             self.run.update(watch=summary)

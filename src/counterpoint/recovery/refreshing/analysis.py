@@ -1,0 +1,142 @@
+"""A refresh from beginning to end: former score, route, training with looks, and its result on disk.
+
+Source: "A Local Perturbation Theory ..." (arXiv 2606.02398): a short refresh brings back an earlier domain, because the
+damage lies in a small shared subspace where its loss is curved. The stopping rules are ours.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from counterpoint.checkpoints import compare, open_checkpoint
+from counterpoint.config import Config, load_config
+from counterpoint.diagnosis.domains_of_config import Progress, config_of, silent, wanted_domains
+from counterpoint.errors import RunError
+from counterpoint.recovery.refreshing.configure import refresh_config
+from counterpoint.recovery.refreshing.former import former_score, own_stage
+from counterpoint.recovery.refreshing.results import Refresh, RefreshOptions
+from counterpoint.recovery.refreshing.work import Work
+from counterpoint.runs import RunDirectory
+from counterpoint.training import Reporter
+from counterpoint.training.refreshing import RefreshPlan
+
+
+def refresh(
+    model: str | Path,
+    domain: str,
+    config: str | Path | Config,
+    *,
+    reference: str | Path | None = None,
+    other: str | None = None,
+    out: str | Path,
+    options: RefreshOptions | None = None,
+    reporter: Reporter | None = None,
+    on_progress: Progress = silent,
+) -> Refresh:
+    """Trains ``domain`` for a few steps from ``model`` until it is back, looking at all domains.
+
+    ``out`` becomes a run directory with ``recovery/refresh.json``. The same call goes on with a refresh that was
+    stopped or killed, and returns the result of one that is done.
+
+    Args:
+        model: the checkpoint whose domain is damaged.
+        domain: the damaged domain.
+        config: configuration or run directory that defines the domains and the training settings.
+        reference: the checkpoint after the domain's own stage: its score is the former one, and the way back to it is
+            measured. Where ``config`` is a run, its own evaluation and checkpoint are taken.
+        other: the later domain; with it the route is what both use.
+        out: the run directory to write.
+        options: steps, looks, protection, replay.
+        reporter: hears of training and evaluations.
+        on_progress: called with other work, steps done and in total.
+
+    Raises:
+        CounterpointError: whatever makes it impossible, before training.
+        Interrupted: the user stopped it; the result so far is written, and the same call goes on.
+    """
+    out, options = Path(out), options or RefreshOptions()
+    source = _run_of(config)
+    config = config if isinstance(config, Config) else config_of(config)
+    asked = _asked(model, domain, reference, other, options)
+    wanted_domains(config, [domain, *([other] if other else [])])
+    trained = refresh_config(config, str(model), domain, out, options)
+    if (out / "run.json").is_file():
+        _check_same(out, trained, asked)
+        return continue_refresh(out, reporter, on_progress)
+    _check_free(out)
+    if reference is not None:
+        compare(open_checkpoint(reference), open_checkpoint(model))
+    former = former_score(
+        config, source, domain, None if reference is None else str(reference), options.former, reporter
+    )
+    if reference is None and source is not None and (stage := own_stage(source, domain)):
+        asked["reference"] = None if stage.checkpoint is None else _absolute(stage.checkpoint)
+    plan = RefreshPlan(domain, former, options.every, asked)
+    return Work(out, trained, plan, reporter, on_progress).run(start=True)
+
+
+def continue_refresh(out: Path, reporter: Reporter | None = None, on_progress: Progress = silent) -> Refresh:
+    """Goes on with the refresh in ``out``, or returns the result of one that is done.
+
+    Raises:
+        RunError: there is no refresh in ``out``.
+    """
+    config = load_config(RunDirectory.open(out, write=False).config_path)
+    return Work(out, config, _stored_plan(out), reporter, on_progress).run(start=False)
+
+
+def _stored_plan(out: Path) -> RefreshPlan:
+    stored = RunDirectory.open(out, write=False).state.get("refresh")
+    if stored is None:
+        raise RunError(f"{out}: holds a run that is no refresh, and nothing is overwritten. Give another folder.")
+    return RefreshPlan.from_json(stored)
+
+
+def _check_same(out: Path, config: Config, asked: Mapping[str, Any]) -> None:
+    """Refuses to go on with a refresh that was started with other settings."""
+    plan = _stored_plan(out)
+    for key, value in asked.items():
+        if key == "reference" and value is None:
+            continue  # then it was found in the run
+        if plan.options[key] != value:
+            raise RunError(
+                f"{out}: holds a refresh that was started with {key}={plan.options[key]}, and {value} is asked for. "
+                "Repeat the first command to go on with it, or give another folder."
+            )
+    kept = load_config(RunDirectory.open(out, write=False).config_path)
+    ours, theirs = (one.model_dump(exclude={"run": {"dir"}}) for one in (config, kept))
+    changed = [key for key in ours if ours[key] != theirs[key]]
+    if changed:
+        raise RunError(
+            f"{out}: holds a refresh that was started with another configuration ({', '.join(changed)} differ). Give "
+            "the same one to go on with it, or another folder."
+        )
+
+
+def _run_of(config: str | Path | Config) -> RunDirectory | None:
+    if isinstance(config, Config) or not (Path(config) / "run.json").is_file():
+        return None
+    return RunDirectory.open(config, write=False)
+
+
+def _asked(
+    model: str | Path, domain: str, reference: str | Path | None, other: str | None, options: RefreshOptions
+) -> dict[str, Any]:
+    """The settings as plain values, to be kept and compared."""
+    named = {
+        "model": _absolute(model),
+        "domain": domain,
+        "reference": None if reference is None else _absolute(reference),
+        "other": other,
+    }
+    return {**named, **asdict(options), "protect": list(options.protect)}
+
+
+def _absolute(path: str | Path) -> str:
+    return str(Path(path).resolve()) if Path(path).exists() else str(path)
+
+
+def _check_free(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(item.name != ".lock" for item in out.iterdir())):
+        raise RunError(f"{out}: is there already and holds no refresh; nothing is overwritten. Give another folder.")

@@ -1,0 +1,82 @@
+"""What a damaged domain scored when it was good: evaluated on its checkpoint, read from its run, or simply given."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from counterpoint.config import Config, parse_config
+from counterpoint.diagnosis.domains_of_config import model_of
+from counterpoint.errors import CounterpointError, RunError
+from counterpoint.runs import RunDirectory
+from counterpoint.training import Reporter, evaluate_model
+from counterpoint.training.falls import Former
+
+
+@dataclass(frozen=True)
+class OwnStage:
+    """The end of a domain's own stage in a run: the scores there, and the checkpoint where it is still there."""
+
+    scores: tuple[float, ...]
+    checkpoint: str | None
+
+
+def own_stage(run: RunDirectory, domain: str) -> OwnStage | None:
+    """The last stage of ``run`` that trained ``domain`` (refreshes aside); None where it has none."""
+    stages = [s for s in run.state["stages"] if domain in s["domains"] and s.get("kind", "train") == "train"]
+    if not stages:
+        return None
+    last = max(stages, key=lambda stage: stage["last_step"])
+    step = last["last_step"]
+    lines = [line for line in run.lines("evals.jsonl") if line["step"] == step and line["domain"] == domain]
+    if not lines:
+        return None
+    folder = run.path / last["checkpoint"]
+    return OwnStage(tuple(lines[-1]["scores"]), str(folder) if folder.is_dir() else None)
+
+
+def former_score(
+    config: Config,
+    run: RunDirectory | None,
+    domain: str,
+    reference: str | None,
+    number: float | None,
+    reporter: Reporter | None = None,
+) -> Former:
+    """The score that a refresh of ``domain`` is to reach.
+
+    ``number`` where it is given, else the score of ``reference`` on the held-out rows of ``config``, else that at the
+    end of the domain's stage in ``run``.
+
+    Raises:
+        CounterpointError: none of the three says what the domain scored.
+    """
+    if number is not None:
+        return Former.of_number(number)
+    if reference is not None:
+        (score,) = evaluate_model(_alone(config, domain, reference), reporter)
+        return Former.of_scores(score.to_json()["scores"])
+    if run is None:
+        raise CounterpointError(
+            f"What did {domain} score before it fell? Give --reference CHECKPOINT (the one after its own stage), "
+            "--former SCORE, or the run that trained it as CONFIG."
+        )
+    stage = own_stage(run, domain)
+    if stage is None:
+        raise RunError(
+            f"{run.path}: no stage that trained {domain} has ended with an evaluation, so its former score is not "
+            "known. Give --reference CHECKPOINT or --former SCORE."
+        )
+    return Former.of_scores(stage.scores)
+
+
+def _alone(config: Config, domain: str, model: str) -> Config:
+    """The configuration with one domain and another model, for an evaluation."""
+    data = config.model_dump(mode="json")
+    data |= {
+        "model": model_of(config, model).model_dump(mode="json"),
+        "domains": {domain: data["domains"][domain]},
+        "strategy": "mixed",
+        "recovery": {},
+    }
+    data["run"] |= {"samples": 0}
+    data["model"]["path"] = str(Path(model).resolve()) if Path(model).exists() else model
+    return parse_config(data)

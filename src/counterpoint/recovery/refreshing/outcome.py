@@ -1,0 +1,114 @@
+"""From the lines of a refresh's run to its result: why it stopped, what every look said, what changed."""
+
+from collections.abc import Mapping, Sequence
+
+from counterpoint.diagnosis.statistics import Estimate
+from counterpoint.evaluation.intervals import Interval, difference_interval, mean_interval
+from counterpoint.recovery.refreshing.contraction import fit_rate, verdict_of
+from counterpoint.recovery.refreshing.results import Contraction, Look
+from counterpoint.recovery.refreshing.route import Route
+from counterpoint.runs import RunDirectory
+from counterpoint.training.falls import Former
+from counterpoint.training.refreshing import outcome
+
+Looks = Mapping[int, Mapping[str, Sequence[float]]]
+
+
+def read_looks(run: RunDirectory) -> dict[int, dict[str, tuple[float, ...]]]:
+    """The scores of every prompt at every evaluation of all domains, by step."""
+    found: dict[int, dict[str, tuple[float, ...]]] = {}
+    for line in run.lines("evals.jsonl"):
+        found.setdefault(line["step"], {})[line["domain"]] = tuple(line["scores"])
+    domains = set(run.state["domains"])
+    return {step: found[step] for step in sorted(found) if found[step].keys() >= domains}
+
+
+def estimates(scores: Mapping[str, Sequence[float]]) -> dict[str, Estimate]:
+    """Mean score of every domain with its interval."""
+    return {name: _estimate(mean_interval(values)) for name, values in scores.items()}
+
+
+def evaluations_of(looks: Looks) -> tuple[Look, ...]:
+    """Every look as estimates."""
+    return tuple(Look(step, estimates(scores)) for step, scores in looks.items())
+
+
+def changes_of(looks: Looks) -> dict[str, Estimate]:
+    """Last look minus first, paired by prompt."""
+    first, last = looks[min(looks)], looks[max(looks)]
+    return {name: _estimate(difference_interval(first[name], last[name])) for name in first}
+
+
+def stop_of(domain: str, former: Former, looks: Looks, status: str) -> tuple[str, str | None]:
+    """Why the run stopped, and the domain that was harmed."""
+    if status != "done":
+        return "interrupted", None
+    return outcome(domain, former, looks, 0, max(looks))
+
+
+def verdict_sentence(domain: str, former: Former, looks: Looks, stopped: str, harmed: str | None) -> str:
+    """The outcome in one or two sentences."""
+    last = max(looks)
+    now, start = estimates(looks[last])[domain], estimates(looks[0])[domain]
+    was = f"{former.mean:.3f}" + (f" [{former.low:.3f}, {former.high:.3f}]" if former.scores else "")
+    if stopped == "nothing":
+        return f"Nothing to recover: {domain} scores {start.value:.3f}, within the interval of its former score {was}."
+    way = f"{domain} went from {start.value:.3f} to {now.value:.3f} in {last} steps; its former score is {was}."
+    if stopped == "recovered":
+        return f"Recovered: {way}"
+    if stopped == "limit":
+        return f"Not recovered at the step limit: {way}"
+    if stopped == "interrupted":
+        return f"Interrupted: {way}"
+    assert harmed is not None
+    fell = estimates(looks[last])[harmed].value - estimates(looks[0])[harmed].value
+    return f"Stopped because {harmed} fell by {-fell:.3f}, below its interval at the start. {way}"
+
+
+def notes_of(run: RunDirectory, looks: Looks, stopped: str) -> tuple[str, ...]:
+    """What a reader must know beside the numbers."""
+    notes = []
+    if stopped == "recovered":
+        notes.append(
+            "The refresh stopped at the first look that met the rule, so the last score is on the lucky side: judge "
+            "the checkpoint on other prompts or samples."
+        )
+    steps = [step for step in looks if 0 < step < max(looks)]
+    if stopped == "harmed" and steps and (folder := run.checkpoint_path(steps[-1])).is_dir():
+        notes.append(f"The checkpoint before the harm is {folder}.")
+    return tuple(notes)
+
+
+def contraction_of(
+    distances: Mapping[int, Sequence[float]], looks: Looks, route: Route, learning_rate: float
+) -> Contraction:
+    """The norms at the looks and the fit to those on the route."""
+    steps = tuple(step for step in sorted(distances) if step in looks)
+    shared, elsewhere, whole = (tuple(distances[step][i] for step in steps) for i in range(3))
+    fit = fit_rate(steps, shared)
+    predicted = None if route.curvature is None else learning_rate * route.curvature
+    return Contraction(
+        steps=steps,
+        shared=shared,
+        elsewhere=elsewhere,
+        whole=whole,
+        num_shared=route.size,
+        rate=fit.rate if fit else None,
+        rate_low=fit.low if fit else None,
+        rate_high=fit.high if fit else None,
+        r_squared=fit.r_squared if fit else None,
+        curvature=route.curvature,
+        predicted_rate=predicted,
+        learning_rate=learning_rate,
+        verdict=verdict_of(fit, predicted),
+    )
+
+
+def last_checkpoint(run: RunDirectory) -> tuple[int, str | None]:
+    """Step and folder of the newest checkpoint; 0 and None before the first."""
+    found = run.checkpoints()
+    return (found[-1][0], str(found[-1][1])) if found else (0, None)
+
+
+def _estimate(interval: Interval) -> Estimate:
+    return Estimate(interval.mean, interval.low, interval.high)
