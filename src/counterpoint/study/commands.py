@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from counterpoint.config.names import SEQUENTIAL
 from counterpoint.errors import RunError
 from counterpoint.runs import RunDirectory
 from counterpoint.study.folder import StudyFolder
@@ -14,7 +15,12 @@ from counterpoint.study.jobs import Job
 from counterpoint.study.schema import BaseRow, MergeRow, RefreshRow, RollbackRow
 
 SCORES = "scores.jsonl"
-"""Evaluations of a job that is no training run, beside its checkpoint."""
+"""Evaluations of a job that is no training run, in its folder."""
+MODEL = "checkpoint"
+"""The model of a merge or a rollback, in its folder."""
+ROLLBACK = "rollback.json"
+REFRESH = "recovery/refresh.json"
+"""Results of the two, in the job's folder; a refresh is a run directory of its own."""
 
 
 @dataclass(frozen=True)
@@ -27,19 +33,34 @@ class Command:
 
 def commands_of(job: Job, folder: StudyFolder) -> list[Command]:
     """What a job does, in order. Arguments are made when they are needed, for they name what earlier jobs left."""
-    if job.trains:
-        return [Command(lambda: _train(job, folder), lambda: is_trained(folder.run(job.id)))]
-    making = [] if isinstance(job.settings, BaseRow) else [_making(job, folder)]
+    run = folder.run(job.id)
+    match job.settings:
+        case BaseRow():
+            making = []
+        case MergeRow():
+            making = [Command(lambda: _merge(job, folder), (run / MODEL / "config.json").is_file)]
+        case RefreshRow():
+            making = [Command(lambda: _refresh(job, folder), lambda: _is_refreshed(run))]
+        case RollbackRow():
+            making = [Command(lambda: _rollback(job, folder), (run / ROLLBACK).is_file)]
+        case _:
+            return [Command(lambda: _train(job, folder), lambda: is_trained(run))]
     return [*making, _evaluating(job, folder)]
 
 
 def checkpoint_of(job: Job, folder: StudyFolder) -> Path:
-    """The model that a job left.
+    """The model that a job made of others left; where there was nothing to mend, the one it started from.
 
     Raises:
         RunError: it is not there.
     """
-    return last_checkpoint(folder.run(job.id)) if job.trains else folder.run(job.id) / "checkpoint"
+    run = folder.run(job.id)
+    if isinstance(job.settings, MergeRow):
+        return run / MODEL
+    written = _read(run / (ROLLBACK if isinstance(job.settings, RollbackRow) else REFRESH))["checkpoint"]
+    if written is None:
+        return last_checkpoint(folder.run(job.needs[0]))
+    return run / MODEL if isinstance(job.settings, RollbackRow) else last_checkpoint(run)
 
 
 def last_checkpoint(run: Path) -> Path:
@@ -80,36 +101,79 @@ def _evaluating(job: Job, folder: StudyFolder) -> Command:
     return Command(arguments, scores.is_file)
 
 
-def _making(job: Job, folder: StudyFolder) -> Command:
-    out = checkpoint_of(job, folder)
-    makers = {MergeRow: _merge, RefreshRow: _refresh, RollbackRow: _rollback}
-    return Command(lambda: makers[type(job.settings)](job, folder, out), (out / "config.json").is_file)
-
-
-def _merge(job: Job, folder: StudyFolder, out: Path) -> list[str]:
+def _merge(job: Job, folder: StudyFolder) -> list[str]:
     row = job.settings
     assert isinstance(row, MergeRow)
+    out = folder.run(job.id) / MODEL
     experts = [str(last_checkpoint(folder.run(need))) for need in job.needs]
-    given = {"scale": row.scale, "density": row.density}
+    if out.exists():  # killed between the scales that it chooses among
+        shutil.rmtree(out)
+    choosing = str(folder.config(job.id)) if isinstance(row.scale, list) else None
+    given = {"scale": row.scale, "density": row.density, "config": choosing}
     options = _options({name: value for name, value in given.items() if value is not None})
-    return ["merge", job.config.model.path, *experts, "--method", row.method, *options, "--output", str(out)]
+    return ["merge", job.config.model.path, *experts, "--method", row.method, *options, "--out", str(out)]
 
 
-def _refresh(job: Job, folder: StudyFolder, out: Path) -> list[str]:
-    raise NotImplementedError
+def _refresh(job: Job, folder: StudyFolder) -> list[str]:
+    row = job.settings
+    assert isinstance(row, RefreshRow)
+    source, out = folder.run(job.needs[0]), folder.run(job.id)
+    if out.exists() and not (out / "run.json").is_file():  # killed before there was a run
+        shutil.rmtree(out)
+    own = _ends_of_stages(source).get(row.domain)
+    reference = ["--reference", str(own)] if own is not None and "former" not in row.options else []
+    return [
+        *("refresh", str(folder.config(job.id)), "--model", str(last_checkpoint(source)), "--domain", row.domain),
+        *(*reference, *_options(row.options), "--out", str(out)),
+    ]
 
 
-def _rollback(job: Job, folder: StudyFolder, out: Path) -> list[str]:
-    raise NotImplementedError
+def _rollback(job: Job, folder: StudyFolder) -> list[str]:
+    row = job.settings
+    assert isinstance(row, RollbackRow)
+    source, out = folder.run(job.needs[0]), folder.run(job.id)
+    if (out / MODEL).exists():  # killed before its result was written
+        shutil.rmtree(out / MODEL)
+    ends = _ends_of_stages(source)
+    options = {"seed": job.seed} | row.options
+    if options.get("score") == "opposition" and "base" not in options:
+        earlier = list(ends)[: list(ends).index(row.domain)]
+        options["base"] = str(ends[earlier[-1]]) if earlier else job.config.model.path
+    return [
+        *("rollback", str(folder.config(job.id)), "--before", str(ends[row.domain])),
+        *("--after", str(last_checkpoint(source)), "--domain", row.domain, *_options(options)),
+        *("--out", str(out / MODEL), "--json", str(out / ROLLBACK)),
+    ]
+
+
+def _ends_of_stages(run: Path) -> dict[str, Path]:
+    """Domain -> the checkpoint at the end of its first stage, in the order of the stages of a sequential run."""
+    state = RunDirectory.open(run, write=False).state
+    ends: dict[str, Path] = {}
+    for stage in state["stages"] if state["strategy"] == SEQUENTIAL else ():
+        ends.setdefault(stage["domains"][0], run / stage["checkpoint"])
+    return ends
+
+
+def _is_refreshed(run: Path) -> bool:
+    return (run / REFRESH).is_file() and _read(run / REFRESH)["stopped"] != "interrupted"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise RunError(f"{path}: cannot be read ({error}). Remove {path.parent} to run it again.") from error
 
 
 def _options(options: dict[str, Any]) -> Iterator[str]:
+    """Options of a command: true and false as flags, several numbers with commas, several names one by one."""
     for name, value in options.items():
         option = f"--{name.replace('_', '-')}"
-        for item in value if isinstance(value, list) else [value]:
-            if item is True:
-                yield option
-            elif item is False:
-                yield f"--no-{name.replace('_', '-')}"
-            else:
-                yield from (option, item if isinstance(item, str) else json.dumps(item))
+        if isinstance(value, bool):
+            yield option if value else f"--no-{option.removeprefix('--')}"
+        elif isinstance(value, list) and not any(isinstance(item, str) for item in value):
+            yield from (option, ",".join(map(str, value)))
+        else:
+            for item in value if isinstance(value, list) else [value]:
+                yield from (option, str(item))

@@ -9,7 +9,7 @@ from typing import Any
 from counterpoint.disk import whole_lines
 from counterpoint.errors import RunError
 from counterpoint.runs import RunDirectory
-from counterpoint.study.commands import SCORES
+from counterpoint.study.commands import REFRESH, SCORES
 from counterpoint.study.folder import JobRecord, StudyFolder
 from counterpoint.study.jobs import Job
 from counterpoint.study.statistics import Spread
@@ -105,6 +105,6 @@ def _tokens(lines: Sequence[Mapping[str, Any]], fresh: Container[int]) -> float:
 
 
 def _made_cost(run: Path, record: JobRecord) -> Cost:
-    refreshed = run / "refresh.json"
-    steps = json.loads(refreshed.read_text(encoding="utf-8"))["steps"] if refreshed.is_file() else 0
-    return Cost(steps, 0.0, record.seconds if record.settings.get("kind") != "base" else 0.0)
+    if (run / REFRESH).is_file() and (run / "run.json").is_file():
+        return _trained_cost(RunDirectory.open(run, write=False))
+    return Cost(0, 0, 0.0 if record.settings.get("kind") == "base" else record.seconds)

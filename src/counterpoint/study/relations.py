@@ -35,7 +35,7 @@ def row_findings(
             yield from _of(at, row, rows, TrainRow, study)
             if row.domain not in domains:
                 yield (*at, "domain"), f"unknown domain {row.domain!r}: {nearest(row.domain, domains)}"
-            elif isinstance(row, RollbackRow):
+            else:
                 yield from _later_stage(at, row, configs)
     yield from _clashes(rows, domains)
 
@@ -67,18 +67,22 @@ def _of(
         yield (*at, "of"), f"{row.of!r} has no run of seed {listed}. Give it these seeds, or this row fewer."
 
 
-def _later_stage(at: Key, row: RollbackRow, configs: RowConfigs) -> Iterator[Finding]:
+def _later_stage(at: Key, row: RefreshRow | RollbackRow, configs: RowConfigs) -> Iterator[Finding]:
+    """A rollback needs later stages to undo; a refresh needs to know what the domain scored when it was good."""
     config = configs.get((row.of, ""))
     if config is None:
         return
     order = config.strategy.order or list(config.domains)
     if not config.strategy.sequential:
+        if isinstance(row, RefreshRow) and "former" in row.options:
+            return
         found = config.strategy.label
-        yield (*at, "of"), f"needs a row whose strategy is sequential, found {found!r}. A rollback undoes later stages."
+        remedy = "" if isinstance(row, RollbackRow) else " Or give the score to reach: options: {former: 0.9}."
+        yield (*at, "of"), f"needs a row whose strategy is sequential, found {found!r}.{remedy}"
     elif row.domain not in order[:-1]:
         yield (
             (*at, "domain"),
-            f"no stage follows that of {row.domain!r}, so there is nothing to undo. Give an earlier one.",
+            f"no stage follows that of {row.domain!r}, so nothing has hurt it since. Give an earlier one.",
         )
 
 

@@ -20,6 +20,7 @@ Seeds = Annotated[
     Field(min_length=1),
     BeforeValidator(_expand_seeds, json_schema_input_type=int | list[Seed]),
 ]
+Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Settings = dict[str, Any]
 
 
@@ -75,8 +76,10 @@ class MergeRow(Row):
     kind: Literal["merge"] = "merge"
     of: RowName = Field(description="A row of kind `experts`.", examples=["experts"])
     method: Literal["average", "task_arithmetic", "ties"] = Field(description="How their weights are merged.")
-    scale: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="Factor of the merged edit; null means the method's own."
+    scale: Scale | list[Scale] | None = Field(
+        default=None,
+        description="Factor of the merged edit; of several the best on training prompts; null means the method's own.",
+        examples=[0.5, [0.3, 0.5, 1]],
     )
     density: float | None = Field(
         default=None, gt=0, le=1, description="`ties` only: share of each edit's weights that is kept."

@@ -1,0 +1,97 @@
+"""``counterpoint merge``: one model from several experts of one base."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from counterpoint.errors import CounterpointError
+
+
+class Method(StrEnum):
+    """How the experts' edits become one."""
+
+    average = "average"
+    task_arithmetic = "task_arithmetic"
+    ties = "ties"
+
+
+def merge(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="Checkpoint folder, `pocket` or hub id of the base.")],
+    experts: Annotated[list[str], typer.Argument(metavar="EXPERT...", help="Two or more checkpoints trained from it.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="New folder of the merged checkpoint.")],
+    method: Annotated[
+        Method,
+        typer.Option(
+            help="The mean of the edits; their sum (task_arithmetic); or trimmed, their signs elected, and the mean of "
+            "those that agree (ties)."
+        ),
+    ] = Method.ties,
+    scale: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Factor of the merged edit; of several, such as 0.3,0.5,1, the best on training prompts of --config. "
+            " [default: 0.4 for task_arithmetic, else 1]",
+            show_default=False,
+        ),
+    ] = None,
+    density: Annotated[
+        float | None,
+        typer.Option(help="ties: share of each expert's edit that is kept.", show_default="0.2"),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="CONFIG", help="Configuration whose domains choose among several scales."),
+    ] = None,
+    prompts: Annotated[int, typer.Option(min=1, help="Training prompts per domain for that choice.")] = 64,
+) -> None:
+    """Merge the weights of experts that were trained from one BASE; nothing is trained.
+
+    Tensors are read one at a time. The files beside the weights are those of the first expert.
+
+    Examples:
+
+      counterpoint merge pocket runs/math/checkpoints/step-30 runs/code/checkpoints/step-30 -o merged
+
+      counterpoint merge BASE A B C --method task_arithmetic --scale 0.3,0.5,0.8 --config my.yaml -o merged
+    """
+    from counterpoint.cli.progress import ConsoleReporter
+    from counterpoint.cli.running import quiet_libraries
+
+    quiet_libraries()
+    from counterpoint.merging import merge as merge_checkpoints
+
+    scales = _numbers(scale) if scale is not None else (None,)
+    if len(scales) > 1 and config is None:
+        raise CounterpointError(f"--scale {scale}: several scales need --config, whose domains choose one of them.")
+    with ConsoleReporter() as reporter:
+
+        def merged(factor: float | None, folder: Path) -> Path:
+            return merge_checkpoints(
+                base,
+                experts,
+                folder,
+                method=method.value,
+                scale=factor,
+                density=density,
+                on_progress=reporter.working,
+            )
+
+        if config is None or len(scales) == 1:
+            merged(scales[0], out)
+        else:
+            from counterpoint.cli.loading import load
+            from counterpoint.study.scale import choose_scale
+
+            for factor, score in choose_scale(merged, scales, load(config), prompts, out, reporter.working):
+                reporter.message(f"scale {factor:g}: {score:.3f} on {prompts} training prompts per domain")
+    typer.echo(f"Written: {out}")
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise CounterpointError(f"--scale {text}: write numbers with commas between them, e.g. 0.3,0.5,1.") from None
