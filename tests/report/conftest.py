@@ -164,12 +164,13 @@ class Browser:
         self.program = program
 
     def load(self, page, profile):
+        """``page`` is a path or an address. Time is virtual: 20 seconds of the page's own clock pass."""
         done = subprocess.run(
             [
                 self.program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
                 "--no-first-run", "--disable-background-networking", f"--user-data-dir={profile}",
                 "--enable-logging=stderr", "--v=0", "--virtual-time-budget=20000", "--dump-dom",
-                Path(page).resolve().as_uri(),
+                page if "://" in str(page) else Path(page).resolve().as_uri(),
             ],
             capture_output=True, timeout=90, check=True,
         )  # fmt: skip

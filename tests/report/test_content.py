@@ -14,8 +14,8 @@ from counterpoint.report import build, write_report
 from counterpoint.report._cosines import layer_key
 from counterpoint.report._curves import smooth
 from counterpoint.report._detail import Detail
-from counterpoint.report._page import figures
 from counterpoint.report._read import RUN_FILES, read_run
+from counterpoint.report._run_figures import run_figures as figures
 from report_page import cells
 
 

@@ -9,8 +9,8 @@ import pytest
 from counterpoint.report import build, write_report
 from counterpoint.report._cosines import module_cosines
 from counterpoint.report._detail import LEVELS
-from counterpoint.report._page import figures
 from counterpoint.report._read import Grams, read_run
+from counterpoint.report._run_figures import run_figures as figures
 from planted_diagnosis import FIGURES, write_diagnosis
 from report_page import cells
 

@@ -5,10 +5,15 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+import yaml
 
-from counterpoint.report import write_report
+from counterpoint.report import write_report, write_study_report
 from counterpoint.report._text import clean, plot_text, script_json
 from planted_diagnosis import FIGURES, write_diagnosis
+from planted_recovery import FIGURES as RECOVERY
+from planted_recovery import write_recovery
+from planted_study import figures as study_figures
+from planted_study import write_study
 
 ATTACKS = {
     "script": "<script>alert(1)</script>",
@@ -19,41 +24,14 @@ ATTACKS = {
     "plotly": "$x^2$ %{y} <b>bold</b> <a href='javascript:alert(1)'>a</a> &lt;i&gt; <br>",
     "unicode": "lone \ud800 low \udc00 pair \ud83d\ude00 nul \x00 esc \x1b bidi \u202ea sep \u2028\u2029 \ufeff\uffff",
 }
-ALLOWED = {
-    "html",
-    "head",
-    "meta",
-    "title",
-    "link",
-    "style",
-    "body",
-    "header",
-    "p",
-    "h1",
-    "h2",
-    "h3",
-    "h4",
-    "b",
-    "i",
-    "em",
-}
-ALLOWED |= {
-    "span",
-    "dl",
-    "div",
-    "dt",
-    "dd",
-    "main",
-    "section",
-    "figure",
-    "figcaption",
-    "table",
-    "caption",
-    "thead",
-    "tr",
-}
-ALLOWED |= {"th", "td", "tbody", "tfoot", "button", "aside", "select", "option", "label", "article", "pre", "details"}
-ALLOWED |= {"summary", "ul", "li", "footer", "code", "noscript", "script"}
+ALLOWED = set(
+    re.findall(
+        r"\w+",
+        "html head meta title link style body header p h1 h2 h3 h4 b i em a nav span dl div dt dd main section figure "
+        "figcaption table caption thead tr th td tbody tfoot button aside select option label input output article pre "
+        "details summary ul ol li sup footer code noscript script",
+    )
+)
 
 
 class Tags(HTMLParser):
@@ -79,19 +57,68 @@ def attacked_run(make_run, path, texts):
         modules=modules,
     )  # fmt: skip
     write_diagnosis(run, domains, modules, note=joined)
+    write_recovery(run, domains, note=joined)
     return run
 
 
-@pytest.mark.parametrize("text", ATTACKS.values(), ids=ATTACKS.keys())
-def test_the_source_holds_only_our_own_elements(tmp_path, make_run, text):
-    page = write_report(attacked_run(make_run, tmp_path / "run", [text])).read_text(encoding="utf-8")
+def attacked_study(path, texts):
+    """A study whose every text field holds ``texts``."""
+    return write_study(path, ["math", *dict.fromkeys(texts)], note="\n".join(texts))
+
+
+def overwritten(value, text):
+    """``value`` with ``text`` for every text, and beside every key."""
+    if isinstance(value, dict):
+        return {key: overwritten(item, text) for key, item in value.items()} | {text: text}
+    if isinstance(value, list):
+        return [overwritten(item, text) for item in value]
+    return text if isinstance(value, str) else value
+
+
+def overwrite(folder, text):
+    """Replaces every text in every file below ``folder``, structure and all: names, kinds, verdicts, moments."""
+    for path in folder.rglob("*.json"):
+        path.write_text(json.dumps(overwritten(json.loads(path.read_text()), text)))
+    for path in folder.glob("*.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(overwritten(row, text)) + "\n" for row in rows))
+    for path in folder.glob("*.yaml"):
+        path.write_text(yaml.safe_dump(overwritten(yaml.safe_load(path.read_text()), text), allow_unicode=False))
+
+
+def assert_only_our_own(page):
     found = Tags()
     found.feed(page)
     assert found.tags <= ALLOWED
     assert found.scripts == 3
     assert not [name for name, _ in found.attributes if name.startswith("on")]
-    assert not [value for name, value in found.attributes if name in ("href", "src", "action") and value != "data:,"]
+    places = [value for name, value in found.attributes if name in ("href", "src", "action") and value != "data:,"]
+    assert all(re.fullmatch("#h-[a-z]+", value) for value in places)
+
+
+@pytest.mark.parametrize("text", ATTACKS.values(), ids=ATTACKS.keys())
+def test_the_source_holds_only_our_own_elements(tmp_path, make_run, text):
+    assert_only_our_own(write_report(attacked_run(make_run, tmp_path / "run", [text])).read_text(encoding="utf-8"))
+    assert_only_our_own(write_study_report(attacked_study(tmp_path / "study", [text])).read_text(encoding="utf-8"))
     json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
+    json.loads((tmp_path / "study" / "study-report.json").read_text(encoding="utf-8"))
+
+
+def overwritten_pages(tmp_path, make_run, text):
+    domains, modules = ("math", "code"), ("embedding", "layers.0.mlp", "norm")
+    run = make_run(tmp_path / "run", domains=domains, modules=modules, steps=6, stages=True)
+    write_diagnosis(run, domains, modules)
+    write_recovery(run, domains)
+    study = write_study(tmp_path / "study", domains)
+    overwrite(run, text)
+    overwrite(study, text)
+    return write_report(run), write_study_report(study)
+
+
+@pytest.mark.parametrize("text", ATTACKS.values(), ids=ATTACKS.keys())
+def test_a_text_in_place_of_every_text_adds_no_element(tmp_path, make_run, text):
+    for page in overwritten_pages(tmp_path, make_run, text):
+        assert_only_our_own(page.read_text(encoding="utf-8"))
 
 
 def test_a_page_without_escaping_would_be_caught():
@@ -143,6 +170,26 @@ def plots(document):
     return [name for name, _ in elements], [name for name, body in elements if "main-svg" in body]
 
 
+RUN_FIGURES = FIGURES | RECOVERY | {
+    "overview", "comparison", "history", "module-overview", "module-steps", "module-time", "cosine", "conflict-rate",
+    "removed", "curve-reward", "curve-entropy", "curve-completion_length", "curve-truncated", "curve-zero_advantage",
+}  # fmt: skip
+
+
+def assert_drawn(document, console, wanted):
+    """Every plot is drawn, nothing was logged, nothing points anywhere but into the page."""
+    expected, drawn = plots(document)
+    assert console == []
+    assert drawn == expected
+    assert set(expected) == wanted
+    built = Tags()
+    built.feed(document)
+    # Plotly draws heat maps as data: images; nothing else may point anywhere.
+    places = [value for name, value in built.attributes if name.endswith(("href", "src"))]
+    assert all(value.startswith("data:") or re.fullmatch("#h-[a-z]+", value) for value in places)
+    assert not {"img", "iframe"} & built.tags
+
+
 @pytest.mark.parametrize("texts", [[], list(ATTACKS.values())], ids=["plain", "attacked"])
 def test_chromium_draws_every_plot_runs_nothing_else_and_logs_nothing(tmp_path, make_run, browser, texts):
     if texts:
@@ -150,20 +197,25 @@ def test_chromium_draws_every_plot_runs_nothing_else_and_logs_nothing(tmp_path, 
     else:
         run = make_run(tmp_path / "run")
         write_diagnosis(run, ("math", "code", "qa", "writing"), ("layers.0.attention", "layers.0.mlp", "norm"))
+        write_recovery(run, ("math", "code", "qa", "writing"))
     other = make_run(tmp_path / "other", strategy="mixed", domains=["math"], steps=6)
     document, console = browser.load(write_report(run, compare=[other]), tmp_path / "profile")
-    expected, drawn = plots(document)
-    assert console == []
-    assert drawn == expected
-    assert set(expected) == FIGURES | {
-        "evaluation", "comparison", "history", "module-overview", "module-steps", "cosine", "conflict-rate", "removed",
-        "curve-reward", "curve-entropy", "curve-completion_length", "curve-truncated", "curve-zero_advantage",
-    }  # fmt: skip
-    built = Tags()
-    built.feed(document)
-    # Plotly draws heat maps as data: images; nothing else may point anywhere.
-    assert all(value.startswith("data:") for name, value in built.attributes if name.endswith(("href", "src")))
-    assert not {"img", "a", "iframe"} & built.tags
+    assert_drawn(document, console, RUN_FIGURES)
+
+
+@pytest.mark.parametrize("texts", [[], list(ATTACKS.values())], ids=["plain", "attacked"])
+def test_chromium_draws_a_study(tmp_path, browser, texts):
+    study = attacked_study(tmp_path / "study", texts) if texts else write_study(tmp_path / "study")
+    domains = json.loads((study / "study.json").read_text())["domains"]
+    document, console = browser.load(write_study_report(study), tmp_path / "profile")
+    assert_drawn(document, console, study_figures(domains))
+
+
+def test_chromium_runs_nothing_of_a_text_in_place_of_every_text(tmp_path, make_run, browser):
+    for page in overwritten_pages(tmp_path, make_run, "\n".join(ATTACKS.values())):
+        document, console = browser.load(page, tmp_path / "profile")
+        expected, drawn = plots(document)
+        assert (console, drawn) == ([], expected)
 
 
 def test_chromium_reports_what_does_run(tmp_path, browser):

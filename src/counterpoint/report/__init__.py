@@ -1,4 +1,4 @@
-"""Run directories as one self-contained HTML page for people, and the same content as JSON for programs.
+"""A run directory or a study as one self-contained HTML page for people, and the same content as JSON for programs.
 
 >>> from counterpoint.report import write_report
 >>> page = write_report(Path("runs/demo-mgs"), compare=[Path("runs/demo-mixed")])  # doctest: +SKIP
@@ -12,18 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint.disk import write_text
+from counterpoint.errors import RunError
 from counterpoint.report._cosines import module_cosines
 from counterpoint.report._curves import domain_curves, surgery_curves
 from counterpoint.report._detail import LEVELS, Detail
 from counterpoint.report._diagnosis import diagnosis
 from counterpoint.report._overview import domain_names, overview
-from counterpoint.report._page import render
+from counterpoint.report._page import render, render_study
 from counterpoint.report._read import RunData, read_run
+from counterpoint.report._recovery import recovery
 from counterpoint.report._samples import samples
 from counterpoint.report._scores import comparison, evaluation
+from counterpoint.report._study import STUDY, read_study, study
 from counterpoint.report._text import clean
 
-__all__ = ["build", "write_report"]
+__all__ = ["build", "is_study", "page_of", "write_report", "write_study_report"]
 
 MAX_BYTES = 5_900_000
 """The page stays below six megabytes, of which plotly.js takes 4.8."""
@@ -39,14 +42,60 @@ def write_report(run_dir: Path, *, compare: Sequence[Path] = ()) -> Path:
     Raises:
         RunError: one of the paths is no run directory, or the report cannot be written.
     """
-    runs = [read_run(Path(path)) for path in (run_dir, *compare)]
+    page = _page_of_run(run_dir, compare, None)
+    return _write(Path(run_dir) / "report.html", *page)
+
+
+def write_study_report(folder: Path) -> Path:
+    """Writes ``study.html`` and ``study-report.json`` into the folder of a study and returns the page's path.
+
+    Raises:
+        RunError: there is no ``study.json``, or the report cannot be written. A torn ``study.json`` gives a page that
+            says so.
+    """
+    page = _page_of_study(folder, None)
+    return _write(Path(folder) / "study.html", *page)
+
+
+def page_of(path: Path, compare: Sequence[Path] = (), version: str | None = None) -> tuple[str, dict[str, Any]]:
+    """The page on a run or on a study, and its content, without writing anything.
+
+    With a ``version`` the page is one to be served: it asks its server for news.
+
+    Raises:
+        RunError: ``path`` is neither, or a study is to be compared.
+    """
+    if not is_study(path):
+        return _page_of_run(path, compare, version)
+    if compare:
+        raise RunError(f"'{path}' is a study, whose page compares its own runs. Leave out --compare.")
+    return _page_of_study(path, version)
+
+
+def is_study(path: Path) -> bool:
+    """Whether ``path`` is the folder of a study."""
+    return (Path(path) / STUDY).is_file()
+
+
+def _page_of_run(path: Path, compare: Sequence[Path], version: str | None) -> tuple[str, dict[str, Any]]:
+    runs = [read_run(Path(item)) for item in (path, *compare)]
     for detail in LEVELS:
         content = build(runs, detail)
-        page = render(content)
+        page = render(content, version)
         if len(page.encode()) < MAX_BYTES:
             break
-    path = Path(run_dir) / "report.html"
-    write_text(path.with_suffix(".json"), json.dumps(content, ensure_ascii=False, allow_nan=False, indent=1))
+    return page, content
+
+
+def _page_of_study(folder: Path, version: str | None) -> tuple[str, dict[str, Any]]:
+    row, notes = read_study(Path(folder))
+    content = study(row, Path(folder).resolve().name, notes)
+    return render_study(content, version), content
+
+
+def _write(path: Path, page: str, content: dict[str, Any]) -> Path:
+    beside = path.with_name("study-report.json" if path.stem == "study" else f"{path.stem}.json")
+    write_text(beside, json.dumps(content, ensure_ascii=False, allow_nan=False, indent=1))
     write_text(path, page)
     return path
 
@@ -66,6 +115,7 @@ def build(runs: Sequence[RunData], detail: Detail = LEVELS[0]) -> dict[str, Any]
         "comparison": comparison(runs, domains),
         "compared": [overview(other, domain_names(other)[: detail.domains]) for other in runs[1:]],
         "diagnosis": diagnosis(run, domains, detail),
+        "recovery": recovery(run, domains, detail),
         "curves": domain_curves(run, domains, detail),
         "surgery": surgery_curves(run, domains, detail),
         "cosines": module_cosines(run.grams, detail),

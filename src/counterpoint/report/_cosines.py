@@ -21,7 +21,8 @@ def module_cosines(grams: Grams | None, detail: Detail) -> dict[str, Any] | None
     """Modules in layer order, domain pairs, and their cosines over steps and averaged over all steps.
 
     None where no recorded step has two domains, as in a run that trains one after another.
-    ``cosine[q][g][b]`` is pair q in module g, averaged over the steps of bin b, which begins at ``step[b]``.
+    ``cosine[q][g][b]`` is pair q in module g, averaged over the steps of bin b, from ``step[b]``
+    to ``step_end[b]``.
     ``overall[q][g]`` holds the mean over steps, its standard error, and the share of steps with a negative cosine.
     """
     if grams is None or len(grams.step_S) == 0 or len(grams.domains) < 2 or not grams.groups:
@@ -32,7 +33,7 @@ def module_cosines(grams: Grams | None, detail: Detail) -> dict[str, Any] | None
     num_bins = min(len(grams.step_S), 120, max(1, detail.heat_cells // (len(shown) * len(groups))))
     cosine_QSG = np.stack([_cosine(gram_SGDD, i, j) for i, j in shown])
     cosine_QGB = np.stack([bin_means(cosine_SG, num_bins, _nanmean).T for cosine_SG in cosine_QSG])
-    first_steps = [int(part[0]) for part in np.array_split(grams.step_S, num_bins)]
+    bins = np.array_split(grams.step_S, num_bins)
     finite = np.isfinite(cosine_QSG)
     if not finite.any():  # one domain after another
         return None
@@ -41,7 +42,8 @@ def module_cosines(grams: Grams | None, detail: Detail) -> dict[str, Any] | None
         "pairs": [pair_name(grams.domains[i], grams.domains[j]) for i, j in shown],
         "pairs_left_out": len(pairs) - len(shown),
         "by_layer": len(groups) < len(grams.groups),
-        "step": first_steps,
+        "step": [int(steps[0]) for steps in bins],
+        "step_end": [int(steps[-1]) for steps in bins],
         "recorded_steps": len(grams.step_S),
         "cosine": _nested(cosine_QGB),
         "overall": [_overall(cosine_SG) for cosine_SG in cosine_QSG],

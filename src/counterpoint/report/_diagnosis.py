@@ -4,7 +4,8 @@ from typing import Any
 
 from counterpoint.report._cosines import MAX_MODULES, layer_key
 from counterpoint.report._detail import Detail
-from counterpoint.report._read import Row, RunData
+from counterpoint.report._fields import Row, estimate, names_of, row_of, rows_of, texts_of
+from counterpoint.report._read import RunData
 from counterpoint.report._text import clean, number
 
 MAX_PAIRS = 28
@@ -20,39 +21,32 @@ def diagnosis(run: RunData, domains: list[str], detail: Detail) -> Content | Non
     summary, behaviour = run.diagnosis.get("summary", {}), run.diagnosis.get("behaviour", {})
     if not summary and not behaviour:
         return None
-    rows = _rows(summary.get("pairs"))
+    rows = rows_of(summary.get("pairs"))
     pairs = [_pair(row) for row in rows[: min(MAX_PAIRS, max(1, detail.heat_cells // 400))]]
     return {
         "changes": _changes(behaviour, domains),
         "pairs": pairs,
-        "totals": [_total(row) for row in _rows(summary.get("totals"))[:MAX_PAIRS]],
+        "totals": [_total(row) for row in rows_of(summary.get("totals"))[:MAX_PAIRS]],
         "pairs_left_out": len(rows) - len(pairs),
         "modules": _modules(pairs, summary),
-        "edits": [_edit(row) for row in _rows(summary.get("edits"))[:MAX_PAIRS]],
+        "edits": [_edit(row) for row in rows_of(summary.get("edits"))[:MAX_PAIRS]],
         "behaviour": _course(behaviour, domains),
-        "sentences": [clean(text, 600) for text in _list(summary.get("sentences"))[:48]],
-        "notes": [clean(text, 600) for text in _list(summary.get("notes"))[:24]],
+        "sentences": texts_of(summary.get("sentences"), 48, 600),
+        "notes": texts_of(summary.get("notes"), 24, 600),
         "failed": [
             {"name": clean(row.get("name"), 80), "reason": clean(row.get("reason"), 600)}
-            for row in _rows(summary.get("parts"))
+            for row in rows_of(summary.get("parts"))
             if row.get("status") == "failed"
         ],
     }
 
 
-def estimate(value: object) -> dict[str, float] | None:
-    """``value, low, high``; None where one of them is no number."""
-    found = {key: number(value.get(key)) for key in ("value", "low", "high")} if isinstance(value, dict) else {}
-    whole = {key: item for key, item in found.items() if item is not None}
-    return whole if len(whole) == 3 else None
-
-
 def _changes(behaviour: Row, domains: list[str]) -> Content | None:
     """The matrix domain x stage; ``own`` marks a domain in its own stage."""
-    rows = [row for row in _rows(behaviour.get("changes")) if estimate(row.get("change"))]
+    rows = [row for row in rows_of(behaviour.get("changes")) if estimate(row.get("change"))]
     if not rows:
         return None
-    keys = list(dict.fromkeys((number(row.get("first_step")), _names(row.get("during"))) for row in rows))
+    keys = list(dict.fromkeys((number(row.get("first_step")), names_of(row.get("during"))) for row in rows))
     by_cell = {(str(row.get("domain")), number(row.get("first_step"))): row for row in rows}
     return {
         "stages": [name for _, name in keys],
@@ -73,7 +67,7 @@ def _cell(row: Row | None, domain: str) -> Content | None:
 
 
 def _pair(row: Row) -> Content:
-    damage, conflict = _row(row.get("damage")), _row(row.get("conflict"))
+    damage, conflict = row_of(row.get("damage")), row_of(row.get("conflict"))
     return {
         "earlier": clean(row.get("earlier"), 60),
         "later": clean(row.get("later"), 60),
@@ -92,7 +86,7 @@ def _pair(row: Row) -> Content:
 
 def _total(row: Row) -> Content:
     """All later stages together, in the form of a pair for the bars."""
-    damage = _row(row.get("damage"))
+    damage = row_of(row.get("damage"))
     return {
         "earlier": clean(row.get("domain"), 60),
         "later": "all later" if row.get("later") else "",
@@ -105,7 +99,7 @@ def _total(row: Row) -> Content:
 def _damage_modules(damage: Row) -> dict[str, Content]:
     return {
         clean(row.get("module"), 60): {"second": estimate(row.get("second")), "edit": number(row.get("edit_share"))}
-        for row in _rows(damage.get("modules"))
+        for row in rows_of(damage.get("modules"))
     }
 
 
@@ -113,7 +107,7 @@ def _conflict_modules(conflict: Row) -> dict[str, Content]:
     keys = ("cosine", "floor", "debiased", "verdict")
     return {
         clean(row.get("module"), 60): {key: number(row.get(key)) for key in keys}
-        for row in _rows(conflict.get("modules"))
+        for row in rows_of(conflict.get("modules"))
     }
 
 
@@ -124,37 +118,37 @@ def _overlap(value: object) -> dict[str, float | None] | None:
 
 def _edit(row: Row) -> Content:
     return {
-        "stage": _names(row.get("domains")),
+        "stage": names_of(row.get("domains")),
         "unchanged": number(row.get("unchanged")),
         "relative_norm": number(row.get("relative_norm")),
         "modules": {
-            clean(part.get("module"), 60): number(part.get("relative_norm")) for part in _rows(row.get("modules"))
+            clean(part.get("module"), 60): number(part.get("relative_norm")) for part in rows_of(row.get("modules"))
         },
     }
 
 
 def _modules(pairs: list[Content], summary: Row) -> list[str]:
     """Every module that any map shows, in the order of a forward pass, no more than a page can hold."""
-    edits = [_edit(row) for row in _rows(summary.get("edits"))]
+    edits = [_edit(row) for row in rows_of(summary.get("edits"))]
     names = {name for pair in pairs for key in ("damage_modules", "conflict_modules") for name in pair[key]}
     return sorted(names | {name for edit in edits for name in edit["modules"]}, key=layer_key)[:MAX_MODULES]
 
 
 def _course(behaviour: Row, domains: list[str]) -> Content | None:
     """Length and distinct bigrams over the moments, entropy at both ends of a domain's stage."""
-    scores = _rows(behaviour.get("scores"))
+    scores = rows_of(behaviour.get("scores"))
     if not scores:
         return None
     moments = {number(row.get("step")): clean(row.get("moment"), 40) for row in scores}
     steps = sorted(step for step in moments if step is not None)
-    diversity = [row for row in _rows(behaviour.get("diversity")) if row.get("n") == 2]
+    diversity = [row for row in rows_of(behaviour.get("diversity")) if row.get("n") == 2]
     return {
         "moments": [moments[step] for step in steps],
         "length": [_line(scores, name, steps, "completion_length") for name in domains],
         "distinct": [_line(diversity, name, steps, "distinct") for name in domains],
         "entropy": [
             {"domain": clean(row.get("domain"), 60), "colour": domains.index(str(row.get("domain"))), **_ends(row)}
-            for row in _rows(behaviour.get("entropy"))
+            for row in rows_of(behaviour.get("entropy"))
             if str(row.get("domain")) in domains and all(_ends(row).values())
         ],
     }
@@ -167,20 +161,3 @@ def _line(rows: list[Row], domain: str, steps: list[float], key: str) -> Content
 
 def _ends(row: Row) -> Content:
     return {key: estimate(row.get(key)) for key in ("first", "last")}
-
-
-def _names(value: object) -> str:
-    names = [str(name) for name in value] if isinstance(value, list) else [clean(value)]
-    return clean(", ".join(names), 60)
-
-
-def _row(value: object) -> Row:
-    return value if isinstance(value, dict) else {}
-
-
-def _list(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _rows(value: object) -> list[Row]:
-    return [row for row in _list(value) if isinstance(row, dict)]

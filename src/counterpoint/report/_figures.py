@@ -1,7 +1,10 @@
 """Figures of scores and curves as plotly JSON. Colours are names like ``@d0`` that the page's script looks up.
 
-``@d0``, ``@d1``, ... are the domains, ``@p0``, ... pairs of domains, ``@r0``, ... runs; ``@ink``, ``@muted``
-and ``@faint`` follow the light or dark theme. Texts have gone through ``plot_text``.
+Beside plotly's ``data`` and ``layout`` a figure has its ``height`` in pixels and what the script needs to change it:
+``narrow`` (what differs on a phone), ``choices`` and ``options`` (what differs by the page's selectors), ``planes``,
+``cells``, ``toggle``. ``@d0``, ``@d1``, ... are the domains, ``@p0``, ... pairs, ``@r0``, ... runs; ``@ink``,
+``@muted`` and ``@faint`` follow the light or dark theme, ``@d0/0.2`` has that opacity. Texts have gone through
+``plot_text``.
 """
 
 from collections.abc import Sequence
@@ -18,28 +21,6 @@ NUM_COLOURS = 8
 """Domains beyond the eighth repeat the colours with another dash."""
 
 
-def evaluation_figure(rows: Sequence[dict[str, Any]]) -> Figure:
-    """Every domain's score before (ring) and after (dot) with intervals, joined by a line."""
-    data: list[Trace] = []
-    for index, row in enumerate(rows):
-        colour = f"@d{index % NUM_COLOURS}"
-        if row["before"] and row["after"]:
-            data.append(
-                {
-                    "type": "scatter",
-                    "mode": "lines",
-                    "x": [row["before"]["mean"], row["after"]["mean"]],
-                    "y": [index - 0.12, index + 0.12],
-                    "line": {"color": "@faint", "width": 1.5},
-                    "hoverinfo": "skip",
-                }
-            )
-        for when, offset, symbol in (("before", -0.12, "circle-open"), ("after", 0.12, "circle")):
-            if row[when]:
-                data.append(_dots([row[when]], [index + offset], f"{plot_text(row['domain'])}, {when}", colour, symbol))
-    return _score_rows(data, rows, {"showlegend": False})
-
-
 def comparison_figure(rows: Sequence[dict[str, Any]], runs: Sequence[str]) -> Figure:
     """Every domain's score before and after each run, with intervals; one colour and symbol per run."""
     series = [("before", "@muted", "circle-open", [row["before"] for row in rows])]
@@ -51,8 +32,8 @@ def comparison_figure(rows: Sequence[dict[str, Any]], runs: Sequence[str]) -> Fi
     for place, (name, colour, symbol, scores) in enumerate(series):
         known = [(index, value) for index, value in enumerate(scores) if value]
         heights = [index + (place - (len(series) - 1) / 2) * gap for index, _ in known]
-        data.append(_dots([value for _, value in known], heights, name, colour, symbol))
-    figure = _score_rows(data, rows, {"showlegend": True})
+        data.append(dots([value for _, value in known], heights, name, colour, symbol))
+    figure = score_rows(data, [row["domain"] for row in rows], {"showlegend": True})
     figure["height"] = max(figure["height"], 90 + len(rows) * (24 + 20 * len(series)))
     return figure
 
@@ -62,7 +43,7 @@ def history_figure(over_time: Sequence[dict[str, Any]], stages: Sequence[dict[st
     data = []
     for index, domain in enumerate(over_time):
         scores = domain["scores"]
-        trace = _dots(scores, [], plot_text(domain["domain"]), f"@d{index % NUM_COLOURS}", "circle")
+        trace = dots(scores, [], plot_text(domain["domain"]), f"@d{index % NUM_COLOURS}", "circle")
         trace |= {
             "mode": "lines+markers",
             "x": [value["step"] for value in scores],
@@ -73,14 +54,17 @@ def history_figure(over_time: Sequence[dict[str, Any]], stages: Sequence[dict[st
             "hovertemplate": "step %{x}: %{text}<extra>%{fullData.name}</extra>",
         }
         data.append(trace)
-    layout = {"xaxis": axis("step"), "yaxis": axis("held-out score"), "showlegend": False, **_stage_marks(stages)}
-    return {"data": data, "layout": layout, "height": 300}
+    layout = {"xaxis": axis("step"), "yaxis": axis("held-out score"), "showlegend": False, **stage_marks(stages)}
+    return {"data": data, "layout": layout, "height": 300, "toggle": True}
 
 
 def curve_figure(
     curves: Sequence[dict[str, Any]], stages: Sequence[dict[str, Any]], palette: str = "d", legend: bool = False
 ) -> Figure:
-    """Curves over steps, each as a light line (every step) under a firm one (smoothed)."""
+    """Curves over steps, each as a light line (every step) under a firm one (smoothed).
+
+    Those of domains have ``toggle``: the page's chips show and hide them.
+    """
     data: list[Trace] = []
     crowded = len(curves) > 10  # the pointer names a line; a legend of dozens would fill the page
     legend = legend and len(curves) > 1 and not crowded
@@ -99,8 +83,9 @@ def curve_figure(
     layout = {"xaxis": axis("step"), "yaxis": {"rangemode": "tozero"}, "showlegend": legend}
     return {
         "data": data,
-        "layout": {**layout, **_stage_marks(stages)},
+        "layout": {**layout, **stage_marks(stages)},
         "height": 250 + 20 * legend,
+        "toggle": palette == "d",
     }
 
 
@@ -112,7 +97,8 @@ def with_reference(figure: Figure, value: float) -> Figure:
     return {**figure, "layout": {**layout, "shapes": [*layout.get("shapes", []), mark]}}
 
 
-def _dots(scores: Sequence[dict[str, Any]], heights: Sequence[float], name: str, colour: str, symbol: str) -> Trace:
+def dots(scores: Sequence[dict[str, Any]], heights: Sequence[float], name: str, colour: str, symbol: str) -> Trace:
+    """Scores ``mean, low, high`` as marks with horizontal intervals at the given heights."""
     bounded = [value["low"] is not None for value in scores]
     return {
         "type": "scatter",
@@ -135,7 +121,8 @@ def _dots(scores: Sequence[dict[str, Any]], heights: Sequence[float], name: str,
     }
 
 
-def _score_rows(data: list[Trace], rows: Sequence[dict[str, Any]], layout: dict[str, Any]) -> Figure:
+def score_range(data: Sequence[Trace]) -> dict[str, Any]:
+    """The range of an axis for scores: zero to one where all lie there; empty where plotly should choose."""
     reach = [x for trace in data for x in trace["x"]]
     reach += [
         x + e
@@ -143,20 +130,25 @@ def _score_rows(data: list[Trace], rows: Sequence[dict[str, Any]], layout: dict[
         if "error_x" in trace
         for x, e in zip(trace["x"], trace["error_x"]["array"], strict=True)
     ]
-    xaxis = axis("score")
-    if reach and min(reach) >= 0 and max(reach) <= 1:
-        xaxis["range"] = [-0.01, 1.01 if max(reach) > 0.5 else max(0.1, 1.15 * max(reach))]
+    if not reach or min(reach) < 0 or max(reach) > 1:
+        return {}
+    return {"range": [-0.01, 1.01 if max(reach) > 0.5 else max(0.1, 1.15 * max(reach))]}
+
+
+def score_rows(data: list[Trace], names: Sequence[str], layout: dict[str, Any]) -> Figure:
+    """A figure of ``dots`` whose rows are ``names``, first at the top."""
     yaxis = {
-        "tickvals": list(range(len(rows))),
-        "ticktext": [plot_text(row["domain"], 24) for row in rows],
-        "range": [len(rows) - 0.5, -0.5],
+        "tickvals": list(range(len(names))),
+        "ticktext": [plot_text(name, 24) for name in names],
+        "range": [len(names) - 0.5, -0.5],
         "showgrid": False,
         "zeroline": False,
         "fixedrange": True,
         "ticks": "",
         "tickfont": {"size": 14, "color": "@ink"},
     }
-    return {"data": data, "layout": {"xaxis": xaxis, "yaxis": yaxis, **layout}, "height": 80 + 52 * len(rows)}
+    xaxis = {**axis("score"), **score_range(data)}
+    return {"data": data, "layout": {"xaxis": xaxis, "yaxis": yaxis, **layout}, "height": 80 + 52 * len(names)}
 
 
 def axis(title: str) -> dict[str, Any]:
@@ -170,7 +162,7 @@ def line_style(index: int, width: float, palette: str = "d") -> dict[str, Any]:
     return {"color": f"@{palette}{index % NUM_COLOURS}", "width": width, "dash": dash}
 
 
-def _stage_marks(stages: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def stage_marks(stages: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """A thin line where each stage begins, with the stage's domain beside it."""
     begins = [stage for stage in stages if stage["first_step"] is not None] if len(stages) > 1 else []
     shapes = [

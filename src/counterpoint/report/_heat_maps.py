@@ -11,12 +11,12 @@ SIGNIFICANT = 3.0
 
 
 def steps_figure(cosines: dict[str, Any]) -> Figure:
-    """Module by step for one pair; the others are in ``options``, one plane of cosines each."""
+    """Module by step for one pair; all are in ``planes``."""
     labels = labels_of(cosines["modules"])
     trace = map_of(cosines["step"], labels, cosines["cosine"][0], cosines["limit"])
     trace["hovertemplate"] = "step %{x}, %{y}<br>cosine %{z:.3f}<extra></extra>"
     figure = layout_of([trace], labels, {"title": {"text": "step"}})
-    figure["options"] = cosines["cosine"]
+    figure["planes"] = cosines["cosine"]
     return figure
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from counterpoint.report._fields import row_of
 from counterpoint.report._read import RunData
 from counterpoint.report._text import clean, number
 
@@ -52,7 +53,8 @@ def overview(run: RunData, domains: list[str]) -> dict[str, Any]:
         "ended": _moment(run.info.get("ended")),
         "seconds": _elapsed(run),
         "step_seconds": _median(run, "step_seconds", "step_time"),
-        "tokens": max(_values(run, "num_tokens"), default=None),
+        "tokens": _tokens(run),
+        "completions": _completions(run, last_step),
         "stages": _stages(run),
     }
 
@@ -91,7 +93,8 @@ def _stages(run: RunData) -> list[dict[str, Any]]:
             domains = row.get("domains") or row.get("domain")
             names = ", ".join(map(str, domains)) if isinstance(domains, list) else domains
             steps = {key: number(row.get(key)) for key in ("first_step", "last_step")}
-            found.append({"domain": clean(names, 60), **steps})
+            members = [clean(name, 60) for name in domains] if isinstance(domains, list) else [clean(domains, 60)]
+            found.append({"domain": clean(names, 60), "domains": members, **steps})
     return found
 
 
@@ -120,6 +123,28 @@ def _elapsed(run: RunData) -> float | None:
     if started is None or ended is None:
         return None
     return ended - started
+
+
+def _tokens(run: RunData) -> float | None:
+    """Prompt and completion tokens of all stages: the logged count begins again with a stage."""
+    known = [(row.get("stage"), count) for row in run.metrics if (count := number(row.get("num_tokens"))) is not None]
+    total, stage, previous = 0.0, known[0][0] if known else None, 0.0
+    for now, count in known:
+        # The first count of a stage holds one step: it can pass the last one's only where that was one step long, too.
+        again = count < previous or (now != stage and count < 2 * previous)
+        total += count if again else count - previous
+        stage, previous = now, count
+    return total if known else None
+
+
+def _completions(run: RunData, steps: int | None) -> int | None:
+    """Completions that the steps learned from; None where the configuration does not say how many a step has."""
+    training = row_of(run.config.get("training"))
+    size, updates = number(training.get("per_device_train_batch_size")), number(training.get("num_iterations", 1))
+    micro_batches, ranks = number(training.get("gradient_accumulation_steps", 1)), number(run.environment.get("ranks"))
+    if not (steps and size and updates and micro_batches):
+        return None
+    return round(min(steps * size * micro_batches * (ranks or 1) / updates, 1e15))
 
 
 def _values(run: RunData, *keys: str) -> list[float]:

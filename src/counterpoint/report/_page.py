@@ -1,7 +1,8 @@
-"""Turns a report's content into one HTML file: figures as JSON, text through an escaping template, scripts inline."""
+"""Turns content into one HTML file: figures as JSON, text through an escaping template, scripts inline."""
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -9,20 +10,31 @@ from typing import Any
 import jinja2
 import plotly.offline
 
-from counterpoint.report._diagnosis_figures import diagnosis_figures
-from counterpoint.report._figures import (
-    comparison_figure,
-    curve_figure,
-    evaluation_figure,
-    history_figure,
-    with_reference,
-)
-from counterpoint.report._heat_maps import overview_figure, steps_figure
+from counterpoint.report._figures import Figure
+from counterpoint.report._run_figures import run_figures
+from counterpoint.report._study_figures import study_figures
 from counterpoint.report._text import duration, points, script_json, signed
 
 
-def render(content: dict[str, Any]) -> str:
-    """The page for ``content`` (see ``counterpoint.report.build``)."""
+def render(content: dict[str, Any], version: str | None = None) -> str:
+    """The page on a run (see ``counterpoint.report.build``); with a ``version`` it asks its server for news."""
+    names = {**content, "title": content["run"]["name"]}
+    return _render("page.html.j2", names, run_figures(content), version)
+
+
+def render_study(content: dict[str, Any], version: str | None = None) -> str:
+    """The page on a study (see ``counterpoint.report._study.study``); ``version`` as for ``render``."""
+    return _render("study.html.j2", {"study": content, "title": content["name"]}, study_figures(content), version)
+
+
+def without_scripts(page: str) -> str:
+    """``page`` without the bodies of its scripts but the figures: all that changes when a served page is refreshed."""
+    for script in _scripts(live=True):
+        page = page.replace(f"<script>{script}</script>", "")
+    return page
+
+
+def _render(template: str, names: dict[str, Any], figures: dict[str, Figure], version: str | None) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_asset),
         autoescape=True,
@@ -31,57 +43,34 @@ def render(content: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"signed": signed, "duration": duration, "number": _number, "points": points}
-    template = environment.get_template("page.html.j2")
-    shown = figures(content)
-    scripts = [plotly.offline.get_plotlyjs(), _asset("page.js")]
-    return template.render(
-        **content,
-        figures=shown,
-        figures_json=script_json(shown),
+    scripts = _scripts(live=version is not None)
+    return environment.get_template(template).render(
+        **names,
+        figures=figures,
+        figures_json=script_json(figures),
         css=_asset("page.css"),
         scripts=scripts,
-        policy=_policy(scripts),
+        policy=_policy(scripts, live=version is not None),
+        version=version,
     )
 
 
-def figures(content: dict[str, Any]) -> dict[str, Any]:
-    """All figures of the page by their id; a figure without data is left out."""
-    stages = content["run"]["stages"]
-    rows = content["evaluation"]["rows"]
-    found: dict[str, Any] = {}
-    if any(row["before"] or row["after"] for row in rows):
-        found["evaluation"] = evaluation_figure(rows)
-    if content["comparison"]:
-        found["comparison"] = comparison_figure(content["comparison"]["rows"], content["comparison"]["runs"])
-    if max((len(domain["scores"]) for domain in content["evaluation"]["over_time"]), default=0) > 2:
-        found["history"] = history_figure(content["evaluation"]["over_time"], stages)
-    if content["diagnosis"]:
-        found |= diagnosis_figures(content["diagnosis"])
-    for panel in content["curves"]:
-        found[f"curve-{panel['metric']}"] = curve_figure(panel["curves"], stages)
-    return found | _surgery_figures(content, stages)
+@cache
+def _scripts(live: bool) -> tuple[str, ...]:
+    own = ("page.js", "live.js") if live else ("page.js",)
+    return (plotly.offline.get_plotlyjs(), *map(_asset, own))
 
 
-def _surgery_figures(content: dict[str, Any], stages: list[dict[str, Any]]) -> dict[str, Any]:
-    surgery, found = content["surgery"], {}
-    if surgery["conflict_rate"]["step"]:
-        found["conflict-rate"] = with_reference(curve_figure([surgery["conflict_rate"]], stages, "p"), 0.5)
-    if surgery["removed"]["step"]:
-        found["removed"] = curve_figure([surgery["removed"]], stages, "p")
-    if surgery["cosine"]:
-        found["cosine"] = with_reference(curve_figure(surgery["cosine"], stages, "p", legend=True), 0.0)
-    if content["cosines"]:
-        found["module-overview"] = overview_figure(content["cosines"])
-        found["module-steps"] = steps_figure(content["cosines"])
-    return found
+def _policy(scripts: Sequence[str], live: bool) -> str:
+    """A Content-Security-Policy under which nothing loads from anywhere and no script runs but the page's own.
 
-
-def _policy(scripts: list[str]) -> str:
-    """A Content-Security-Policy under which nothing loads from anywhere and no script runs but the page's own."""
+    A served page may ask its own server for news, and nobody else.
+    """
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     sources = " ".join(f"'sha256-{value}'" for value in hashes)
+    connections = "connect-src 'self'; " if live else ""
     return (
-        f"default-src 'none'; script-src {sources}; style-src 'unsafe-inline'; img-src data: blob:; "
+        f"default-src 'none'; script-src {sources}; {connections}style-src 'unsafe-inline'; img-src data: blob:; "
         "base-uri 'none'; form-action 'none'"
     )
 

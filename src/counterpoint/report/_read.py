@@ -14,6 +14,7 @@ import yaml
 from safetensors import SafetensorError, safe_open
 
 from counterpoint.errors import RunError
+from counterpoint.report._fields import Row
 from counterpoint.report._text import clean
 
 RUN_FILES = ("run.json", "config.yaml", "metrics.jsonl", "evals.jsonl")
@@ -22,7 +23,12 @@ RUN_FILES = ("run.json", "config.yaml", "metrics.jsonl", "evals.jsonl")
 DIAGNOSIS = ("summary", "behaviour")
 """Files of ``diagnosis/`` that the page shows; the others are for programs."""
 
-Row = dict[str, Any]
+RECOVERY = ("recover", "rollback", "refresh")
+"""Files of ``recovery/`` and of the folders below it that the page shows."""
+
+RECOVERY_FOLDERS = ("recovery", "recovery/*", "recovery/*/recovery")
+
+MAX_RECOVERY_FILES = 24
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class Grams:
 class RunData:
     """Everything a run directory holds; ``notes`` says in words what was missing or unreadable.
 
-    ``diagnosis`` holds JSON objects by the name of their file.
+    ``diagnosis`` holds JSON objects by the name of their file, ``recovery`` by their place in the run directory.
     """
 
     path: Path
@@ -52,6 +58,7 @@ class RunData:
     samples: tuple[Row, ...]
     grams: Grams | None
     diagnosis: dict[str, Row]
+    recovery: dict[str, Row]
     notes: tuple[str, ...]
 
     @property
@@ -78,15 +85,16 @@ def read_run(path: Path) -> RunData:
     config_text = _text(path / "config.yaml", notes)
     return RunData(
         path=path,
-        info=_json(path / "run.json", notes),
+        info=read_json(path / "run.json", notes),
         config=_yaml(config_text, notes),
         config_text=config_text,
-        environment=_json(path / "environment.json", notes),
+        environment=read_json(path / "environment.json", notes),
         metrics=_rows(path / "metrics.jsonl", notes),
         evals=_rows(path / "evals.jsonl", notes),
         samples=_rows(path / "samples.jsonl", notes),
         grams=_grams(path / "grams.safetensors", notes),
         diagnosis=_diagnosis(path / "diagnosis", notes),
+        recovery=_recovery(path, notes),
         notes=tuple(notes),
     )
 
@@ -101,7 +109,7 @@ def _text(path: Path, notes: list[str]) -> str:
     return ""
 
 
-def _json(path: Path, notes: list[str]) -> Row:
+def read_json(path: Path, notes: list[str]) -> Row:
     text = _text(path, notes)
     if not text:
         return {}
@@ -159,7 +167,16 @@ def _grams(path: Path, notes: list[str]) -> Grams | None:
 def _diagnosis(folder: Path, notes: list[str]) -> dict[str, Row]:
     """The parts of a diagnosis that the page shows, by name; a run that was not diagnosed lacks nothing."""
     names = [name for name in DIAGNOSIS if (folder / f"{name}.json").exists()]
-    return {name: _json(folder / f"{name}.json", notes) for name in names}
+    return {name: read_json(folder / f"{name}.json", notes) for name in names}
+
+
+def _recovery(run: Path, notes: list[str]) -> dict[str, Row]:
+    """The results of recovery, those of the run itself before those in folders below."""
+    names = [f"{kind}.json" for kind in RECOVERY]
+    found = [path for folder in RECOVERY_FOLDERS for name in names for path in sorted(run.glob(f"{folder}/{name}"))]
+    if len(found) > MAX_RECOVERY_FILES:
+        notes.append(f"{len(found) - MAX_RECOVERY_FILES} of {len(found)} files below recovery/ were left out.")
+    return {str(path.relative_to(run)): read_json(path, notes) for path in found[:MAX_RECOVERY_FILES]}
 
 
 def _names(text: str) -> Iterator[str]:

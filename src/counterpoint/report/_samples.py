@@ -39,7 +39,13 @@ def _of_domain(run: RunData, domain: str, detail: Detail) -> list[Sample]:
                 "reward": number(row.get("reward")),
             }
     both_first = sorted(by_prompt.values(), key=lambda sample: not ("before" in sample and "after" in sample))
-    return [{"before": None, "after": None, **sample} for sample in both_first[: detail.samples]]
+    return [{"before": None, "after": None, **sample, "gain": _gain(sample)} for sample in both_first[: detail.samples]]
+
+
+def _gain(sample: Sample) -> float | None:
+    """Reward after minus reward before; None where one of them is unknown."""
+    before, after = ((sample.get(when) or {}).get("reward") for when in ("before", "after"))
+    return None if before is None or after is None else after - before
 
 
 def _flat(value: object) -> str:

@@ -2,7 +2,6 @@
 
 import html
 import json
-import math
 import re
 from typing import Any
 
@@ -44,14 +43,17 @@ def script_json(value: Any) -> str:
 
 
 def number(value: object) -> float | None:
-    """``value`` as a finite float, or None: a missing, malformed or infinite number is no number."""
+    """``value`` as a finite float, or None: a missing, malformed, infinite or absurd number is no number.
+
+    Beyond 1e100 a difference or a product of two of them could be infinite, which JSON cannot hold.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
         result = float(value)
     except OverflowError:
         return None
-    return result if math.isfinite(result) else None
+    return result if abs(result) < 1e100 else None
 
 
 def score(mean: float | None, low: float | None = None, high: float | None = None) -> str:

@@ -1,0 +1,135 @@
+"""The run in one picture: when and how much every domain was trained, and what became of its score."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from counterpoint.report._figures import NUM_COLOURS, Figure, Trace, axis, dots, score_range
+from counterpoint.report._text import plot_text, signed
+
+ROW_HEIGHT = 52
+"""Pixels for a domain."""
+
+
+def overview_picture(run: dict[str, Any], rows: Sequence[dict[str, Any]]) -> Figure | None:
+    """Left, each domain's training as bars over the steps, as thick as its share; right, its score before and after.
+
+    Below each other where the page is narrow. ``rows`` are those of ``evaluation``. None where nothing was recorded.
+    """
+    bars = _bars(run)
+    scores = _scores(rows, "2" if bars else "")
+    if not bars and not scores:
+        return None
+    yaxis = {
+        "tickvals": list(range(len(rows))), "ticktext": [plot_text(row["domain"], 24) for row in rows],
+        "range": [len(rows) - 0.5, -0.5], "showgrid": False, "fixedrange": True, "ticks": "",
+        "tickfont": {"size": 14, "color": "@ink"},
+    }  # fmt: skip
+    training = {**axis("optimizer step"), "rangemode": "tozero"}
+    held_out = {**axis("held-out score"), **score_range(scores)}
+    figure: Figure = {"data": [*bars, *scores], "height": 80 + ROW_HEIGHT * len(rows)}
+    layout: dict[str, Any] = {"barmode": "overlay", "showlegend": False, "yaxis": yaxis}
+    if scores:
+        layout |= {"annotations": _changes(rows, "y2" if bars else "y"), "margin": {"l": 8, "r": 64, "t": 10, "b": 8}}
+    if bars and scores:
+        layout["xaxis"] = training | {"domain": [0, 0.36]}
+        layout["xaxis2"] = held_out | {"domain": [0.41, 1], "anchor": "y2"}
+        layout["yaxis2"] = yaxis | {"anchor": "x2", "showticklabels": False}
+        return figure | {"layout": layout, "narrow": _stacked(len(rows))}
+    return figure | {"layout": layout | {"xaxis": training if bars else held_out}}
+
+
+def _stacked(count: int) -> dict[str, Any]:
+    """What changes where the page is narrow: the scores above, the training below."""
+    top, bottom = ROW_HEIGHT * count, 30 * count
+    total = top + bottom + 130
+    return {
+        "height": total,
+        "layout": {
+            "xaxis": {"domain": [0, 1]},
+            "xaxis2": {"domain": [0, 1]},
+            "yaxis": {"domain": [0, bottom / (total - 40)]},
+            "yaxis2": {"domain": [1 - top / (total - 40), 1], "showticklabels": True},
+        },
+    }
+
+
+def _bars(run: dict[str, Any]) -> list[Trace]:
+    """One trace per domain: a bar for each of its stages, or for the whole run where there are none."""
+    last = run["steps"]
+    if not last:
+        return []
+    shares = [item["share"] for item in run["domains"]]
+    largest = max([share for share in shares if share is not None], default=None)
+    data: list[Trace] = []
+    for index, (item, share) in enumerate(zip(run["domains"], shares, strict=True)):
+        spans = _spans(run, item["domain"])
+        staged = len(run["stages"]) > 1
+        thick = 0.5 if staged or not largest or share is None else max(0.06, 0.5 * share / largest)
+        text = "" if staged or share is None else f"{100 * share:.0f} %"
+        data.append(
+            {
+                "type": "bar",
+                "orientation": "h",
+                "name": plot_text(item["domain"]),
+                "base": [first for first, _ in spans],
+                "x": [end - first for first, end in spans],
+                "y": [index] * len(spans),
+                "width": thick,
+                "text": [text] * len(spans),
+                "customdata": [[first + 1, end] for first, end in spans],
+                "textposition": "inside",
+                "insidetextanchor": "start",
+                "constraintext": "none",
+                "textangle": 0,
+                "textfont": {"color": "@surface", "size": 12},
+                "marker": {"color": f"@d{index % NUM_COLOURS}"},
+                "hovertemplate": "steps %{customdata[0]} to %{customdata[1]}<extra>%{fullData.name}</extra>",
+            }
+        )
+    return data
+
+
+def _spans(run: dict[str, Any], domain: str) -> list[tuple[float, float]]:
+    """First and last step of every stage that trained the domain, as far as the run has come."""
+    if len(run["stages"]) < 2:
+        return [(0.0, run["steps"])]
+    spans = [
+        (stage["first_step"], min(stage["last_step"] or run["steps"], run["steps"]))
+        for stage in run["stages"]
+        if domain in stage["domains"] and stage["first_step"] is not None
+    ]
+    return [(first, end) for first, end in spans if end > first]
+
+
+def _scores(rows: Sequence[dict[str, Any]], axes: str) -> list[Trace]:
+    """Every domain's score before (ring) and after (dot) with intervals, on the axes of that number."""
+    data: list[Trace] = []
+    for index, row in enumerate(rows):
+        colour = f"@d{index % NUM_COLOURS}"
+        if row["before"] and row["after"]:
+            data.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines",
+                    "x": [row["before"]["mean"], row["after"]["mean"]],
+                    "y": [index - 0.12, index + 0.12],
+                    "line": {"color": "@faint", "width": 1.5},
+                    "hoverinfo": "skip",
+                }
+            )
+        for when, offset, symbol in (("before", -0.12, "circle-open"), ("after", 0.12, "circle")):
+            if row[when]:
+                data.append(dots([row[when]], [index + offset], f"{plot_text(row['domain'])}, {when}", colour, symbol))
+    return [trace | {"xaxis": f"x{axes}", "yaxis": f"y{axes}"} for trace in data]
+
+
+def _changes(rows: Sequence[dict[str, Any]], yref: str) -> list[dict[str, Any]]:
+    """The change of every score at the right edge."""
+    return [
+        {
+            "text": signed(row["change"]), "xref": "paper", "x": 1, "xanchor": "left", "xshift": 12, "yref": yref,
+            "y": index, "showarrow": False, "font": {"size": 14, "color": "@ink"},
+        }
+        for index, row in enumerate(rows)
+        if row["change"] is not None
+    ]  # fmt: skip

@@ -1,0 +1,181 @@
+"""What ``recovery/*.json`` say, cleaned: what fell, what was tried, what it brought back and what it cost.
+
+A file names its form in ``schema``; one without is taken for what its name says.
+"""
+
+from typing import Any
+
+from counterpoint.report._detail import Detail
+from counterpoint.report._fields import Row, estimate, list_of, names_of, numbers_of, row_of, rows_of, texts_of
+from counterpoint.report._read import RunData
+from counterpoint.report._text import clean, number
+
+KINDS = ("recover", "rollback", "refresh")
+
+MAX_SHOWN = 6
+"""Results of one kind on the page."""
+
+Content = dict[str, Any]
+
+
+def recovery(run: RunData, domains: list[str], detail: Detail) -> Content | None:
+    """The report's content on recovery: lists of results by kind; None where the run has none."""
+    if not run.recovery:
+        return None
+    found: dict[str, list[Content]] = {kind: [] for kind in KINDS}
+    for source, row in run.recovery.items():
+        kind = kind_of(source, row)
+        if kind:
+            found[kind].append({"source": clean(source, 120), **_READERS[kind](row, domains, detail)})
+    left_out = sum(max(0, len(rows) - MAX_SHOWN) for rows in found.values())
+    return {kind: rows[:MAX_SHOWN] for kind, rows in found.items()} | {"left_out": left_out}
+
+
+def kind_of(source: str, row: Row) -> str | None:
+    """``recover``, ``rollback`` or ``refresh``, by the schema or else by the file's name; None for anything else."""
+    schema = row.get("schema")
+    name = schema.rsplit(".", 1)[-1] if isinstance(schema, str) else source.rsplit("/", 1)[-1].removesuffix(".json")
+    return name if name in KINDS else None
+
+
+def scores_of(value: object, domains: list[str]) -> list[Content]:
+    """Scores by domain as ``domain, colour, score``, the run's domains first; ``score`` has ``mean, low, high``."""
+    row = row_of(value)
+    names = [name for name in domains if name in row] + [str(name) for name in row if name not in domains]
+    found = [(name, score_of(row.get(name))) for name in names[:24]]
+    return [
+        {"domain": clean(name, 60), "colour": colour_of(name, domains), "score": item} for name, item in found if item
+    ]
+
+
+def score_of(value: object) -> Content | None:
+    """An estimate, or a bare number, as ``mean, low, high``."""
+    found = estimate(value)
+    if found:
+        return {"mean": found["value"], "low": found["low"], "high": found["high"]}
+    row = row_of(value)
+    mean = number(row.get("value", row.get("mean"))) if row else number(value)
+    return None if mean is None else {"mean": mean, "low": None, "high": None}
+
+
+def colour_of(name: object, domains: list[str]) -> int:
+    """The domain's place in the run's palette; what is no domain of the run has the last colour."""
+    return domains.index(str(name)) % 8 if str(name) in domains else 7
+
+
+def _rollback(row: Row, domains: list[str], detail: Detail) -> Content:
+    chosen = row_of(row.get("chosen"))
+    tried = [_try(item, domains) for item in rows_of(row.get("tried"))[: 4 * detail.curve_points]]
+    return {
+        **_head(row, domains),
+        **{key: clean(row.get(key), 300) for key in ("before", "after", "base", "score", "unit", "where")},
+        **numbers_of(row, ("num_weights", "num_changed", "num_candidates", "seconds")),
+        **{key: score_of(row.get(key)) for key in ("damage", "restored", "restored_random")},
+        "selection": _split(row.get("selection")),
+        "test": _split(row.get("test")),
+        "tried": [item for item in tried if item["budget"] is not None and item["budget"] > 0],
+        "untouched": next((item["scores"] for item in tried if item["kind"] == "after"), []),
+        "stopped": clean(row.get("stopped"), 300),
+        "chosen": numbers_of(chosen, ("budget", "scale", "num_weights")) if chosen else None,
+        "reported": [_reported(item, domains) for item in rows_of(row.get("reported"))[:16]],
+    }
+
+
+def _head(row: Row, domains: list[str]) -> Content:
+    """What all results share."""
+    return {
+        "domain": clean(row.get("domain"), 60),
+        "colour": colour_of(row.get("domain"), domains),
+        "other": names_of(row.get("other")),
+        "checkpoint": clean(row.get("checkpoint"), 300),
+        "verdict": clean(row.get("verdict"), 1200),
+        "notes": texts_of(row.get("notes"), 12, 600),
+    }
+
+
+def _split(value: object) -> Content:
+    row = row_of(value)
+    return {**numbers_of(row, ("prompts", "samples")), "split": clean(row.get("split"), 60)}
+
+
+def _try(row: Row, domains: list[str]) -> Content:
+    return {
+        "kind": clean(row.get("kind"), 40),
+        **numbers_of(row, ("draw", "budget", "scale", "num_weights", "objective")),
+        "scores": [item | {"score": item["score"]["mean"]} for item in scores_of(row.get("scores"), domains)],
+    }
+
+
+def _reported(row: Row, domains: list[str]) -> Content:
+    return {
+        "name": clean(row.get("name"), 60),
+        "draw": number(row.get("draw")),
+        "scores": scores_of(row.get("scores"), domains),
+        "changes": scores_of(row.get("changes"), domains),
+    }
+
+
+def _refresh(row: Row, domains: list[str], detail: Detail) -> Content:
+    moments = [{"step": 0, "scores": row.get("start")}, *rows_of(row.get("evaluations"))]
+    by_step = {number(item.get("step")): scores_of(item.get("scores"), domains) for item in moments}
+    steps = sorted(step for step in by_step if step is not None)[: detail.curve_points]
+    return {
+        **_head(row, domains),
+        **{key: clean(row.get(key), 300) for key in ("model", "reference", "run", "stopped", "harmed")},
+        "options": {clean(key, 60): clean(value, 200) for key, value in list(row_of(row.get("options")).items())[:24]},
+        **numbers_of(row, ("steps", "seconds")),
+        "former": score_of(row.get("former")),
+        "start": scores_of(row.get("start"), domains),
+        "evaluations": [{"step": step, "scores": by_step[step]} for step in steps if by_step[step]],
+        "changes": scores_of(row.get("changes"), domains),
+        "contraction": _contraction(row_of(row.get("contraction")), detail),
+    }
+
+
+def _contraction(row: Row, detail: Detail) -> Content | None:
+    steps = [number(step) for step in list_of(row.get("steps"))]
+    series = {
+        key: [number(value) for value in list_of(row.get(key))][: detail.curve_points]
+        for key in ("shared", "elsewhere", "whole")
+    }
+    if not any(series.values()) or not steps:
+        return None
+    keys = ("num_shared", "rate", "rate_low", "rate_high", "r_squared", "curvature", "predicted_rate", "learning_rate")
+    known = {"steps": steps[: detail.curve_points], "verdict": clean(row.get("verdict"), 1200)}
+    return {**known, **series, **numbers_of(row, keys)}
+
+
+def _recover(row: Row, domains: list[str], detail: Detail) -> Content:
+    return {
+        "run": clean(row.get("run"), 300),
+        "fallen": [
+            {
+                "domain": clean(item.get("domain"), 60),
+                "colour": colour_of(item.get("domain"), domains),
+                **numbers_of(item, ("from_step", "to_step")),
+                **{key: score_of(item.get(key)) for key in ("former", "now", "change")},
+            }
+            for item in rows_of(row.get("fallen"))[: detail.domains]
+        ],
+        "plan": texts_of(row.get("plan"), 24),
+        "attempts": [_attempt(item, domains) for item in rows_of(row.get("attempts"))[:24]],
+        "chosen": clean(row.get("chosen"), 40),
+        "checkpoint": clean(row.get("checkpoint"), 300),
+        "sentences": texts_of(row.get("sentences"), 24),
+        **numbers_of(row, ("seconds",)),
+    }
+
+
+def _attempt(row: Row, domains: list[str]) -> Content:
+    return {
+        **{key: clean(row.get(key), 300) for key in ("kind", "folder", "file", "checkpoint")},
+        "domain": clean(row.get("domain"), 60),
+        "colour": colour_of(row.get("domain"), domains),
+        "scores": scores_of(row.get("scores"), domains),
+        "changes": scores_of(row.get("changes"), domains),
+        "verdict": clean(row.get("verdict"), 1200),
+        **numbers_of(row, ("seconds",)),
+    }
+
+
+_READERS = {"recover": _recover, "rollback": _rollback, "refresh": _refresh}

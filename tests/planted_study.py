@@ -1,0 +1,56 @@
+"""``study.json`` as ``counterpoint study`` writes it, with texts of the test's choice."""
+
+import json
+
+ROWS = (("base", "base", 0.3), ("mixed", "train", 0.7), ("mgs", "train", 0.72), ("seq", "train", 0.6),
+        ("experts", "experts", 0.85), ("ties", "merge", 0.65), ("seq+refresh", "refresh", 0.69),
+        ("seq+rollback", "rollback", 0.64))  # fmt: skip
+
+SEEDS = (0, 1, 2, 3, 4)
+
+
+def figures(domains):
+    """Ids of the pictures that the file makes."""
+    forests = {f"study-forest-{place}" for place in (*range(len(domains)), "average")}
+    return forests | {"study-average", "study-pareto", "study-cost", "study-forgetting", "study-rigidity"}
+
+
+def interval(mean, half=0.02):
+    return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
+def write_study(path, domains=("math", "code", "qa", "writing"), *, note="", rows=ROWS):
+    """A study in the folder ``path``; ``note`` is every text."""
+    path.mkdir(parents=True, exist_ok=True)
+    study = {
+        "schema": "counterpoint.study", "version": 1, "name": note or "pocket", "reference": "mixed",
+        "seeds": list(SEEDS), "domains": list(domains), "budget": {note or "steps": note or 60},
+        "settings": {note or "model": note or "pocket", "list": [note or "a"], "object": {note or "a": note or 1}},
+        "rows": [_row(place, *row, domains, note) for place, row in enumerate(rows)],
+        "notes": [note or "Toy tasks."], "environment": {note or "torch": note or "2.13.0"},
+    }  # fmt: skip
+    (path / "study.json").write_text(json.dumps(study))
+    return path
+
+
+def _row(place, name, kind, level, domains, note):
+    means = {domain: level + 0.02 * ((place + index) % 5) - 0.04 for index, domain in enumerate(domains)}
+    reference = kind != "base" and name != "mixed"
+    gap = level - 0.7
+    verdict = "within noise" if abs(gap) < 0.05 else "better" if gap > 0 else "worse"
+    difference = {**interval(gap, 0.03), "p": 0.01, "p_corrected": 0.04, "verdict": note or verdict}
+    failed = [{"seed": 4, "reason": note or "out of memory"}] if name == "seq" else []
+    seeds = [seed for seed in SEEDS if not failed or seed != 4]
+    return {
+        "name": f"{note}{place}" if note and name != "mixed" else name, "kind": note or kind,
+        "description": note or f"How {name} trains.", "seeds_done": seeds, "failed": failed,
+        "scores": {
+            domain: {**interval(mean), "by_seed": [mean + 0.01 * (seed - 2) for seed in seeds]}
+            for domain, mean in means.items()
+        },
+        "average": {**interval(level), "by_seed": [level + 0.01 * (seed - 2) for seed in seeds]},
+        "difference": dict.fromkeys([*domains, "average"], difference) if reference else None,
+        "forgetting": {domain: interval(0.1) for domain in domains} if kind != "base" else None,
+        "rigidity": {domain: interval(0.05) for domain in domains} if kind == "refresh" else None,
+        "cost": {"steps": 240, "tokens": 141_000, "seconds": 150.0 + 10 * place},
+    }  # fmt: skip
