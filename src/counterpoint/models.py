@@ -1,10 +1,12 @@
 """Loads policies and tokenizers, and says plainly when a path is not one."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from counterpoint.config import ModelConfig
@@ -102,16 +104,36 @@ def lora_config(model: ModelConfig) -> Any:
 
 def _from_pretrained(model: ModelConfig, path: str) -> Any:
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        found: tuple[Any, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
             path,
             revision=model.revision,
             dtype=getattr(torch, model.dtype),
             attn_implementation=model.attn_implementation,
             trust_remote_code=model.trust_remote_code,
             use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, with their names
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ModelError(_not_a_model(path, "causal language model", error)) from error
+    loaded, info = found
+    _check_complete(path, info)
+    return loaded
+
+
+def _check_complete(path: str, info: Mapping[str, Any]) -> None:
+    """Weights that a checkpoint lacks, or has in another shape, would be drawn at random."""
+    wrong = [
+        f"{name} has shape {list(found)} and not {list(wanted)}"
+        for name, found, wanted in sorted(info.get("mismatched_keys", ()))
+    ]
+    wrong += [f"{name} is missing" for name in sorted(info.get("missing_keys", ()))]
+    if wrong:
+        more = f", and {len(wrong) - 3} more like these" if len(wrong) > 3 else ""
+        raise ModelError(
+            f"model.path {path}: the weights do not fit the config.json beside them: {', '.join(wrong[:3])}{more}. "
+            "Copy or download the checkpoint again, or correct its config.json."
+        )
 
 
 def _import_peft() -> Any:

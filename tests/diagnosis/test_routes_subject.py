@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from counterpoint.config import ModelConfig
 from counterpoint.diagnosis import save_rollouts
@@ -12,6 +13,8 @@ from counterpoint.diagnosis.domains_of_config import completions_for, config_of,
 from counterpoint.errors import ConfigError, CounterpointError, DomainError, ModelError
 from counterpoint.models import load_model
 from counterpoint.pocket import model_path
+
+UP = "model.layers.2.mlp.up_proj.weight"
 
 CONFIG = """
 model: pocket
@@ -133,3 +136,23 @@ def test_a_model_with_weights_that_are_no_numbers_is_refused_with_their_number(f
     said = r"6 weights are NaN or infinite, in 2 .* model.layers.1.mlp.up_proj.weight \(5\)"
     with pytest.raises(ModelError, match=said):
         open_subject(file, tmp_path / "broken")
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda w: w | {UP: w[UP][:100].contiguous()}, "up_proj.weight has shape .100, 192. and not .512, 192."),
+        (lambda w: {name: tensor for name, tensor in w.items() if name != UP}, "up_proj.weight is missing"),
+        (lambda w: {}, "is missing, .* more like these"),
+        (None, "no causal language model could be read"),
+    ],
+)
+def test_a_checkpoint_that_is_not_whole_is_refused_and_not_filled_at_random(file, tmp_path, damage, said):
+    folder = shutil.copytree(model_path(), tmp_path / "broken")
+    weights = folder / "model.safetensors"
+    if damage is None:
+        weights.write_bytes(weights.read_bytes()[:100_000])
+    else:
+        save_file(damage(load_file(weights)), weights, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=said):
+        open_subject(file, folder)
