@@ -30,7 +30,7 @@ def plan_recovery(run: str | Path, options: RecoverOptions | None = None) -> Rec
     Raises:
         RunError: no run, one that is not finished, or one without evaluations.
     """
-    opened, options = RunDirectory.open(run, write=False), options or RecoverOptions()
+    opened, options = RunDirectory.open(Path(run).resolve(), write=False), options or RecoverOptions()
     fallen, rest = fallen_domains(opened)
     plan = plan_sentences(opened, fallen, rest, options) if fallen else (nothing_fell(rest),)
     return Recover(str(opened.path), options, tuple(fallen), plan)
@@ -63,7 +63,7 @@ def recover(
     found = plan_recovery(run, options)
     for sentence in found.plan:
         reporter.message(sentence)
-    with RunDirectory.open(run) as opened:
+    with RunDirectory.open(found.run) as opened:
         file = opened.path / "recovery" / "recover.json"
         kept = _kept(file, found)
         if kept is not None:

@@ -13,7 +13,6 @@ from counterpoint.diagnosis.statistics import Estimate
 from counterpoint.errors import RunError
 from counterpoint.recovery.recovering.results import Attempt, Fallen, RecoverOptions
 from counterpoint.recovery.refreshing.analysis import refresh
-from counterpoint.recovery.results import to_json
 from counterpoint.recovery.rolling_back.analysis import rollback
 from counterpoint.training import Reporter
 
@@ -80,9 +79,7 @@ class Attempts:
         found = _read(file)
         if found["stopped"] is not None:
             return None
-        wanted = to_json("rollback", self.options.rollback)
-        same = all(wanted[key] == value for key, value in found["options"].items())
-        if found["after"] != start or not same:
+        if found["after"] != start or found["options"] != plain(self.options.rollback):
             raise RunError(
                 f"{file}: holds a rollback with other options or from another checkpoint. Move {self.run / 'recovery'} "
                 "away to begin again, or repeat the first command."
