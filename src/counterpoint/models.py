@@ -104,7 +104,7 @@ def lora_config(model: ModelConfig) -> Any:
 
 def _from_pretrained(model: ModelConfig, path: str) -> Any:
     try:
-        found: tuple[Any, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
+        found: Any = AutoModelForCausalLM.from_pretrained(
             path,
             revision=model.revision,
             dtype=getattr(torch, model.dtype),
