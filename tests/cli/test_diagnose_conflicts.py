@@ -79,6 +79,7 @@ def test_over_the_steps_of_a_run(tmp_path):
     assert found.exit_code == 0, found.exception
     assert "Over 40 recorded steps, 1 of 1 (module, pair of domains) combinations conflict" in found.output
     assert "layers.0.mlp" in found.output
+    assert "1 more cannot be told: in too few steps both domains have a gradient (16 are needed)." in found.output
     assert json.loads((tmp_path / "c.json").read_text())["schema"] == "counterpoint.diagnosis.conflicts_over_time"
 
 

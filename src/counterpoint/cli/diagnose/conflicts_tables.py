@@ -119,6 +119,9 @@ def print_over_time(found: "ConflictsOverTime", by: str = "module", console: Con
         f"Over {len(found.steps)} recorded steps, {groups.conflicts} of {groups.tested} ({by}, pair of domains) "
         f"combinations conflict beyond noise; {groups.synergies} pull together, {within} are within noise.",
     )
+    untested = groups.p_value_GQ.numel() - groups.tested
+    if untested:
+        _say(console, f"{untested} more cannot be told: in too few steps both domains have a gradient (16 are needed).")
     whole = _table("Whole model, mean over steps", "domains", *_OVER_TIME)
     for q, pair in enumerate(found.pairs):
         whole.add_row(_pair(pair), *_over_time_cells(found.grouping("global"), 0, q))
