@@ -21,14 +21,24 @@ JOB = 1 << 21
 DOT_BYTES = 3 << 19
 """Bytes of the chunks of all vectors together where pairs are multiplied one by one: most of a core's cache."""
 
-MATRIX_BYTES = 1 << 20
-"""The same where they are copied into a matrix, which takes as much again."""
+MATRIX_BYTES = 1 << 21
+"""The same where they are copied into a matrix: shorter rows cost more calls than the outer cache costs time."""
 
-MAX_DOTS = 4
+MAX_DOTS = 6
 """Vectors up to which pairs are multiplied one by one; with more, the many short calls cost more than the copies."""
 
 STRETCH = 1 << 11
 """Elements whose products a matrix product adds up in float32."""
+
+ROW_GAP = 16
+"""Elements left free behind a row of the matrix: rows a power of two apart would share few places of the cache. A row's
+length is a multiple of it as well, so that every row begins where vector registers can be loaded at once."""
+
+ROWS = 16
+"""Matrix products of so many rows, or a multiple, take less time than those of a few rows fewer ..."""
+
+MAX_EMPTY_ROWS = 5
+"""... if this many rows at most are zeros."""
 
 SUM_BYTES = 1 << 19
 """Bytes of a target's chunk, which stays in the cache while vector after vector is added to it."""
@@ -134,19 +144,31 @@ def _gram(parts: list[Tensor], dots_only: bool) -> Tensor:
         size = DOT_BYTES // (len(parts) * parts[0].element_size())
         grams = [_dots(pieces) for pieces in zip(*(part.split(size) for part in parts), strict=True)]
     else:
-        grams = [_dots(matrix) if as_dots else _matrix_product(matrix) for matrix in _matrices(parts)]
-    upper = torch.stack(grams).sum(0, dtype=torch.float64).triu()
+        rows = len(parts) if as_dots else _rows(len(parts))
+        grams = [_dots(matrix) if as_dots else _matrix_product(matrix) for matrix in _matrices(parts, rows)]
+    upper = torch.stack(grams).sum(0, dtype=torch.float64)[: len(parts), : len(parts)].triu()
     return upper + upper.triu(1).mT
 
 
-def _matrices(parts: list[Tensor]) -> Iterator[Tensor]:
-    """Chunks of the parts, in one precise dtype, as the rows of a matrix; its memory is used again for the next."""
+def _rows(num_vectors: int) -> int:
+    """Rows of the matrix for so many vectors."""
+    empty = -num_vectors % ROWS
+    return num_vectors + empty if empty <= MAX_EMPTY_ROWS else num_vectors
+
+
+def _matrices(parts: list[Tensor], rows: int) -> Iterator[Tensor]:
+    """Chunks of the parts, in one precise dtype, as the first of a matrix's rows; the others are zero.
+
+    Its memory is used again for the next chunk.
+    """
     dtype = work_dtype(parts)
-    size = min(MATRIX_BYTES // (len(parts) * dtype.itemsize), parts[0].numel())
-    scratch = torch.empty(len(parts) * size, dtype=dtype)
+    whole = MATRIX_BYTES // (len(parts) * dtype.itemsize * STRETCH) * STRETCH
+    size = min(max(whole, STRETCH), parts[0].numel())
+    scratch = torch.empty(rows, size + -size % ROW_GAP + ROW_GAP, dtype=dtype)
+    scratch[len(parts) :].zero_()
     for pieces in zip(*(part.split(size) for part in parts), strict=True):
-        matrix = scratch[: len(pieces) * pieces[0].numel()].view(len(pieces), -1)
-        torch._foreach_copy_(matrix.unbind(), pieces)
+        matrix = scratch[:, : pieces[0].numel()]
+        torch._foreach_copy_(matrix[: len(parts)].unbind(), pieces)
         yield matrix
 
 
@@ -161,9 +183,9 @@ def _dots(rows: Sequence[Tensor] | Tensor) -> Tensor:
 
 def _matrix_product(matrix: Tensor) -> Tensor:
     """Inner products [v, v] of the rows, added up in float64 over short stretches of them."""
-    num, size = matrix.shape
+    size = matrix.shape[1]
     whole = size - size % STRETCH
-    stretches = matrix[:, :whole].view(num, -1, STRETCH).transpose(0, 1)
+    stretches = matrix[:, :whole].unflatten(1, (-1, STRETCH)).transpose(0, 1)
     product = torch.bmm(stretches, stretches.mT).sum(0, dtype=torch.float64)
     rest = matrix[:, whole:]
     return product + rest @ rest.T if whole < size else product
