@@ -12,6 +12,7 @@ from counterpoint.study.commands import commands_of
 from counterpoint.study.folder import StudyFolder
 from counterpoint.study.jobs import Job
 
+PROGRAM = (sys.executable, "-m", "counterpoint")
 LONGEST_REASON = 400
 
 
@@ -68,7 +69,7 @@ class Child:
 
     def _launch(self, arguments: list[str]) -> subprocess.Popen[bytes]:
         log = self.folder.log(self.job.id)
-        command = [sys.executable, "-m", "counterpoint", *arguments]
+        command = [*PROGRAM, *arguments]
         with disk_errors(log):
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("ab") as output:

@@ -41,9 +41,11 @@ def seconds_left(
     if not known:
         return None
     rate = statistics.median(known)
+    others = [r.seconds for r in records.values() if r.status == "done" and r.id in jobs and not jobs[r.id].trains]
+    other = statistics.median(others) if others else 0.0
     left = 0.0
     for job in unfinished:
-        whole = rate * (num_steps(job.config) or 1) if job.trains else 0.0
+        whole = rate * (num_steps(job.config) or 1) if job.trains else other
         left += max(0.0, whole - running.get(job.id, 0.0))
     return left / min(parallel, max(1, len(unfinished)))
 

@@ -1,0 +1,258 @@
+"""Jobs in child processes, played by a script: order, failures, resuming, one process at a time, and stopping."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from counterpoint.errors import RunError
+from counterpoint.study import child
+from counterpoint.study.folder import StudyFolder
+from counterpoint.study.jobs import plan_jobs
+from counterpoint.study.schedule import failed, run_jobs
+from counterpoint.study.unchanged import check_unchanged
+from study.studies import base, plant_run, study_of
+
+PLAYER = """
+import json, os, pathlib, signal, sys, time
+with open({log!r}, "a") as log:
+    log.write(json.dumps(dict(arguments=sys.argv[1:], at=time.time(), threads=os.environ["OMP_NUM_THREADS"])) + "\\n")
+arguments = sys.argv[1:]
+target = pathlib.Path(arguments[arguments.index("--output") + 1] if "--output" in arguments else arguments[-1])
+name = target.parent.name if "--output" in arguments else target.stem
+behaviour = json.loads(pathlib.Path({behaviour!r}).read_text()).get(name, "")
+if behaviour == "fail":
+    print("working"); print("Error: the learning rate is far"); print("too high."); sys.exit(1)
+if behaviour == "crash":
+    os.kill(os.getpid(), signal.SIGKILL)
+if behaviour == "wait":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))
+    time.sleep(60)
+time.sleep(0.15)
+if arguments[0] == "train":
+    run = pathlib.Path({runs!r}) / name
+    (run / "checkpoints" / "step-6").mkdir(parents=True, exist_ok=True)
+    (run / "checkpoints" / "step-6" / "optimizer.pt").write_text("state")
+    (run / "checkpoints" / "step-6" / "config.json").write_text("{{}}")
+    (run / "run.json").write_text(json.dumps(dict(status="done", stages=[])))
+elif arguments[0] == "eval":
+    target.parent.mkdir(parents=True, exist_ok=True); target.write_text("")
+elif behaviour != "nothing":
+    target.mkdir(parents=True); (target / "config.json").write_text("{{}}")
+"""
+
+ROWS = {
+    "base": "base",
+    "mixed": "mixed",
+    "experts": "experts",
+    "merged": {"kind": "merge", "of": "experts", "method": "average"},
+}
+
+
+class Heard:
+    def __init__(self):
+        self.ends, self.asked, self.events = [], [], []
+
+    def started(self, job):
+        self.events.append(("start", job.id))
+
+    def ended(self, record, done, total, left_s):
+        self.ends.append((record.id, record.status, done, total))
+        self.events.append(("end", record.id))
+
+    def running(self, jobs, done, total, left_s):
+        self.asked.append((len(jobs), left_s))
+
+    def stopping(self):
+        self.ends.append("stopping")
+
+
+class Stage:
+    """A study whose jobs the player plays."""
+
+    def __init__(self, tmp_path, monkeypatch, rows=ROWS, **keys):
+        self.folder = StudyFolder(tmp_path / "studies" / "tiny")
+        self.study = study_of(tmp_path, rows, **keys)
+        self.jobs = plan_jobs(self.study, self.folder.runs)
+        self.log, self.behaviour = tmp_path / "played.jsonl", tmp_path / "behaviour.json"
+        self.plays({})
+        script = tmp_path / "player.py"
+        script.write_text(PLAYER.format(log=str(self.log), behaviour=str(self.behaviour), runs=str(self.folder.runs)))
+        monkeypatch.setattr(child, "PROGRAM", (sys.executable, str(script)))
+
+    def plays(self, behaviour):
+        self.behaviour.write_text(json.dumps(behaviour))
+
+    def run(self, parallel=2):
+        heard = Heard()
+        with self.folder:
+            return run_jobs(self.jobs, self.folder, parallel, heard), heard
+
+    def played(self):
+        return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
+
+
+@pytest.fixture
+def stage(tmp_path, monkeypatch):
+    return Stage(tmp_path, monkeypatch)
+
+
+def test_every_job_runs_once_after_those_it_needs(stage):
+    records, heard = stage.run()
+    assert {record.status for record in records.values()} == {"done"}
+    assert len(heard.ends) == len(stage.jobs) == 9
+    assert heard.ends[-1][2:] == (9, 9)
+    at = heard.events.index
+    assert all(at(("end", need)) < at(("start", job.id)) for job in stage.jobs for need in job.needs)
+    commands = [line["arguments"] for line in stage.played()]
+    merge = next(c for c in commands if c[0] == "merge" and "merged-seed-1" in c[-1])
+    runs = stage.folder.runs
+    assert merge[1:4] == [
+        "pocket",
+        *(str(runs / f"experts-{d}-seed-1" / "checkpoints" / "step-6") for d in ("math", "code")),
+    ]
+    assert commands.count(["train", str(stage.folder.config("mixed-seed-0"))]) == 1
+    assert max(count for count, _ in heard.asked) == 2
+    assert heard.asked[-1][1] is not None
+
+
+def test_a_second_call_does_nothing_and_new_rows_alone_are_run(stage, tmp_path, monkeypatch):
+    stage.run()
+    before = len(stage.played())
+    stage.run()
+    assert len(stage.played()) == before
+    more = Stage(tmp_path, monkeypatch, {**ROWS, "mgs": "mgs"}, seeds=3)
+    _, heard = more.run()
+    assert {name for name, *_ in heard.ends} == {
+        *("mgs-seed-0", "mgs-seed-1", "mgs-seed-2", "mixed-seed-2", "merged-seed-2"),
+        *("experts-math-seed-2", "experts-code-seed-2"),
+    }
+
+
+def test_what_fails_does_not_stop_the_others_and_is_run_again_next_time(stage):
+    stage.plays({"experts-math-seed-0": "fail", "mixed-seed-1": "crash"})
+    records, _ = stage.run()
+    assert {record.id: record.reason for record in failed(records)} == {
+        "experts-math-seed-0": "the learning rate is far too high.",
+        "mixed-seed-1": "ended by signal 9 (SIGKILL)",
+        "merged-seed-0": "needs experts-math-seed-0, which failed",
+    }
+    assert stage.folder.record("mixed-seed-0").status == "done"
+    stage.plays({})
+    records, heard = stage.run()
+    assert not failed(records)
+    assert {name for name, *_ in heard.ends} == {"experts-math-seed-0", "mixed-seed-1", "merged-seed-0"}
+
+
+def test_a_command_that_leaves_nothing_has_failed(stage):
+    stage.plays({"checkpoint": "nothing"})
+    records, _ = stage.run()
+    assert all("ended without its result" in records[f"merged-seed-{seed}"].reason for seed in (0, 1))
+
+
+def test_cores_are_shared_and_the_optimizers_state_is_removed(stage, monkeypatch):
+    monkeypatch.setattr("counterpoint.study.schedule.cores", lambda: 8)
+    stage.run(parallel=3)
+    assert {line["threads"] for line in stage.played()} == {"2"}
+    assert not list(stage.folder.runs.rglob("optimizer.pt"))
+    assert (stage.folder.run("mixed-seed-0") / "checkpoints" / "step-6" / "config.json").exists()
+
+
+def test_a_run_that_was_whole_before_its_record_is_not_repeated(stage):
+    job = next(job for job in stage.jobs if job.id == "mixed-seed-0")
+    plant_run(stage.folder, job, {"math": 0.5, "code": 0.5})
+    (stage.folder.path / "jobs" / "mixed-seed-0.json").unlink()
+    stage.run()
+    assert not [line for line in stage.played() if "mixed-seed-0" in line["arguments"][-1]]
+    assert stage.folder.record("mixed-seed-0").status == "done"
+
+
+def test_a_run_that_was_killed_goes_on_and_one_without_a_run_starts_afresh(stage):
+    begun, empty = stage.folder.run("mixed-seed-0"), stage.folder.run("mixed-seed-1")
+    begun.mkdir(parents=True)
+    (begun / "run.json").write_text(json.dumps({"status": "running", "stages": []}))
+    empty.mkdir(parents=True)
+    (empty / "config.yaml").write_text("")
+    stage.run()
+    commands = [line["arguments"] for line in stage.played()]
+    assert ["train", "--resume", str(begun)] in commands
+    assert ["train", str(stage.folder.config("mixed-seed-1"))] in commands
+
+
+def test_two_processes_cannot_run_one_study(stage, tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from counterpoint.study.folder import StudyFolder\n"
+        f"with StudyFolder(Path({str(stage.folder.path)!r})): print('in', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert other.stdout.readline() == b"in\n"
+    with pytest.raises(RunError, match="another process is running this study"):
+        stage.run()
+    other.kill()
+    other.wait()
+    other.stdout.close()
+    assert stage.run()[0]
+
+
+def test_a_child_that_outlives_its_study_keeps_others_out(stage, tmp_path):
+    """The lock is inherited: a study killed with SIGKILL is not run again beside its own last runs."""
+    holder = StudyFolder(stage.folder.path)
+    with holder:
+        orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], pass_fds=(holder.lock_handle,))
+    with pytest.raises(RunError, match="runs of one that was killed are still"):
+        stage.run()
+    orphan.kill()
+    orphan.wait()
+    assert stage.run()[0]
+
+
+def test_sigterm_lets_children_save_and_the_next_call_goes_on(stage):
+    stage.plays({"mixed-seed-0": "wait"})
+
+    class Stopper(Heard):
+        def running(self, jobs, done, total, left_s):
+            if any(line["arguments"][-1].endswith("mixed-seed-0.yaml") for line in stage.waiting_play()):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    stage.waiting_play = stage.played
+    before = signal.getsignal(signal.SIGTERM)
+    started = time.monotonic()
+    with stage.folder, pytest.raises(KeyboardInterrupt):
+        run_jobs(stage.jobs, stage.folder, 2, Stopper())
+    assert time.monotonic() - started < 30
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert stage.folder.record("mixed-seed-0").status == "interrupted"
+    stage.plays({})
+    records, _ = stage.run()
+    assert {record.status for record in records.values()} == {"done"}
+
+
+def test_changed_settings_of_what_has_started_are_refused(stage, tmp_path, monkeypatch):
+    stage.run()
+    check_unchanged(stage.jobs, stage.folder)
+    keys = base()
+    keys["training"]["learning_rate"] = 0.5
+    changed = Stage(tmp_path, monkeypatch, ROWS, config=keys)
+    with pytest.raises(RunError) as caught:
+        check_unchanged(changed.jobs, changed.folder)
+    assert "mixed-seed-0: training.learning_rate was 0.001 and is 0.5" in str(caught.value)
+    assert "give the row another name" in str(caught.value)
+    merge = {**ROWS, "merged": {"kind": "merge", "of": "experts", "method": "ties"}}
+    with pytest.raises(RunError, match="merged-seed-0: method was 'average' and is 'ties'"):
+        check_unchanged(Stage(tmp_path, monkeypatch, merge).jobs, stage.folder)
+    renamed = {**ROWS, "mixed": {"strategy": "mixed", "description": "plain"}, "new": "mgs"}
+    check_unchanged(Stage(tmp_path, monkeypatch, renamed, seeds=3).jobs, stage.folder)
+
+
+def test_logs_say_what_was_run_and_reasons_are_short(tmp_path):
+    log = tmp_path / "log"
+    log.write_text("old Error: no\n$ counterpoint train\nTraceback\nValueError: " + "x" * 1000)
+    start = len("old Error: no\n$ counterpoint train\n")
+    assert child.reason_of(log, start, 1) == "ValueError: " + "x" * (child.LONGEST_REASON - 12) + "..."
+    log.write_text("")
+    assert child.reason_of(Path(log), 0, 3) == "exit status 3"
