@@ -1,17 +1,21 @@
 """``counterpoint study``: strategies by seeds, one table."""
 
+import inspect
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from counterpoint.errors import CounterpointError, RunError
+from counterpoint.errors import CounterpointError, RunError, nearest
 
 if TYPE_CHECKING:
     from counterpoint.study.load import Study
     from counterpoint.study.results import StudyResult
 
 FAILED = 1
+OWN_OPTIONS = {"config", "model", "before", "after", "domain", "out", "json", "reference", "completions"}
+"""Options that a study gives itself."""
 
 
 def study(
@@ -60,12 +64,29 @@ def study(
     _run(loaded, home, parallel or loaded.config.parallel, check=check)
 
 
+def _unknown_options(loaded: "Study") -> Iterator[str]:
+    """Options of rows of kind refresh and rollback that their commands do not have."""
+    from counterpoint.cli.refresh import refresh
+    from counterpoint.cli.rollback import rollback
+    from counterpoint.study.schema import RefreshRow, RollbackRow
+
+    for name, row in loaded.rows.items():
+        if isinstance(row, RefreshRow | RollbackRow):
+            known = (
+                set(inspect.signature(refresh if isinstance(row, RefreshRow) else rollback).parameters) - OWN_OPTIONS
+            )
+            for option in row.options:
+                if option.replace("-", "_") not in known:
+                    what = f"no option of `counterpoint {row.kind}`: {nearest(option, known)}"
+                    yield f"rows.{name}.options.{option}: {what}"
+
+
 def _check_runs(loaded: "Study") -> None:
     """Builds TRL's settings of every row, and loads the prompts of every different set of domains, before any run."""
     from counterpoint.errors import ConfigError
     from counterpoint.training.preflight import check_config, plan_run
 
-    problems: dict[str, None] = {}
+    problems: dict[str, None] = dict.fromkeys(_unknown_options(loaded))
     seen = set()
     for (row, _), config in loaded.configs.items():
         problems |= dict.fromkeys(f"rows.{row}: {problem}" for problem in check_config(config))
@@ -112,8 +133,8 @@ def _run(loaded: "Study", home: Path, parallel: int, *, check: bool) -> None:
 
 def _table(loaded: "Study", home: Path) -> None:
     """Writes study.json, study.md and study.html from what is done, and prints the tables."""
-    from counterpoint import report
     from counterpoint.disk import write_text
+    from counterpoint.report import write_study_report
     from counterpoint.study import StudyFolder, summarize
     from counterpoint.study.markdown import markdown
     from counterpoint.study.results import write_result
@@ -124,8 +145,7 @@ def _table(loaded: "Study", home: Path) -> None:
     write_result(home / "study.json", result)
     write_text(home / "study.md", markdown(result))
     _print(result)
-    if hasattr(report, "write_study_report"):
-        typer.echo(f"Report: {report.write_study_report(home)}")
+    typer.echo(f"Report: {write_study_report(home)}")
 
 
 def _print(result: "StudyResult") -> None:

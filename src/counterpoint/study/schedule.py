@@ -16,6 +16,8 @@ from counterpoint.study.folder import JobRecord, StudyFolder
 from counterpoint.study.jobs import Job
 
 POLL_S = 0.2
+TELL_S = 2.0
+"""Seconds between looks at how far the running jobs are, which read their files."""
 
 
 class Listener(Protocol):
@@ -70,6 +72,7 @@ class _Schedule:
         self.records = {name: record for name, record in found.items() if record and record.status == "done"}
         self.waiting = [job for job in jobs if job.id not in self.records]
         self.children: list[Child] = []
+        self._told = -TELL_S
 
     def execute(self) -> dict[str, JobRecord]:
         previous = signal.signal(signal.SIGTERM, _interrupt)
@@ -127,6 +130,9 @@ class _Schedule:
         return JobRecord(job.id, job.row, job.seed, job.domain, status, total, reason, settings)  # type: ignore[arg-type]
 
     def _tell(self) -> None:
+        if time.monotonic() - self._told < TELL_S:
+            return
+        self._told = time.monotonic()
         self.listener.running([child.job for child in self.children], len(self.records), len(self.jobs), self._left())
 
     def _left(self) -> float | None:
