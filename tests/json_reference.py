@@ -32,9 +32,9 @@ SCHEMAS = {
     "edits": (Edits, "`counterpoint diagnose edits`: `RUN/diagnosis/edits.json`"),
     "routes": (Routes, "`counterpoint diagnose routes`: `RUN/diagnosis/routes-step-N.json`"),
     "conflicts": (Conflicts, "`counterpoint diagnose conflicts`: `RUN/diagnosis/conflicts-step-N.json`"),
-    "conflicts-over-time": (
+    "conflicts_over_time": (
         ConflictsOverTime,
-        "`counterpoint diagnose conflicts` on a run: `conflicts-over-time.json`",
+        "`counterpoint diagnose conflicts --run`: `RUN/diagnosis/conflicts-over-time.json`",
     ),
     "damage": (Damage, "`counterpoint diagnose damage`: `RUN/diagnosis/damage-A-B.json`"),
     "rollouts": (CompletionsKept, "`counterpoint diagnose all`: `RUN/diagnosis/rollouts-step-N.json`"),

@@ -71,7 +71,7 @@ def _at_point(workshop: Workshop, point: Point, legs: Sequence[Leg]) -> list[Par
 
 def _over_time(workshop: Workshop) -> Part:
     inputs = {"grams": file_digest(workshop.run / "grams.safetensors"), "version": VERSION}
-    return Part("conflicts-over-time", "conflicts-over-time", inputs, workshop.over_time)
+    return Part("conflicts-over-time", "conflicts_over_time", inputs, workshop.over_time)
 
 
 def _damage(workshop: Workshop, domain: str, start: Point, end: Point, later: Sequence[str], names: set[str]) -> Part:
