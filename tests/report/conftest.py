@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import numpy as np
 import pytest
 import yaml
 from safetensors.numpy import save_file
+
+from chromium import program
 
 DOMAINS = ("math", "code", "qa", "writing")
 MODULES = (
@@ -179,8 +180,13 @@ class Browser:
 
 
 @pytest.fixture(scope="session")
-def browser():
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if program is None:
+def chromium_command():
+    command = program()
+    if command is None:
         pytest.skip("no Chromium on this machine: install it (apt-get install chromium) to check the page in a browser")
-    return Browser(program)
+    return command
+
+
+@pytest.fixture(scope="session")
+def browser(chromium_command):
+    return Browser(chromium_command)

@@ -26,8 +26,8 @@ def study_figures(content: Content) -> dict[str, Figure]:
         "study-forest-average": _forest(rows, [row["average_difference"] for row in rows]),
         "study-pareto": _pareto(rows, domains),
         "study-cost": _cost(rows),
-        "study-forgetting": _bars(rows, domains, "forgetting", "score lost since its best"),
-        "study-rigidity": _bars(rows, domains, "rigidity", "score"),
+        "study-forgetting": _bars(rows, domains, "forgetting", "score lost"),
+        "study-rigidity": _bars(rows, domains, "rigidity", "score not reached"),
     }
     for index, _ in enumerate(domains):
         found[f"study-forest-{index}"] = _forest(rows, [row["difference"][index] for row in rows])

@@ -1,0 +1,156 @@
+"""The section on recovery says what its files say; any of them may be missing, torn or of foreign types."""
+
+import json
+
+import pytest
+
+from counterpoint.report import build, write_report
+from counterpoint.report._read import read_run
+from counterpoint.report._recovery_figures import recovery_figures
+from counterpoint.report._run_figures import run_figures
+from planted_recovery import BUDGETS, FIGURES, RATE, write_recovery
+from report_page import cells
+
+DOMAINS = ("math", "code", "qa", "writing")
+
+
+@pytest.fixture
+def recovered(run_dir):
+    write_recovery(run_dir, DOMAINS)
+    return run_dir
+
+
+def content_of(run):
+    return build([read_run(run)])
+
+
+def change(run, name, **fields):
+    path = run / "recovery" / f"{name}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def traces(figure):
+    return {trace["name"]: trace for trace in figure["data"] if "name" in trace}
+
+
+def test_a_run_without_recovery_has_no_section_and_misses_nothing(run_dir):
+    assert "What was brought back" not in write_report(run_dir).read_text()
+    assert content_of(run_dir)["recovery"] is None
+    assert not content_of(run_dir)["notes"]
+
+
+def test_the_page_says_what_fell_what_was_tried_and_what_was_kept(recovered):
+    page = write_report(recovered).read_text()
+    assert cells(page, "h-recovery") == [
+        ["math", "40 and 80", "0.90 [0.88, 0.92]", "0.50 [0.48, 0.52]", "\u221240.0 [\u221242.0, \u221238.0]"]
+    ]
+    for text in (
+        "First a rollback, then a refresh.", "rollback helped.", "The refresh was kept.",
+        "The rollback brought math back from 0.50 to 0.80.",
+        "It stopped because the domain was back within the interval of its former score, after 12 steps.",
+        "Kept: <b>the checkpoint of the refresh</b>", "Fitted rate per step: 0.03 [0.02, 0.04]; predicted 0.02.",
+    ):  # fmt: skip
+        assert text in page
+    assert page.count("kept</span>") == 1
+
+
+def test_the_curves_over_budgets_hold_every_mask(recovered):
+    shown = recovery_figures(content_of(recovered)["recovery"])
+    assert set(shown) == FIGURES
+    budget = traces(shown["rollback-0-budget"])
+    assert budget["rollback, scale 1"]["x"] == list(BUDGETS)
+    assert budget["rollback, scale 1"]["y"] == pytest.approx([0.503, 0.53, 0.8])
+    assert budget["rollback, scale 0.5"]["y"] == pytest.approx([0.5015, 0.515, 0.65])
+    assert budget["random masks of the same size"]["y"] == pytest.approx([0.5003, 0.503, 0.53])
+    low, high = shown["rollback-0-budget"]["data"][:2]
+    assert (low["y"][-1], high["y"][-1]) == pytest.approx((0.52, 0.54))
+    assert (budget["chosen"]["x"], budget["chosen"]["y"]) == ([0.1], pytest.approx([0.8]))
+    assert list(traces(shown["rollback-0-others"])) == ["code", "qa", "writing"]
+
+
+def test_the_test_split_has_every_model_with_its_interval(recovered):
+    test = recovery_figures(content_of(recovered)["recovery"])["rollback-0-test"]["data"]
+    assert [trace["name"] for trace in test] == ["before", "after", "rollback", "random masks", "random masks"]
+    assert [trace["showlegend"] for trace in test] == [True, True, True, True, False]
+    assert [trace["x"][0] for trace in test] == [0.9, 0.5, 0.8, 0.52, 0.54]
+    assert test[2]["error_x"]["array"][0] == pytest.approx(0.02)
+    heights = [height for trace in test for height in trace["y"]]
+    assert len(set(heights)) == len(heights) == 20
+
+
+def test_nothing_restored_is_a_line_across(recovered):
+    path = recovered / "recovery" / "rollback.json"
+    found = json.loads(path.read_text())
+    level = {"kind": "after", "draw": None, "budget": 0.0, "scale": 0.0, "num_weights": 0, "objective": 0}
+    change(recovered, "rollback", tried=[{**level, "scores": dict.fromkeys(DOMAINS, 0.47)}, *found["tried"]])
+    line = traces(recovery_figures(content_of(recovered)["recovery"])["rollback-0-budget"])["nothing restored"]
+    assert (line["x"], line["y"]) == ([0.001, 0.1], [0.47, 0.47])
+
+
+def test_the_former_interval_is_a_band_and_the_course_begins_at_the_start(recovered):
+    figure = recovery_figures(content_of(recovered)["recovery"])["refresh-0-scores"]
+    assert [(shape["y0"], shape["y1"]) for shape in figure["layout"]["shapes"]] == [(0.88, 0.92)]
+    math = traces(figure)["math"]
+    assert math["x"] == [0, 4, 8, 12]
+    assert math["y"] == pytest.approx([0.5, 0.62, 0.74, 0.86])
+
+
+def test_a_true_contraction_lies_on_its_fitted_line(recovered):
+    figure = recovery_figures(content_of(recovered)["recovery"])["refresh-0-contraction"]
+    assert figure["layout"]["yaxis"]["type"] == "log"
+    measured, fitted, predicted = (traces(figure)[name] for name in ("in the shared subspace", "fitted", "predicted"))
+    assert fitted["y"][-1] == pytest.approx(measured["y"][-1]) == pytest.approx(2 * (1 - RATE) ** 12)
+    assert predicted["y"][-1] == pytest.approx(2 * 0.98**12)
+
+
+@pytest.mark.parametrize("rate", [None, 1.0, 2.0, -1e90, -8.0, 1e-300])
+def test_no_rate_makes_a_number_that_json_lacks(recovered, rate):
+    contraction = json.loads((recovered / "recovery" / "refresh.json").read_text())["contraction"]
+    change(recovered, "refresh", contraction=contraction | {"rate": rate, "steps": [0, 10, 1000, 1e99]})
+    write_report(recovered)
+
+
+def test_results_in_folders_below_are_found_too(run_dir):
+    write_recovery(run_dir, DOMAINS, folder="recovery/one")
+    write_recovery(run_dir, DOMAINS, folder="recovery/two/recovery")
+    found = content_of(run_dir)["recovery"]
+    sources = [row["source"] for row in found["rollback"]]
+    assert sources == ["recovery/one/rollback.json", "recovery/two/recovery/rollback.json"]
+    assert len(run_figures(content_of(run_dir)).keys() & {"refresh-0-scores", "refresh-1-scores"}) == 2
+
+
+def test_more_results_than_a_page_holds_are_counted(run_dir):
+    for index in range(9):
+        write_recovery(run_dir, DOMAINS, folder=f"recovery/{index}")
+    found = content_of(run_dir)
+    assert [len(found["recovery"][kind]) for kind in ("recover", "rollback", "refresh")] == [6, 6, 6]
+    assert "3 of 27 files below recovery/ were left out." in found["notes"]
+
+
+@pytest.mark.parametrize("name", ["rollback", "refresh", "recover"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "garbage", "list", "object", "texts", "numbers", "nulls"])
+def test_any_file_may_be_missing_or_damaged(recovered, name, damage):
+    path = recovered / "recovery" / f"{name}.json"
+    found = json.loads(path.read_text())
+    wrong = {
+        "texts": dict.fromkeys(found, "x"),
+        "numbers": dict.fromkeys(found, 1e308),
+        "nulls": dict.fromkeys(found),
+        "object": {key: {"a": [{"b": None}]} for key in found},
+    }
+    for value in wrong.values():
+        value["schema"] = found["schema"]
+    bad = {"empty": "", "garbage": "{[", "list": "[1]"} | {key: json.dumps(value) for key, value in wrong.items()}
+    path.unlink() if damage == "missing" else path.write_text(bad[damage])
+    page = write_report(recovered).read_text()
+    assert "</html>" in page
+    assert "What was brought back" in page
+
+
+def test_entries_of_the_wrong_kind_are_left_out_alone(recovered):
+    path = recovered / "recovery" / "rollback.json"
+    found = json.loads(path.read_text())
+    odd = [None, 3, "x", {"budget": "x"}, {"budget": -1, "scale": 1}, {"budget": 1, "scale": None, "scores": [1]}]
+    change(recovered, "rollback", tried=[*odd, *found["tried"]], reported=[*odd, *found["reported"]])
+    budget = traces(recovery_figures(content_of(recovered)["recovery"])["rollback-0-budget"])
+    assert budget["rollback, scale 1"]["x"] == list(BUDGETS)

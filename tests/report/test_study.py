@@ -1,0 +1,146 @@
+"""The page on a study says what ``study.json`` says, marks what failed, and survives a torn file."""
+
+import json
+
+import pytest
+
+from counterpoint.errors import RunError
+from counterpoint.report import is_study, page_of, write_report, write_study_report
+from counterpoint.report._study import non_dominated, read_study, study
+from counterpoint.report._study_figures import study_figures
+from planted_study import figures, write_study
+from report_page import cells
+
+DOMAINS = ("math", "code", "qa", "writing")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_study(tmp_path / "pocket")
+
+
+def content_of(folder):
+    row, notes = read_study(folder)
+    return study(row, folder.name, notes)
+
+
+def change(folder, **fields):
+    path = folder / "study.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_the_table_says_what_the_file_says(folder):
+    page = write_study_report(folder).read_text()
+    table = {row[0]: row[1:] for row in cells(page, "h-scores")}
+    assert list(table)[:2] == ["base", "mixed reference"]
+    assert table["mgs"] == [*(f"{v:.2f} [{v - 0.02:.2f}, {v + 0.02:.2f}]" for v in (0.72, 0.74, 0.76, 0.68, 0.72)), "5"]
+    assert table["seq"][-1] == "4 1 failed"
+    assert "<b>seq</b>, seed 4: out of memory" in page
+    assert page.count('class="fell"') > 5 < page.count('class="rose"')
+
+
+def test_differences_have_their_verdicts(folder):
+    page = write_study_report(folder).read_text()
+    table = {row[0]: row[1:] for row in cells(page, "h-differences")}
+    assert "mixed" not in table
+    assert table["experts"] == [*["+15.0 [+12.0, +18.0]"] * 5, "0.04", "better"]
+    assert table["mgs"][-1] == "within noise"
+    assert table["seq"][-1] == "worse"
+
+
+def test_forest_plots_are_coloured_by_verdict(folder):
+    forest = study_figures(content_of(folder))["study-forest-average"]
+    names = forest["layout"]["yaxis"]["ticktext"]
+    colours = {names[y]: trace["marker"]["color"] for trace in forest["data"] for y in trace["y"]}
+    assert colours["experts"] == "@high"
+    assert colours["seq"] == "@low"
+    assert colours["mgs"] == "@muted"
+    assert forest["layout"]["shapes"][0]["x0"] == 0.0
+
+
+def test_every_seed_is_shown(folder):
+    seeds = study_figures(content_of(folder))["study-average"]["data"][0]
+    assert len(seeds["x"]) == 5 * 8 - 1
+
+
+def test_all_figures_are_there_and_none_without_data(folder):
+    assert set(study_figures(content_of(folder))) == figures(DOMAINS)
+    change(folder, rows=[])
+    assert study_figures(content_of(folder)) == {}
+    assert "No row has been finished yet." in write_study_report(folder).read_text()
+
+
+def test_one_domain_has_no_trade_off(tmp_path):
+    shown = study_figures(content_of(write_study(tmp_path / "one", ["math"])))
+    assert set(shown) == figures(["math"]) - {"study-pareto"}
+
+
+def test_non_dominated_by_brute_force():
+    points = [(0.1 * (k * 7 % 11), 0.1 * (k * 5 % 13)) for k in range(30)] + [(1.0, 0.2), (1.0, 0.2), (0.2, 1.2)]
+    for point, best in zip(points, non_dominated(points), strict=True):
+        beaten = any((a > point[0] and b >= point[1]) or (a >= point[0] and b > point[1]) for a, b in points)
+        assert best == (not beaten)
+    assert sum(non_dominated([(1.0, 0.2), (1.0, 0.2)])) == 2  # equals do not beat each other
+
+
+def test_a_row_in_progress_says_how_far_it_is(folder):
+    rows = json.loads((folder / "study.json").read_text())["rows"]
+    rows[2] |= {"seeds_done": [0], "scores": {}, "average": None, "difference": None, "cost": None}
+    rows[3] |= {"average": {"mean": 0.5, "low": None, "high": None, "by_seed": [0.5]}}
+    change(folder, rows=rows)
+    table = {row[0]: row[1:] for row in cells(write_study_report(folder).read_text(), "h-scores")}
+    assert table["mgs"] == ["\u2013", "\u2013", "\u2013", "\u2013", "\u2013", "1 of 5"]
+    assert table["seq"][4] == "0.50"
+
+
+@pytest.mark.parametrize("damage", ["empty", "garbage", "list", "texts", "numbers", "nulls", "objects", "rows"])
+def test_a_damaged_file_still_gives_a_page(folder, damage):
+    path = folder / "study.json"
+    found = json.loads(path.read_text())
+    bad = {
+        "empty": "", "garbage": '{"rows": [', "list": "[]", "texts": json.dumps(dict.fromkeys(found, "x")),
+        "numbers": json.dumps(dict.fromkeys(found, 1e308)), "nulls": json.dumps(dict.fromkeys(found)),
+        "objects": json.dumps({key: {"a": [{"b": 1}]} for key in found}),
+        "rows": json.dumps(found | {"rows": [None, 3, "x", {}, {"scores": [], "difference": 3, "failed": "x"}]}),
+    }  # fmt: skip
+    path.write_text(bad[damage])
+    assert "</html>" in write_study_report(folder).read_text()
+    if damage == "garbage":
+        assert "study.json is not a whole JSON object" in write_study_report(folder).read_text()
+
+
+def test_many_rows_and_domains_stay_small_and_say_what_is_missing(tmp_path):
+    rows = [(f"row-{k}", "train", 0.5) for k in range(60)]
+    folder = write_study(tmp_path / "big", [f"domain-{k}" for k in range(14)], rows=rows)
+    page = write_study_report(folder)
+    assert page.stat().st_size < 6_000_000
+    assert "20 of 60 rows are left out" in page.read_text()
+    assert "4 of 14 domains are left out" in page.read_text()
+
+
+def test_the_same_content_is_in_json(folder):
+    write_study_report(folder)
+    assert json.loads((folder / "study-report.json").read_text()) == content_of(folder)
+    assert json.loads((folder / "study.json").read_text())["schema"] == "counterpoint.study"  # left as it was
+
+
+def test_what_is_no_study_is_refused(tmp_path, folder, run_dir):
+    with pytest.raises(RunError, match=r"is no study: it holds no study\.json"):
+        write_study_report(tmp_path)
+    with pytest.raises(RunError, match="is no run directory"):
+        write_report(folder)
+    with pytest.raises(RunError, match="Leave out --compare"):
+        page_of(folder, [run_dir])
+    assert is_study(folder)
+    assert not is_study(run_dir)
+
+
+def test_the_command_takes_a_study(folder):
+    from typer.testing import CliRunner
+
+    from counterpoint.cli.app import app
+
+    result = CliRunner().invoke(app, ["report", str(folder)])
+    assert result.output.strip() == str(folder / "study.html")
+    compared = CliRunner().invoke(app, ["report", str(folder), "--compare", str(folder)])
+    assert isinstance(compared.exception, RunError)
