@@ -158,12 +158,9 @@ def test_neurons_on_the_shared_route_and_activity(place):
     assert 0 < found.tried[1].num_weights <= 0.01 * found.num_weights
 
 
-def test_opposition_needs_the_base_and_uses_it(place):
-    folder = place["folder"]
+def test_opposition_needs_the_base(place):
     with pytest.raises(CounterpointError, match=r"needs the checkpoint before the domain's stage\. Give it"):
         restore(place, score="opposition")
-    with pytest.raises(CounterpointError, match="The later edit nowhere goes against the domain's own"):
-        restore(place, score="opposition", base=folder / "before", force=True)
 
 
 def test_nothing_damaged_is_nothing_to_recover(place):
@@ -177,6 +174,17 @@ def test_nothing_damaged_is_nothing_to_recover(place):
     assert json.loads((folder / "none.json").read_text())["checkpoint"] is None
 
 
+def test_an_error_on_the_way_never_looks_like_a_result(place):
+    """The base equals the checkpoint before, so nothing opposes it: known only after both ends were measured."""
+    folder = place["folder"]
+    with pytest.raises(CounterpointError, match="The later edit nowhere goes against the domain's own"):
+        restore(place, score="opposition", base=folder / "before", force=True, save=folder / "failed.json")
+    assert not (folder / "failed.json").exists()
+    data = json.loads((folder / "failed.stopped.json").read_text())
+    assert data["verdict"] == data["stopped"]
+    assert "nowhere goes against" in data["stopped"]
+
+
 def test_what_was_measured_before_ctrl_c_is_kept(place, monkeypatch):
     file = place["folder"] / "stopped.json"
 
@@ -186,8 +194,9 @@ def test_what_was_measured_before_ctrl_c_is_kept(place, monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         restore(place, save=file, on_progress=stop)
-    data = json.loads(file.read_text())
-    assert data["stopped"] == "Stopped by hand; what was measured before is kept."
+    assert not file.exists(), "what looks finished is finished"
+    data = json.loads((place["folder"] / "stopped.stopped.json").read_text())
+    assert data["stopped"] == "Stopped: by hand"
     assert [row["name"] for row in data["reported"]] == ["before", "after"]
     assert data["chosen"] is None
 

@@ -69,7 +69,7 @@ class Attempts:
         return _refresh_attempt(_read(file), one, start, folder, file)
 
     def _finished(self, file: Path, start: str) -> dict[str, Any] | None:
-        """The result of an earlier rollback from ``start``; None where there is none, or one that was stopped.
+        """The result of an earlier rollback from ``start``; None where there is none.
 
         Raises:
             RunError: one with other options or from another checkpoint is there.
@@ -77,8 +77,6 @@ class Attempts:
         if not file.is_file():
             return None
         found = _read(file)
-        if found["stopped"] is not None:
-            return None
         if found["after"] != start or found["options"] != plain(self.options.rollback):
             raise RunError(
                 f"{file}: holds a rollback with other options or from another checkpoint. Move {self.run / 'recovery'} "

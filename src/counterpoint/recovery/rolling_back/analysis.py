@@ -13,6 +13,7 @@ from pathlib import Path
 from counterpoint.checkpoints import check_output
 from counterpoint.config import Config
 from counterpoint.diagnosis.domains_of_config import Progress, config_of, silent, wanted_domains
+from counterpoint.errors import CounterpointError
 from counterpoint.recovery.results import write_result
 from counterpoint.recovery.rolling_back.edit import changed_weights, open_edit
 from counterpoint.recovery.rolling_back.options import RollbackOptions, check_options
@@ -48,7 +49,7 @@ def rollback(
         other: the later domain, for ``where="route"``.
         options: which weights, how many, how far, and what it is measured on.
         completions: a file of completions of ``before`` that an analysis saved, instead of sampling.
-        save: where the result is written as JSON, an unfinished one too.
+        save: where the result is written as JSON; an unfinished one goes to ``NAME.stopped.json`` beside it.
         on_progress: called with what is being done, steps done and in total.
 
     Raises:
@@ -82,14 +83,24 @@ def rollback(
     work = Work(config, edit, changed, options, completions, out, on_progress, found)
     try:
         work.run()
-    except KeyboardInterrupt:
-        work.result = replace(work.result, stopped="Stopped by hand; what was measured before is kept.")
+    except (KeyboardInterrupt, CounterpointError) as error:
+        _keep_part(save, work.result, error, time.monotonic() - start)
         raise
-    finally:
-        seconds = time.monotonic() - start
-        work.result = replace(work.result, seconds=seconds)
-        if work.result.reported:
-            work.result = replace(work.result, verdict=verdict_of(work.result))
-            if save is not None:
-                write_result(save, "rollback", work.result)
-    return work.result
+    found = replace(work.result, verdict=verdict_of(work.result), seconds=time.monotonic() - start)
+    if save is not None:
+        write_result(save, "rollback", found)
+        stopped_file(save).unlink(missing_ok=True)
+    return found
+
+
+def stopped_file(save: Path) -> Path:
+    """Where the part of a result goes that was not finished: ``rollback.stopped.json``."""
+    return save.with_name(f"{save.stem}.stopped.json")
+
+
+def _keep_part(save: Path | None, found: Rollback, error: BaseException, seconds: float) -> None:
+    """Writes what was measured before the end, where anything was; never in the place of a whole result."""
+    if save is None or not found.reported:
+        return
+    reason = f"Stopped: {str(error) or 'by hand'}"
+    write_result(stopped_file(save), "rollback", replace(found, stopped=reason, verdict=reason, seconds=seconds))

@@ -9,8 +9,6 @@ from counterpoint.recovery.rolling_back.results import Chosen, Reported, Rollbac
 
 def verdict_of(found: Rollback) -> str:
     """One paragraph: what was lost, what came back, what random weights bring back, and what it cost the others."""
-    if found.stopped:
-        return found.stopped
     before, after = (_row(found, name) for name in ("before", "after"))
     own = found.domain
     if found.chosen is None:
