@@ -48,7 +48,7 @@ def verdict_of(fit: Fit | None, predicted: float | None) -> str:
     if fit is None:
         return "Too few looks to say whether the distance on the route shrinks."
     if fit.low is None or fit.high is None:
-        return f"Two looks alone: the distance on the route changed at {-fit.rate:+.2%} a step."
+        return f"Two looks alone: the distance on the route changed by {-fit.rate:+.2%} a step."
     if fit.low > 0:
         said = f"The distance on the route contracts by {_interval(fit.rate, fit.low, fit.high)} a step"
     elif fit.high < 0:

@@ -6,7 +6,6 @@ from counterpoint.diagnosis.statistics import Estimate
 from counterpoint.evaluation.intervals import Interval, difference_interval, mean_interval
 from counterpoint.recovery.refreshing.contraction import fit_rate, verdict_of
 from counterpoint.recovery.refreshing.results import Contraction, Look
-from counterpoint.recovery.refreshing.route import Route
 from counterpoint.runs import RunDirectory
 from counterpoint.training.falls import Former
 from counterpoint.training.refreshing import outcome
@@ -80,24 +79,28 @@ def notes_of(run: RunDirectory, looks: Looks, stopped: str) -> tuple[str, ...]:
 
 
 def contraction_of(
-    distances: Mapping[int, Sequence[float]], looks: Looks, route: Route, learning_rate: float
+    distances: Mapping[int, Sequence[float]],
+    looks: Looks,
+    num_shared: int,
+    curvature: float | None,
+    learning_rate: float,
 ) -> Contraction:
     """The norms at the looks and the fit to those on the route."""
     steps = tuple(step for step in sorted(distances) if step in looks)
     shared, elsewhere, whole = (tuple(distances[step][i] for step in steps) for i in range(3))
     fit = fit_rate(steps, shared)
-    predicted = None if route.curvature is None else learning_rate * route.curvature
+    predicted = None if curvature is None else learning_rate * curvature
     return Contraction(
         steps=steps,
         shared=shared,
         elsewhere=elsewhere,
         whole=whole,
-        num_shared=route.size,
+        num_shared=num_shared,
         rate=fit.rate if fit else None,
         rate_low=fit.low if fit else None,
         rate_high=fit.high if fit else None,
         r_squared=fit.r_squared if fit else None,
-        curvature=route.curvature,
+        curvature=curvature,
         predicted_rate=predicted,
         learning_rate=learning_rate,
         verdict=verdict_of(fit, predicted),

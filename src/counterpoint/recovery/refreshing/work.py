@@ -11,7 +11,7 @@ from counterpoint.launch import Launch, rank_of_environment
 from counterpoint.recovery.refreshing import outcome as reading
 from counterpoint.recovery.refreshing.distances import Distances
 from counterpoint.recovery.refreshing.results import Contraction, Refresh, RefreshOptions
-from counterpoint.recovery.refreshing.route import find_route
+from counterpoint.recovery.refreshing.route import Neurons, curvature_on, route_of
 from counterpoint.recovery.results import write_result
 from counterpoint.runs import RunDirectory
 from counterpoint.training import Interrupted, Reporter, resume, train
@@ -72,15 +72,28 @@ class Work:
             return None
         if 0 not in measured.steps():
             measured.add(0, self.model)
+        where = (self.config, measured.reference)
         try:
-            route = find_route(
-                self.config, measured.reference, self.model, self.domain, self.other, self.options, self.on_progress
-            )
+            neurons = route_of(*where, self.domain, self.other, self.options, self.on_progress)
         except CounterpointError as error:
             self.notes.append(f"The distance on the route was not measured: {error}")
             return None
+        curvature = self._curvature(neurons, measured.reference)
         rate = float(grpo_config(self.config, "unused").learning_rate)
-        return reading.contraction_of(measured.norms(route.neurons), reading.read_looks(run), route, rate)
+        num_shared = sum(int(chosen.sum()) for chosen in neurons.values())
+        norms = measured.norms(neurons)
+        return reading.contraction_of(norms, reading.read_looks(run), num_shared, curvature, rate)
+
+    def _curvature(self, neurons: Neurons, reference: str) -> float | None:
+        if not self.options.curvature:
+            return None
+        try:
+            return curvature_on(
+                neurons, self.config, reference, self.model, self.domain, self.options, self.on_progress
+            )
+        except CounterpointError as error:
+            self.notes.append(f"The curvature on the route was not measured: {error}")
+            return None
 
     def _write(self, contraction: Contraction | None) -> Refresh:
         result = self._result(contraction)
