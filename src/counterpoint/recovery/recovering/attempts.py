@@ -59,7 +59,7 @@ class Attempts:
             start,
             one.domain,
             self.run,
-            other=None,
+            other=one.since[0] if len(one.since) == 1 else None,
             out=folder,
             options=self.options.refresh,
             reporter=self.reporter,
