@@ -24,6 +24,7 @@ COMMANDS = [
     ["pocket", "build"],
     ["plan"],
     ["verify"],
+    ["refresh"],
     ["rollback"],
     ["recover"],
     ["diagnose"],
