@@ -75,7 +75,8 @@ def rollback(
         str | None,
         typer.Option(
             metavar="LIST",
-            help="Shares of all weights to restore.  [default: 0.001,0.003,0.01,0.03,0.1,0.3, as far as the edit goes]",
+            help="Shares of all weights to restore.",
+            show_default="0.001,0.003,0.01,0.03,0.1,0.3, as far as the edit goes",
         ),
     ] = None,
     scales: Annotated[
@@ -94,14 +95,15 @@ def rollback(
         typer.Option("--completions", metavar="FILE", help="Completions of --before an analysis saved: no sampling."),
     ] = None,
     fraction: Annotated[float, typer.Option(help="Share of neurons that form a domain's route.")] = 0.1,
+    batch_size: Annotated[int, typer.Option(help="Completions in memory at once for routes and activity.")] = 32,
     seed: Annotated[int, typer.Option(min=0, help="Seed of sampling and of the random sets.")] = 0,
     json: Annotated[
         Path | None,
         typer.Option(
             "--json",
             metavar="FILE",
-            help="Where the result is written.  [default: recovery/rollback.json of the run that --after is a "
-            "checkpoint of, else FOLDER.rollback.json]",
+            help="Where the result is written.",
+            show_default="recovery/rollback.json of the run that --after is a checkpoint of, else FOLDER.rollback.json",
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Go on even where the domain did not fall.")] = False,
@@ -142,6 +144,7 @@ def rollback(
         prompts=prompts,
         samples=samples,
         fraction=fraction,
+        batch_size=batch_size,
         seed=seed,
         force=force,
     )
