@@ -1,11 +1,13 @@
 """The Surgeon on several gloo ranks: one truth whatever the placement, and ranks that disagree are told."""
 
+import warnings
+
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -236,3 +238,18 @@ def _averaging_dtensors():
 def test_averaging_sharded_gradients_again_is_refused():
     with pytest.raises(UnsupportedError, match="Leave average_over out"):
         run_ranks(_averaging_dtensors, 2)
+
+
+def _flattened(use_orig_params, as_names):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls FSDP1 outdated
+        model = FullyShardedDataParallel(Model(), use_orig_params=use_orig_params, device_id=torch.device("cpu"))
+    Surgeon(dict(model.named_parameters()) if as_names else model, grouping="tensor")
+
+
+@pytest.mark.parametrize("as_names", [False, True], ids=["model", "names"])
+@pytest.mark.parametrize("use_orig_params", [False, True], ids=["flat", "original"])
+def test_flat_parameters_are_refused(use_orig_params, as_names):
+    """Groupings that know no names would take each rank's shard for the whole."""
+    with pytest.raises(UnsupportedError, match=r"FSDP1 .* keeps flat parameters.*Use FSDP2"):
+        run_ranks(_flattened, 2, use_orig_params, as_names)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from counterpoint.errors import GroupingError, StrategyError
+from counterpoint.errors import GroupingError, StrategyError, UnsupportedError
 from counterpoint.surgery import GROUPINGS, Surgeon, group_parameters
 
 
@@ -243,3 +243,15 @@ def test_surgery_in_a_training_loop_helps_the_domains_it_should(toy):
     assert update("mixed") @ gradients_D["a"]["w"] < 0
     assert update("pcgrad") @ gradients_D["a"]["w"] >= 0
     assert update("pcgrad") @ gradients_D["b"]["w"] >= 0
+
+
+def test_deepspeed_is_refused():
+    class DeepSpeedEngine(torch.nn.Linear):
+        """What DeepSpeed calls the model that it has wrapped."""
+
+    with pytest.raises(UnsupportedError, match=r"DeepSpeed .*steps the optimizer inside backward.*Use FSDP2"):
+        Surgeon(DeepSpeedEngine(2, 2), "pcgrad")
+    partitioned = torch.nn.Linear(2, 2)
+    partitioned.weight.ds_id = 0  # how its third stage marks parameters
+    with pytest.raises(UnsupportedError, match="DeepSpeed"):
+        Surgeon(partitioned, "pcgrad")

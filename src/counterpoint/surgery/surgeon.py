@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import StrategyError
+from .backends import refuse_inexact
 from .buffers import DomainBuffers
 from .groupings import ParameterRule
 from .own import OwnGradients, Vector
@@ -50,7 +51,7 @@ class Surgeon:
             when they are collected: one process, DDP that reduces in every backward, FSDP2, tensor parallelism.
 
     Raises ``StrategyError`` and ``GroupingError`` for names and parameters that nothing knows, ``UnsupportedError``
-    for parameters over whose device meshes no common sum exists.
+    for DeepSpeed and FSDP1, and for parameters over whose device meshes no common sum exists.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Surgeon:
         """How many of them fell back to the plain sum because a gradient was not finite."""
         self._weighting = build_weighting(self.strategy.weighting)
         named = _distinct(model_or_named_parameters)
+        refuse_inexact(model_or_named_parameters, named)
         trainable = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
         if not trainable:
             raise StrategyError("No parameter requires a gradient, so there is nothing to combine.")
