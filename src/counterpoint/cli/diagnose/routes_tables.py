@@ -73,13 +73,15 @@ def _fractions_table(found: "Routes", kind: str) -> Table:
 
 def _directions_table(found: "Routes") -> Table:
     table = _table(
-        "Cosine of two edits on the neurons that both domains use",
-        "edits (neurons)",
+        "Cosine of two edits on the neurons, and heads, that both domains use",
+        "edits (number)",
         *("cosine [95 %]", "noise", "elsewhere", "verdict"),
     )
     for d in found.directions:
-        if d.part == "total" or (d.part.startswith("layers") and d.verdict in ("synergy", "conflict")):
-            name = _pair(d) if d.part == "total" else f"  {d.part}"
+        told = d.verdict in (_TESTED if d.part == "total" else ("synergy", "conflict"))
+        whole = d.part == "total" and d.kind == "neuron"
+        if whole or (told and (d.part == "total" or d.part.startswith("layers"))):
+            name = _pair(d) if whole else "  heads" if d.part == "total" else f"  {d.part}"
             control = f"{d.control.value:.2f}±{(d.control.high - d.control.low) / 2:.2f}" if d.control else "-"
             verdict = d.verdict + ("*" if d.p_elsewhere <= 0.05 else "")
             table.add_row(f"{name} ({d.neurons:,})", _interval(d.cosine), f"±{d.noise:.2f}", control, verdict)

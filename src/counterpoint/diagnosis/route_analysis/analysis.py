@@ -15,7 +15,13 @@ from torch import Tensor
 from counterpoint.diagnosis.domains_of_config import Progress, check_enough, silent
 from counterpoint.diagnosis.rollouts import Rollouts
 from counterpoint.diagnosis.route_analysis.capture import Activity, Anatomy, Tokens, activity_of, anatomy_of
-from counterpoint.diagnosis.route_analysis.direction import MINIMUM, Direction, directions, neuron_products
+from counterpoint.diagnosis.route_analysis.direction import (
+    MINIMUM,
+    Direction,
+    directions,
+    head_products,
+    neuron_products,
+)
 from counterpoint.diagnosis.route_analysis.overlap import Choice, Overlap, RouteSets, Stability, overlap, stability
 from counterpoint.errors import CounterpointError, DomainError, nearest
 
@@ -122,7 +128,7 @@ def routes(
     choices = {"neuron": Choice(anatomy.neuron_layers_N, per_layer), "head": Choice(anatomy.head_layers_H, per_layer)}
     choices = {kind: choice for kind, choice in choices.items() if len(choice.layers_U)}
     stable, overlaps = _overlaps(activities, choices, sorted({fraction, *fractions}), seed)
-    found, non_finite = _directions(activities, choices["neuron"], fraction, edits or {}, minimum, seed, on_progress)
+    found, non_finite = _directions(activities, choices, fraction, edits or {}, minimum, seed, on_progress)
     return Routes(
         fraction=fraction,
         per_layer=per_layer,
@@ -216,7 +222,7 @@ def _overlaps(
 
 def _directions(
     activities: Mapping[str, Activity],
-    choice: Choice,
+    choices: Mapping[str, Choice],
     fraction: float,
     edits: Mapping[str, Mapping[str, Tensor]],
     minimum: float,
@@ -225,14 +231,17 @@ def _directions(
 ) -> tuple[list[Direction], dict[str, int]]:
     if not edits:
         return [], {}
-    products = neuron_products(edits, choice.layers_U)
-    top = {name: choice.top(activities[name].mean("neuron"), fraction) for name in edits}
+    measure = {"neuron": neuron_products, "head": head_products}
+    products = {kind: measure[kind](edits, choice.layers_U) for kind, choice in choices.items()}
     pairs = list(combinations(edits, 2))
     found = []
     for done, (a, b) in enumerate(pairs, 1):
-        found += directions((a, b), top[a] & top[b], products, choice.layers_U, minimum=minimum, seed=seed)
+        for kind, choice in choices.items():
+            first_U, second_U = (choice.top(activities[name].mean(kind), fraction) for name in (a, b))
+            layers_U = choice.layers_U
+            found += directions((a, b), first_U & second_U, products[kind], layers_U, minimum=minimum, seed=seed)
         on_progress("directions on shared routes", done, len(pairs))
-    return found, products.non_finite
+    return found, {name: count for kind in products for name, count in products[kind].non_finite.items()}
 
 
 def _members(top_U: Tensor, layers_U: Tensor) -> dict[int, tuple[int, ...]]:

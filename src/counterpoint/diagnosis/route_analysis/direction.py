@@ -1,7 +1,7 @@
-"""Whether the edits of two domains pull the neurons that both use the same way: cosines on the shared route.
+"""Whether the edits of two domains pull what both use the same way: cosines on the shared route.
 
-Legend: D domains with an edit, N neurons of all layers, W parts of a neuron (gate row, up row, down column), M entries
-of one part, S shared neurons.
+Legend: D domains with an edit, N units of all layers (neurons, or attention heads), W parts of a unit (a neuron's gate
+row, up row and down column; a head's query rows and output columns), M entries of one part, S shared units.
 """
 
 import math
@@ -15,12 +15,13 @@ from torch import Tensor
 from counterpoint.checkpoints import Comparison
 from counterpoint.diagnosis.route_analysis.controls import MIN_NEURONS, cosine_interval, draw_controls, sign_noise
 from counterpoint.diagnosis.statistics import Estimate
-from counterpoint.diagnosis.structure import NeuronAxis, neuron_axis
+from counterpoint.diagnosis.structure import NeuronAxis, is_output_projection, layer_of, neuron_axis
 from counterpoint.errors import ModelError
 
-Verdict = Literal["synergy", "neutral", "conflict", "too few neurons", "no edit"]
+Verdict = Literal["synergy", "neutral", "conflict", "too few neurons", "too few heads", "no edit"]
 
 PARTS = ("gate", "up", "down")
+HEAD_PARTS = ("query", "output")
 MINIMUM = 0.05
 """Cosines nearer to 0 are neutral however sure they are. Ours."""
 _NEURONS_AT_ONCE = 1024
@@ -28,14 +29,17 @@ _NEURONS_AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class Direction:
-    """The cosine of two domains' edits on the neurons of their shared route.
+    """The cosine of two domains' edits on the neurons, or on the attention heads, of their shared route.
 
-    ``part`` is ``total``, ``gate``, ``up``, ``down`` (of all layers), or a module as ``layers.3.mlp``. ``cosine`` has a
-    95 % bootstrap interval over neurons; ``noise`` is what 95 % of cosines stay below (in absolute value) when every
-    neuron's agreement gets a random sign. ``control`` is the same cosine on as many random neurons of the same layers
-    outside the shared route: mean and 95 % range of draws with replacement; None where a layer has none outside.
-    ``p_elsewhere`` is the chance that as many neurons of the same layers, chosen at random, have a cosine as far from
-    the usual one: small where what was found is of the shared route and not of the whole layer.
+    ``kind`` is ``neuron`` or ``head``, and what is said of neurons here holds for heads. ``part`` is ``total``; of all
+    layers ``gate``, ``up``, ``down`` of neurons, ``query``, ``output`` of heads; or a module as ``layers.3.mlp`` or
+    ``layers.3.attention``. ``neurons`` counts the shared ones.
+
+    ``cosine`` has a 95 % bootstrap interval over neurons; ``noise`` is what 95 % of cosines stay below (in absolute
+    value) when every neuron's agreement gets a random sign. ``control`` is the same cosine on as many random neurons of
+    the same layers outside the shared route: mean and 95 % range of draws with replacement; None where a layer has none
+    outside. ``p_elsewhere`` is the chance that as many neurons of the same layers, chosen at random, have a cosine as
+    far from the usual one: small where what was found is of the shared route and not of the whole layer.
 
     ``verdict`` is ``neutral`` where the interval holds 0, or the cosine is within ``noise`` or below the minimum.
     ``share_of_neurons`` of the part lie on the shared route, with ``share_first`` and ``share_second`` of the squared
@@ -54,6 +58,7 @@ class Direction:
     share_of_neurons: float
     share_first: float
     share_second: float
+    kind: Literal["neuron", "head"] = "neuron"
 
 
 class EditTensors(Mapping[str, Tensor]):
@@ -77,7 +82,7 @@ class EditTensors(Mapping[str, Tensor]):
 
 @dataclass(frozen=True)
 class Products:
-    """Inner products of the domains' edits by neuron and part: ``products_NWDD``, float64.
+    """Inner products of the domains' edits by unit (``kind``) and part: ``products_NWDD``, float64.
 
     ``non_finite`` counts values that are no number by ``domain: tensor``; they are taken as 0.
     """
@@ -85,6 +90,16 @@ class Products:
     domains: tuple[str, ...]
     products_NWDD: Tensor
     non_finite: dict[str, int]
+    kind: Literal["neuron", "head"] = "neuron"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the parts, in the order of W."""
+        return PARTS if self.kind == "neuron" else HEAD_PARTS
+
+    def module(self, layer: int) -> str:
+        """The module that holds a layer's units."""
+        return f"layers.{layer}.{'mlp' if self.kind == 'neuron' else 'attention'}"
 
     def of(self, first: str, second: str) -> Tensor:
         """Columns ``a.b``, ``a.a`` and ``b.b`` of two domains: [N, W, 3]."""
@@ -123,6 +138,38 @@ def neuron_products(edits: Mapping[str, Mapping[str, Tensor]], neuron_layers_N: 
     return Products(domains, found, non_finite)
 
 
+def head_products(edits: Mapping[str, Mapping[str, Tensor]], head_layers_H: Tensor) -> Products:
+    """The same by attention head: its rows of the query projection, its columns of the output projection.
+
+    A query projection that is fused with others, or that does not divide among the heads, is left out.
+
+    Raises:
+        ModelError: the edits' output projections are not those of the model (naming the first tensor).
+    """
+    domains = tuple(edits)
+    found = torch.zeros(len(head_layers_H), len(HEAD_PARTS), len(domains), len(domains), dtype=torch.float64)
+    non_finite: dict[str, int] = {}
+    for name in edits[domains[0]]:
+        layer = layer_of(name)
+        if layer is None or not is_output_projection(name):
+            continue
+        inside_H = head_layers_H == layer
+        heads, query = int(inside_H.sum()), f"{name.rsplit('.', 2)[0]}.q_proj.weight"
+        for part, tensor_name, dim in ((0, query, 0), (1, name, 1)):
+            if tensor_name not in edits[domains[0]]:
+                continue
+            tensors = [_finite(domain, tensor_name, edits[domain], non_finite) for domain in domains]
+            if heads == 0 or tensors[0].shape[dim] % heads:
+                if part == 0:
+                    continue
+                raise ModelError(
+                    f"{name}: {tensors[0].shape[dim]} columns in the edit are not those of {heads} heads in the model. "
+                    "Give checkpoints of the model that the routes are measured on."
+                )
+            found[inside_H, part] += _gram([t.movedim(dim, 0).unflatten(0, (heads, -1)).flatten(1) for t in tensors])
+    return Products(domains, found, non_finite, "head")
+
+
 def directions(
     names: tuple[str, str],
     shared_N: Tensor,
@@ -134,10 +181,10 @@ def directions(
 ) -> list[Direction]:
     """The directions on the shared route ``shared_N`` [bool]: in total, by part, and by layer's module."""
     values_NW3 = products.of(*names)
-    used = [i for i in range(len(PARTS)) if bool(values_NW3[:, i].any())]
+    used = [i for i in range(len(products.parts)) if bool(values_NW3[:, i].any())]
     layers = neuron_layers_N.unique().tolist()
-    cuts = [("total", used, layers), *((PARTS[i], [i], layers) for i in used)]
-    cuts += [(f"layers.{layer}.mlp", used, [layer]) for layer in layers]
+    cuts = [("total", used, layers), *((products.parts[i], [i], layers) for i in used)]
+    cuts += [(products.module(layer), used, [layer]) for layer in layers]
     generator = torch.Generator().manual_seed(seed)
     controls = draw_controls(values_NW3, shared_N, neuron_layers_N, generator)
     found = []
@@ -157,21 +204,24 @@ def directions(
                     noise=noise,
                     control=controls.elsewhere(inside, parts),
                     p_elsewhere=controls.p_value(cosine.value, inside, parts),
-                    verdict=verdict_of(len(here_S3), cosine, noise, minimum),
+                    verdict=verdict_of(len(here_S3), cosine, noise, minimum, products.kind),
                     share_of_neurons=len(here_S3) / len(values_N3),
                     share_first=share_first,
                     share_second=share_second,
+                    kind=products.kind,
                 )
             )
     return found
 
 
-def verdict_of(neurons: int, cosine: Estimate, noise: float, minimum: float) -> Verdict:
+def verdict_of(
+    neurons: int, cosine: Estimate, noise: float, minimum: float, kind: Literal["neuron", "head"] = "neuron"
+) -> Verdict:
     """The class of a cosine: beyond its interval, the noise of random signs and the stated minimum, or neutral."""
     if math.isnan(cosine.value):
         return "no edit"
     if neurons < MIN_NEURONS:
-        return "too few neurons"
+        return "too few neurons" if kind == "neuron" else "too few heads"
     if cosine.low <= 0 <= cosine.high or abs(cosine.value) <= max(noise, minimum):
         return "neutral"
     return "synergy" if cosine.value > 0 else "conflict"
