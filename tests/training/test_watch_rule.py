@@ -82,7 +82,7 @@ def test_a_fall_starts_a_refresh_at_once_and_the_stage_goes_on_where_it_was():
     resumed = done[3]
     assert (resumed.taken, resumed.offset, resumed.num_steps) == (10, 28, 20)
     assert course.total(done, None) == 68 == done[-1].last_step
-    assert course.summary(done, looks) == {
+    assert course.closing(done, looks)[0]["watch"] == {
         **{"level": 0.05, "tests": 12, "level_per_test": 0.05 / 12},
         **{"refreshes": 1, "refresh_steps": 8, "still_fallen": []},
     }
@@ -106,7 +106,7 @@ def test_a_domain_that_no_refresh_brings_back_is_refreshed_twice_a_stage_and_the
     refreshes = [part for part in done if part.kind == "refresh"]
     assert len(refreshes) == 4
     assert all(part.num_steps == 12 for part in refreshes)
-    assert course.summary(done, looks)["still_fallen"] == ["math"]
+    assert course.closing(done, looks)[0]["watch"]["still_fallen"] == ["math"]
     assert [part.num_steps for part in done if part.kind == "train"][-1] == 20
 
 

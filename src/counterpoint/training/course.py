@@ -6,7 +6,7 @@ was killed and is resumed takes the same way.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from counterpoint.training.stages import Stage
 
@@ -32,6 +32,9 @@ class Course(Protocol):
     def total(self, done: Sequence[Stage], stage: Stage | None) -> int:
         """Optimizer steps of the whole run as it looks now; ``stage`` is under way."""
 
+    def closing(self, done: Sequence[Stage], looks: Looks) -> tuple[dict[str, Any], str | None]:
+        """What is noted in ``run.json`` at the end, and a line for people."""
+
 
 class Planned:
     """The stages of the configuration, each to its end."""
@@ -54,6 +57,10 @@ class Planned:
     def total(self, done: Sequence[Stage], stage: Stage | None) -> int:
         """What the configuration says."""
         return self.stages[-1].last_step
+
+    def closing(self, done: Sequence[Stage], looks: Looks) -> tuple[dict[str, Any], str | None]:
+        """Nothing."""
+        return {}, None
 
 
 def ended_at(stage: Stage, step: int) -> Stage:

@@ -21,7 +21,6 @@ from counterpoint.training.stage_trainer import build_trainer, continued_checkpo
 from counterpoint.training.stages import Stage
 from counterpoint.training.trainer import DomainGRPOTrainer
 from counterpoint.training.trainer_state import read_numbers
-from counterpoint.training.watching import Watched
 
 OnCheckpoint = Callable[[int, Path], None]
 """``(step, folder)`` of a checkpoint that was just written."""
@@ -116,15 +115,10 @@ class Execution:
 
     def _close(self) -> None:
         shutil.rmtree(output_dir(self.run), ignore_errors=True)
-        self.run.update(steps=self.done_steps)
-        if isinstance(self.course, Watched):
-            summary = self.course.summary(self.done, self.evaluations.looks())
-            self.run.update(watch=summary)
-            left = ", ".join(summary["still_fallen"]) or "no domain"
-            self.reporter.message(
-                f"Watched: {summary['refreshes']} refreshes took {summary['refresh_steps']} steps on top of those "
-                f"configured; {left} ends below its former score."
-            )
+        entries, said = self.course.closing(self.done, self.evaluations.looks())
+        self.run.update(steps=self.done_steps, **entries)
+        if said:
+            self.reporter.message(said)
 
     def _forget_unfinished(self) -> None:
         """Drops what a killed run wrote after its last whole checkpoint; it will be written again."""

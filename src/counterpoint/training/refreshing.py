@@ -63,6 +63,10 @@ class Refreshing:
         """The limit, or the steps that were taken."""
         return done[-1].last_step if done else self.stage.last_step
 
+    def closing(self, done: Sequence[Stage], looks: Looks) -> tuple[dict[str, Any], str | None]:
+        """Nothing: whoever started the refresh says what became of it."""
+        return {}, None
+
 
 def outcome(domain: str, former: Former, looks: Looks, start: int, step: int) -> tuple[Stop, str | None]:
     """How a refresh that began at ``start`` stands after ``step``, and the domain that it harmed.

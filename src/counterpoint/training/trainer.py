@@ -42,7 +42,7 @@ class DomainGRPOTrainer(DomainGeneration):
             to all domains. Weights go into ``args.reward_weights``, in the order of domains, then functions.
         train_dataset: a dataset with the columns ``prompt`` and ``domain``, or a mapping from domain to rows.
         eval_dataset: the same for TRL's own evaluation; its metrics per domain are named ``eval_reward/{domain}`` etc.
-        strategy: a name (``mixed``, ``pcgrad``, ``mgs``, ``mgs-tensor``), ``{"grouping": ..., "weighting": ...}`` or a
+        strategy: a name in ``counterpoint.surgery.STRATEGIES``, ``{"grouping": ..., "weighting": ...}`` or a
             ``Strategy``.
         shares: relative share of every step's prompts per domain; equal by default.
         share_rule: ``exact`` refuses shares that a step cannot meet; ``carry`` meets them over steps.

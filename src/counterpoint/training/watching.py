@@ -100,20 +100,25 @@ class Watched:
                 found |= {name: looks[part.last_step][name] for name in part.domains}
         return found
 
-    def summary(self, done: Sequence[Stage], looks: Looks) -> dict[str, Any]:
-        """The entry ``watch`` of ``run.json``: the tests, the refreshes, their steps, and what is still fallen."""
+    def closing(self, done: Sequence[Stage], looks: Looks) -> tuple[dict[str, Any], str | None]:
+        """The entry ``watch``: the tests, the refreshes, their steps, and what is still fallen."""
         refreshes = [part for part in done if part.kind == "refresh"]
         former = self.former(done, looks)
         now: Scores = looks[done[-1].last_step] if done else {}
         left = [name for name, scores in former.items() if has_fallen(scores, now[name], self.level)]
-        return {
+        steps = sum(part.num_steps for part in refreshes)
+        watch = {
             "level": self.settings.level,
             "tests": self.num_tests,
             "level_per_test": self.level,
             "refreshes": len(refreshes),
-            "refresh_steps": sum(part.num_steps for part in refreshes),
+            "refresh_steps": steps,
             "still_fallen": left,
         }
+        return {"watch": watch}, (
+            f"Watched: {len(refreshes)} refreshes took {steps} steps on top of those configured; "
+            f"{', '.join(left) or 'no domain'} ends below its former score."
+        )
 
     def _place(self, done: Sequence[Stage]) -> _Place:
         number, taken = 0, 0
