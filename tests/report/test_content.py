@@ -285,6 +285,41 @@ def test_the_command_prints_the_path_of_the_page(run_dir):
     assert isinstance(CliRunner().invoke(app, [str(run_dir / "no")]).exception, RunError)
 
 
+def test_the_picture_shows_when_each_domain_was_trained_and_how_it_changed(run_dir, tmp_path, make_run):
+    figure = figures(content_of(run_dir))["overview"]
+    bars = [trace for trace in figure["data"] if trace["type"] == "bar"]
+    assert [(bar["base"], bar["x"]) for bar in bars] == [([0.0], [60.0])] * 4
+    assert [bar["width"] for bar in bars] == [0.5, 0.25, 0.25, 0.25]
+    assert [mark["text"] for mark in figure["layout"]["annotations"]] == ["+0.25", "+0.18", "+0.11", "+0.04"]
+    staged = make_run(tmp_path / "sequential", strategy="sequential", stages=True)
+    info = json.loads((staged / "run.json").read_text())
+    again = {"domains": ["math"], "first_step": 50, "last_step": 60, "kind": "refresh"}
+    (staged / "run.json").write_text(json.dumps(info | {"stages": [*info["stages"], again]}))
+    bars = [trace for trace in figures(content_of(staged))["overview"]["data"] if trace["type"] == "bar"]
+    assert [(bar["base"], bar["x"]) for bar in bars][:2] == [([0, 50], [15, 10]), ([15], [15])]
+    assert bars[0]["marker"]["opacity"] == [1.0, 0.5]
+
+
+def test_a_picture_of_scores_or_of_training_alone(run_dir):
+    (run_dir / "metrics.jsonl").unlink()
+    assert "xaxis2" not in figures(content_of(run_dir))["overview"]["layout"]
+    (run_dir / "evals.jsonl").unlink()
+    assert "overview" not in figures(content_of(run_dir))
+
+
+def test_tokens_and_completions_add_up_over_stages(run_dir):
+    counts = [(0, 100), (0, 200), (1, 90), (1, 200), (2, 250), (3, 300), (3, 400)]
+    lines = [json.dumps({"step": i + 1, "stage": s, "num_tokens": n}) for i, (s, n) in enumerate(counts)]
+    (run_dir / "metrics.jsonl").write_text("\n".join(lines))
+    config = {"training": {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, "num_iterations": 2}}
+    (run_dir / "config.yaml").write_text(json.dumps(config))
+    (run_dir / "environment.json").write_text('{"ranks": 3}')
+    run = content_of(run_dir)["run"]
+    # Stage 2 begins with a count of one step, stage 3 as well: 250 < 2 * 200 and 300 < 2 * 250.
+    assert run["tokens"] == 200 + 200 + 250 + 400
+    assert run["completions"] == 7 * 8 * 2 * 3 / 2
+
+
 def test_stages_of_a_sequential_run_are_marked_and_a_single_stage_is_not(tmp_path, make_run):
     run = make_run(tmp_path / "sequential", strategy="sequential", stages=True)
     stages = content_of(run)["run"]["stages"]

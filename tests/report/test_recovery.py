@@ -98,7 +98,7 @@ def test_the_former_interval_is_a_band_and_the_course_begins_at_the_start(recove
 def test_a_true_contraction_lies_on_its_fitted_line(recovered):
     figure = recovery_figures(content_of(recovered)["recovery"])["refresh-0-contraction"]
     assert figure["layout"]["yaxis"]["type"] == "log"
-    measured, fitted, predicted = (traces(figure)[name] for name in ("in the shared subspace", "fitted", "predicted"))
+    measured, fitted, predicted = (traces(figure)[name] for name in ("on the shared route", "fitted", "predicted"))
     assert fitted["y"][-1] == pytest.approx(measured["y"][-1]) == pytest.approx(2 * (1 - RATE) ** 12)
     assert predicted["y"][-1] == pytest.approx(2 * 0.98**12)
 

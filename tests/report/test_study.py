@@ -35,6 +35,7 @@ def test_the_table_says_what_the_file_says(folder):
     assert list(table)[:2] == ["base", "mixed reference"]
     assert table["mgs"] == [*(f"{v:.2f} [{v - 0.02:.2f}, {v + 0.02:.2f}]" for v in (0.72, 0.74, 0.76, 0.68, 0.72)), "5"]
     assert table["seq"][-1] == "4 1 failed"
+    assert table["base"][-1] == "once"
     assert "<b>seq</b>, seed 4: out of memory" in page
     assert page.count('class="fell"') > 5 < page.count('class="rose"')
 
@@ -56,6 +57,7 @@ def test_forest_plots_are_coloured_by_verdict(folder):
     assert colours["seq"] == "@low"
     assert colours["mgs"] == "@muted"
     assert forest["layout"]["shapes"][0]["x0"] == 0.0
+    assert "base" not in names  # so far away that the others would lie on one another
 
 
 def test_every_seed_is_shown(folder):

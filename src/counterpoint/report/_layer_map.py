@@ -66,7 +66,7 @@ def _cell(index: dict[Place, int], row: int | str, pair: int, kind: str | None) 
 def _titles(pairs: Sequence[str], num_kinds: int) -> list[dict[str, Any]]:
     return [
         {
-            "text": plot_text(name, 64), "x": pair * (num_kinds + 1) + (num_kinds - 1) / 2, "yref": "paper", "y": 1,
+            "text": plot_text(name, 64), "x": pair * (num_kinds + 1), "yref": "paper", "y": 1,
             "xanchor": "left", "yanchor": "bottom", "textangle": -35, "showarrow": False, "yshift": 4, "xshift": -6,
             "font": {"size": 12, "color": "@ink"},
         }

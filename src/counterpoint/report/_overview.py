@@ -94,7 +94,8 @@ def _stages(run: RunData) -> list[dict[str, Any]]:
             names = ", ".join(map(str, domains)) if isinstance(domains, list) else domains
             steps = {key: number(row.get(key)) for key in ("first_step", "last_step")}
             members = [clean(name, 60) for name in domains] if isinstance(domains, list) else [clean(domains, 60)]
-            found.append({"domain": clean(names, 60), "domains": members, **steps})
+            kind = clean(row.get("kind") or "train", 20)
+            found.append({"domain": clean(names, 60), "domains": members, "kind": kind, **steps})
     return found
 
 

@@ -71,34 +71,40 @@ def _bars(run: dict[str, Any]) -> list[Trace]:
                 "type": "bar",
                 "orientation": "h",
                 "name": plot_text(item["domain"]),
-                "base": [first for first, _ in spans],
-                "x": [end - first for first, end in spans],
+                "base": [first for first, _, _ in spans],
+                "x": [end - first for first, end, _ in spans],
                 "y": [index] * len(spans),
                 "width": thick,
                 "text": [text] * len(spans),
-                "customdata": [[first + 1, end] for first, end in spans],
+                "customdata": [
+                    [first + 1, end, "" if kind == "train" else f", {plot_text(kind)}"] for first, end, kind in spans
+                ],
                 "textposition": "inside",
                 "insidetextanchor": "start",
                 "constraintext": "none",
                 "textangle": 0,
                 "textfont": {"color": "@surface", "size": 12},
-                "marker": {"color": f"@d{index % NUM_COLOURS}"},
-                "hovertemplate": "steps %{customdata[0]} to %{customdata[1]}<extra>%{fullData.name}</extra>",
+                "marker": {
+                    "color": f"@d{index % NUM_COLOURS}",
+                    "opacity": [1.0 if kind == "train" else 0.5 for _, _, kind in spans],
+                },
+                "hovertemplate": "steps %{customdata[0]} to %{customdata[1]}%{customdata[2]}"
+                "<extra>%{fullData.name}</extra>",
             }
         )
     return data
 
 
-def _spans(run: dict[str, Any], domain: str) -> list[tuple[float, float]]:
-    """First and last step of every stage that trained the domain, as far as the run has come."""
+def _spans(run: dict[str, Any], domain: str) -> list[tuple[float, float, str]]:
+    """First and last step and kind of every stage that trained the domain, as far as the run has come."""
     if len(run["stages"]) < 2:
-        return [(0.0, run["steps"])]
+        return [(0.0, run["steps"], "train")]
     spans = [
-        (stage["first_step"], min(stage["last_step"] or run["steps"], run["steps"]))
+        (stage["first_step"], min(stage["last_step"] or run["steps"], run["steps"]), stage["kind"])
         for stage in run["stages"]
         if domain in stage["domains"] and stage["first_step"] is not None
     ]
-    return [(first, end) for first, end in spans if end > first]
+    return [span for span in spans if span[1] > span[0]]
 
 
 def _scores(rows: Sequence[dict[str, Any]], axes: str) -> list[Trace]:

@@ -7,10 +7,10 @@ from typing import Any
 from counterpoint.report._figures import SYMBOLS, Figure, Trace, axis, dots, score_rows
 from counterpoint.report._text import plot_text
 
-REPORTED = {"before": ("@muted", "circle-open"), "after": ("@ink", "circle"), "rollback": ("@d2", "diamond")}
+REPORTED = {"before": ("@muted", "circle-open"), "after": ("@ink", "circle"), "rollback": ("@r1", "diamond")}
 """Colour and symbol of what is reported on the test split; masks drawn at random share another."""
 
-RANDOM = ("@d1", "triangle-up")
+RANDOM = ("@r2", "triangle-up")
 
 Content = dict[str, Any]
 
@@ -64,7 +64,7 @@ def _budgets(result: Content) -> Figure | None:
     for scale in scales:
         points = _points(result, "rollback", scale, domain)
         name = f"rollback, scale {scale:.3g}" if len(scales) > 1 else "rollback"
-        data += _line(points, max, name, "@d2", 2.5 if scale == shown else 1, 1.0 if scale == shown else 0.45)
+        data += _line(points, max, name, "@r1", 2.5 if scale == shown else 1, 1.0 if scale == shown else 0.45)
     if not data:
         return None
     data += [*_untouched(result, domain), *_chosen_mark(result, domain)]
@@ -112,12 +112,12 @@ def _random_band(points: Sequence[tuple[float, list[float]]]) -> list[Trace]:
     if not points:
         return []
     edge: Trace = {"type": "scatter", "mode": "lines", "x": [budget for budget, _ in points], "hoverinfo": "skip"}
-    edge |= {"line": {"width": 0, "color": "@d1"}, "showlegend": False}
+    edge |= {"line": {"width": 0, "color": "@r2"}, "showlegend": False}
     band = [
         {**edge, "y": [min(scores) for _, scores in points]},
-        {**edge, "y": [max(scores) for _, scores in points], "fill": "tonexty", "fillcolor": "@d1/0.16"},
+        {**edge, "y": [max(scores) for _, scores in points], "fill": "tonexty", "fillcolor": "@r2/0.2"},
     ]
-    return [*band, *_line(points, _mean, "random masks of the same size", "@d1", 1.5)]
+    return [*band, *_line(points, _mean, "random masks of the same size", "@r2", 1.5)]
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -209,16 +209,16 @@ def _contraction(content: Content | None) -> Figure | None:
         return None
     data: list[Trace] = []
     for key, name, colour, width in (
-        ("whole", "all weights", "@muted", 1.5), ("elsewhere", "outside the shared subspace", "@faint", 1.5),
-        ("shared", "in the shared subspace", "@d0", 2.5),
+        ("whole", "all weights", "@muted", 1.5), ("elsewhere", "elsewhere", "@faint", 1.5),
+        ("shared", "on the shared route", "@ink", 2.5),
     ):  # fmt: skip
         points = [(t, y) for t, y in zip(content["steps"], content[key], strict=False) if t is not None and y]
         data += _distances([(t, y) for t, y in points if y > 0], name, colour, width, "solid", "lines+markers")
     measured = [(t, y) for t, y in zip(content["steps"], content["shared"], strict=False) if t is not None and y]
     if measured:
         for key, name, colour, dash in (
-            ("rate", "fitted", "@d0", "dash"),
-            ("predicted_rate", "predicted", "@d1", "dot"),
+            ("rate", "fitted", "@r1", "dash"),
+            ("predicted_rate", "predicted", "@r2", "dot"),
         ):
             data += _distances(_decay(measured[0], measured[-1][0], content[key]), name, colour, 2, dash, "lines")
     if not data:

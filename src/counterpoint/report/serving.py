@@ -92,7 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(403, "text/plain", "This page is for this machine alone; see counterpoint report --help.")
             return
         shown = self.server.live.now()
-        found = _ANSWERS.get(urlsplit(self.path).path)
+        found = _ANSWERS.get(self.path.partition("?")[0])
         if found is None:
             self._answer(404, "text/plain", "There is nothing here. The page is at /.")
         else:
@@ -103,8 +103,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _asked_locally(self) -> bool:
         """A page of some other site, under a name that leads here, must not read the answer (DNS rebinding)."""
-        name = urlsplit(f"//{self.headers.get('Host', '')}").hostname or ""
-        return name == "localhost" or _is_loopback(name)
+        try:
+            name = urlsplit(f"//{self.headers.get('Host', '')}").hostname or ""
+        except ValueError:
+            return False
+        return _is_loopback(name)
 
     def _answer(self, status: int, kind: str, text: str) -> None:
         body = text.encode()
