@@ -80,7 +80,7 @@ def test_the_tables_and_the_verdict_say_what_happened():
     assert "1.00% │ 50% │ 0.700 │ 0.600 │ 0.500 │ 0.500" in text
     assert "Moving 1.00% of the weights back 50% of the way changes it by +0.200 [+0.150, +0.250]" in text
     assert "67% [62%, 72%] of the loss" in text
-    assert "That is more than what as many random weights do (1 draws)" in text
+    assert "That is more than what as many random weights do (1 draw)" in text
     assert "The other domains (qa) stay within noise." in text
 
 

@@ -84,7 +84,7 @@ def _random(found: Rollback) -> str:
     beyond = found.beyond_random[found.domain]
     said = "more than" if beyond.low > 0 else "less than" if beyond.high < 0 else "not told apart from"
     draws = sum(row.name == "random" for row in found.reported)
-    return f"That is {said} what as many random weights do ({draws} draws): {signed(beyond)}."
+    return f"That is {said} what as many random weights do ({draws} draw{'s' * (draws != 1)}): {signed(beyond)}."
 
 
 def _others(found: Rollback, rollback: Reported) -> str:
