@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-SHORT = sorted(p.name for p in (ROOT / "examples").glob("*.yaml") if not p.name.startswith("smollm2"))
+SHORT = sorted(
+    p.name for p in (ROOT / "examples").glob("*.yaml") if not p.name.startswith("smollm2") and "-study" not in p.name
+)
 FEW = ["model.path=pocket", "training.max_steps=4", "evaluation.prompts=2", "evaluation.samples=1", "run.samples=1"]
 
 pytestmark = pytest.mark.slow

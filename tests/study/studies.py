@@ -86,7 +86,9 @@ def interval(mean):
 
 
 def done(job, seconds=9.0):
-    return JobRecord(job.id, job.row, job.seed, job.domain, "done", seconds, "", job.settings.model_dump(mode="json"))
+    return JobRecord(
+        job.id, job.row, job.seed, job.domain, "done", seconds + 7, "", job.settings.model_dump(mode="json"), seconds
+    )
 
 
 def write_lines(path, lines):

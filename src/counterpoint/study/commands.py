@@ -29,6 +29,7 @@ class Command:
 
     arguments: Callable[[], list[str]]
     is_done: Callable[[], bool]
+    evaluates: bool = False
 
 
 def commands_of(job: Job, folder: StudyFolder) -> list[Command]:
@@ -98,7 +99,7 @@ def _evaluating(job: Job, folder: StudyFolder) -> Command:
         model = [] if isinstance(job.settings, BaseRow) else ["--model", str(checkpoint_of(job, folder))]
         return ["eval", str(folder.config(job.id)), *model, "--output", str(scores)]
 
-    return Command(arguments, scores.is_file)
+    return Command(arguments, scores.is_file, evaluates=True)
 
 
 def _merge(job: Job, folder: StudyFolder) -> list[str]:

@@ -20,19 +20,23 @@ from typing import Any, Literal, Self
 from counterpoint.disk import disk_errors, write_json
 from counterpoint.errors import RunError
 
+Status = Literal["running", "done", "failed", "interrupted"]
+
 
 @dataclass(frozen=True)
 class JobRecord:
-    """How a job went. ``seconds`` counts all its attempts; ``reason`` says why it failed."""
+    """How a job went. ``reason`` says why it failed; ``seconds`` counts all its attempts, ``making_seconds`` without
+    the evaluation that follows where the job is no training run."""
 
     id: str
     row: str
     seed: int | None
     domain: str
-    status: Literal["running", "done", "failed", "interrupted"]
+    status: Status
     seconds: float = 0.0
     reason: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    making_seconds: float = 0.0
 
 
 class StudyFolder:

@@ -107,4 +107,4 @@ def _tokens(lines: Sequence[Mapping[str, Any]], fresh: Container[int]) -> float:
 def _made_cost(run: Path, record: JobRecord) -> Cost:
     if (run / REFRESH).is_file() and (run / "run.json").is_file():
         return _trained_cost(RunDirectory.open(run, write=False))
-    return Cost(0, 0, 0.0 if record.settings.get("kind") == "base" else record.seconds)
+    return Cost(0, 0, 0.0 if record.settings.get("kind") == "base" else record.making_seconds)

@@ -12,7 +12,7 @@ from counterpoint.errors import RunError
 from counterpoint.study.child import Child
 from counterpoint.study.commands import tidy
 from counterpoint.study.estimate import seconds_left
-from counterpoint.study.folder import JobRecord, StudyFolder
+from counterpoint.study.folder import JobRecord, Status, StudyFolder
 from counterpoint.study.jobs import Job
 
 POLL_S = 0.2
@@ -94,14 +94,14 @@ class _Schedule:
             broken = [need for need in job.needs if need in self.records and self.records[need].status != "done"]
             if broken:
                 self.waiting.remove(job)
-                self._end(self._record(job, "failed", 0.0, f"needs {broken[0]}, which failed"))
+                self._end(self._record(job, "failed", None, f"needs {broken[0]}, which failed"))
             elif len(self.children) < self.parallel and all(need in self.records for need in job.needs):
                 self.waiting.remove(job)
                 self._start(job)
 
     def _start(self, job: Job) -> None:
         write_text(self.folder.config(job.id), job.config.to_yaml())
-        self.folder.write_record(self._record(job, "running", 0.0))
+        self.folder.write_record(self._record(job, "running"))
         self.listener.started(job)
         self.children.append(Child(job, self.folder, threads_of_a_job(self.parallel)))
 
@@ -116,18 +116,20 @@ class _Schedule:
             self.children.remove(child)
             if not child.reason and child.job.trains:
                 tidy(child.job, self.folder)
-            self._end(self._record(child.job, "failed" if child.reason else "done", child.seconds, child.reason))
+            self._end(self._record(child.job, "failed" if child.reason else "done", child, child.reason))
 
     def _end(self, record: JobRecord) -> None:
         self.records[record.id] = record
         self.folder.write_record(record)
         self.listener.ended(record, len(self.records), len(self.jobs), self._left())
 
-    def _record(self, job: Job, status: str, seconds: float, reason: str = "") -> JobRecord:
+    def _record(self, job: Job, status: Status, child: Child | None = None, reason: str = "") -> JobRecord:
+        """What is noted of a job: its seconds are added to those of earlier attempts."""
         before = self.folder.record(job.id)
-        total = seconds + (before.seconds if before else 0.0)
+        seconds = (before.seconds if before else 0.0) + (child.seconds if child else 0.0)
+        making = (before.making_seconds if before else 0.0) + (child.making_seconds if child else 0.0)
         settings = job.settings.model_dump(mode="json")
-        return JobRecord(job.id, job.row, job.seed, job.domain, status, total, reason, settings)  # type: ignore[arg-type]
+        return JobRecord(job.id, job.row, job.seed, job.domain, status, seconds, reason, settings, making)
 
     def _tell(self) -> None:
         if time.monotonic() - self._told < TELL_S:
@@ -155,7 +157,7 @@ class _Schedule:
                 child.send(signal.SIGKILL)
         for child in self.children:
             child.wait()
-            self.folder.write_record(self._record(child.job, "interrupted", child.seconds))
+            self.folder.write_record(self._record(child.job, "interrupted", child))
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
