@@ -8,6 +8,7 @@ import torch
 
 from counterpoint.recovery.refreshing.contraction import fit_rate, verdict_of
 from counterpoint.recovery.refreshing.distances import Distances, squares
+from counterpoint.recovery.refreshing.outcome import contraction_of
 from diagnosis_models import random_model, save
 from recovery_helpers import edited
 
@@ -73,3 +74,12 @@ def test_distances_equal_brute_force(tmp_path):
     norms = found.norms({0: chosen})
     assert norms[0] == pytest.approx((on**0.5, (whole - on) ** 0.5, whole**0.5))
     assert norms[5] == (0, 0, 0)
+
+
+def test_a_difference_off_the_route_is_said_to_be_off_it():
+    looks = {0: {"math": [0.5]}, 5: {"math": [0.6]}}
+    found = contraction_of({0: (0.0, 1.0, 1.0), 5: (0.0, 0.9, 0.9)}, looks, 3, None, 1e-4)
+    assert found.rate is None
+    assert found.verdict.startswith("The difference to the reference does not touch the neurons of the route")
+    touched = contraction_of({0: (0.5, 1.0, 1.1), 5: (0.4, 0.9, 1.0), 6: (1.0, 1.0, 1.0)}, looks, 3, None, 1e-4)
+    assert touched.steps == (0, 5), "norms at steps without an evaluation are left out"

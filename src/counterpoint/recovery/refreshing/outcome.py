@@ -10,6 +10,8 @@ from counterpoint.runs import RunDirectory
 from counterpoint.training.falls import Former
 from counterpoint.training.refreshing import outcome
 
+NOT_THERE = "The difference to the reference does not touch the neurons of the route, so nothing can shrink there."
+
 Looks = Mapping[int, Mapping[str, Sequence[float]]]
 
 
@@ -103,7 +105,7 @@ def contraction_of(
         curvature=curvature,
         predicted_rate=predicted,
         learning_rate=learning_rate,
-        verdict=verdict_of(fit, predicted),
+        verdict=verdict_of(fit, predicted) if any(shared) else NOT_THERE,
     )
 
 
