@@ -18,8 +18,8 @@ def print_rollback(found: Rollback, console: Console | None = None) -> None:
     if found.reported:
         console.print(_reported(found))
     for note in found.notes:
-        console.print(f"[dim]{escape(note)}[/dim]", highlight=False)
-    console.print(escape(found.verdict), highlight=False)
+        console.print(f"[dim]{escape(note)}[/dim]", soft_wrap=True, highlight=False)
+    console.print(escape(found.verdict), soft_wrap=True, highlight=False)
 
 
 def _tried(found: Rollback) -> Table:
