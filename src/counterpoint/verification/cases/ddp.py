@@ -14,11 +14,21 @@ from ..case import BFLOAT16_BUFFERS, SHORT, TWO, Case, Spread
 from ..data import Plan
 from ..models import ModelSpec
 from ..world import World
-from .single import compile_model
+from .single import checkpoint_layers, compile_model
 
 
-def ddp(model: nn.Module, world: World, *, views: bool = False, sync: str = "each", compiled: bool = False) -> Spread:
+def ddp(
+    model: nn.Module,
+    world: World,
+    *,
+    views: bool = False,
+    sync: str = "each",
+    compiled: bool = False,
+    checkpointing: bool = False,
+) -> Spread:
     """DDP that reduces in ``each`` backward, or in the ``last`` of each domain."""
+    if checkpointing:
+        checkpoint_layers(model)
     model = compile_model(model, world) if compiled else model
     wrapped = _wrap(model, world, views)
     return Spread(
@@ -64,6 +74,9 @@ DDP = {
     "ddp, LoRA": Case("PEFT adapters", ddp, ModelSpec(lora=True), SHORT, needs=TWO),
     "ddp, tied embeddings": Case("one tensor for embedding and head", ddp, ModelSpec(tied=True), SHORT, needs=TWO),
     "ddp, experts": Case("fused experts", ddp, ModelSpec(experts=3), SHORT, needs=TWO),
+    "ddp, checkpointing": Case(
+        "activation checkpointing of every layer", partial(ddp, checkpointing=True), plan=SHORT, needs=TWO
+    ),
     "ddp, compiled": Case("torch.compile inside DDP", partial(ddp, compiled=True), plan=SHORT, needs=TWO),
     **{
         f"ddp, {domains} domain{'s' * (domains > 1)}": Case(

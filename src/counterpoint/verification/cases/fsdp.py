@@ -13,6 +13,7 @@ from ..case import BFLOAT16_BUFFERS, BFLOAT16_COMPUTE, SHORT, TWO, Case, Spread,
 from ..data import Plan
 from ..models import ModelSpec, layers_of
 from ..world import World
+from .single import checkpoint_layers, compile_layers
 
 
 def fsdp(
@@ -22,12 +23,15 @@ def fsdp(
     sync: str = "each",
     replicas: int = 1,
     checkpointing: bool = False,
+    compiled: bool = False,
     buffers: str = "device",
     **options: Any,
 ) -> Spread:
     """Every layer and the root fully sharded; with ``replicas`` as many copies of the model (HSDP)."""
     if checkpointing:
         checkpoint_layers(model)
+    if compiled:
+        compile_layers(model, world)
     inside = world.size // replicas
     hybrid = replicas > 1
     mesh = world.mesh((replicas, inside), ("replicate", "shard")) if hybrid else world.mesh((inside,), ("shard",))
@@ -49,18 +53,9 @@ def shard_layers(model: nn.Module, mesh: Any, **options: Any) -> None:
     fully_shard(model, mesh=mesh, **options)
 
 
-def checkpoint_layers(model: nn.Module) -> None:
-    """Recomputes every layer in the backward pass."""
-    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
-
-    layers = layers_of(model)
-    for i, layer in enumerate(layers):
-        layers[i] = checkpoint_wrapper(layer)
-
-
-def offloaded(model: nn.Module, world: World) -> Spread:
+def offloaded(model: nn.Module, world: World, **options: Any) -> Spread:
     """Parameters, gradients and optimizer in host memory; the copies' collectives need gloo beside nccl."""
-    return fsdp(model, world, offload_policy=CPUOffloadPolicy(pin_memory=not world.on_cpu))
+    return fsdp(model, world, offload_policy=CPUOffloadPolicy(pin_memory=not world.on_cpu), **options)
 
 
 @contextmanager
@@ -111,6 +106,9 @@ FSDP = {
     "fsdp2, checkpointing": Case(
         "activation checkpointing of every layer", partial(fsdp, checkpointing=True), plan=SHORT, needs=TWO
     ),
+    "fsdp2, compiled": Case(
+        "torch.compile of every layer inside fully_shard", partial(fsdp, compiled=True), plan=SHORT, needs=TWO
+    ),
     "fsdp2, tied embeddings": Case("one tensor for embedding and head", fsdp, ModelSpec(tied=True), SHORT, needs=TWO),
     "fsdp2, LoRA": Case("PEFT adapters", fsdp, ModelSpec(lora=True), SHORT, needs=TWO),
     "fsdp2, 8 domains": Case("D = 8", fsdp, plan=Plan(domains=8, micro_batches=1, steps=3), needs=TWO),
@@ -123,6 +121,12 @@ FSDP = {
         partial(fsdp, replicas=2),
         UNEVEN_MODEL,
         Plan(micro_batches=1),
+        needs=ranks_from(4, multiple=2),
+    ),
+    "hsdp, CPU offload, checkpointing, uneven rows": Case(
+        "both policies on 2 copies of the model; 0 to 3 rows per micro-batch, domains missing in some steps",
+        partial(offloaded, replicas=2, checkpointing=True),
+        plan=Plan(micro_batches=3, uneven=True, missing=True, steps=3),
         needs=ranks_from(4, multiple=2),
     ),
     "hsdp, LoRA": Case(

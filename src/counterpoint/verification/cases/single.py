@@ -7,7 +7,7 @@ from torch import nn
 
 from ..case import BFLOAT16_BUFFERS, SHORT, Case, Spread
 from ..data import Plan
-from ..models import ModelSpec
+from ..models import ModelSpec, layers_of
 from ..world import World
 
 
@@ -18,7 +18,26 @@ def alone(model: nn.Module, world: World, compiled: bool = False, buffers: str =
 
 def compile_model(model: nn.Module, world: World) -> nn.Module:
     """``torch.compile`` of the model; on CPUs without code generation, which would need a C++ compiler."""
-    return torch.compile(model, backend="aot_eager" if world.on_cpu else "inductor")  # type: ignore[return-value]
+    return torch.compile(model, backend=_compiler(world))  # type: ignore[return-value]
+
+
+def _compiler(world: World) -> str:
+    return "aot_eager" if world.on_cpu else "inductor"
+
+
+def checkpoint_layers(model: nn.Module) -> None:
+    """Recomputes every layer in the backward pass."""
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    layers = layers_of(model)
+    for i, layer in enumerate(layers):
+        layers[i] = checkpoint_wrapper(layer)
+
+
+def compile_layers(model: nn.Module, world: World) -> None:
+    """``torch.compile`` of every layer in place, as it goes with FSDP2, whose hooks lie around the layers."""
+    for layer in layers_of(model):
+        layer.compile(backend=_compiler(world))
 
 
 def by_itself(world: World) -> str:
@@ -41,6 +60,7 @@ SINGLE = {
     },
     "one process, tied embeddings": Case("one tensor for embedding and head", alone, ModelSpec(tied=True), SHORT),
     "one process, experts": Case("fused experts, cut into units", alone, ModelSpec(experts=3), SHORT),
+    "one process, LoRA": Case("PEFT adapters", alone, ModelSpec(lora=True), SHORT),
     "one process, compiled": Case("torch.compile", partial(alone, compiled=True), plan=SHORT, needs=by_itself),
     "one process, bfloat16 buffers": Case(
         "buffers='bfloat16'", partial(alone, buffers="bfloat16"), plan=SHORT, tolerances=BFLOAT16_BUFFERS
