@@ -42,7 +42,13 @@ def _render(template: str, names: dict[str, Any], figures: dict[str, Figure], ve
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"signed": signed, "duration": duration, "number": _number, "points": points}
+    environment.filters |= {
+        "signed": signed,
+        "duration": duration,
+        "number": _number,
+        "points": points,
+        "decimal": _decimal,
+    }
     scripts = _scripts(live=version is not None)
     return environment.get_template(template).render(
         **names,
@@ -78,6 +84,10 @@ def _policy(scripts: Sequence[str], live: bool) -> str:
 @cache
 def _asset(name: str) -> str:
     return (files("counterpoint.report") / "assets" / name).read_text(encoding="utf-8")
+
+
+def _decimal(value: float) -> str:
+    return f"{value:.2f}".replace("-", "\u2212")
 
 
 def _number(value: float | None, digits: int = 0) -> str:
