@@ -13,8 +13,8 @@ from counterpoint.cli.fetch import fetch
 from counterpoint.cli.groups import groups
 from counterpoint.cli.merge import merge
 from counterpoint.cli.plan import plan
-from counterpoint.cli.refresh import refresh
 from counterpoint.cli.recover import recover
+from counterpoint.cli.refresh import refresh
 from counterpoint.cli.report import report
 from counterpoint.cli.rollback import rollback
 from counterpoint.cli.score import score

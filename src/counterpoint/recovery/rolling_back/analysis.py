@@ -7,6 +7,7 @@ Which weights, and how far (a), is chosen on training rows and reported once on 
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from counterpoint.config import Config
 from counterpoint.diagnosis.domains_of_config import Progress, config_of, silent, wanted_domains
 from counterpoint.errors import CounterpointError
 from counterpoint.recovery.results import write_result
-from counterpoint.recovery.rolling_back.edit import changed_weights, open_edit
+from counterpoint.recovery.rolling_back.edit import Edit, changed_weights, open_edit
 from counterpoint.recovery.rolling_back.options import RollbackOptions, check_options
 from counterpoint.recovery.rolling_back.results import Rollback
 from counterpoint.recovery.rolling_back.selection import check_budgets
@@ -67,20 +68,8 @@ def rollback(
         check_output(out, edit.pair.after)
     changed = changed_weights(edit, lambda done, total: on_progress("read the edit", done, total))
     check_budgets(options, edit, sum(changed.values()))
-    found = Rollback(
-        str(before),
-        str(after),
-        None if base is None else str(base),
-        domain,
-        other,
-        options,
-        score=options.score,
-        unit=options.unit,
-        where=options.where,
-        num_weights=edit.num_weights,
-        num_changed=sum(changed.values()),
-    )
-    work = Work(config, edit, changed, options, completions, out, on_progress, found)
+    asked = Rollback(str(before), str(after), None if base is None else str(base), domain, other, options)
+    work = Work(config, edit, changed, options, completions, out, on_progress, _begin(asked, edit, changed))
     try:
         work.run()
     except (KeyboardInterrupt, CounterpointError) as error:
@@ -91,6 +80,19 @@ def rollback(
         write_result(save, "rollback", found)
         stopped_file(save).unlink(missing_ok=True)
     return found
+
+
+def _begin(asked: Rollback, edit: Edit, changed: Mapping[str, int]) -> Rollback:
+    """The result with what is known before anything is measured."""
+    options = asked.options
+    return replace(
+        asked,
+        score=options.score,
+        unit=options.unit,
+        where=options.where,
+        num_weights=edit.num_weights,
+        num_changed=sum(changed.values()),
+    )
 
 
 def stopped_file(save: Path) -> Path:
