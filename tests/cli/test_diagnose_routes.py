@@ -66,6 +66,10 @@ def test_tables_and_json(folder, tmp_path):
     assert "sample" not in result.stdout
     assert json.loads(again.read_text()) == found
 
+    result = diagnose("pocket", folder / "two.yaml", "--completions", saved, *edits, "--fraction", "0.7")
+    assert "heads (" in result.stdout, "enough of them for a direction"
+    assert "…" not in result.stdout, "a sixth fraction fits as well"
+
 
 def test_options_reach_the_measurement(folder, tmp_path):
     target = tmp_path / "routes.json"

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from counterpoint.diagnosis.statistics import Estimate
 
 
+COLUMNS = 5
+"""Fractions whose overlap and chance fit beside each other in 80 columns."""
+
+
 def print_routes(found: "Routes", console: Console | None = None) -> None:
     """Prints routes, overlaps and directions."""
     console = console or Console()
@@ -67,7 +71,8 @@ def _fractions_table(found: "Routes", kind: str) -> Table:
     table = _table(f"Overlap of {kind}s / chance in layers", "domains", *(f"{f:.0%}" for f in fractions))
     for first, second in dict.fromkeys((a, b) for a, b, _ in chosen):
         row = [chosen[first, second, fraction] for fraction in fractions]
-        table.add_row(_pair(row[0]), *(f"{o.jaccard:.2f}/{o.chance_in_layers:.2f}" for o in row))
+        slash = "/" if len(fractions) <= COLUMNS else "/\n"
+        table.add_row(_pair(row[0]), *(f"{o.jaccard:.2f}{slash}{o.chance_in_layers:.2f}" for o in row))
     return table
 
 
