@@ -95,6 +95,30 @@ def test_a_rank_without_rows_counts_as_zero_and_a_parameter_without_gradient_get
     assert run_ranks(_missing, 2) == [None, None]
 
 
+def _counted(numbers):
+    seen = []
+
+    def look(gram_GDD, context):
+        seen.append(context.halves.counts_D2.tolist())
+        return torch.ones(gram_GDD.shape[:2])
+
+    look.uses_halves = True
+    params = parameters()
+    surgeon = Surgeon(params, grouping="global", weighting=look, average_over=dist.group.WORLD)
+    for domain, number in zip(NAMES, numbers[dist.get_rank()], strict=False):
+        for i in range(number):
+            for name, gradient in gradients(domain, i).items():
+                params[name].grad = gradient
+            surgeon.collect(domain)
+    surgeon.combine()
+    return seen[0]
+
+
+def test_halves_count_the_micro_batches_of_all_ranks():
+    """A contrast of halves has mean zero only if it knows how many micro-batches are in each, wherever they were."""
+    assert run_ranks(_counted, 2, [[3, 2], [1, 1]]) == [[[2, 1], [3, 1]]] * 2  # code, then math
+
+
 def _placed(placements, mesh_shape):
     world = dist.get_world_size()
     mesh = init_device_mesh("cpu", mesh_shape, mesh_dim_names=("a", "b", "c")[: len(mesh_shape)])

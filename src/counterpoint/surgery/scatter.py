@@ -60,7 +60,7 @@ class ScatteredGradients:
         self._shards_VB: list[Gradients] = []
 
     def agree(self, collected: Mapping[Vector, int], held: Held) -> dict[Vector, int]:
-        """The vectors that any rank collected, in the order of names, with the most micro-batches on one rank."""
+        """The vectors that any rank collected, in the order of names, with their micro-batches on all ranks."""
         news, counts = self._exchange(collected, held)
         if news:
             names: list[Any] = [None] * self._world
@@ -70,7 +70,7 @@ class ScatteredGradients:
         return {vector: n for vector, n in zip(self._known, counts, strict=True) if n}
 
     def _exchange(self, collected: Mapping[Vector, int], held: Held) -> tuple[bool, list[int]]:
-        """Whether a rank has a vector that not all know; the most micro-batches of each known one.
+        """Whether a rank has a vector that not all know; how many micro-batches of each known one there are.
 
         The same message tells which parameters have a gradient on any rank.
         """
@@ -78,7 +78,7 @@ class ScatteredGradients:
         here_P = [any(gradients[i] is not None for gradients in held.values()) for i in range(len(self._parameters))]
         message = torch.tensor([int(news), *map(int, here_P), *(collected.get(vector, 0) for vector in self._known)])
         message = message.to(self._buckets[0].device)
-        dist.all_reduce(message, op=dist.ReduceOp.MAX, group=self._group)
+        dist.all_reduce(message, group=self._group)
         first, *rest = message.tolist()
         self._present_P = [bool(flag) for flag in rest[: len(here_P)]]
         return bool(first), rest[len(here_P) :]
