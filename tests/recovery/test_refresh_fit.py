@@ -8,7 +8,8 @@ import torch
 
 from counterpoint.recovery.refreshing.contraction import fit_rate, verdict_of
 from counterpoint.recovery.refreshing.distances import Distances, squares
-from counterpoint.recovery.refreshing.outcome import contraction_of
+from counterpoint.recovery.refreshing.outcome import contraction_of, notes_of
+from counterpoint.runs import RunDirectory
 from diagnosis_models import random_model, save
 from recovery_helpers import edited
 
@@ -74,6 +75,14 @@ def test_distances_equal_brute_force(tmp_path):
     norms = found.norms({0: chosen})
     assert norms[0] == pytest.approx((on**0.5, (whole - on) ** 0.5, whole**0.5))
     assert norms[5] == (0, 0, 0)
+
+
+def test_a_domain_that_fell_further_is_told_to_go_slower(tmp_path):
+    run = RunDirectory(tmp_path)
+    good, bad = [1.0] * 20, [0.0] * 20
+    (note,) = notes_of(run, "math", {0: {"math": good}, 5: {"math": bad}}, "limit")
+    assert "try a lower --learning-rate" in note
+    assert notes_of(run, "math", {0: {"math": bad}, 5: {"math": bad}}, "limit") == ()
 
 
 def test_a_difference_off_the_route_is_said_to_be_off_it():

@@ -66,9 +66,14 @@ def verdict_sentence(domain: str, former: Former, looks: Looks, stopped: str, ha
     return f"Stopped because {harmed} fell by {-fell:.3f}, below its interval at the start. {way}"
 
 
-def notes_of(run: RunDirectory, looks: Looks, stopped: str) -> tuple[str, ...]:
+def notes_of(run: RunDirectory, domain: str, looks: Looks, stopped: str) -> tuple[str, ...]:
     """What a reader must know beside the numbers."""
     notes = []
+    if len(looks) > 1 and changes_of(looks)[domain].high < 0:
+        notes.append(
+            f"{domain} fell further. The optimizer begins anew, and its first steps move every weight by about the "
+            "learning rate, whatever the gradient: try a lower --learning-rate."
+        )
     if stopped == "recovered":
         notes.append(
             "The refresh stopped at the first look that met the rule, so the last score is on the lucky side: judge "

@@ -125,5 +125,5 @@ class Work:
             contraction=contraction,
             verdict=reading.verdict_sentence(self.domain, former, looks, stopped, harmed),
             seconds=time.perf_counter() - self.began,
-            notes=(*self.notes, *reading.notes_of(run, looks, stopped)),
+            notes=(*self.notes, *reading.notes_of(run, self.domain, looks, stopped)),
         )
