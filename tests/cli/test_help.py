@@ -27,6 +27,8 @@ COMMANDS = [
     ["refresh"],
     ["rollback"],
     ["recover"],
+    ["study"],
+    ["merge"],
     ["diagnose"],
     ["diagnose", "all"],
     ["diagnose", "behaviour"],

@@ -94,3 +94,8 @@ def done(job, seconds=9.0):
 def write_lines(path, lines):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def always_fails(prompts, completions, **columns):
+    """A reward that raises."""
+    raise RuntimeError("this reward always fails")
