@@ -89,8 +89,8 @@ class Chromium:
     def click(self, selector):
         self.run(f"document.querySelector({json.dumps(selector)}).click()")
 
-    def wait(self, condition, seconds=30):
-        """Until an expression is true."""
+    def wait(self, condition, seconds=120):
+        """Until an expression is true; long, for machines with more to do."""
         end = time.monotonic() + seconds
         while not self.run(condition):
             assert time.monotonic() < end, f"never became true: {condition}"

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from chromium import Chromium
 from counterpoint.errors import RunError
 from counterpoint.report import _live, page_of
 from counterpoint.report._live import LivePage
@@ -205,6 +206,31 @@ def test_chromium_shows_what_a_run_adds_without_loading_again(run_dir, server, b
     assert re.search(r'role="status"[^>]*>live, as of', document)
     assert document.count("main-svg") > 10
     assert document.count("<script>") == 3  # it is still the first document
+
+
+def test_what_a_reader_has_set_stays_when_news_come(run_dir, server, chromium_command, tmp_path):
+    with Chromium(chromium_command, tmp_path / "profile") as page:
+        page.open(server.url)
+        page.wait("document.querySelectorAll('.main-svg').length > 10")
+        page.click('button[data-domain="2"]')
+        page.click("#sample-more")
+        for control, value in (("#pair", "2"), ("#sample-order", "gain"), ("#moment", "10")):
+            page.set(control, value)
+        page.run("document.querySelector('details').open = true; scrollTo(0, 1500)")
+        page.run("window.plot = document.getElementById('curve-reward'); 0")
+        add_step(run_dir)
+        page.wait("document.querySelector('.facts').textContent.includes('61')")
+        assert page.run("scrollY") == 1500
+        assert page.run("document.querySelector('details').open")
+        assert page.run("['pair', 'sample-order', 'moment'].map((id) => document.getElementById(id).value)") == [
+            "2", "gain", "10",
+        ]  # fmt: skip
+        assert page.run("[...document.querySelectorAll('#samples article')].every((item) => !item.hidden)")
+        assert page.run("document.querySelector('button[data-domain=\"2\"]').ariaPressed") == "false"
+        # The plot itself is still the same one, with the new point in it.
+        assert page.run("document.getElementById('curve-reward') === window.plot")
+        assert page.run("Math.max(...window.plot.data[0].x)") == 61
+        assert page.problems == []
 
 
 def test_chromium_says_when_the_server_is_gone(run_dir, impatient, browser, tmp_path, monkeypatch):
