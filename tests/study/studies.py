@@ -75,10 +75,9 @@ def plant_run(folder, job, scores, own=None, tokens=100):
 
 def plant_scores(folder, job, scores, seconds=3.0):
     """The files of a finished job that is no training run."""
-    write_lines(
-        folder.run(job.id) / "scores.jsonl", [{"domain": name} | interval(mean) for name, mean in scores.items()]
-    )
-    folder.write_record(done(job, seconds))
+    lines = [{"domain": name, "seconds": 2.0} | interval(mean) for name, mean in scores.items()]
+    write_lines(folder.run(job.id) / "scores.jsonl", lines)
+    folder.write_record(done(job, seconds + 2.0 * len(lines)))
 
 
 def interval(mean):
@@ -86,9 +85,7 @@ def interval(mean):
 
 
 def done(job, seconds=9.0):
-    return JobRecord(
-        job.id, job.row, job.seed, job.domain, "done", seconds + 7, "", job.settings.model_dump(mode="json"), seconds
-    )
+    return JobRecord(job.id, job.row, job.seed, job.domain, "done", seconds, "", job.settings.model_dump(mode="json"))
 
 
 def write_lines(path, lines):

@@ -21,19 +21,16 @@ class Child:
 
     Attributes:
         seconds: wall time so far.
-        making_seconds: that of its commands that have ended, evaluations left out.
         reason: why the job failed; empty while it did not.
     """
 
     def __init__(self, job: Job, folder: StudyFolder, threads: int) -> None:
         self.job, self.folder, self.threads = job, folder, threads
         self.reason = ""
-        self.making_seconds = 0.0
         self._commands = commands_of(job, folder)
         self._process: subprocess.Popen[bytes] | None = None
         self._started = time.monotonic()
         self._log_start = 0
-        self._command_started = 0.0
 
     @property
     def seconds(self) -> float:
@@ -47,8 +44,6 @@ class Child:
             if status is None:
                 return False
             self._process = None
-            if not self._commands[0].evaluates:
-                self.making_seconds += time.monotonic() - self._command_started
             if status != 0:
                 self.reason = self._why(status)
                 return True
@@ -60,7 +55,6 @@ class Child:
         if not self._commands:
             return True
         self._process = self._launch(self._commands[0].arguments())
-        self._command_started = time.monotonic()
         return False
 
     def send(self, number: signal.Signals) -> None:

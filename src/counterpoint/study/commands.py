@@ -29,7 +29,6 @@ class Command:
 
     arguments: Callable[[], list[str]]
     is_done: Callable[[], bool]
-    evaluates: bool = False
 
 
 def commands_of(job: Job, folder: StudyFolder) -> list[Command]:
@@ -99,7 +98,7 @@ def _evaluating(job: Job, folder: StudyFolder) -> Command:
         model = [] if isinstance(job.settings, BaseRow) else ["--model", str(checkpoint_of(job, folder))]
         return ["eval", str(folder.config(job.id)), *model, "--output", str(scores)]
 
-    return Command(arguments, scores.is_file, evaluates=True)
+    return Command(arguments, scores.is_file)
 
 
 def _merge(job: Job, folder: StudyFolder) -> list[str]:

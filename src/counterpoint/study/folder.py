@@ -25,8 +25,7 @@ Status = Literal["running", "done", "failed", "interrupted"]
 
 @dataclass(frozen=True)
 class JobRecord:
-    """How a job went. ``reason`` says why it failed; ``seconds`` counts all its attempts, ``making_seconds`` without
-    the evaluation that follows where the job is no training run."""
+    """How a job went. ``seconds`` counts all its attempts; ``reason`` says why it failed."""
 
     id: str
     row: str
@@ -36,7 +35,6 @@ class JobRecord:
     seconds: float = 0.0
     reason: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
-    making_seconds: float = 0.0
 
 
 class StudyFolder:

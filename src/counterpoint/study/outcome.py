@@ -19,7 +19,8 @@ from counterpoint.study.statistics import Spread
 class Cost:
     """What a model took: optimizer steps, tokens seen (prompts and completions), seconds of making it.
 
-    Seconds of a training run are those of its steps; evaluations and start-up, the same for all, are left out.
+    Seconds of a training run are those of its steps; evaluations and start-up, the same for all, are left out. Those of
+    a merge or a rollback are all but the evaluation of what they made.
     """
 
     steps: float
@@ -56,7 +57,8 @@ def read_outcome(job: Job, record: JobRecord, folder: StudyFolder) -> Outcome:
     if not path.is_file():
         raise RunError(f"{path}: is gone. Remove {folder.path / 'jobs' / f'{job.id}.json'}, and the job runs again.")
     lines = [json.loads(line) for line in whole_lines(path)]
-    return Outcome(_scores(lines, list(job.config.domains), path), _made_cost(run, record))
+    evaluating = sum(line["seconds"] for line in lines)
+    return Outcome(_scores(lines, list(job.config.domains), path), _made_cost(run, record, evaluating))
 
 
 def _of_run(run: RunDirectory, domains: Sequence[str]) -> Outcome:
@@ -104,7 +106,7 @@ def _tokens(lines: Sequence[Mapping[str, Any]], fresh: Container[int]) -> float:
     return total
 
 
-def _made_cost(run: Path, record: JobRecord) -> Cost:
+def _made_cost(run: Path, record: JobRecord, evaluating: float) -> Cost:
     if (run / REFRESH).is_file() and (run / "run.json").is_file():
         return _trained_cost(RunDirectory.open(run, write=False))
-    return Cost(0, 0, 0.0 if record.settings.get("kind") == "base" else record.making_seconds)
+    return Cost(0, 0, 0.0 if record.settings.get("kind") == "base" else max(0.0, record.seconds - evaluating))

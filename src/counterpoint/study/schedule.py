@@ -127,9 +127,8 @@ class _Schedule:
         """What is noted of a job: its seconds are added to those of earlier attempts."""
         before = self.folder.record(job.id)
         seconds = (before.seconds if before else 0.0) + (child.seconds if child else 0.0)
-        making = (before.making_seconds if before else 0.0) + (child.making_seconds if child else 0.0)
         settings = job.settings.model_dump(mode="json")
-        return JobRecord(job.id, job.row, job.seed, job.domain, status, seconds, reason, settings, making)
+        return JobRecord(job.id, job.row, job.seed, job.domain, status, seconds, reason, settings)
 
     def _tell(self) -> None:
         if time.monotonic() - self._told < TELL_S:
