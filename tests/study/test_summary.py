@@ -11,7 +11,7 @@ from counterpoint.study.folder import JobRecord
 from counterpoint.study.jobs import plan_jobs
 from counterpoint.study.markdown import markdown
 from counterpoint.study.results import write_result
-from study.studies import plant_run, plant_scores, study_of
+from study.studies import plant_run, plant_scores, study_of, write_lines
 
 ROWS = {
     "base": "base",
@@ -161,3 +161,16 @@ def test_an_incomplete_evaluation_is_named(planted):
     path.write_text(path.read_text().splitlines()[0] + "\n")
     with pytest.raises(RunError, match="has no evaluation of code"):
         summarize(study, folder)
+
+
+@pytest.mark.parametrize(("taken", "tokens"), [(0, 100 + 150 + 120), (1, 150 + 120)])
+def test_tokens_begin_again_with_a_stage_unless_it_goes_on(tmp_path, taken, tokens):
+    study = study_of(tmp_path, {"mixed": {"strategy": "sequential"}}, seeds=1)
+    folder = StudyFolder(tmp_path / "studies" / "tiny")
+    path = plant_run(folder, plan_jobs(study, folder.runs)[0], mixed(0))
+    counts = [(0, 100), (1, 150), (2, 120)]  # the second stage's first step is larger than all of the first
+    write_lines(path / "metrics.jsonl", [{"stage": s, "num_tokens": n, "step_time": 1.0} for s, n in counts])
+    state = json.loads((path / "run.json").read_text())
+    state["stages"] = [dict(state["stages"][0], taken=taken * (i == 1)) for i in range(3)]
+    (path / "run.json").write_text(json.dumps(state))
+    assert summarize(study, folder).rows[0].cost.tokens == tokens
