@@ -21,13 +21,14 @@ VERDICTS = {"better": "@high", "worse": "@low"}
 def study_figures(content: Content) -> dict[str, Figure]:
     """Every figure of the page by its id; a figure without data is left out."""
     domains = content["domains"]
-    # The untouched model lies so far from the others that beside it their differences could not be seen.
+    # The untouched model lies so far from the others that beside it their differences could not be seen: it is in the
+    # tables alone.
     rows = [row for row in content["rows"] if row["kind"] != "base"]
     found: dict[str, Figure | None] = {
-        "study-average": _averages(content["rows"], content["reference"]),
+        "study-average": _averages(rows, content["reference"]),
         "study-forest-average": _forest(rows, [row["average_difference"] for row in rows]),
         "study-pareto": _pareto(rows, domains),
-        "study-cost": _cost(content["rows"]),
+        "study-cost": _cost(rows),
         "study-forgetting": _bars(rows, domains, "forgetting", "score lost"),
         "study-rigidity": _bars(rows, domains, "rigidity", "score not reached"),
     }
