@@ -75,6 +75,17 @@ def test_the_base_keeps_its_interval_over_prompts(planted):
     assert base.difference["math"].mean == pytest.approx(-0.4)
 
 
+def test_a_row_made_of_another_is_compared_with_it_too(planted):
+    result = summarize(*planted)
+    merged = row_of(result, "merged")
+    assert merged.of == "experts"
+    assert merged.difference_of["math"].mean == pytest.approx(0.7 - 0.95)
+    assert merged.difference["math"].mean == pytest.approx(0.7 - 0.7)
+    assert merged.difference_of["code"].p_corrected >= merged.difference_of["code"].p
+    assert all(row.difference_of is None for row in result.rows if row.name != "merged")
+    assert "| merged - experts | math | -0.250 " in markdown(result)
+
+
 def test_differences_are_paired_by_seed_and_corrected_for_all(planted):
     result = summarize(*planted)
     found = row_of(result, "seq").difference

@@ -1,13 +1,14 @@
 """A study's tables as Markdown and as plain cells, the same words for page, file and terminal."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from counterpoint.study.results import AVERAGE, Compared, RowResult, Score, StudyResult
 from counterpoint.study.statistics import Spread
 
 MARKS = {"better": "▲", "worse": "▼"}
+_COMPARED = ("domain", "difference", "p", "p corrected", "p sign flip", "verdict")
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,9 @@ class Table:
 
 
 def tables_of(result: StudyResult) -> list[Table]:
-    """Scores; differences from the reference; forgetting and rigidity where a row has stages; cost."""
-    return [table for table in (_scores(result), _differences(result), _stages(result), _costs(result)) if table.rows]
+    """Scores; differences; forgetting and rigidity where a row has stages; cost."""
+    tables = _scores(result), _differences(result), _differences_of(result), _stages(result), _costs(result)
+    return [table for table in tables if table.rows]
 
 
 def markdown(result: StudyResult) -> str:
@@ -80,13 +82,20 @@ def _interval(low: float, high: float, form: str = ".3f") -> str:
 
 
 def _differences(result: StudyResult) -> Table:
-    rows = []
-    for row in result.rows:
-        for key, d in (row.difference or {}).items():
-            change = f"{d.mean:+.3f}{_interval(d.low, d.high, '+.3f')}"
-            rows.append((row.name, key, change, *(f"{p:.3g}" for p in (d.p, d.p_corrected, d.p_sign_flip)), d.verdict))
-    columns = ("row", "domain", "difference", "p", "p corrected", "p sign flip", "verdict")
-    return Table(f"Difference from {result.reference}, paired by seed", columns, tuple(rows))
+    rows = [(row.name, *cells) for row in result.rows for cells in _compared(row.difference)]
+    return Table(f"Difference from {result.reference}, paired by seed", ("row", *_COMPARED), tuple(rows))
+
+
+def _differences_of(result: StudyResult) -> Table:
+    """What merging, a refresh or a rollback changed: a row beside the one it is made of."""
+    rows = [(f"{row.name} - {row.of}", *cells) for row in result.rows for cells in _compared(row.difference_of)]
+    return Table("Difference from the row it is made of, paired by seed", ("rows", *_COMPARED), tuple(rows))
+
+
+def _compared(differences: Mapping[str, Compared] | None) -> Iterator[tuple[str, ...]]:
+    for key, d in (differences or {}).items():
+        change = f"{d.mean:+.3f}{_interval(d.low, d.high, '+.3f')}"
+        yield key, change, *(f"{p:.3g}" for p in (d.p, d.p_corrected, d.p_sign_flip)), d.verdict
 
 
 def _stages(result: StudyResult) -> Table:

@@ -57,7 +57,10 @@ class Failure:
 
 @dataclass(frozen=True)
 class RowResult:
-    """One row of the table. ``scores`` is empty and ``average``, ``cost`` None where nothing is done yet."""
+    """One row of the table. ``scores`` is empty and ``average``, ``cost`` None where nothing is done yet.
+
+    ``difference`` is that from the reference row, ``difference_of`` that from the row ``of`` which this one is made of.
+    """
 
     name: str
     kind: str
@@ -67,6 +70,8 @@ class RowResult:
     scores: dict[str, Score] = field(default_factory=dict)
     average: Score | None = None
     difference: dict[str, Compared] | None = None
+    of: str | None = None
+    difference_of: dict[str, Compared] | None = None
     forgetting: dict[str, Spread] | None = None
     rigidity: dict[str, Spread] | None = None
     cost: Cost | None = None

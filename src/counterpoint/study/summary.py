@@ -39,8 +39,12 @@ def summarize(study: Study, folder: StudyFolder) -> StudyResult:
     outcomes = {name: read_outcome(job, records[name], folder) for name, job in done.items()}
     by_row = {name: _by_seed(study, name, jobs, outcomes) for name in study.rows}
     rows = [_row(study, name, by_row, [r for r in records.values() if r.row == name]) for name in study.rows]
-    compared = _compared(study, by_row)
-    rows = [_with_difference(row, compared) for row in rows]
+    reference = study.config.reference
+    compared = _compared(study, by_row, {name: reference for name in study.rows if name != reference})
+    made_of = _compared(study, by_row, {row.name: row.of for row in rows if row.of is not None})
+    rows = [
+        dataclasses.replace(row, difference=compared.get(row.name), difference_of=made_of.get(row.name)) for row in rows
+    ]
     return StudyResult(
         name=study.config.name,
         reference=study.config.reference,
@@ -91,7 +95,8 @@ def _row(study: Study, name: str, by_row: Mapping[str, Outcomes], records: Seque
     )
     is_base = isinstance(row, BaseRow)
     kind = getattr(row, "kind", "train")
-    start = RowResult(name, kind, row.description or _described(row), () if is_base else tuple(found), failed)
+    seeds = () if is_base else tuple(found)
+    start = RowResult(name, kind, row.description or _described(row), seeds, failed, of=getattr(row, "of", None))
     if not found:
         return start
     average, scores = _base_scores(study, found) if is_base else _seed_scores(study, found)
@@ -163,26 +168,24 @@ def _rigidity(study: Study, found: Outcomes, by_row: Mapping[str, Outcomes]) -> 
     return {name: spread(values) for name, values in short.items() if values} or None
 
 
-def _compared(study: Study, by_row: Mapping[str, Outcomes]) -> dict[tuple[str, str], Compared]:
-    """Every row beside the reference, by row and domain, corrected for all of them together."""
-    reference = by_row[study.config.reference]
+def _compared(
+    study: Study, by_row: Mapping[str, Outcomes], references: Mapping[str, str]
+) -> dict[str, dict[str, Compared]]:
+    """Every row of ``references`` beside its reference, by row and domain, corrected for all of these together."""
     differences: dict[tuple[str, str], Difference] = {}
-    for name, found in by_row.items():
-        common = [seed for seed in found if seed in reference]
-        for key in (*study.domains, AVERAGE) if name != study.config.reference else ():
-            ours, theirs = ([_value(side[seed], key) for seed in common] for side in (found, reference))
+    for name, reference in references.items():
+        found, other = by_row[name], by_row[reference]
+        common = [seed for seed in found if seed in other]
+        for key in (*study.domains, AVERAGE):
+            ours, theirs = ([_value(side[seed], key) for seed in common] for side in (found, other))
             if (difference := paired_difference(ours, theirs)) is not None:
                 differences[name, key] = difference
     corrected = holm({key: difference.p for key, difference in differences.items()})
-    return {
-        key: Compared(**vars(d), p_corrected=corrected[key], verdict=verdict(d.mean, corrected[key]))
-        for key, d in differences.items()
-    }
-
-
-def _with_difference(row: RowResult, compared: Mapping[tuple[str, str], Compared]) -> RowResult:
-    own = {key: difference for (name, key), difference in compared.items() if name == row.name}
-    return dataclasses.replace(row, difference=own or None)
+    compared: dict[str, dict[str, Compared]] = {}
+    for (name, key), d in differences.items():
+        p = corrected[name, key]
+        compared.setdefault(name, {})[key] = Compared(**vars(d), p_corrected=p, verdict=verdict(d.mean, p))
+    return compared
 
 
 def _budget(study: Study) -> dict[str, Any]:
