@@ -40,6 +40,8 @@ CASES = {
     "mgs, 2 generations in a step": Case("mgs", settings={"steps_per_generation": 0.5}),
     "mgs, lora": Case("mgs", lora=True),
     "mgs-significant": Case("mgs-significant"),
+    "mgs, recomputed activations": Case("mgs", settings={"gradient_checkpointing": True}),
+    "mgs, compiled": Case("mgs", settings={"torch_compile": True, "torch_compile_backend": "aot_eager"}),
     "mgs, synced each": Case(
         "mgs", settings={"accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}}}
     ),
@@ -133,7 +135,15 @@ def train_cases(model: str, folder: Path, names: list[str]) -> dict[str, Any]:
     return {name: train_case(model, folder / f"{world}", CASES[name], world) for name in names}
 
 
-SHARDED_CASES = ["mixed", "mgs", "mgs, lora", "mgs, 4 domains, clipped", "mgs-significant", "mgs, synced each"]
+SHARDED_CASES = [
+    "mixed",
+    "mgs",
+    "mgs, lora",
+    "mgs, 4 domains, clipped",
+    "mgs-significant",
+    "mgs, recomputed activations",
+    "mgs, synced each",
+]
 
 
 def train_sharded(model: str, folder: Path, names: list[str]) -> dict[str, Any]:
