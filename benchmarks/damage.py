@@ -20,6 +20,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from counterpoint.cli.running import quiet_libraries
+
+quiet_libraries(offline=True)
+
 from counterpoint.diagnosis import DamageOptions, damage
 from counterpoint.diagnosis.threads import threads_for
 from counterpoint.runs import RunDirectory
@@ -137,7 +140,6 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the cases there, as JSON lines")
     arguments = parser.parse_args()
-    quiet_libraries(offline=True)
     runs = sequential_runs(arguments.study)
     if len(runs) < 2:
         sys.exit(f"{arguments.study}: {len(runs)} finished sequential runs; correlations need at least 2.")
