@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from statistics import fmean
 
 from counterpoint.errors import CounterpointError
 from counterpoint.recovery.rolling_back.edit import Edit, Watch
@@ -157,3 +158,23 @@ def choose(tried: Sequence[Trial]) -> Chosen | None:
     own = [trial for trial in tried if trial.kind == "rollback" and trial.objective > nothing]
     best = min(own, key=lambda trial: (-trial.objective, trial.num_weights, trial.scale), default=None)
     return None if best is None else Chosen(best.budget, best.scale, best.num_weights)
+
+
+def better_random(tried: Sequence[Trial], chosen: Chosen) -> str | None:
+    """A sentence where random weights of another number or scale do better, on the selection split, than the chosen.
+
+    Then moving back any weights helps, and only the comparison at the chosen budget says what the ranking adds.
+    """
+    own = next(t for t in tried if t.kind == "rollback" and (t.budget, t.scale) == (chosen.budget, chosen.scale))
+    random: dict[tuple[float, float], list[float]] = {}
+    for trial in tried:
+        if trial.kind == "random":
+            random.setdefault((trial.budget, trial.scale), []).append(trial.objective)
+    best = max(random, key=lambda place: fmean(random[place]), default=None)
+    if best is None or fmean(random[best]) <= own.objective:
+        return None
+    return (
+        f"On the selection split random weights at a budget of {best[0]:g} and a scale of {best[1]:g} reach "
+        f"{fmean(random[best]):.3f}, more than the chosen mask's {own.objective:.3f}: moving any weights back that far "
+        "helps here, so the ranking is to be judged at equal budgets alone."
+    )

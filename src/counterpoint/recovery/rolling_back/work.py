@@ -23,7 +23,14 @@ from counterpoint.recovery.rolling_back.patch import Patch, Site, write_patch
 from counterpoint.recovery.rolling_back.region import Region
 from counterpoint.recovery.rolling_back.results import Rollback, Trial
 from counterpoint.recovery.rolling_back.scores import WeightScores
-from counterpoint.recovery.rolling_back.selection import Candidate, budget_masks, candidates, choose, chooser_of
+from counterpoint.recovery.rolling_back.selection import (
+    Candidate,
+    better_random,
+    budget_masks,
+    candidates,
+    choose,
+    chooser_of,
+)
 from counterpoint.recovery.rolling_back.trials import Bench, Scored, selection_part, test_part
 
 
@@ -126,7 +133,9 @@ class Work:
         trials = [self._trial("after", None, 0.0, 0.0, 0, after)]
         for one, scores in zip(tried, rest, strict=True):
             trials.append(self._trial(one.kind, one.draw, one.budget, one.scale, one.mask.num_weights, scores))
-        self._note(selection=part.split, tried=tuple(trials), chosen=choose(trials))
+        chosen = choose(trials)
+        better = better_random(trials, chosen) if chosen else None
+        self._note(*([better] if better else []), selection=part.split, tried=tuple(trials), chosen=chosen)
 
     def _trial(
         self, kind: str, draw: int | None, budget: float, scale: float, num_weights: int, scored: Scored
