@@ -50,6 +50,8 @@ def _row(place, name, kind, level, domains, note):
         },
         "average": {**interval(level), "by_seed": [level + 0.01 * (seed - 2) for seed in seeds]},
         "difference": dict.fromkeys([*domains, "average"], difference) if reference else None,
+        "of": (note or "seq") if kind == "refresh" else None,
+        "difference_of": dict.fromkeys([*domains, "average"], difference) if kind == "refresh" else None,
         "forgetting": {domain: interval(0.1) for domain in domains} if kind != "base" else None,
         "rigidity": {domain: interval(0.05) for domain in domains} if kind == "refresh" else None,
         "cost": {"steps": 240, "tokens": 141_000, "seconds": 150.0 + 10 * place},

@@ -49,6 +49,17 @@ def test_differences_have_their_verdicts(folder):
     assert table["seq"][-1] == "worse"
 
 
+def test_rows_made_of_others_stand_beside_these(folder):
+    table = {row[0]: row[1:] for row in cells(write_study_report(folder).read_text(), "h-made")}
+    assert len(table) == 1
+    (name, row) = table.popitem()
+    assert name.endswith(" of seq")
+    assert row[:5] == [row[0]] * 5
+    assert row[-1] in ("better", "worse", "within noise")
+    change(folder, rows=[{"name": "mixed"}])
+    assert 'id="h-made"' not in write_study_report(folder).read_text()
+
+
 def test_forest_plots_are_coloured_by_verdict(folder):
     forest = study_figures(content_of(folder))["study-forest-average"]
     names = forest["layout"]["yaxis"]["ticktext"]

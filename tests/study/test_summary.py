@@ -61,6 +61,7 @@ def test_scores_are_means_over_seeds_and_experts_answer_their_own_domain(planted
     assert row.scores["math"].by_seed == pytest.approx((0.6, 0.7, 0.8))
     assert row.average.by_seed == pytest.approx((0.55, 0.6, 0.65))
     assert row.seeds_done == SEEDS
+    assert row.seeds_planned == len(SEEDS)
     assert row.difference is None
     experts = row_of(result, "experts")
     assert (experts.scores["math"].mean, experts.scores["code"].mean) == pytest.approx((0.95, 0.85))

@@ -81,6 +81,7 @@ def _fact(value: object) -> object:
 
 def _row(row: Row, domains: list[str], num_seeds: int) -> Content:
     scores, difference = row_of(row.get("scores")), row_of(row.get("difference"))
+    difference_of, planned = row_of(row.get("difference_of")), number(row.get("seeds_planned"))
     failed = [
         {"seed": clean(item.get("seed"), 20), "reason": clean(item.get("reason"), 600)}
         for item in rows_of(row.get("failed"))[:MAX_SEEDS]
@@ -90,12 +91,15 @@ def _row(row: Row, domains: list[str], num_seeds: int) -> Content:
         "kind": clean(row.get("kind"), 30),
         "description": clean(row.get("description"), 400),
         "seeds_done": len(list_of(row.get("seeds_done"))),
-        "seeds_planned": num_seeds,
+        "seeds_planned": num_seeds if planned is None else int(planned),
         "failed": failed,
         "scores": [_score(scores.get(name)) for name in domains],
         "average": _score(row.get("average")),
         "difference": [_difference(difference.get(name)) for name in domains],
         "average_difference": _difference(difference.get(AVERAGE)),
+        "of": clean(row.get("of"), 60) if row.get("of") is not None else "",
+        "difference_of": [_difference(difference_of.get(name)) for name in domains],
+        "average_difference_of": _difference(difference_of.get(AVERAGE)),
         **{key: [score_of(row_of(row.get(key)).get(name)) for name in domains] for key in ("forgetting", "rigidity")},
         "cost": numbers_of(row_of(row.get("cost")), ("steps", "tokens", "seconds")),
     }

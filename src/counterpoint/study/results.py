@@ -59,6 +59,7 @@ class Failure:
 class RowResult:
     """One row of the table. ``scores`` is empty and ``average``, ``cost`` None where nothing is done yet.
 
+    ``seeds_planned`` counts the row's own seeds; 0 for the base, which has none.
     ``difference`` is that from the reference row, ``difference_of`` that from the row ``of`` which this one is made of.
     """
 
@@ -67,6 +68,7 @@ class RowResult:
     description: str
     seeds_done: tuple[int, ...]
     failed: tuple[Failure, ...]
+    seeds_planned: int = 0
     scores: dict[str, Score] = field(default_factory=dict)
     average: Score | None = None
     difference: dict[str, Compared] | None = None

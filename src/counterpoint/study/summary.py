@@ -96,7 +96,9 @@ def _row(study: Study, name: str, by_row: Mapping[str, Outcomes], records: Seque
     is_base = isinstance(row, BaseRow)
     kind = getattr(row, "kind", "train")
     seeds = () if is_base else tuple(found)
-    start = RowResult(name, kind, row.description or _described(row), seeds, failed, of=getattr(row, "of", None))
+    planned = 0 if is_base else len(study.seeds(name))
+    described = row.description or _described(row)
+    start = RowResult(name, kind, described, seeds, failed, planned, of=getattr(row, "of", None))
     if not found:
         return start
     average, scores = _base_scores(study, found) if is_base else _seed_scores(study, found)
