@@ -157,13 +157,21 @@ def test_a_page_that_takes_long_is_made_seldom(run_dir, monkeypatch):
 
 def test_ctrl_c_ends_it_cleanly(run_dir):
     command = [sys.executable, "-m", "counterpoint", "report", str(run_dir), "--serve", "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a suite that runs in the background of a shell inherits a SIGINT that is ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         assert re.match(r"http://127\.0\.0\.1:\d+/  Ctrl-C ends it", process.stdout.readline())
         os.kill(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=60)
     finally:
         process.kill()
+        process.communicate()
     assert (process.returncode, out, err) == (0, "Ended.\n", "")
 
 
