@@ -14,6 +14,7 @@ from counterpoint.report import build, write_report
 from counterpoint.report._cosines import layer_key
 from counterpoint.report._curves import smooth
 from counterpoint.report._detail import Detail
+from counterpoint.report._overview_figure import _bars
 from counterpoint.report._read import RUN_FILES, read_run
 from counterpoint.report._run_figures import run_figures as figures
 from report_page import cells
@@ -305,6 +306,15 @@ def test_a_picture_of_scores_or_of_training_alone(run_dir):
     assert "xaxis2" not in figures(content_of(run_dir))["overview"]["layout"]
     (run_dir / "evals.jsonl").unlink()
     assert "overview" not in figures(content_of(run_dir))
+
+
+def test_a_run_of_one_stage_that_left_domains_out_shows_bars_of_its_own_alone():
+    run = {"steps": 5, "domains": [{"domain": "math", "share": 0.5}, {"domain": "code", "share": 0.5}]}
+    stage = {"domains": ["code"], "kind": "refresh", "first_step": 0, "last_step": 5}
+    math, code = _bars(run | {"stages": [stage]})
+    assert (math["x"], code["x"]) == ([], [5])
+    whole, _ = _bars(run | {"stages": [stage | {"domains": ["math", "code"]}]})
+    assert (whole["x"], whole["text"]) == ([5], ["50 %"])
 
 
 def test_tokens_and_completions_add_up_over_stages(run_dir):

@@ -63,7 +63,7 @@ def _bars(run: dict[str, Any]) -> list[Trace]:
     data: list[Trace] = []
     for index, (item, share) in enumerate(zip(run["domains"], shares, strict=True)):
         spans = _spans(run, item["domain"])
-        staged = len(run["stages"]) > 1
+        staged = _is_staged(run)
         thick = 0.5 if staged or not largest or share is None else max(0.06, 0.5 * share / largest)
         text = "" if staged or share is None else f"{100 * share:.0f} %"
         data.append(
@@ -95,9 +95,15 @@ def _bars(run: dict[str, Any]) -> list[Trace]:
     return data
 
 
+def _is_staged(run: dict[str, Any]) -> bool:
+    """Whether not all domains were trained all the time: several stages, or one that left domains out, as a refresh."""
+    named = {item["domain"] for item in run["domains"]}
+    return len(run["stages"]) > 1 or any(not named <= set(stage["domains"]) for stage in run["stages"])
+
+
 def _spans(run: dict[str, Any], domain: str) -> list[tuple[float, float, str]]:
     """First and last step and kind of every stage that trained the domain, as far as the run has come."""
-    if len(run["stages"]) < 2:
+    if not _is_staged(run):
         return [(0.0, run["steps"], "train")]
     spans = [
         (stage["first_step"], min(stage["last_step"] or run["steps"], run["steps"]), stage["kind"])
