@@ -1,12 +1,10 @@
 """What ``study.json`` holds."""
 
-import dataclasses
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from counterpoint.diagnosis import results
 from counterpoint.disk import write_json
 from counterpoint.study.outcome import Cost
 from counterpoint.study.statistics import Spread
@@ -96,19 +94,9 @@ class StudyResult:
 
 def to_json(result: StudyResult) -> dict[str, Any]:
     """``result`` as JSON values, numbers that JSON lacks as null."""
-    return {"schema": SCHEMA, "version": VERSION} | _plain(result)
+    return results.to_json("study", result) | {"schema": SCHEMA, "version": VERSION}
 
 
 def write_result(path: Path, result: StudyResult) -> None:
     """Writes ``to_json``, whole or not at all."""
     write_json(path, to_json(result))
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
