@@ -140,22 +140,29 @@ def bound_cost(gradients: list[Gradients], device: torch.device) -> Cost:
 
     On a processor by plain sums and one copy; on a GPU at the speed of copies from device memory to device memory.
     """
-    copies = [torch.empty_like(g) for g in gradients[0]]
-    if device.type != "cuda":
-        for copy in copies:
-            copy.zero_()  # the first touch of new memory is not what is measured
+    if device.type == "cuda":
+        return Cost(copies_bound(gradients, device), math.nan)
+    copies = _room(gradients[0])
 
-        def move() -> None:
-            for domain in [*gradients, *gradients[1:]]:
-                for gradient in domain:
-                    gradient.sum()
-            torch._foreach_copy_(copies, gradients[0])
+    def move() -> None:
+        for domain in [*gradients, *gradients[1:]]:
+            for gradient in domain:
+                gradient.sum()
+        torch._foreach_copy_(copies, gradients[0])
 
-        return cost(move, device)
-    times = []
-    for _ in range(3):
-        times.append(seconds(lambda: torch._foreach_copy_(copies, gradients[0]), device))
-    return Cost(statistics.median(times) / 2 * (2 * len(gradients) + 1), math.nan)
+    return cost(move, device)
+
+
+def copies_bound(gradients: list[Gradients], device: torch.device) -> float:
+    """The same bytes at the speed of copies, which read as much as they write."""
+    copies = _room(gradients[0])
+    times = [seconds(lambda: torch._foreach_copy_(copies, gradients[0]), device) for _ in range(3)]
+    return statistics.median(times) / 2 * (2 * len(gradients) + 1)
+
+
+def _room(gradients: Gradients) -> Gradients:
+    """Memory of the same shapes, touched: the first touch of new memory is not what is measured."""
+    return [torch.empty_like(gradient).zero_() for gradient in gradients]
 
 
 def surgery(surgeon: "Surgeon | PerTensorLoop", parameters: list[nn.Parameter], gradients: list[Gradients]) -> None:

@@ -8,9 +8,9 @@ Several things take turns, several times over, and their medians are compared:
 
 * ours: ``Surgeon.collect`` for every domain, then ``Surgeon.combine``, for every grouping and kind of buffer;
 * loop: the usual way to write it, one parameter tensor after the other (``PerTensorLoop`` in ``common.py``);
-* bound: reading every gradient twice and writing one, at the speed of plain sums and copies measured here. "over
+* bound: reading every gradient twice and writing one, at the speed of plain sums and one copy measured here. "over
   bound" is time over that time; in processor seconds of all threads ("cpu/bd") as well, which hardly depend
-  on what else the machine does.
+  on what else the machine does. "over copies" takes the speed of copies for all of it.
 
 Memory is the peak above what was held before, the gradients handed in counted as one copy per domain. At last, the
 share that surgery (``mgs``, the largest number of domains) has in a training step: forward and backward of every
@@ -36,6 +36,7 @@ from common import (
     PerTensorLoop,
     Shape,
     bound_cost,
+    copies_bound,
     cost,
     count,
     machine,
@@ -57,6 +58,7 @@ class Row:
     ours: float
     loop: float
     bound: float
+    copies: float
     processor_over_bound: float
     gigabytes_per_second: float
     ours_peak: float
@@ -66,6 +68,11 @@ class Row:
     def speedup(self) -> float:
         """How many times faster than the per-tensor loop."""
         return self.loop / self.ours
+
+    @property
+    def over_copies(self) -> float:
+        """The same where copies say how fast bytes can be moved."""
+        return self.ours / self.copies
 
     @property
     def over_bound(self) -> float:
@@ -113,12 +120,13 @@ def measure(options: argparse.Namespace, num_domains: int) -> list[Row]:
         restore()
         peaks[key] = num_domains + peak_rise(lambda way=way: surgery(way, parameters, gradients), device) / size
     costs: dict[tuple[str, str], list[Cost]] = {key: [] for key in ways}
-    bounds = []
+    bounds, copies = [], []
     for _ in range(options.repetitions):
         for key, way in ways.items():
             restore()
             costs[key].append(cost(lambda way=way: surgery(way, parameters, gradients), device))
         bounds.append(bound_cost(gradients, device))
+        copies.append(copies_bound(gradients, device))
     bound = median_cost(bounds)
     median = {key: median_cost(found) for key, found in costs.items()}
     loop = median.pop(("loop", ""), Cost(0.0, 0.0)).wall
@@ -130,6 +138,7 @@ def measure(options: argparse.Namespace, num_domains: int) -> list[Row]:
             ours=mine.wall,
             loop=loop,
             bound=bound.wall,
+            copies=statistics.median(copies),
             processor_over_bound=mine.processor / bound.processor,
             gigabytes_per_second=(2 * num_domains + 1) * size / bound.wall / 1e9,
             ours_peak=peaks[grouping, buffers],
@@ -187,7 +196,7 @@ def share(options: argparse.Namespace) -> Share:
 def show(row: Row) -> str:
     cells = [
         f"{row.domains:>2}  {row.grouping:8} {row.buffers:9} {row.ours * 1e3:8.1f} {row.bound * 1e3:8.1f}",
-        f"{row.over_bound:9.2f}x {row.processor_over_bound:7.2f}x",
+        f"{row.over_bound:9.2f}x {row.processor_over_bound:7.2f}x {row.over_copies:10.2f}x",
         f"{row.loop * 1e3:8.0f} {row.speedup:8.1f}x" if row.loop else f"{'-':>8} {'-':>9}",
         f"{row.gigabytes_per_second:7.1f} {row.ours_peak:9.2f} {row.loop_peak:9.2f}",
     ]
@@ -196,6 +205,7 @@ def show(row: Row) -> str:
 
 HEADER = (
     f"{'D':>2}  {'grouping':8} {'buffers':9} {'ours ms':>8} {'bound ms':>8} {'over bound':>10} {'cpu/bd':>8} "
+    f"{'over copies':>11} "
     f"{'loop ms':>8} {'loop/ours':>9} {'GB/s':>7} {'our peak':>9} {'loop peak':>9}  (peaks in gradient copies)"
 )
 
@@ -247,7 +257,9 @@ def main() -> None:
             f"{found.parameters / 1e6:.1f}M parameters, D = {found.domains}, without generation"
         )
     if options.json:
-        table = [asdict(row) | {"speedup": row.speedup, "over_bound": row.over_bound} for row in rows]
+        table = [
+            asdict(row) | {key: getattr(row, key) for key in ("speedup", "over_bound", "over_copies")} for row in rows
+        ]
         result = {"machine": facts, "shape": options.shape, "strategy": options.strategy, "rows": table}
         options.json.write_text(json.dumps(result | {"share": asdict(found) if found else None}, indent=1))
 

@@ -51,10 +51,13 @@ CASES = {
     "six": Case((F32,) * 6, missing=(0, 5)),
     "seven": Case((F32,) * 7),
     "eight in double": Case((F64,) * 8),
+    "nine": Case((F32,) * 9, missing=(8,)),
+    "ten in double": Case((F64,) * 10),
     "thirteen": Case((F32,) * 13, missing=(4,)),
     "sixteen": Case((F32,) * 16, missing=(2,)),
     "bfloat16 beside float32": Case((BF16, BF16, F32)),
     "bfloat16": Case((BF16,) * 5),
+    "bfloat16, nine": Case((BF16,) * 8 + (F32,)),
     "all kinds": Case((F16, F64, F32, BF16, F32, F32), missing=(4,)),
 }
 
@@ -101,10 +104,11 @@ def chunks(request, monkeypatch):
         monkeypatch.setattr(_fused, "ROWS", 2)
         _fused._layout.cache_clear()
     elif request.param:
-        for name in ("DOT_BYTES", "MATRIX_BYTES", "SUM_BYTES"):
+        for name in ("MATRIX_BYTES", "SUM_BYTES"):
             monkeypatch.setattr(_cpu, name, 20 * request.param)
+        monkeypatch.setattr(_cpu, "DOT_BYTES", request.param)
         monkeypatch.setattr(_cpu, "STRETCH", 8)
-        monkeypatch.setattr(_cpu, "JOB", request.param)
+        monkeypatch.setattr(_cpu, "MAX_JOB", request.param)
         monkeypatch.setattr(_plain, "CHUNK", request.param)
 
 
@@ -224,7 +228,7 @@ def test_matrix_products_that_drop_bits_are_not_used(monkeypatch):
 @pytest.mark.parametrize("strategy", ["mgs-tensor", "pcgrad"])
 @pytest.mark.parametrize("num_domains", [3, 6])
 def test_the_result_does_not_depend_on_the_number_of_threads(num_domains, strategy, monkeypatch):
-    monkeypatch.setattr(_cpu, "JOB", 1000)
+    monkeypatch.setattr(_cpu, "MAX_JOB", 1000)
     before = torch.get_num_threads()
     results = []
     try:

@@ -1,4 +1,4 @@
-"""Both passes on processors, in chunks that stay in a core's cache.
+"""Both passes on processors, in chunks that stay in a cache.
 
 Memory feeds a core some 10 GB/s, its own cache ten times that. So a chunk of every vector is read once from memory and
 then used from the cache: for the inner products by one dot product per pair, or, where there are many pairs, by copying
@@ -8,27 +8,38 @@ vector to the target's chunk. Threads take turns in Python, so the sums of many 
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
 
-from ._spans import LOW_PRECISION, Blocks, Span, cut, present, same_memory, sum_units, work_dtype
+from ._spans import LOW_PRECISION, Blocks, Span, cut, present, same_memory, work_dtype
 from ._threads import in_threads
 
-JOB = 1 << 21
-"""Elements of every vector that a thread works through before it looks for more."""
+MAX_JOB = 1 << 22
+"""Elements of every vector that a thread works through at most before it looks for more: what a job's end costs ..."""
 
-DOT_BYTES = 3 << 19
-"""Bytes of the chunks of all vectors together where pairs are multiplied one by one: most of a core's cache."""
+MIN_JOBS = 16
+"""... and into how many jobs even a small model is divided, for all threads to have work ..."""
 
-MATRIX_BYTES = 1 << 21
+MIN_JOB = 1 << 16
+"""... as long as they are worth waking a thread."""
+
+DOT_BYTES = 1 << 20
+"""Bytes of a vector's chunk where pairs are multiplied one by one: the latest stays in a core's own cache, the others
+in the one behind; with shorter ones, threads wait for each other's calls longer than that cache takes."""
+
+MATRIX_BYTES = 3 << 20
 """The same where they are copied into a matrix: shorter rows cost more calls than the outer cache costs time."""
 
-MAX_DOTS = 6
+MAX_DOTS = 8
 """Vectors up to which pairs are multiplied one by one; with more, the many short calls cost more than the copies."""
 
 STRETCH = 1 << 11
 """Elements whose products a matrix product adds up in float32."""
+
+ALIGNED = 16
+"""Elements after which a chunk may begin."""
 
 ROW_GAP = 16
 """Elements left free behind a row of the matrix: rows a power of two apart would share few places of the cache. A row's
@@ -44,26 +55,66 @@ SUM_BYTES = 1 << 19
 """Bytes of a target's chunk, which stays in the cache while vector after vector is added to it."""
 
 
+class _Products:
+    """Products of chunks with the same vectors and dtype; nothing else is called while a chunk is in the cache."""
+
+    def __init__(self, num_vectors: int, dots: bool) -> None:
+        self._num_vectors = num_vectors
+        self._pairs = _pairs(num_vectors) if dots else []
+        self._units: list[int] = []
+        self._found: list[Tensor] = []
+
+    def add(self, unit: int, parts: list[Tensor]) -> None:
+        """Multiplies all pairs of the parts, chunk by chunk."""
+        before = len(self._found)
+        if self._pairs:
+            for chunk in _chunks(parts):
+                self._found += map(torch.dot, [chunk[i] for i, _ in self._pairs], [chunk[j] for _, j in self._pairs])
+        else:
+            self._found += map(_matrix_product, _matrices(parts, _rows(len(parts))))
+        self._units += [unit] * ((len(self._found) - before) // max(len(self._pairs), 1))
+
+    def stacked(self) -> tuple[list[int], Tensor]:
+        """The chunks' units, and their products: one by one for pairs, or a matrix for every chunk."""
+        return self._units, torch.stack(self._found)
+
+
+Key = tuple[tuple[int, ...], torch.dtype]
+"""Numbers of the vectors that a block has, and the dtype of their products."""
+
+
 def unit_grams(blocks_VB: Blocks, spans: Sequence[Span], num_units: int) -> Tensor:
     """Inner products [U, V, V], float64; every span has elements and vectors."""
     present_B = present(blocks_VB)
     dots_only = not _matrix_product_is_exact()
-    jobs = _jobs(spans)
 
-    def grams(job: list[Span]) -> Tensor:
-        found_SVV = torch.zeros(len(job), len(blocks_VB), len(blocks_VB), dtype=torch.float64)
-        for gram_VV, span in zip(found_SVV, job, strict=True):
+    def multiply(job: list[Span]) -> dict[Key, tuple[list[int], Tensor]]:
+        found: dict[Key, _Products] = {}
+        for span in job:
             numbers, blocks = present_B[span.block]
-            product = _gram([block[span.low : span.high] for block in blocks], dots_only)
-            if len(numbers) == len(blocks_VB):
-                gram_VV.copy_(product)
-            else:
-                gram_VV[torch.tensor(numbers)[:, None], numbers] = product
-        return found_SVV
+            key = tuple(numbers), work_dtype(blocks)
+            if key not in found:
+                found[key] = _Products(len(numbers), dots_only or len(numbers) <= MAX_DOTS)
+            found[key].add(span.unit, [block[span.low : span.high] for block in blocks])
+        return {key: products.stacked() for key, products in found.items()}
 
-    units_S = torch.tensor([span.unit for job in jobs for span in job], dtype=torch.int64)
-    none = torch.zeros(0, len(blocks_VB), len(blocks_VB), dtype=torch.float64)
-    return sum_units(units_S, torch.cat([none, *in_threads(grams, jobs)]), num_units)
+    tables = in_threads(multiply, _jobs(spans))
+    gram_UVV = torch.zeros(num_units, len(blocks_VB), len(blocks_VB), dtype=torch.float64)
+    for key in dict.fromkeys(key for table in tables for key in table):
+        units, products = zip(*(table[key] for table in tables if key in table), strict=True)
+        _add_up(key[0], torch.tensor(list(chain(*units))), torch.cat(products), gram_UVV)
+    return gram_UVV
+
+
+def _add_up(numbers: Sequence[int], units_C: Tensor, products: Tensor, gram_UVV: Tensor) -> None:
+    """Adds the chunks' products, of the vectors of these numbers, to their units' matrices, in order."""
+    first_P, second_P = torch.tensor(_pairs(len(numbers))).T
+    products_CP = products.view(len(units_C), -1) if products.dim() == 1 else products[:, first_P, second_P]
+    products_UP = torch.zeros(len(gram_UVV), len(first_P), dtype=torch.float64)
+    products_UP.index_add_(0, units_C, products_CP.double())
+    to_V, apart_P = torch.tensor(numbers), first_P != second_P
+    gram_UVV[:, to_V[first_P], to_V[second_P]] += products_UP
+    gram_UVV[:, to_V[second_P[apart_P]], to_V[first_P[apart_P]]] += products_UP[:, apart_P]
 
 
 def weighted_sums_(
@@ -137,17 +188,23 @@ def _sum_into(target: Tensor, parts: Sequence[tuple[Tensor, float]]) -> None:
         into.copy_(total)
 
 
-def _gram(parts: list[Tensor], dots_only: bool) -> Tensor:
-    """Inner products [v, v] of the parts, float64."""
-    as_dots = dots_only or len(parts) <= MAX_DOTS
-    if as_dots and _one_dtype(parts):
-        size = DOT_BYTES // (len(parts) * parts[0].element_size())
-        grams = [_dots(pieces) for pieces in zip(*(part.split(size) for part in parts), strict=True)]
-    else:
-        rows = len(parts) if as_dots else _rows(len(parts))
-        grams = [_dots(matrix) if as_dots else _matrix_product(matrix) for matrix in _matrices(parts, rows)]
-    upper = torch.stack(grams).sum(0, dtype=torch.float64)[: len(parts), : len(parts)].triu()
-    return upper + upper.triu(1).mT
+def _pairs(num_vectors: int) -> list[tuple[int, int]]:
+    """All pairs: a vector meets itself when it comes from memory, and then the others, which lie in the cache."""
+    return [(i, j) for j in range(num_vectors) for i in range(j, -1, -1)]
+
+
+def _chunks(parts: list[Tensor]) -> Iterator[Sequence[Tensor] | Tensor]:
+    """The parts in chunks that stay in the cache, of one precise dtype; a chunk is valid until the next one."""
+    if not _one_dtype(parts):
+        return _matrices(parts, len(parts))
+    size = _even(parts[0].numel(), DOT_BYTES // parts[0].element_size())
+    return zip(*(part.split(size) for part in parts), strict=True)
+
+
+def _even(whole: int, longest: int) -> int:
+    """The size of about equal chunks, none much longer, that begin where vector registers can be loaded at once."""
+    size = -(-whole // -(-whole // longest))
+    return size + -size % ALIGNED
 
 
 def _rows(num_vectors: int) -> int:
@@ -172,15 +229,6 @@ def _matrices(parts: list[Tensor], rows: int) -> Iterator[Tensor]:
         yield matrix
 
 
-def _dots(rows: Sequence[Tensor] | Tensor) -> Tensor:
-    """Inner products [v, v] of the rows, the upper triangle alone."""
-    num = len(rows)
-    zero = rows[0].new_zeros(())
-    return torch.stack([torch.dot(rows[i], rows[j]) if i <= j else zero for i in range(num) for j in range(num)]).view(
-        num, num
-    )
-
-
 def _matrix_product(matrix: Tensor) -> Tensor:
     """Inner products [v, v] of the rows, added up in float64 over short stretches of them."""
     size = matrix.shape[1]
@@ -197,11 +245,13 @@ def _one_dtype(blocks: Sequence[Tensor]) -> bool:
 
 def _jobs(spans: Sequence[Span]) -> list[list[Span]]:
     """The spans in portions of about one job, none longer: spans alone decide, not the number of threads."""
+    whole = sum(span.high - span.low for span in spans)
+    longest = min(max(-(-whole // MIN_JOBS), MIN_JOB), MAX_JOB)
     jobs: list[list[Span]] = []
-    full = JOB
-    for span in cut(spans, JOB):
+    full = longest
+    for span in cut(spans, longest):
         size = span.high - span.low
-        if full + size > JOB:
+        if full + size > longest:
             jobs.append([])
             full = 0
         jobs[-1].append(span)
