@@ -6,8 +6,9 @@
 For each a table of medians and an exponent: the slope of a straight line through the logarithms of all measured times,
 by least squares, with its 95 % interval. Expected:
 
-* both passes over gradients: 1 in D and 1 in the number of parameters P. Inner products are D (D + 1) / 2 per element,
-  but up to some ten domains they are formed from the cache while memory is waited for;
+* both passes over gradients: 1 in D and 1 in the number of parameters P as long as memory is what they wait for. Inner
+  products are D (D + 1) / 2 per element, and processors run out of arithmetic at some ten domains. One domain alone is
+  not written, so D = 1 moves a fifth of what D = 2 does: the exponent in bytes moved leaves this out of the slope;
 * everything else in ``combine`` (strategy, sums over units, the record): 2 in D, on G small matrices; it must stay
   below 1 % of the time up to D = 16;
 * ranks: every rank works on 1 / N of each gradient after a reduce-scatter. Here the ranks share one machine's
@@ -116,7 +117,17 @@ def middle(times: list[Times]) -> Times:
     return Times(*(statistics.median(asdict(t)[name] for t in times) for name in Times.__dataclass_fields__))
 
 
-def table(title: str, found: dict[float, list[Times]], names: dict[float, str]) -> dict[str, object]:
+def gradients_moved(num_domains: float) -> float:
+    """Gradients read or written by both passes: all read twice and one written, but one domain alone read once."""
+    return 2 * num_domains + 1 if num_domains > 1 else 1
+
+
+def table(
+    title: str,
+    found: dict[float, list[Times]],
+    names: dict[float, str],
+    moved: Callable[[float], float] | None = None,
+) -> dict[str, object]:
     """Prints medians and exponents; gives both."""
     print(f"\n{title:12} {'whole ms':>9} {'gram ms':>9} {'write ms':>9} {'rest ms':>9} {'rest':>7}")
     for size, times in found.items():
@@ -129,6 +140,9 @@ def table(title: str, found: dict[float, list[Times]], names: dict[float, str]) 
     parts = {name: fit([(n, asdict(t)[name]) for n, ts in found.items() for t in ts]) for name in ("whole", "rest")}
     passes = fit([(n, t.gram + t.write) for n, ts in found.items() for t in ts])
     print(f"exponents: passes {passes}, rest {parts['rest']}, whole {parts['whole']}")
+    if moved:
+        parts["passes_by_bytes"] = fit([(moved(n), t.gram + t.write) for n, ts in found.items() for t in ts])
+        print(f"           passes by bytes moved {parts['passes_by_bytes']}")
     rows = [{"size": size, **asdict(middle(times))} for size, times in found.items()]
     return {"rows": rows, "passes": asdict(passes), **{name: asdict(e) for name, e in parts.items()}}
 
@@ -205,7 +219,7 @@ def main() -> None:
         return 4.0 * count(SHAPES[shape]) * num_domains <= options.memory * 1e9
 
     by_domains = {float(d): turns(options.shape, d, options) for d in options.domains if fits(options.shape, d)}
-    result["domains"] = table(f"D, {options.shape}", by_domains, {d: f"{d:.0f}" for d in by_domains})
+    result["domains"] = table(f"D, {options.shape}", by_domains, {d: f"{d:.0f}" for d in by_domains}, gradients_moved)
     names = {float(count(SHAPES[s])): s for s in options.shapes if fits(s, options.fixed_domains)}
     by_size = {size: turns(shape, options.fixed_domains, options) for size, shape in names.items()}
     result["parameters"] = table(f"P, D = {options.fixed_domains}", by_size, names)

@@ -108,7 +108,7 @@ def chunks(request, monkeypatch):
             monkeypatch.setattr(_cpu, name, 20 * request.param)
         monkeypatch.setattr(_cpu, "DOT_BYTES", request.param)
         monkeypatch.setattr(_cpu, "STRETCH", 8)
-        monkeypatch.setattr(_cpu, "MAX_JOB", request.param)
+        monkeypatch.setattr(_cpu, "JOB", request.param)
         monkeypatch.setattr(_plain, "CHUNK", request.param)
 
 
@@ -228,7 +228,7 @@ def test_matrix_products_that_drop_bits_are_not_used(monkeypatch):
 @pytest.mark.parametrize("strategy", ["mgs-tensor", "pcgrad"])
 @pytest.mark.parametrize("num_domains", [3, 6])
 def test_the_result_does_not_depend_on_the_number_of_threads(num_domains, strategy, monkeypatch):
-    monkeypatch.setattr(_cpu, "MAX_JOB", 1000)
+    monkeypatch.setattr(_cpu, "JOB", 1000)
     before = torch.get_num_threads()
     results = []
     try:

@@ -16,14 +16,8 @@ from torch import Tensor
 from ._spans import LOW_PRECISION, Blocks, Span, cut, present, same_memory, work_dtype
 from ._threads import in_threads
 
-MAX_JOB = 1 << 22
-"""Elements of every vector that a thread works through at most before it looks for more: what a job's end costs ..."""
-
-MIN_JOBS = 16
-"""... and into how many jobs even a small model is divided, for all threads to have work ..."""
-
-MIN_JOB = 1 << 16
-"""... as long as they are worth waking a thread."""
+JOB = 1 << 22
+"""Elements of every vector that a thread works through before it looks for more: waking one for less costs more."""
 
 DOT_BYTES = 1 << 20
 """Bytes of a vector's chunk where pairs are multiplied one by one: the latest stays in a core's own cache, the others
@@ -86,7 +80,7 @@ Key = tuple[tuple[int, ...], torch.dtype]
 def unit_grams(blocks_VB: Blocks, spans: Sequence[Span], num_units: int) -> Tensor:
     """Inner products [U, V, V], float64; every span has elements and vectors."""
     present_B = present(blocks_VB)
-    dots_only = not _matrix_product_is_exact()
+    dots_only = len(blocks_VB) <= MAX_DOTS or not _matrix_product_is_exact()
 
     def multiply(job: list[Span]) -> dict[Key, tuple[list[int], Tensor]]:
         found: dict[Key, _Products] = {}
@@ -155,9 +149,11 @@ class _Calls:
         # The target's own weight w is applied by adding (w - 1) times itself, where that is as exact as multiplying.
         added = 0.5 <= own_weight <= 2.0
         terms = [(target, own_weight - 1.0), *others] if added and own_weight != 1.0 else others
+        if added and not terms:
+            return
         weights = [weight for _, weight in terms]
         size = SUM_BYTES // target.element_size()
-        for into, *pieces in zip(target.split(size), *(part.split(size) for part, _ in terms), strict=True):
+        for into, *pieces in zip(*(_split(part, size) for part in (target, *(part for part, _ in terms))), strict=True):
             if not added:
                 into.mul_(own_weight)
             targets, addends, factors = self._lists.setdefault(into.dtype, ([], [], []))
@@ -198,7 +194,12 @@ def _chunks(parts: list[Tensor]) -> Iterator[Sequence[Tensor] | Tensor]:
     if not _one_dtype(parts):
         return _matrices(parts, len(parts))
     size = _even(parts[0].numel(), DOT_BYTES // parts[0].element_size())
-    return zip(*(part.split(size) for part in parts), strict=True)
+    return zip(*(_split(part, size) for part in parts), strict=True)
+
+
+def _split(part: Tensor, size: int) -> Sequence[Tensor]:
+    """``part.split(size)``, which many small parameters would wait for."""
+    return part.split(size) if part.numel() > size else (part,)
 
 
 def _even(whole: int, longest: int) -> int:
@@ -245,13 +246,11 @@ def _one_dtype(blocks: Sequence[Tensor]) -> bool:
 
 def _jobs(spans: Sequence[Span]) -> list[list[Span]]:
     """The spans in portions of about one job, none longer: spans alone decide, not the number of threads."""
-    whole = sum(span.high - span.low for span in spans)
-    longest = min(max(-(-whole // MIN_JOBS), MIN_JOB), MAX_JOB)
     jobs: list[list[Span]] = []
-    full = longest
-    for span in cut(spans, longest):
+    full = JOB
+    for span in cut(spans, JOB):
         size = span.high - span.low
-        if full + size > longest:
+        if full + size > JOB:
             jobs.append([])
             full = 0
         jobs[-1].append(span)
