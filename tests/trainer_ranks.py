@@ -68,7 +68,7 @@ def train_case(model: str, folder: Path, case: Case, world: int, cls: type | Non
     from transformers import AutoTokenizer
 
     from counterpoint.training import DomainGRPOTrainer
-    from counterpoint.training.reduction import Reduction
+    from counterpoint.training.reduction import Reduction, plain_names
 
     names = list(MORE_DATA)[: case.num_domains]
     settings = {"max_steps": 4, "learning_rate": 1e-3, "gradient_checkpointing": False} | case.settings
@@ -101,7 +101,7 @@ def train_case(model: str, folder: Path, case: Case, world: int, cls: type | Non
         )
         trainer.train()
     unwrapped = trainer.accelerator.unwrap_model(trainer.model)
-    weights = {name: _whole(p).numpy() for name, p in unwrapped.named_parameters() if p.requires_grad}
+    weights = {name: _whole(p).numpy() for name, p in plain_names(unwrapped).items() if p.requires_grad}
     return {
         "weights": weights,
         "grams": records,
@@ -142,6 +142,7 @@ SHARDED_CASES = [
     "mgs, 4 domains, clipped",
     "mgs-significant",
     "mgs, recomputed activations",
+    "mgs, compiled",
     "mgs, synced each",
 ]
 

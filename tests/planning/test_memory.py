@@ -5,7 +5,7 @@ import torch
 
 import planning_memory
 from counterpoint.planning import memory
-from counterpoint.surgery.ranks import sum_over_ranks
+from counterpoint.surgery.ranks import check_words, sum_over_ranks
 from counterpoint.surgery.scatter import make_buckets
 from ranks_helper import run_ranks
 
@@ -133,6 +133,6 @@ class Counting:
 @pytest.mark.parametrize("vectors", [1, 2, 3, 8, 9, 16])
 def test_the_message_of_inner_products(vectors):
     ranks = Counting()
-    sum_over_ranks(torch.zeros(5, vectors, vectors, dtype=torch.float64), ["a"], ranks, step=0)
+    sum_over_ranks(torch.zeros(5, vectors, vectors, dtype=torch.float64), check_words(["a"]), ranks)
     assert memory.message_bytes(5, vectors) == ranks.num_bytes
     assert memory.gram_bytes(5, vectors) == 5 * vectors**2 * 8

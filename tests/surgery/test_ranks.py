@@ -11,7 +11,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from counterpoint.errors import RankMismatchError, UnsupportedError
+from counterpoint.errors import RankMismatchError, StrategyError, UnsupportedError
 from counterpoint.surgery import Surgeon
 from ranks_helper import run_ranks
 
@@ -75,6 +75,71 @@ def test_gradients_of_ranks_in_any_order_are_averaged_by_domain(world, strategy)
     orders = [NAMES[r:] + NAMES[:r] for r in range(world)]
     weights = run_ranks(_averaged, world, orders, "cpu", strategy)
     assert all(w == weights[0] for w in weights)
+
+
+def _come_and_go(steps):
+    """Collectives of every step by name, while domains come, stay away, and come back after a resumption."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    called, found = [], []
+    for name in ("all_reduce", "all_gather_object"):
+        function = getattr(dist, name)
+        setattr(dist, name, lambda *args, _f=function, _n=name, **options: [called.append(_n), _f(*args, **options)][1])
+    surgeon = Surgeon(params := parameters(), average_over=dist.group.WORLD)
+    for number, orders in enumerate(steps):
+        if number == 2:
+            state = surgeon.state_dict()
+            surgeon = Surgeon(params := parameters(), average_over=dist.group.WORLD)
+            surgeon.load_state_dict(state)
+        for domain in orders[rank]:
+            for name, gradient in gradients(domain, rank).items():
+                params[name].grad = gradient
+            surgeon.collect(domain)
+        called.clear()
+        surgeon.step = 0
+        record = surgeon.combine()
+        found.append((called.count("all_reduce"), called.count("all_gather_object")))
+        domains = sorted(set(orders[0]) | set(orders[1]))
+        close(record, params, truth(world, domains) if orders[0] and orders[1] else halved(domains, orders))
+    return found
+
+
+def halved(domains, orders):
+    """One process where only the ranks that have a domain add to its average."""
+    params = parameters()
+    surgeon = Surgeon(params)
+    for domain in domains:
+        for name in SHAPES:
+            params[name].grad = sum(gradients(domain, rank)[name] for rank in (0, 1) if domain in orders[rank]) / 2
+        surgeon.collect(domain)
+    return surgeon.combine(), {name: param.grad for name, param in params.items()}
+
+
+def test_one_all_reduce_tells_everything_unless_a_domain_is_new():
+    both, math = [["math", "code"], ["code", "math"]], [["math"], ["math"]]
+    late = [["qa", "math"], ["math", "qa"]]
+    steps = [both, both, both, math, [[], ["code"]], late, both] + [math] * 9 + [both, both]
+    known, new, first = (1, 0), (2, 1), (1, 1)
+    expected = [first, known, known, known, known, new, known] + [known] * 9 + [new, known]
+    assert run_ranks(_come_and_go, 2, steps) == [expected] * 2
+
+
+def test_ranks_that_collected_nothing_say_so_together_and_go_on():
+    assert run_ranks(_nothing_then_math, 2) == [[True, True, 1.0]] * 2
+
+
+def _nothing_then_math():
+    surgeon = Surgeon(params := parameters(), average_over=dist.group.WORLD)
+    said = []
+    for _ in range(2):
+        with pytest.raises(StrategyError, match="without a collected domain"):
+            surgeon.combine()
+        said.append(surgeon.step == 0)
+        for param in params.values():
+            param.grad = torch.ones_like(param)
+        surgeon.collect("math")
+        surgeon.combine()
+        surgeon.step = 0
+    return [*said, float(params["layers.1.mlp.bias"].grad[0])]
 
 
 def _missing():

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate.utils import DistributedType, DynamoBackend
+from accelerate.utils import DistributedType
 from torch import nn
 from torch.distributed.fsdp import StateDictType
 
@@ -22,14 +22,12 @@ pytestmark = [
 ]
 
 
-def accelerator(kind, *, fsdp2=False, tp=False, state_dict=StateDictType.FULL_STATE_DICT, compiler=DynamoBackend.NO):
+def accelerator(kind, *, fsdp2=False, tp=False, state_dict=StateDictType.FULL_STATE_DICT):
     return SimpleNamespace(
         distributed_type=kind,
         is_fsdp2=fsdp2,
         parallelism_config=SimpleNamespace(tp_enabled=tp),
-        state=SimpleNamespace(
-            fsdp_plugin=SimpleNamespace(state_dict_type=state_dict), dynamo_plugin=SimpleNamespace(backend=compiler)
-        ),
+        state=SimpleNamespace(fsdp_plugin=SimpleNamespace(state_dict_type=state_dict)),
     )
 
 
@@ -40,10 +38,6 @@ def accelerator(kind, *, fsdp2=False, tp=False, state_dict=StateDictType.FULL_ST
         (accelerator(DistributedType.FSDP), "FSDP1 keeps flat parameters.*Use FSDP2"),
         (accelerator(DistributedType.MEGATRON_LM), "MEGATRON_LM: domain gradients were never shown.*Use DDP or FSDP2"),
         (accelerator(DistributedType.XLA), "XLA: domain gradients were never shown"),
-        (
-            accelerator(DistributedType.FSDP, fsdp2=True, compiler=DynamoBackend.INDUCTOR),
-            "torch_compile under FSDP2.*Use FSDP2 without torch_compile, or DDP with it",
-        ),
         (accelerator(DistributedType.MULTI_GPU, tp=True), "Tensor parallelism: TRL gives every rank.*Use FSDP2"),
     ],
 )

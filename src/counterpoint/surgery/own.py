@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from . import _kernels
 from ._spans import by_device
 from .layout import own_spans
-from .ranks import Ranks
+from .ranks import Ranks, check_agreement, check_words, sum_over_ranks
 from .shards import is_dtensor, local
 from .stores import DeviceStore, Gradients
 
@@ -27,26 +27,39 @@ class OwnGradients:
         self, parameters: Sequence[nn.Parameter], counts: Sequence[int], ranks: Ranks | None, store: DeviceStore
     ) -> None:
         self._parameters = parameters
-        self._ranks = ranks
+        self.ranks = ranks
         self._store = store
         self._num_units = sum(counts)
         self._spans_B: list[list[_kernels.Span]] = [[] for _ in parameters]
         for span in own_spans(parameters, counts):
             self._spans_B[span.block].append(span)
 
-    def agree(self, collected: Mapping[Vector, int], held: Held) -> dict[Vector, int]:
-        """The vectors of this step with their numbers of micro-batches, in the order of names."""
-        return dict(sorted(collected.items()))
+    def gram(
+        self, held: Held, collected: Mapping[Vector, int], sequence: Sequence[str], step: int
+    ) -> tuple[dict[Vector, int], Tensor]:
+        """The vectors of this step with their numbers of micro-batches, in the order of names, and their inner
+        products [U, V, V] over all ranks, float64 on the CPU.
 
-    def gram(self, held: Held, vectors: Sequence[Vector]) -> Tensor:
-        """Inner products [U, V, V] that this rank contributes to the sum over ranks, float64."""
-        owns_B = self._ranks.owns_P if self._ranks else [True] * len(self._parameters)
+        ``sequence`` are the domains in the order in which this rank collected them; the one all-reduce tells whether
+        all ranks agree. Raises ``RankMismatchError`` on all of them where they do not.
+        """
+        vectors = dict(sorted(collected.items()))
+        if not vectors:
+            return vectors, torch.empty(self._num_units, 0, 0, dtype=torch.float64)
+        mine = self._contribution(held, list(vectors))
+        gram_UVV, sums = sum_over_ranks(mine, check_words(sequence), self.ranks)
+        if self.ranks is not None:
+            check_agreement(sums, self.ranks, sequence, step)
+        return vectors, gram_UVV
+
+    def _contribution(self, held: Held, vectors: Sequence[Vector]) -> Tensor:
+        owns_B = self.ranks.owns_P if self.ranks else [True] * len(self._parameters)
         total: Tensor | None = None
         for low, blocks_VB in self._batches(held, vectors):
             spans = self._spans(low, blocks_VB, lambda block: owns_B[block])
             part = _kernels.unit_grams(blocks_VB, spans, self._num_units)
             total = part if total is None else total + part.to(total.device)
-        assert total is not None, "nothing was collected"
+        assert total is not None, "there is a parameter"
         return total
 
     def write(self, held: Held, vectors: Sequence[Vector], weights_UV: Tensor) -> None:

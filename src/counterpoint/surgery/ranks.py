@@ -113,32 +113,26 @@ def _device(mesh: Any) -> torch.device:
     return torch.device(mesh.device_type, torch.get_device_module(mesh.device_type).current_device())
 
 
-def sum_over_ranks(gram_UVV: Tensor, collected: Sequence[str] | None, ranks: Ranks | None, step: int) -> Tensor:
-    """The Grams [U, V, V], float64 on the CPU, summed over ranks: one all-reduce, one transfer.
+def sum_over_ranks(gram_UVV: Tensor, more: Tensor, ranks: Ranks | None) -> tuple[Tensor, Tensor]:
+    """The Grams [U, V, V] and ``more`` [N], float64 on the CPU, summed over ranks: one all-reduce, one transfer.
 
-    ``collected`` are the domains in the order in which this rank collected them; the same all-reduce tells whether all
-    ranks agree. ``None`` where they need not. The message has the same size on ranks with different numbers of vectors,
-    so that a disagreement is told and no rank waits.
-
-    Raises ``RankMismatchError`` on all ranks.
+    The message has the same size on ranks with different numbers of vectors, so that they can tell each other and no
+    rank waits.
     """
     if ranks is None:
-        return gram_UVV.cpu()
+        return gram_UVV.cpu(), more
     num_units, num_vectors = gram_UVV.shape[:2]
     upper = torch.triu_indices(num_vectors, num_vectors, device=gram_UVV.device)
     width = max(_MESSAGE_VECTORS, 1 << (num_vectors - 1).bit_length())
     message = gram_UVV.new_zeros(num_units, width * (width + 1) // 2)
     message[:, : upper.shape[1]] = gram_UVV[:, upper[0], upper[1]]
-    words = check_words(collected or ()).to(message.device)
-    total = ranks.sum(torch.cat([message.flatten(), words])).cpu()
-    if collected is not None:
-        check_agreement(total[message.numel() :], ranks, collected, step)
+    total = ranks.sum(torch.cat([message.flatten(), more.to(message)])).cpu()
     found = total[: message.numel()].view(num_units, -1)[:, : upper.shape[1]]
     upper = upper.cpu()
     gram_UVV = found.new_empty(num_units, num_vectors, num_vectors)
     gram_UVV[:, upper[0], upper[1]] = found
     gram_UVV[:, upper[1], upper[0]] = found
-    return gram_UVV
+    return gram_UVV, total[message.numel() :]
 
 
 def check_words(collected: Sequence[str]) -> Tensor:

@@ -20,11 +20,15 @@ from . import _kernels
 from ._spans import by_device
 from .layout import shard_spans
 from .own import Held, Vector
+from .ranks import Ranks, sum_over_ranks
 from .shards import is_dtensor
 from .stores import DeviceStore, Gradients
 
 BUCKET_ELEMENTS = 1 << 23
 """Elements of a bucket, unless one parameter has more: the scratch memory of the reduction is two buckets."""
+
+FORGOTTEN_AFTER = 8
+"""Steps without a domain after which it is expected no more: until then zeros are averaged for it."""
 
 CPU_BUCKET_ELEMENTS = 1 << 21
 """The same on a CPU, where gloo moves shorter messages faster."""
@@ -45,64 +49,88 @@ class ScatteredGradients:
     """Inner products and weighted sums of gradients averaged over ``group``, on this rank's shards of them."""
 
     def __init__(
-        self, parameters: Sequence[nn.Parameter], counts: Sequence[int], group: Any, store: DeviceStore
+        self, parameters: Sequence[nn.Parameter], counts: Sequence[int], group: Any, ranks: Ranks, store: DeviceStore
     ) -> None:
         _refuse_shards(parameters)
         self._parameters = parameters
         self._group = group
+        self.ranks = ranks
         self._store = store
         self._world = dist.get_world_size(group)
         self._num_units = sum(counts)
         self._buckets = make_buckets(parameters, self._world)
         self._spans = self._make_spans(counts, dist.get_rank(group))
-        self._known: list[Vector] = []
+        self.expected: dict[Vector, int] = {}
+        """The vectors that some rank may collect, in the order of names, with the steps since one did; alike on all."""
         self._present_P = [False] * len(parameters)
-        self._shards_VB: list[Gradients] = []
+        self._shards: dict[Vector, Gradients] = {}
 
-    def agree(self, collected: Mapping[Vector, int], held: Held) -> dict[Vector, int]:
-        """The vectors that any rank collected, in the order of names, with their micro-batches on all ranks."""
-        news, counts = self._exchange(collected, held)
-        if news:
-            names: list[Any] = [None] * self._world
-            dist.all_gather_object(names, sorted(collected), group=self._group)
-            self._known = sorted({*self._known, *(tuple(name) for part in names for name in part)})
-            _, counts = self._exchange(collected, held)
-        return {vector: n for vector, n in zip(self._known, counts, strict=True) if n}
+    def gram(
+        self, held: Held, collected: Mapping[Vector, int], sequence: Sequence[str], step: int
+    ) -> tuple[dict[Vector, int], Tensor]:
+        """The vectors that any rank collected, in the order of names, with their micro-batches on all ranks, and the
+        inner products [U, V, V] of their averages, float64 on the CPU.
 
-    def _exchange(self, collected: Mapping[Vector, int], held: Held) -> tuple[bool, list[int]]:
-        """Whether a rank has a vector that not all know; how many micro-batches of each known one there are.
-
-        The same message tells which parameters have a gradient on any rank.
+        Expected vectors are averaged at once, zeros where nobody has one; the all-reduce of the inner products tells
+        what there was. Only where a rank has a vector that nobody expected it takes a second one.
         """
-        news = any(vector not in self._known for vector in collected)
+        self._shards = {}
         here_P = [any(gradients[i] is not None for gradients in held.values()) for i in range(len(self._parameters))]
-        message = torch.tensor([int(news), *map(int, here_P), *(collected.get(vector, 0) for vector in self._known)])
-        message = message.to(self._buckets[0].device)
-        dist.all_reduce(message, group=self._group)
-        first, *rest = message.tolist()
-        self._present_P = [bool(flag) for flag in rest[: len(here_P)]]
-        return bool(first), rest[len(here_P) :]
+        if not self.expected:
+            self._learn(collected)
+        counts, news, gram_UVV = self._measure(held, collected, here_P)
+        if news:
+            self._learn(collected)
+            counts, _, gram_UVV = self._measure(held, collected, here_P)
+        there_V = [v for v, count in enumerate(counts) if count]
+        found = {vector: count for vector, count in zip(self.expected, counts, strict=True) if count}
+        self._shards = {vector: self._shards[vector] for vector in found}
+        ages = {vector: 0 if vector in found else age + 1 for vector, age in self.expected.items()}
+        self.expected = {vector: age for vector, age in ages.items() if age < FORGOTTEN_AFTER}
+        return found, gram_UVV[:, there_V][:, :, there_V]
 
-    def gram(self, held: Held, vectors: Sequence[Vector]) -> Tensor:
-        """Averages every vector and gives the inner products [U, V, V] of this rank's shards, float64."""
+    def _learn(self, collected: Mapping[Vector, int]) -> None:
+        names: list[Any] = [None] * self._world
+        dist.all_gather_object(names, sorted(collected), group=self._group)
+        everybodys = {tuple(name) for part in names for name in part}
+        self.expected = {vector: self.expected.get(vector, 0) for vector in sorted({*self.expected, *everybodys})}
+
+    def _measure(
+        self, held: Held, collected: Mapping[Vector, int], here_P: list[bool]
+    ) -> tuple[list[int], bool, Tensor]:
+        """Micro-batches of the expected vectors, whether a rank has another one, and inner products, over all ranks."""
+        news = any(vector not in self.expected for vector in collected)
+        mine = [int(news), *map(int, here_P), *(collected.get(vector, 0) for vector in self.expected)]
+        more = torch.tensor(mine, dtype=torch.float64)
+        gram_UVV, sums = sum_over_ranks(self._contribution(held), more, self.ranks)
+        first, *rest = map(int, sums.tolist())
+        self._present_P = [bool(flag) for flag in rest[: len(here_P)]]
+        return rest[len(here_P) :], bool(first), gram_UVV
+
+    def _contribution(self, held: Held) -> Tensor:
+        """Averages the expected vectors, and gives the inner products [U, V, V] of this rank's shards of them."""
+        if not self.expected:
+            return torch.zeros(self._num_units, 0, 0, dtype=torch.float64)
         scratch = Scratch(self._buckets, self._world)
-        self._shards_VB = [
-            [self._reduce(held.get(vector), bucket, scratch) for bucket in self._buckets] for vector in vectors
-        ]
+        for vector in self.expected:
+            if vector not in self._shards:
+                self._shards[vector] = [self._reduce(held.get(vector), bucket, scratch) for bucket in self._buckets]
         del scratch
         total: Tensor | None = None
-        for blocks_VB in by_device(self._shards_VB):
+        for blocks_VB in by_device([self._shards[vector] for vector in self.expected]):
             part = _kernels.unit_grams(blocks_VB, self._there(blocks_VB), self._num_units)
             total = part if total is None else total + part.to(total.device)
-        assert total is not None, "nothing was collected"
+        assert total is not None, "there is a parameter"
         return total
 
     def write(self, held: Held, vectors: Sequence[Vector], weights_UV: Tensor) -> None:
         """Sets ``.grad`` to the weighted sums, whole on every rank; none where no rank has a gradient."""
-        targets_B = self._shards_VB[0]
-        for blocks_VB in by_device(self._shards_VB):
+        shards_VB = [self._shards[vector] for vector in vectors]
+        targets_B = shards_VB[0]
+        for blocks_VB in by_device(shards_VB):
             _kernels.weighted_sums_(blocks_VB, targets_B, self._there(blocks_VB), weights_UV)
-        self._shards_VB = []
+        self._shards = {}
+        del shards_VB
         for b, bucket in enumerate(self._buckets):
             shard, targets_B[b] = targets_B[b], None
             assert shard is not None

@@ -13,7 +13,7 @@ from .backends import refuse_inexact
 from .buffers import DomainBuffers
 from .groupings import ParameterRule
 from .own import OwnGradients, Vector
-from .ranks import find_ranks, sum_over_ranks
+from .ranks import find_ranks
 from .record import Record
 from .scatter import ScatteredGradients
 from .stores import build_store
@@ -83,13 +83,13 @@ class Surgeon:
         parameters = list(trainable.values())
         store = build_store(buffers, parameters[0].device)
         ddp = _ddp(model_or_named_parameters)
-        self._averages = average_over is not None and dist.get_world_size(average_over) > 1
-        self._ranks = find_ranks(parameters, average_over or (ddp.process_group if ddp else None))
+        ranks = find_ranks(parameters, average_over or (ddp.process_group if ddp else None))
         self._passes: OwnGradients | ScatteredGradients
-        if self._averages:
-            self._passes = ScatteredGradients(parameters, self._units.counts, average_over, store)
+        if average_over is not None and dist.get_world_size(average_over) > 1:
+            assert ranks is not None
+            self._passes = ScatteredGradients(parameters, self._units.counts, average_over, ranks, store)
         else:
-            self._passes = OwnGradients(parameters, self._units.counts, self._ranks, store)
+            self._passes = OwnGradients(parameters, self._units.counts, ranks, store)
         copy = copy or bool(ddp and ddp.gradient_as_bucket_view)
         self._buffers = DomainBuffers(trainable, store, copy, bool(getattr(self._weighting, "uses_halves", False)))
 
@@ -132,13 +132,10 @@ class Surgeon:
         different domains (without ``average_over``).
         """
         held = self._buffers.held
-        collected = self._passes.agree(self._buffers.counts, held)
+        collected, gram_UVV = self._passes.gram(held, self._buffers.counts, self._buffers.sequence, self.step)
         vectors = list(collected)
         if not vectors:
             raise StrategyError("combine() without a collected domain: call collect(domain) after each backward().")
-        gram_UVV = self._passes.gram(held, vectors)
-        sequence = None if self._averages else self._buffers.sequence
-        gram_UVV = sum_over_ranks(gram_UVV, sequence, self._ranks, self.step)
         domains = tuple(dict.fromkeys(domain for domain, _ in vectors))
         member_VD = torch.tensor([[domain == name for name in domains] for domain, _ in vectors], dtype=torch.float64)
         index = self._units.own
@@ -168,6 +165,7 @@ class Surgeon:
             "step": self.step,
             "nonfinite_steps": self.nonfinite_steps,
             "weighting": memory() if memory else {},
+            "expected": [[*vector, age] for vector, age in getattr(self._passes, "expected", {}).items()],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -185,6 +183,8 @@ class Surgeon:
                 "resume with the model and the trainable parameters the run was started with."
             )
         self.seed, self.step, self.nonfinite_steps = state["seed"], state["step"], state["nonfinite_steps"]
+        if isinstance(self._passes, ScatteredGradients):
+            self._passes.expected = {(domain, half): age for domain, half, age in state.get("expected", [])}
         if hasattr(self._weighting, "load_state_dict"):
             self._weighting.load_state_dict(state["weighting"])
 

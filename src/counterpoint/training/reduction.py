@@ -34,8 +34,9 @@ class Reduction:
     @classmethod
     def of(cls, prepared: nn.Module) -> "Reduction":
         """The reduction of a model as ``accelerator.prepare`` gave it."""
-        inner = getattr(prepared, "_orig_mod", prepared)
-        return cls(inner)
+        if isinstance(prepared, FSDPModule):
+            return cls(prepared)  # accelerate shards the compiled module, wrapper and all
+        return cls(getattr(prepared, "_orig_mod", prepared))
 
     @property
     def replicated(self) -> bool:

@@ -3,7 +3,7 @@
 import warnings
 from typing import Any
 
-from accelerate.utils import DistributedType, DynamoBackend
+from accelerate.utils import DistributedType
 
 from counterpoint.errors import UnsupportedError
 
@@ -82,11 +82,6 @@ def check_accelerator(accelerator: Any, *, surgery: bool) -> None:
             f"{accelerator.distributed_type.value}: domain gradients were never shown to be exact on this back end. "
             "Use DDP or FSDP2 (fsdp_version: 2)."
         )
-    if accelerator.distributed_type == DistributedType.FSDP and compiled(accelerator):
-        raise UnsupportedError(
-            "torch_compile under FSDP2: the model as accelerate compiles it leaves no gradient where domains are told "
-            "apart. Use FSDP2 without torch_compile, or DDP with it."
-        )
     if tensor_parallel(accelerator):
         raise UnsupportedError(
             "Tensor parallelism: TRL gives every rank prompts and random numbers of its own, and the ranks that share "
@@ -108,11 +103,6 @@ def check_checkpoints(accelerator: Any) -> None:
             "fsdp_state_dict_type writes checkpoints in shards, which evaluation and diagnosis cannot read. "
             f"Use fsdp_state_dict_type: FULL_STATE_DICT in accelerate's configuration (found {kind})."
         )
-
-
-def compiled(accelerator: Any) -> bool:
-    """Whether accelerate compiles the model, asked for by ``torch_compile`` or in its own configuration."""
-    return accelerator.state.dynamo_plugin.backend != DynamoBackend.NO
 
 
 def tensor_parallel(accelerator: Any) -> bool:

@@ -104,7 +104,7 @@ def local_grams(world: World) -> Errors:
     """Every rank takes its shard's inner products for the whole."""
     trial = trial_of(fsdp, world)
     surgeon = trial.surgeon()
-    ranks = surgeon._ranks
+    ranks = surgeon._passes.ranks
     assert ranks is not None
     summed, words = ranks.sum, len(check_words(()))
 
@@ -120,8 +120,8 @@ def counted_twice(world: World) -> Errors:
     """Every rank contributes the inner products of what all ranks hold whole, beside those of its shards."""
     trial = trial_of(tensor_parallel if not divides_heads(world) else ddp, world)
     surgeon = trial.surgeon()
-    assert surgeon._ranks is not None
-    surgeon._ranks.owns_P = [True] * len(surgeon._ranks.owns_P)
+    assert surgeon._passes.ranks is not None
+    surgeon._passes.ranks.owns_P = [True] * len(surgeon._passes.ranks.owns_P)
     trial.collect(surgeon, 0)
     return _grams(surgeon.combine(), truth(USUAL_MODEL, trial.plan, world.device), world)
 
