@@ -14,7 +14,7 @@ from torch.distributed.tensor.parallel import (
 
 from ..case import SHORT, Case, Spread, ranks_from
 from ..data import Plan
-from ..models import ModelSpec, layers_of
+from ..models import LanguageModel, ModelSpec, layers_of
 from ..world import World
 from .fsdp import shard_layers
 
@@ -45,8 +45,8 @@ def parallelize(model: nn.Module, mesh: Any, sequence: bool) -> None:
         outer["model.embed_tokens"] = RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1))
         outer["model.norm"] = SequenceParallel()
     for layer in layers_of(model):
-        parallelize_module(layer, mesh, _layer_plan(sequence, between))
-    parallelize_module(model, mesh, outer)
+        parallelize_module(layer, mesh, _with_adapters(layer, _layer_plan(sequence, between)))
+    parallelize_module(next(module for module in model.modules() if isinstance(module, LanguageModel)), mesh, outer)
 
 
 def _layer_plan(sequence: bool, between: Any) -> dict[str, Any]:
@@ -64,6 +64,18 @@ def _layer_plan(sequence: bool, between: Any) -> dict[str, Any]:
             plan[norm] = SequenceParallel()
             plan[block] = PrepareModuleInput(input_layouts=(Shard(1),), desired_input_layouts=(Replicate(),))
     return plan
+
+
+def _with_adapters(layer: nn.Module, plan: dict[str, Any]) -> dict[str, Any]:
+    """The plan where projections carry adapters: of the two factors the one on the cut side is cut, the other plain."""
+    found: dict[str, Any] = {}
+    for name, style in plan.items():
+        if hasattr(layer.get_submodule(name), "lora_A"):
+            cut = "lora_B" if isinstance(style, ColwiseParallel) else "lora_A"
+            found |= {f"{name}.base_layer": style, f"{name}.{cut}.default": style}
+        else:
+            found[name] = style
+    return found
 
 
 def divides_heads(world: World) -> str:
@@ -85,6 +97,13 @@ TENSOR_PARALLEL = {
         plan=SHORT,
         needs=divides_heads,
     ),
+    "tensor parallel, LoRA": Case(
+        "of each adapter's factors one is cut and one plain",
+        tensor_parallel,
+        ModelSpec(lora=True),
+        SHORT,
+        needs=divides_heads,
+    ),
     "fsdp2 x tensor parallel": Case("a 2-D mesh, norms on one dimension of it", both, plan=ONE_EACH, needs=PAIRS),
     "fsdp2 x tensor parallel, sequence": Case(
         "a 2-D mesh, norms sharded along one dimension and replicated along the other",
@@ -98,5 +117,8 @@ TENSOR_PARALLEL = {
         ModelSpec(hidden=6, heads=2, intermediate=10),
         SHORT,
         needs=PAIRS,
+    ),
+    "fsdp2 x tensor parallel, LoRA": Case(
+        "PEFT adapters on a 2-D mesh", both, ModelSpec(lora=True), SHORT, needs=PAIRS
     ),
 }
