@@ -98,11 +98,10 @@ class Cost:
 def cost(function: Callable[[], object], device: torch.device) -> Cost:
     """What it takes, the device's work included in the wall time.
 
-    Python collects no garbage meanwhile, as in ``timeit``, and memory that is free goes back to the system before: each
-    takes as long as surgery, at any time, and who leaves it is not who would pay.
+    Python collects no garbage meanwhile, as in ``timeit``: that takes as long as surgery, and who left it is not who
+    would pay.
     """
     collects = gc.isenabled()
-    _give_memory_back()
     gc.disable()
     try:
         if device.type == "cuda":
@@ -117,7 +116,8 @@ def cost(function: Callable[[], object], device: torch.device) -> Cost:
             gc.enable()
 
 
-def _give_memory_back() -> None:
+def give_memory_back() -> None:
+    """Gives free memory back to the system, which happens at any time else, and to whom did not use it."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # glibc has it
     if trim is not None:
         trim(0)

@@ -33,7 +33,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from common import SHAPES, cost, count, machine, seconds, surgery
+from common import SHAPES, cost, count, give_memory_back, machine, seconds, surgery
 from counterpoint.surgery import Surgeon
 
 T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
@@ -104,6 +104,7 @@ def turns(shape: str, num_domains: int, options: argparse.Namespace) -> list[Tim
     found = []
     for _ in range(options.repetitions + 1):
         inside.clear()
+        give_memory_back()
         whole = clock(lambda: surgery(surgeon, parameters, gradients))
         gram, write = inside["gram"], inside["write"]
         found.append(Times(whole, gram, write, inside["combine"] - gram - write))

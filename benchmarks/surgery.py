@@ -39,6 +39,7 @@ from common import (
     copies_bound,
     cost,
     count,
+    give_memory_back,
     machine,
     median_cost,
     peak_rise,
@@ -107,6 +108,7 @@ def measure(options: argparse.Namespace, num_domains: int) -> list[Row]:
             torch._foreach_copy_(gradients[d], originals)
         for parameter in parameters:
             parameter.grad = None
+        give_memory_back()
 
     ways: dict[tuple[str, str], Surgeon | PerTensorLoop] = {
         (grouping, buffers): Surgeon(named, options.strategy, grouping=grouping, buffers=buffers)
