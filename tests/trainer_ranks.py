@@ -107,6 +107,7 @@ def train_case(model: str, folder: Path, case: Case, world: int, cls: type | Non
         "grams": records,
         "ranks": trainer.accelerator.num_processes,
         "sharded": Reduction.of(trainer.model_wrapped).sharded,
+        "mesh": [tuple(p.device_mesh.shape) for p in unwrapped.parameters() if hasattr(p, "device_mesh")][:1],
         "collected": sum(reductions),
         "log": _log(trainer),
     }
@@ -153,6 +154,25 @@ def train_sharded(model: str, folder: Path, names: list[str]) -> dict[str, Any]:
     world = int(os.environ["WORLD_SIZE"])
     return {
         name: train_case(model, folder, replace(CASES[name], settings=CASES[name].settings | fsdp), world)
+        for name in names
+    }
+
+
+HYBRID_CASES = ["mgs", "mgs, lora", "mgs, compiled"]
+
+
+def train_hybrid(model: str, folder: Path, names: list[str]) -> dict[str, Any]:
+    """The same cases on HSDP: two replicas of the model, each of them sharded over half of the ranks."""
+    from accelerate.parallelism_config import ParallelismConfig
+
+    world = int(os.environ["WORLD_SIZE"])
+    hybrid = {
+        "fsdp": True,
+        "fsdp_config": shard_on_cpu(),
+        "parallelism_config": ParallelismConfig(dp_replicate_size=2, dp_shard_size=world // 2),
+    }
+    return {
+        name: train_case(model, folder, replace(CASES[name], settings=CASES[name].settings | hybrid), world)
         for name in names
     }
 

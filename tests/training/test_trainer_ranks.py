@@ -1,4 +1,4 @@
-"""Two processes train as one does: the same completions give the same weights, whatever the strategy."""
+"""Several processes train as one does: the same completions give the same weights, whatever the strategy."""
 
 import os
 import subprocess
@@ -13,10 +13,12 @@ import trainer_ranks
 from ranks_helper import run_ranks
 from trainer_ranks import (
     CASES,
+    HYBRID_CASES,
     SHARDED_CASES,
     diverge_on_one,
     generate_together,
     train_cases,
+    train_hybrid,
     train_sharded,
     train_unaveraged,
 )
@@ -60,12 +62,23 @@ def sharded(tiny_model, tmp_path_factory):
     return run_ranks(train_sharded, 2, str(tiny_model), tmp_path_factory.mktemp("sharded"), SHARDED_CASES)
 
 
-BACK_ENDS = [("launched", name) for name in CASES] + [("sharded", name) for name in SHARDED_CASES]
+@pytest.fixture(scope="module")
+def hybrid(tiny_model, tmp_path_factory):
+    """A few on HSDP, four gloo ranks."""
+    return run_ranks(train_hybrid, 4, str(tiny_model), tmp_path_factory.mktemp("hybrid"), HYBRID_CASES)
+
+
+BACK_ENDS = [
+    (back_end, name)
+    for back_end, names in (("launched", CASES), ("sharded", SHARDED_CASES), ("hybrid", HYBRID_CASES))
+    for name in names
+]
+MESHES = {"launched": [], "sharded": [(2,)], "hybrid": [(2, 2)]}
 
 
 @pytest.fixture
 def ranks(request, back_end, name):
-    """What both ranks of a back end give for one case."""
+    """What all ranks of a back end give for one case."""
     return [rank[name] for rank in request.getfixturevalue(back_end)]
 
 
@@ -75,20 +88,22 @@ def largest_difference(ours, theirs):
 
 
 @pytest.mark.parametrize(("back_end", "name"), BACK_ENDS)
-def test_two_processes_train_the_weights_of_one(ranks, back_end, name, alone):
+def test_several_processes_train_the_weights_of_one(ranks, back_end, name, alone):
     for rank in ranks:
-        assert rank["ranks"] == 2
-        assert rank["sharded"] == (back_end == "sharded")
+        assert rank["ranks"] == len(ranks) == (4 if back_end == "hybrid" else 2)
+        assert rank["mesh"] == MESHES[back_end]
+        assert rank["sharded"] == (back_end != "launched")
         assert largest_difference(rank["weights"], alone[name]["weights"]) < TOLERANCE
 
 
 @pytest.mark.parametrize(("back_end", "name"), BACK_ENDS)
-def test_both_processes_hold_the_same_bits(ranks):
-    first, second = ranks
-    assert largest_difference(first["weights"], second["weights"]) == 0
-    assert len(first["grams"]) == len(second["grams"]) >= 2
-    for mine, theirs in zip(first["grams"], second["grams"], strict=True):
-        assert np.array_equal(mine, theirs)
+def test_all_processes_hold_the_same_bits(ranks):
+    first, *others = ranks
+    for other in others:
+        assert largest_difference(first["weights"], other["weights"]) == 0
+        assert len(first["grams"]) == len(other["grams"]) >= 2
+        for mine, theirs in zip(first["grams"], other["grams"], strict=True):
+            assert np.array_equal(mine, theirs)
 
 
 @pytest.mark.parametrize(("back_end", "name"), BACK_ENDS)
