@@ -225,6 +225,20 @@ def test_matrix_products_that_drop_bits_are_not_used(monkeypatch):
     assert rounded.abs().max() > 1e-4 * expected.max()
 
 
+@pytest.mark.parametrize("num_vectors", [1, 3, 9])
+def test_squares_of_millions_of_uneven_elements_are_summed_to_a_millionth(num_vectors, implementation):
+    if implementation != "cpu":
+        pytest.skip("of the processor's chunks")
+    generator = torch.Generator().manual_seed(0)
+    size = 1 << 21
+    flips = torch.rand(num_vectors, size, generator=generator)
+    vectors = -flips.log() * torch.where(torch.rand(num_vectors, size, generator=generator) < 0.5, -1.0, 1.0)
+    gram_VV = _cpu.unit_grams([[vector] for vector in vectors], [Span(0, 0, 0, size)], 1)[0]
+    exact_VV = vectors.double() @ vectors.double().mT
+    lengths_V = exact_VV.diagonal().sqrt()
+    assert ((gram_VV - exact_VV).abs() / (lengths_V[:, None] * lengths_V)).max() < 1e-6
+
+
 @pytest.mark.parametrize("strategy", ["mgs-tensor", "pcgrad"])
 @pytest.mark.parametrize("num_domains", [3, 6])
 def test_the_result_does_not_depend_on_the_number_of_threads(num_domains, strategy, monkeypatch):
