@@ -25,6 +25,7 @@ FOUR = [
     "fsdp2 x tensor parallel",
     "fsdp2 x tensor parallel, sequence",
     "fsdp2 x tensor parallel, uneven",
+    "fsdp2 x tensor parallel, LoRA",
 ]
 CORE_OF_FOUR = ["ddp, averaged, own ways", "fsdp2, uneven shards", "hsdp"]
 
