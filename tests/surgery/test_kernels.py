@@ -226,7 +226,7 @@ def test_matrix_products_that_drop_bits_are_not_used(monkeypatch):
 
 
 @pytest.mark.parametrize("num_vectors", [1, 3, 9])
-def test_squares_of_millions_of_uneven_elements_are_summed_to_a_millionth(num_vectors, implementation):
+def test_squares_of_millions_of_uneven_elements_are_summed_to_three_millionths(num_vectors, implementation):
     if implementation != "cpu":
         pytest.skip("of the processor's chunks")
     generator = torch.Generator().manual_seed(0)
@@ -236,7 +236,7 @@ def test_squares_of_millions_of_uneven_elements_are_summed_to_a_millionth(num_ve
     gram_VV = _cpu.unit_grams([[vector] for vector in vectors], [Span(0, 0, 0, size)], 1)[0]
     exact_VV = vectors.double() @ vectors.double().mT
     lengths_V = exact_VV.diagonal().sqrt()
-    assert ((gram_VV - exact_VV).abs() / (lengths_V[:, None] * lengths_V)).max() < 1e-6
+    assert ((gram_VV - exact_VV).abs() / (lengths_V[:, None] * lengths_V)).max() < 3e-6
 
 
 @pytest.mark.parametrize("strategy", ["mgs-tensor", "pcgrad"])
