@@ -1,7 +1,8 @@
 """What the kernels work on: blocks, spans and their cuts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -72,6 +73,11 @@ def to_device(table: Tensor, device: torch.device) -> Tensor:
     """A host table on the device, without waiting for it."""
     pinned = table.pin_memory() if device.type == "cuda" and table.device.type == "cpu" else table
     return pinned.to(device, non_blocking=True)
+
+
+def total(parts: Iterable[Tensor]) -> Tensor:
+    """The sum of one tensor or more, in order, on the first one's device."""
+    return reduce(lambda so_far, part: so_far + part.to(so_far.device), parts)
 
 
 def sum_units(units_S: Tensor, grams_SVV: Tensor, num_units: int) -> Tensor:

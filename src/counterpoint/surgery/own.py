@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _kernels
-from ._spans import by_device
+from ._spans import by_device, total
 from .layout import own_spans
 from .ranks import Ranks, check_agreement, check_words, sum_over_ranks
 from .shards import is_dtensor, local
@@ -54,13 +54,10 @@ class OwnGradients:
 
     def _contribution(self, held: Held, vectors: Sequence[Vector]) -> Tensor:
         owns_B = self.ranks.owns_P if self.ranks else [True] * len(self._parameters)
-        total: Tensor | None = None
-        for low, blocks_VB in self._batches(held, vectors):
-            spans = self._spans(low, blocks_VB, lambda block: owns_B[block])
-            part = _kernels.unit_grams(blocks_VB, spans, self._num_units)
-            total = part if total is None else total + part.to(total.device)
-        assert total is not None, "there is a parameter"
-        return total
+        return total(
+            _kernels.unit_grams(blocks_VB, self._spans(low, blocks_VB, lambda block: owns_B[block]), self._num_units)
+            for low, blocks_VB in self._batches(held, vectors)
+        )
 
     def write(self, held: Held, vectors: Sequence[Vector], weights_UV: Tensor) -> None:
         """Sets ``.grad`` to the weighted sums; a parameter for which no vector has a gradient gets none."""

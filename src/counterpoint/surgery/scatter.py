@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedError
 from . import _kernels
-from ._spans import by_device
+from ._spans import by_device, total
 from .layout import shard_spans
 from .own import Held, Vector
 from .ranks import Ranks, sum_over_ranks
@@ -27,11 +27,11 @@ from .stores import DeviceStore, Gradients
 BUCKET_ELEMENTS = 1 << 23
 """Elements of a bucket, unless one parameter has more: the scratch memory of the reduction is two buckets."""
 
-FORGOTTEN_AFTER = 8
-"""Steps without a domain after which it is expected no more: until then zeros are averaged for it."""
-
 CPU_BUCKET_ELEMENTS = 1 << 21
 """The same on a CPU, where gloo moves shorter messages faster."""
+
+FORGOTTEN_AFTER = 8
+"""Steps without a domain after which it is expected no more: until then zeros are averaged for it."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,7 @@ class ScatteredGradients:
         return found, gram_UVV[:, there_V][:, :, there_V]
 
     def _learn(self, collected: Mapping[Vector, int]) -> None:
-        names: list[Any] = [None] * self._world
-        dist.all_gather_object(names, sorted(collected), group=self._group)
-        everybodys = {tuple(name) for part in names for name in part}
+        everybodys = {vector for part in self.ranks.gather(sorted(collected)) for vector in part}
         self.expected = {vector: self.expected.get(vector, 0) for vector in sorted({*self.expected, *everybodys})}
 
     def _measure(
@@ -116,12 +114,10 @@ class ScatteredGradients:
             if vector not in self._shards:
                 self._shards[vector] = [self._reduce(held.get(vector), bucket, scratch) for bucket in self._buckets]
         del scratch
-        total: Tensor | None = None
-        for blocks_VB in by_device([self._shards[vector] for vector in self.expected]):
-            part = _kernels.unit_grams(blocks_VB, self._there(blocks_VB), self._num_units)
-            total = part if total is None else total + part.to(total.device)
-        assert total is not None, "there is a parameter"
-        return total
+        return total(
+            _kernels.unit_grams(blocks_VB, self._there(blocks_VB), self._num_units)
+            for blocks_VB in by_device([self._shards[vector] for vector in self.expected])
+        )
 
     def write(self, held: Held, vectors: Sequence[Vector], weights_UV: Tensor) -> None:
         """Sets ``.grad`` to the weighted sums, whole on every rank; none where no rank has a gradient."""

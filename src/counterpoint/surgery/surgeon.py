@@ -158,6 +158,7 @@ class Surgeon:
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on with the same numbers; collected gradients are not part of it."""
         memory = getattr(self._weighting, "state_dict", None)
+        expected = self._passes.expected if isinstance(self._passes, ScatteredGradients) else {}
         return {
             "strategy": self.strategy.name,
             "groups": list(self.groups),
@@ -165,7 +166,7 @@ class Surgeon:
             "step": self.step,
             "nonfinite_steps": self.nonfinite_steps,
             "weighting": memory() if memory else {},
-            "expected": [[*vector, age] for vector, age in getattr(self._passes, "expected", {}).items()],
+            "expected": [[*vector, age] for vector, age in expected.items()],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
