@@ -12,7 +12,7 @@ from counterpoint.rewards.sandbox import Limits, Program, Sandbox
 from counterpoint.rewards.sandbox import _client as client
 from sandbox_helpers import descendants, wait_until
 
-QUICK = Limits(cpu_seconds=1, wall_seconds=2.0, memory_megabytes=256, processes=12, file_megabytes=1)
+QUICK = Limits(cpu_seconds=1, wall_seconds=2.0, memory_megabytes=256, threads=12, file_megabytes=1)
 GOOD = "def double(x):\n    return 2 * x\n"
 TESTS = ("assert double(2) == 4", "assert double(-1) == -2")
 

@@ -1,5 +1,6 @@
 """Finding the program in a completion."""
 
+import ast
 import re
 import textwrap
 
@@ -32,6 +33,22 @@ def defines(code: str, name: str) -> bool:
 def names_called(tests: list[str]) -> list[str]:
     """Names that the tests call, each once, in order."""
     return list(dict.fromkeys(name for test in tests for name in re.findall(r"(?<![\w.])([A-Za-z_]\w*)\s*\(", test)))
+
+
+def helper_code(header: str) -> tuple[str, str]:
+    """A header as code that compiles, and the name of the function that it begins (its last one).
+
+    Its imports and helper functions serve the tests as well. A header that does not compile either way gives nothing.
+    """
+    header = header.rstrip("\n") + "\n"
+    for text in (header, header + "    pass\n"):
+        try:
+            body = ast.parse(text).body
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            continue
+        begun = [node.name for node in body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+        return text, begun[-1] if begun else ""
+    return "", ""
 
 
 def sources(code: str, header: str, entry_point: str) -> list[str]:

@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 
 from counterpoint.errors import RewardError
 from counterpoint.rewards._base import Reward, Row, message_text, shorten
-from counterpoint.rewards._code_text import extract_code, names_called, sources
+from counterpoint.rewards._code_text import extract_code, helper_code, names_called, sources
 from counterpoint.rewards.sandbox import Limits, Program, Sandbox
+from counterpoint.rewards.sandbox._tests import read_tests
 
 
 class CodeReward(Reward):
@@ -26,8 +27,8 @@ class CodeReward(Reward):
             columns ``header`` and ``prompt`` are taken so wherever they are passed.
         cpu_seconds: Processor time of a program.
         wall_seconds: Time until a program is killed.
-        memory_megabytes: Memory of each process of a program.
-        processes: Processes and threads of a program.
+        memory_megabytes: Memory of a program, and of its tests.
+        threads: Threads of a program.
         file_megabytes: Size of a file that a program writes, its output included.
         workers: Programs at a time; 0 means one per processor.
     """
@@ -45,14 +46,14 @@ class CodeReward(Reward):
         cpu_seconds: int = 4,
         wall_seconds: float = 8.0,
         memory_megabytes: int = 512,
-        processes: int = 16,
+        threads: int = 16,
         file_megabytes: int = 8,
         workers: int = 0,
     ) -> None:
         self.__name__ = "code"
         self.fraction = fraction
         self.prepend_prompt = prepend_prompt
-        limits = Limits(cpu_seconds, wall_seconds, memory_megabytes, processes, file_megabytes)
+        limits = Limits(cpu_seconds, wall_seconds, memory_megabytes, threads, file_megabytes)
         if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
             raise RewardError(f"workers must be a whole number from 0, found {workers!r}.")
         self.sandbox = Sandbox(limits, workers)
@@ -67,7 +68,23 @@ class CodeReward(Reward):
         for number, source in enumerate([*tests, setup, before]):
             _check_compiles(source, f"test {number}" if number < len(tests) else "the set-up")
         header = _text(row, "header") or _text(row, "prompt")
-        return {"tests": tests, "setup": setup, "before": before, "header": header, "entry_point": entry_point}
+        helpers, stub = helper_code(header)
+        helpers = f"{before}\n{helpers}"
+        use = read_tests(tuple(tests), setup, helpers, entry_point or stub)
+        if use.problems:
+            raise RewardError(f"the sandbox cannot run these tests: {'; '.join(use.problems)}.")
+        parts = {"tests": tests, "setup": setup, "before": before, "header": header, "entry_point": entry_point}
+        return parts | {"helpers": helpers, "names": use.names, "modules": use.modules}
+
+    def check_rows(self, rows: Sequence[Row]) -> list[str]:
+        """Problems that would stop training later: of the rows, then of the sandbox, which is started."""
+        problems = super().check_rows(rows)
+        if rows and not problems:
+            try:
+                self.sandbox.start()
+            except RewardError as error:
+                problems = [str(error)]
+        return problems
 
     def score(self, text: str, prepared: dict[str, Any]) -> float:
         """The reward of one program."""
@@ -96,7 +113,14 @@ def _program(text: str, row: dict[str, Any]) -> Program:
     names = [row["entry_point"]] if row["entry_point"] else names_called(row["tests"])
     candidates = sources(extract_code(text, names), row["header"], row["entry_point"])
     before = row["before"] + "\n" if row["before"] else ""
-    return Program([before + source for source in candidates], tuple(row["tests"]), row["setup"])
+    return Program(
+        [before + source for source in candidates],
+        tuple(row["tests"]),
+        row["setup"],
+        row["helpers"],
+        row["names"],
+        row["modules"],
+    )
 
 
 def _tests(row: Row, entry_point: str) -> list[str]:

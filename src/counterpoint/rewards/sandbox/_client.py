@@ -8,19 +8,24 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from counterpoint.errors import RewardError
 from counterpoint.rewards.sandbox._frames import Gone, recv_frame, send_frame
 from counterpoint.rewards.sandbox._limits import Limits
+from counterpoint.rewards.sandbox._tests import read_tests
 
 # Time for starting, killing and cleaning up on a busy machine, on top of a program's own wall time.
 _GRACE_SECONDS = 30.0
 _START_SECONDS = 60.0
+# A failing sandbox is tried again after these times: shortages of processes or memory often pass.
+_PAUSES = (0.05, 0.2, 0.5, 1.0, 2.0)
 _START = "from counterpoint.rewards.sandbox._zygote import main; main()"
 
 
@@ -32,11 +37,17 @@ class Program:
         sources: Candidate texts, best first: the first that compiles is run.
         tests: Test texts, each run after the other; one passes when it raises nothing.
         setup: Run before the tests, where the tests are run: it sees the program's names.
+        helpers: Code of the row that tests use, run before ``setup`` where the tests are run.
+        names: What the tests use of the program; None finds it out from the tests.
+        modules: Modules of the standard library that tests use without importing them.
     """
 
     sources: list[str]
     tests: tuple[str, ...]
     setup: str = ""
+    helpers: str = ""
+    names: tuple[str, ...] | None = None
+    modules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,7 @@ class Verdict:
 
     Attributes:
         passed: One flag per test, in order.
-        outcome: ``done``, ``timeout``, or what went wrong with the sandbox itself.
+        outcome: ``done``, ``timeout``, or how the tests' process ended.
         detail: The first failing test's error; empty when all passed.
     """
 
@@ -66,14 +77,25 @@ class Sandbox:
     limits: Limits = field(default_factory=Limits)
     workers: int = 0
 
+    def start(self) -> None:
+        """Starts the fork server, unless it runs. Raises ``RewardError`` where no sandbox can be had."""
+        _server().start()
+
     def run(self, program: Program) -> Verdict:
-        """Runs one program. Never raises for what the program does; ``RewardError`` when no sandbox can be started."""
+        """Runs one program. What the program does is a verdict; a sandbox that fails is a ``RewardError``."""
         return _server().run(program, self.limits)
 
     def run_all(self, programs: Iterable[Program]) -> list[Verdict]:
         """Runs many programs, ``workers`` at a time; verdicts in the order of the programs."""
-        with ThreadPoolExecutor(self.workers or os.cpu_count() or 1) as pool:
-            return list(pool.map(self.run, programs))
+        try:
+            with ThreadPoolExecutor(self.workers or os.cpu_count() or 1) as pool:
+                return list(pool.map(self.run, programs))
+        except RuntimeError as error:  # a thread that cannot be started
+            raise _failure(str(error)) from None
+
+
+class _FailedError(Exception):
+    """The sandbox could not do its work; the message says why."""
 
 
 class _Server:
@@ -87,16 +109,22 @@ class _Server:
         self._warned = False
         self.why_weaker = ""
 
+    def start(self) -> None:
+        with self._lock:
+            self._started()
+
     def run(self, program: Program, limits: Limits) -> Verdict:
-        for attempt in range(3):
+        reason = ""
+        for pause in _PAUSES:
             try:
                 return self._run_once(program, limits)
             except Gone as error:
                 # The server or the supervisor was killed from outside: that is not the program's failure.
-                reason = str(error)
-                if attempt:
-                    self.stop()
-        return Verdict((False,) * len(program.tests), f"the sandbox failed: {reason}", reason)
+                reason = f"its processes were killed ({error})"
+            except (_FailedError, BlockingIOError, MemoryError) as error:
+                reason = str(error) or "no memory is left"  # often a shortage that passes
+            time.sleep(pause)
+        raise _failure(reason)
 
     def _run_once(self, program: Program, limits: Limits) -> Verdict:
         ours, theirs = socket.socketpair()
@@ -104,7 +132,7 @@ class _Server:
             ours.settimeout(limits.wall_seconds + _GRACE_SECONDS)
             self._hand_over(theirs)
             send_frame(ours, json.dumps({"sources": program.sources, "limits": asdict(limits)}).encode())
-            send_frame(ours, json.dumps({"setup": program.setup, "tests": program.tests}).encode())
+            send_frame(ours, json.dumps(_for_the_judge(program)).encode())
             return _read_verdict(ours, len(program.tests))
 
     def _hand_over(self, program_end: socket.socket) -> None:
@@ -123,8 +151,8 @@ class _Server:
         self._control, theirs = socket.socketpair()
         source = str(Path(__file__).resolve().parents[3])
         prelude = f"import sys; sys.path.insert(0, {source!r}); "
-        arguments = ["processes"] if os.environ.get("COUNTERPOINT_SANDBOX") == "processes" else []
-        command = [sys.executable, "-s", "-S", "-P", "-B", "-c", prelude + _START, *arguments]
+        asked = os.environ.get("COUNTERPOINT_SANDBOX") == "processes"
+        command = [sys.executable, "-s", "-S", "-P", "-B", "-c", prelude + _START, *(["processes"] if asked else [])]
         environment = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", "COUNTERPOINT_SOURCE": source}
         with theirs:
             self._process = subprocess.Popen(
@@ -140,9 +168,12 @@ class _Server:
             ) from None
         self._control.settimeout(None)
         self.why_weaker = "" if hello["namespaces"] else hello["why"]
+        if self.why_weaker and not asked:
+            self._stop()
+            raise RewardError(_no_namespaces(self.why_weaker, hello["walls"]))
         if self.why_weaker and not self._warned:
             self._warned = True
-            _warn(self.why_weaker)
+            _warn(hello["walls"])
         return self._control
 
     def stop(self) -> None:
@@ -162,11 +193,38 @@ class _Server:
             self._process = None
 
 
-def _warn(why: str) -> None:
+def _for_the_judge(program: Program) -> dict[str, Any]:
+    names, modules = program.names, program.modules
+    if names is None:
+        use = read_tests(program.tests, program.setup, program.helpers)
+        names, modules = use.names, use.modules
+    fields = {"tests": program.tests, "setup": program.setup, "helpers": program.helpers}
+    return fields | {"names": names, "modules": modules}
+
+
+def _failure(reason: str) -> RewardError:
+    return RewardError(
+        f"The code sandbox failed: {reason}. Nothing was scored. Free memory or processes (ulimit -u), or ask for fewer "
+        "programs at a time (workers) or less memory for each (memory_megabytes)."
+    )
+
+
+def _no_namespaces(why: str, walls: list[str]) -> str:
+    return (
+        f"The code sandbox needs namespaces, which the kernel does not allow here ({why}). Run in a machine or container "
+        f"that allows them. COUNTERPOINT_SANDBOX=processes in the environment accepts a weaker sandbox with {_kept(walls)}"
+        "; docs/security.md says what it does not keep."
+    )
+
+
+def _kept(walls: list[str]) -> str:
+    return " and ".join(["limits", *(f"a filter of {wall}" if wall != "landlock" else "Landlock" for wall in walls)])
+
+
+def _warn(walls: list[str]) -> None:
     warnings.warn(
-        f"THE CODE SANDBOX IS WEAKER HERE: the kernel allows no namespaces ({why}). Programs written by the model "
-        "can read what their user may read, and only a filter of system calls keeps them from the network. Run in a "
-        "machine or container that allows user namespaces.",
+        f"THE CODE SANDBOX IS WEAKER HERE: COUNTERPOINT_SANDBOX=processes runs programs without namespaces, with "
+        f"{_kept(walls)}. docs/security.md says what that does not keep.",
         RuntimeWarning,
         stacklevel=2,
     )
@@ -177,6 +235,8 @@ def _read_verdict(sock: socket.socket, num_tests: int) -> Verdict:
     detail = ""
     while True:
         message = json.loads(recv_frame(sock))
+        if "failed" in message:
+            raise _FailedError(message["failed"])
         if "passed" in message:
             passed.append(message["passed"] is True)
             detail = detail or message["error"]

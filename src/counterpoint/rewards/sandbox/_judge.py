@@ -1,40 +1,226 @@
-"""The trusted side: runs the tests, asking the tested process for every call of the code under test.
+"""The trusted side: runs the tests and asks the tested process for every call of the code under test.
 
-The verdict leaves through a socket that only this process holds, and each comparison happens here, on values received
-by copy. So nothing the tested code prints, patches, overrides or inspects can count as a pass.
+It trusts nothing of what comes back. The program cannot ask this process for anything: it only ever answers, with plain
+values that are built here from JSON, or with numbers that stand for its own objects (``Handle``). So a test compares
+builtin values with builtin values, and the verdict leaves through a socket that only this process holds.
 """
 
+import builtins
 import importlib
 import json
 import socket
 import sys
 import types
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NoReturn
 
 from counterpoint.rewards.sandbox._frames import Gone, recv_frame, send_frame
-from counterpoint.rewards.sandbox._peer import Peer
+from counterpoint.rewards.sandbox._values import CONTAINERS, MalformedError, decode, read, write
 
 _DETAIL = 300
+_BUILTIN_NAMES = {id(value): name for name, value in vars(builtins).items() if callable(value)}
 
 
-def judge(client: socket.socket, program: socket.socket) -> None:
-    """Reads the tests from ``client``, judges the program behind ``program``, sends a frame per test to ``client``."""
+class ProgramError(Exception):
+    """An exception of the program whose class is not a builtin."""
+
+
+class Handle:
+    """Stands for an object of the program.
+
+    It can be passed back, called, indexed, iterated, measured, printed, and have attributes: all of that happens in the
+    program, and the answers are plain values or handles again. It never equals a plain value, it has no order and no
+    arithmetic, and two of them are not compared: such answers would be the program's own word.
+    """
+
+    __slots__ = ("_number", "_program")
+    _number: int
+    _program: "ProgramSide"
+
+    def __init__(self, program: "ProgramSide", number: int) -> None:
+        object.__setattr__(self, "_program", program)
+        object.__setattr__(self, "_number", number)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._program.ask("call", self, args, kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return self._program.ask("get", self, (name,))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._program.ask("set", self, (name, value))
+
+    def __iter__(self) -> Iterator[Any]:
+        iterator = self._program.ask("iter", self)
+        if not isinstance(iterator, Handle):
+            raise TypeError("iter() returned a plain value")
+        while True:
+            try:
+                yield next(iterator)
+            except StopIteration:
+                return
+
+    def __next__(self) -> Any:
+        return self._program.ask("next", self)
+
+    def __len__(self) -> int:
+        return _exactly(int, self._program.ask("len", self))
+
+    def __bool__(self) -> bool:
+        return _exactly(bool, self._program.ask("bool", self))
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._program.ask("getitem", self, (key,))
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._program.ask("setitem", self, (key, value))
+
+    def __str__(self) -> str:
+        return _exactly(str, self._program.ask("str", self))
+
+    __repr__ = __str__
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Handle) and other is not self:
+            raise TypeError("two objects of the program are not compared; compare plain values of theirs")
+        return other is self
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+def _exactly(kind: type, value: Any) -> Any:
+    if type(value) is not kind:
+        raise TypeError(f"expected {kind.__name__}, found {type(value).__name__}")
+    return value
+
+
+class ProgramSide:
+    """The program as the judge sees it: questions go out, answers come back.
+
+    Attributes:
+        gone: Whether the program ended or answered nonsense.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.gone = False
+        self._sock = sock
+        self._handles: dict[int, Handle] = {}
+
+    def ask(self, operation: str, target: Handle | str, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        """Asks for one operation and waits for its value. Raises what it raised there, as a builtin exception."""
+        where = target if isinstance(target, str) else self._refer(target)
+        packed = [self._write(arg) for arg in args]
+        self._send([operation, where, packed, self._write(kwargs or {})])
+        match self.receive():
+            case ["ok", value, list(changes)]:
+                answer = self._read(value)
+                self._repeat(args, changes)
+                return answer
+            case ["raised", str(name), str(text)]:
+                _raise(name, text, operation)
+        self._lose("a malformed answer")
+
+    def receive(self) -> Any:
+        """The next message of the program."""
+        try:
+            return decode(recv_frame(self._sock))
+        except (Gone, MalformedError, MemoryError) as error:
+            self._lose(str(error) or "an answer that is too large")
+
+    def _send(self, message: Any) -> None:
+        try:
+            send_frame(self._sock, json.dumps(message).encode())
+        except Gone as error:
+            self._lose(str(error))
+
+    def _lose(self, why: str) -> NoReturn:
+        self.gone = True
+        raise Gone(why)
+
+    def _repeat(self, args: tuple[Any, ...], changes: list[Any]) -> None:
+        """Does to our lists, dicts and sets what the call did to the program's copies of them."""
+        for change in changes:
+            match change:
+                case [int(index), node] if 0 <= index < len(args):
+                    original, changed = args[index], self._read(node)
+                    if type(original) is type(changed):
+                        _overwrite(original, changed)
+
+    def _write(self, value: Any) -> Any:
+        return write(value, self._refer)
+
+    def _refer(self, value: Any) -> Any:
+        if isinstance(value, Handle):
+            return {"yours": value._number}
+        if id(value) in _BUILTIN_NAMES:
+            return {"builtin": _BUILTIN_NAMES[id(value)]}
+        raise TypeError(f"a test passes a {type(value).__name__} to the program; only plain values can be passed")
+
+    def _read(self, node: Any) -> Any:
+        try:
+            return read(node, self._handle)
+        except MalformedError as error:
+            self._lose(str(error))
+
+    def _handle(self, kind: str, body: Any) -> Handle:
+        if kind != "mine" or type(body) is not int:
+            raise ValueError(f"unknown kind {kind!r}")
+        if body not in self._handles:
+            self._handles[body] = Handle(self, body)
+        return self._handles[body]
+
+
+def _overwrite(original: Any, changed: Any) -> None:
+    if isinstance(original, CONTAINERS):
+        if isinstance(original, list | bytearray):
+            original[:] = changed
+        else:
+            original.clear()
+            original.update(changed)
+
+
+def _raise(name: str, text: str, operation: str) -> NoReturn:
+    kind = getattr(builtins, name, None)
+    # The end of an iteration is an answer to "next" alone: raised by a call, it would end a loop of the test's.
+    if isinstance(kind, type) and issubclass(kind, StopIteration | StopAsyncIteration) and operation != "next":
+        kind = None
+    # Errors of text encodings and groups need more than a message to be built.
+    if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, UnicodeError | ExceptionGroup):
+        raise kind(text)
+    raise ProgramError(f"{name}: {text}")
+
+
+def judge(client: socket.socket, sock: socket.socket) -> None:
+    """Reads the tests from ``client``, judges the program behind ``sock``, sends a frame per test to ``client``."""
     request = json.loads(recv_frame(client))
-    peer = Peer(program)
-    try:
-        hello = json.loads(recv_frame(program))
-        names: dict[str, str | None] = hello["names"]
-        problem = str(hello["problem"])
-    except (Gone, ValueError, KeyError, TypeError) as error:
-        names, problem, peer.gone = {}, f"the program ended early ({error})", True
+    program = ProgramSide(sock)
     namespace = _namespace()
+    problem = _start(program, client)
     if not problem:
-        sources = [request["setup"], *request["tests"]]
-        problem = _bind(namespace, peer, names, sources) or _run(namespace, peer, request["setup"])
+        problem = _bind(namespace, program, request) or _run(namespace, program, request["setup"])
     for test in request["tests"]:
-        failure = problem or _run(namespace, peer, test)
+        failure = problem or _run(namespace, program, test)
         _report(client, {"passed": not failure, "error": failure})
     _report(client, {"done": True})
+
+
+def _start(program: ProgramSide, client: socket.socket) -> str:
+    """Waits until the program was started and has run; returns what went wrong with it, or nothing."""
+    try:
+        started = program.receive()
+    except Gone as error:
+        # Before the first message nothing that the model wrote has run: the sandbox failed, not the program.
+        _report(client, {"failed": f"the program's process did not start ({error})"})
+        raise
+    if started != "started":
+        _report(client, {"failed": str(started)[:_DETAIL]})
+        raise Gone(str(started)[:_DETAIL])
+    try:
+        problem = program.receive()
+    except Gone as error:
+        return f"the program ended early ({error})"
+    return problem if isinstance(problem, str) else "a malformed message"
 
 
 def _report(client: socket.socket, message: dict[str, Any]) -> None:
@@ -47,47 +233,28 @@ def _namespace() -> dict[str, Any]:
     return vars(module)
 
 
-def _run(namespace: dict[str, Any], peer: Peer, source: str) -> str:
+def _run(namespace: dict[str, Any], program: ProgramSide, source: str) -> str:
     """Runs one test; returns what went wrong, or nothing."""
     try:
         exec(compile(source, "tests.py", "exec", dont_inherit=True), namespace)
     except BaseException as error:  # a failing test may raise anything
         return f"{type(error).__name__}: {error}"[:_DETAIL]
-    return "the program ended during the test" if peer.gone else ""
+    return "the program ended during the test" if program.gone else ""
 
 
-def _bind(namespace: dict[str, Any], peer: Peer, offered: dict[str, str | None], sources: list[str]) -> str:
-    """Gives the tests those names of the program that they use; returns what went wrong, or nothing.
+def _bind(namespace: dict[str, Any], program: ProgramSide, request: dict[str, Any]) -> str:
+    """Gives the tests the names they need: of the row's own code, of modules, of the program. Returns a problem.
 
-    A builtin keeps its meaning, or code under test could bring its own ``abs`` or ``all``; unless the tests use no
-    other name of the program: then that builtin's name is what they test.
+    Which names come from where was decided from the texts of the tests, before the program was seen.
     """
-    builtin_names = vars(importlib.import_module("builtins"))
-    used = [name for name in _names_used(sources) if name in offered and not name.startswith("__")]
-    own = [name for name in used if name not in builtin_names and offered[name] is None]
-    for name in used:
-        module = offered[name]
+    for module in request["modules"]:
+        namespace[module] = importlib.import_module(module)
+    problem = _run(namespace, program, request["helpers"])
+    for name in request["names"] if not problem else ():
         try:
-            if module is not None:
-                if module.partition(".")[0] in sys.stdlib_module_names:
-                    namespace[name] = importlib.import_module(module)
-            elif name not in builtin_names or not own:
-                namespace[name] = peer.request("name", name, (), {})
-        except BaseException as error:  # the other side may answer with any exception, or not at all
-            return f"{name}: {type(error).__name__}: {error}"[:_DETAIL]
-    return ""
-
-
-def _names_used(sources: list[str]) -> list[str]:
-    names: dict[str, None] = {}
-    pending: list[types.CodeType] = []
-    for source in sources:
-        try:
-            pending.append(compile(source, "tests.py", "exec", dont_inherit=True))
-        except (SyntaxError, ValueError):
-            continue  # it is reported when it is run
-    while pending:
-        code = pending.pop()
-        names.update(dict.fromkeys(code.co_names))
-        pending += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
-    return list(names)
+            namespace[name] = program.ask("name", name)
+        except Gone as error:
+            return f"the program ended early ({error})"
+        except Exception:  # it has no such name: the test that uses it says so
+            namespace.pop(name, None)
+    return problem

@@ -1,86 +1,76 @@
 """The tested side: the process that runs the code nobody trusts, and answers the judge's questions about it.
 
 It holds neither the tests nor the expected values: they are read by the judge, from a channel this process does not
-have, after this process was started.
+have, after this process was started. Whatever this code answers, or is made to answer, is only an answer.
 """
 
-import contextlib
+import builtins
 import json
-import os
-import resource
-import signal
 import socket
 import sys
 import types
+from collections.abc import Callable
 from typing import Any, NoReturn
 
-from counterpoint.rewards.sandbox import _linux, _seccomp
-from counterpoint.rewards.sandbox._frames import Gone, send_frame
-from counterpoint.rewards.sandbox._limits import Limits
-from counterpoint.rewards.sandbox._peer import Peer
+from counterpoint.rewards.sandbox._frames import recv_frame, send_frame
+from counterpoint.rewards.sandbox._values import CONTAINERS, read, write
 
-OUTPUT_FILE = ".output"
-
-
-def run_program(sock: socket.socket, sources: list[str], limits: Limits, others: int) -> NoReturn:
-    """Runs the first of ``sources`` that compiles, tells the judge its names and answers until the judge hangs up.
-
-    Arguments:
-        sock: The connection to the judge.
-        sources: Candidate texts of the program, best first.
-        limits: What the program may use.
-        others: How many processes of the sandbox itself share the limit on processes.
-    """
-    try:
-        _confine(sock, limits, others)
-        module, problem = _execute(sources)
-        names = {name: _module_name(value) for name, value in vars(module).items() if isinstance(name, str)}
-        send_frame(sock, json.dumps({"problem": problem, "names": names}).encode())
-        Peer(sock, vars(module), guarded=False).serve()
-    except Gone:
-        pass
-    finally:
-        os._exit(0)
+_OPERATIONS: dict[str, Callable[..., Any]] = {
+    "call": lambda target, *args, **kwargs: target(*args, **kwargs),
+    "get": getattr,
+    "set": setattr,
+    "iter": iter,
+    "next": next,
+    "len": len,
+    "bool": bool,
+    "getitem": lambda target, key: target[key],
+    "setitem": lambda target, key, value: target.__setitem__(key, value),
+    "str": str,
+}
 
 
-def _module_name(value: Any) -> str | None:
-    return value.__name__ if isinstance(value, types.ModuleType) else None
+def serve_program(sock: socket.socket, sources: list[str]) -> NoReturn:
+    """Runs the first of ``sources`` that compiles, then answers the judge until it hangs up (``Gone``)."""
+    send_frame(sock, b'"started"')
+    module, problem = _execute(sources)
+    send_frame(sock, json.dumps(problem).encode())
+    answers = _Answers(vars(module))
+    while True:
+        send_frame(sock, json.dumps(answers.answer(json.loads(recv_frame(sock)))).encode())
 
 
-def _confine(sock: socket.socket, limits: Limits, others: int) -> None:
-    descriptor = sock.fileno()
-    null = os.open("/dev/null", os.O_RDONLY)
-    output = os.open(OUTPUT_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    for source, target in ((null, 0), (output, 1), (output, 2)):
-        os.dup2(source, target)
-    os.closerange(3, descriptor)
-    os.closerange(descriptor + 1, 4096)
-    os.environ.clear()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGXFSZ, signal.SIGPIPE, signal.SIGCHLD):
-        signal.signal(number, signal.SIG_DFL)
-    _set_limits(limits, others)
-    if sys.platform == "linux":
-        _linux.drop_privileges()
-        if _seccomp.is_available():
-            with contextlib.suppress(OSError):  # a kernel without filters: the zygote has said so
-                _seccomp.install()
+class _Answers:
+    """Answers questions about the names of a module and about the objects that earlier answers mentioned."""
 
+    def __init__(self, namespace: dict[str, Any]) -> None:
+        self._namespace = namespace
+        self._objects: dict[int, Any] = {}
 
-def _set_limits(limits: Limits, others: int) -> None:
-    def limit(what: int, soft: int, hard: int | None = None) -> None:
-        # A hard limit that is lower already cannot be raised, and need not be.
-        _, ceiling = resource.getrlimit(what)
-        hard = soft if hard is None else hard
-        bound = hard if ceiling == resource.RLIM_INFINITY else min(hard, ceiling)
-        resource.setrlimit(what, (min(soft, bound), bound))
+    def answer(self, question: list[Any]) -> list[Any]:
+        try:
+            operation, target, packed_args, packed_kwargs = question
+            args = [read(arg, self._referred) for arg in packed_args]
+            value = write(self._perform(operation, target, args, read(packed_kwargs, self._referred)), self._refer)
+            return ["ok", value, self._changes(args, packed_args)]
+        except BaseException as error:  # code under test may raise anything, SystemExit included
+            return ["raised", type(error).__name__, str(error)[:1000]]
 
-    limit(resource.RLIMIT_CPU, limits.cpu_seconds, limits.cpu_seconds + 1)
-    limit(resource.RLIMIT_FSIZE, limits.file_megabytes << 20)
-    limit(resource.RLIMIT_CORE, 0)
-    limit(resource.RLIMIT_NOFILE, 64)
-    if sys.platform == "linux":
-        limit(resource.RLIMIT_AS, limits.memory_megabytes << 20)
-        limit(resource.RLIMIT_NPROC, limits.processes + others)
+    def _perform(self, operation: str, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        if operation == "name":
+            return self._namespace[target]
+        return _OPERATIONS[operation](read(target, self._referred), *args, **kwargs)
+
+    def _changes(self, args: list[Any], packed: list[Any]) -> list[Any]:
+        """What the call changed in the containers that were passed to it: ``[index, new value]``."""
+        after = [(i, write(arg, self._refer)) for i, arg in enumerate(args) if isinstance(arg, CONTAINERS)]
+        return [[i, node] for i, node in after if json.dumps(node) != json.dumps(packed[i])]
+
+    def _refer(self, value: Any) -> Any:
+        self._objects[id(value)] = value
+        return {"mine": id(value)}
+
+    def _referred(self, kind: str, body: Any) -> Any:
+        return self._objects[body] if kind == "yours" else getattr(builtins, body)
 
 
 def _execute(sources: list[str]) -> tuple[types.ModuleType, str]:

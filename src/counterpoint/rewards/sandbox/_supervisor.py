@@ -1,10 +1,11 @@
-"""One process per program: builds its cage, starts judge and program inside, kills everything at the end.
+"""One process per program: builds its cage, starts judge and program inside, kills both at the end.
 
-    zygote --fork--> supervisor --fork--> judge (process 1 of the cage: reads the tests, sends the verdicts)
-                               \\--fork--> program (runs the code nobody trusts)
+    fork server --fork--> supervisor --fork--> judge (process 1 of the cage: reads the tests, sends the verdicts)
+                                     \\--fork--> program (runs the code nobody trusts)
 
 The judge is process 1 of the program's process namespace, so when it ends, or is killed, the kernel kills everything
-else in there, fork bombs and daemons included, and the program's signals cannot reach it.
+else in there. All three are locked in (``_cage``): none sees files but the standard library, none has a socket but those
+drawn here.
 """
 
 import contextlib
@@ -19,31 +20,35 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NoReturn
 
 from counterpoint.rewards.sandbox import _linux
+from counterpoint.rewards.sandbox._cage import (
+    Cage,
+    Confinement,
+    become,
+    confine,
+    enter_namespaces,
+    enter_own_folder,
+    threads_of_user,
+)
 from counterpoint.rewards.sandbox._frames import Gone, recv_frame, send_frame
 from counterpoint.rewards.sandbox._judge import judge
 from counterpoint.rewards.sandbox._limits import Limits
-from counterpoint.rewards.sandbox._program import run_program
+from counterpoint.rewards.sandbox._program import serve_program
+
+_OUT_OF_MEMORY = 3
+_SUPERVISOR_MEGABYTES = 512
 
 
 @dataclass(frozen=True)
-class Cage:
-    """How programs are kept apart on this machine.
+class _Task:
+    """One program: the socket to the training process, the cage, the limits, and the program's directory if any."""
 
-    Attributes:
-        namespaces: Whether the kernel gives each program its own user, process and mount namespace.
-        uid: The unprivileged user id of the program when the zygote is root; None where it runs as an ordinary user.
-        proc: A descriptor of ``/proc``, or -1.
-        why: Why there are no namespaces; empty where there are.
-    """
-
-    namespaces: bool
-    uid: int | None
-    proc: int = -1
-    why: str = ""
+    client: socket.socket
+    cage: Cage
+    limits: Limits
+    home: str
 
 
 def supervise(client: socket.socket, cage: Cage) -> NoReturn:
@@ -51,184 +56,183 @@ def supervise(client: socket.socket, cage: Cage) -> NoReturn:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         request = json.loads(recv_frame(client))
-        limits = Limits(**request["limits"])
-        home = _enter(cage, limits)
+        task = _Task(client, cage, Limits(**request["limits"]), _prepare(cage))
         with contextlib.suppress(Gone):
-            outcome = _run(client, request["sources"], limits, cage)
-            if home:
-                shutil.rmtree(home, ignore_errors=True)
-            send_frame(client, json.dumps({"end": outcome}).encode())
-    except (Gone, OSError, ValueError) as error:
+            end = _run(task, request["sources"])
+            if task.home:
+                shutil.rmtree(task.home, ignore_errors=True)
+            send_frame(client, json.dumps(end).encode())
+    except (Gone, OSError, ValueError, MemoryError) as error:
         with contextlib.suppress(Gone):
-            send_frame(client, json.dumps({"end": f"the sandbox failed: {error}"}).encode())
+            send_frame(client, json.dumps({"failed": f"{type(error).__name__}: {error}"}).encode())
     finally:
         os._exit(0)
 
 
-def _enter(cage: Cage, limits: Limits) -> str:
-    """Moves into the cage and into a fresh directory; returns the directory where we have to remove it ourselves."""
+def _prepare(cage: Cage) -> str:
+    """Moves into the cage; returns the program's directory where we have to make and remove it ourselves."""
     if cage.namespaces:
         enter_namespaces(cage)
-        size = f"mode=0700,size={limits.file_megabytes}m,nr_inodes=4096"
-        _linux.mount("tmpfs", "/tmp", "tmpfs", _linux.MS_NOSUID | _linux.MS_NODEV, size)
-        os.chdir("/tmp")
         return ""
-    home = tempfile.mkdtemp(prefix="counterpoint-")
+    home = tempfile.mkdtemp(dir=cage.homes)
     if cage.uid is not None:
         os.chown(home, cage.uid, cage.uid)
-    os.chdir(home)
-    if sys.platform == "linux":
-        _linux.prctl(_linux.PR_SET_CHILD_SUBREAPER, 1)
     return home
 
 
-def enter_namespaces(cage: Cage) -> None:
-    """New user, mount and process namespaces, as an unprivileged user; the next child is process 1 of the last."""
-    _become(cage.uid)
-    uid, gid = os.geteuid(), os.getegid()
-    _linux.unshare(_linux.CLONE_NEWUSER | _linux.CLONE_NEWNS | _linux.CLONE_NEWPID)
-    _linux.map_identity(cage.proc, uid, gid)
-
-
-def _become(uid: int | None) -> None:
-    if uid is None:
-        return
-    os.setgroups([])
-    os.setresgid(uid, uid, uid)
-    os.setresuid(uid, uid, uid)
-    if sys.platform == "linux":
-        # A change of user hides /proc/self from the process itself, which still has to write its user map there.
-        _linux.prctl(_linux.PR_SET_DUMPABLE, 1)
-
-
-def _run(client: socket.socket, sources: list[str], limits: Limits, cage: Cage) -> str:
+def _run(task: _Task, sources: list[str]) -> dict[str, str]:
     ours, theirs = socket.socketpair()
+    finished, finish = os.pipe()
+    others = 0 if task.cage.namespaces or task.cage.uid is not None else threads_of_user()
     judge_pid = os.fork()
     if judge_pid == 0:
         theirs.close()
-        _judge_process(client, ours, cage)
+        _judge_process(task, ours, finish, others)
     ours.close()
-    program_pid = os.fork()
-    if program_pid == 0:
-        _program_process(client, theirs, sources, limits, cage)
-    theirs.close()
-    outcome = _wait(judge_pid, program_pid if cage.namespaces else -1, client, limits.wall_seconds)
-    os.kill(judge_pid, signal.SIGKILL)
-    if cage.namespaces:  # the judge's end takes the rest along, and waits until the program is reaped
-        with contextlib.suppress(ChildProcessError):  # reaped already
-            os.waitpid(program_pid, 0)
-        os.waitpid(judge_pid, 0)
-    else:
-        os.waitpid(judge_pid, 0)
-        _sweep(program_pid, cage.uid)
-        os.waitpid(program_pid, 0)
-    return outcome
-
-
-def _judge_process(client: socket.socket, program: socket.socket, cage: Cage) -> NoReturn:
-    random.seed(0)  # forking has drawn a new seed; programs and tests get the same random numbers every time
-    # Orphans of the program end up here; ignoring the signal lets the kernel reap them.
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    os.close(finish)
     try:
-        if not cage.namespaces:
-            _become(cage.uid and cage.uid + 1)
-        if sys.platform == "linux":
-            _linux.prctl(_linux.PR_SET_PDEATHSIG, signal.SIGKILL)
-            # Not readable and not traceable by the program, which has the same user id.
-            _linux.prctl(_linux.PR_SET_DUMPABLE, 0)
-        null = os.open("/dev/null", os.O_RDWR)
-        for target in (0, 1, 2):
-            os.dup2(null, target)
-        judge(client, program)
+        program_pid = os.fork()
+    except OSError:
+        os.kill(judge_pid, signal.SIGKILL)
+        raise
+    if program_pid == 0:
+        _program_process(task, theirs, sources, others)
+    theirs.close()
+    _lock_myself_in(task, finished)
+    end = _wait(task, finished, judge_pid, program_pid)
+    for pid in (judge_pid, program_pid):  # in namespaces the judge's end takes the program along
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(pid, signal.SIGKILL)
+    for pid in (program_pid, judge_pid):
+        with contextlib.suppress(ChildProcessError):  # reaped already
+            os.waitpid(pid, 0)
+    return end
+
+
+def _lock_myself_in(task: _Task, finished: int) -> None:
+    cage, sockets = task.cage, [task.client.fileno(), finished]
+    if not cage.namespaces and cage.uid is not None:
+        # The program's files as effective user, the right to end both processes from effective and real user.
+        os.setgroups([])
+        os.setresgid(cage.uid, cage.uid, cage.uid)
+        os.setresuid(cage.uid + 1, cage.uid, cage.uid)
+    if sys.platform == "linux":
+        _linux.prctl(_linux.PR_SET_DUMPABLE, 0)
+    seconds = int(task.limits.wall_seconds) + 10
+    writable = ["/dev/null", *([cage.homes] if cage.homes else [])]
+    confine(Confinement(sockets, seconds, _SUPERVISOR_MEGABYTES, writable=writable, supervisor=True))
+
+
+def _judge_process(task: _Task, program: socket.socket, finish: int, others: int) -> NoReturn:
+    random.seed(0)  # forking has drawn a new seed; programs and tests get the same random numbers every time
+    code = 1
+    try:
+        os.chdir("/")
+        if not task.cage.namespaces:
+            become(task.cage.uid and task.cage.uid + 1)
+        _die_with_parent()
+        limits = task.limits
+        confine(
+            Confinement(
+                [task.client.fileno(), program.fileno(), finish],
+                limits.cpu_seconds,
+                limits.memory_megabytes,
+                threads=limits.threads + 2 + others,
+                readable=_readable(task.cage),
+            )
+        )
+        judge(task.client, program)
+        code = 0
+    except Gone:
+        code = 0  # what was wrong has been told, or nobody listens
+    except MemoryError:
+        code = _OUT_OF_MEMORY
+    finally:
+        os.write(finish, bytes([code]))
+        signal.pause()  # the end of process 1 would end the program, and hide how it ended before
+        os._exit(code)
+
+
+def _program_process(task: _Task, judge_socket: socket.socket, sources: list[str], others: int) -> NoReturn:
+    random.seed(0)
+    limits, cage = task.limits, task.cage
+    try:
+        os.setsid()
+        if cage.namespaces:
+            enter_own_folder(limits.file_megabytes)
+        else:
+            os.chdir(task.home)
+            become(cage.uid)
+        _die_with_parent()
+        confine(
+            Confinement(
+                [judge_socket.fileno()],
+                limits.cpu_seconds,
+                limits.memory_megabytes,
+                limits.file_megabytes,
+                # In a user namespace of its own the limit counts the supervisor and the judge too.
+                limits.threads + (2 if cage.namespaces else others),
+                readable=_readable(cage),
+                writable=["/tmp" if cage.namespaces else task.home, "/dev"],
+                output=".output",
+            )
+        )
+        serve_program(judge_socket, sources)
     except Gone:
         pass
+    except OSError as error:
+        # Before "started" this is the sandbox's failure, and told as one; after it the judge reads no more of it.
+        with contextlib.suppress(Gone):
+            send_frame(judge_socket, json.dumps(f"the program's process did not start ({error})").encode())
     finally:
         os._exit(0)
 
 
-def _program_process(
-    client: socket.socket, judge_socket: socket.socket, sources: list[str], limits: Limits, cage: Cage
-) -> NoReturn:
-    random.seed(0)
-    try:
-        client.close()
-        os.setsid()
-        if not cage.namespaces:
-            _become(cage.uid)
-        # In a namespace of its own the limit on processes counts the supervisor and the judge too.
-        others = 2 if cage.namespaces else (0 if cage.uid is not None else _count_own_threads())
-        run_program(judge_socket, sources, limits, others)
-    finally:
-        os._exit(1)
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        _linux.prctl(_linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+        # Not readable and not traceable by another process of the same user.
+        _linux.prctl(_linux.PR_SET_DUMPABLE, 0)
 
 
-def _count_own_threads() -> int:
-    """Threads of this user now: without a user namespace the kernel counts them all against the program's limit."""
-    total = 0
-    for entry in Path("/proc").glob("[0-9]*/task"):
-        with contextlib.suppress(OSError):
-            if entry.stat().st_uid == os.getuid():
-                total += sum(1 for _ in entry.iterdir())
-    return total
+def _readable(cage: Cage) -> list[str]:
+    return ["/"] if cage.namespaces else [*cage.library, *_linux.LIBRARY_FOLDERS, *_linux.DEVICES]
 
 
-def _wait(judge_pid: int, program_pid: int, client: socket.socket, seconds: float) -> str:
-    """Waits for the judge's end, the client's end or the end of the time; returns ``done`` for the first.
-
-    ``program_pid`` (-1: leave it) is reaped as soon as it ends: the judge, process 1 of a namespace, cannot end while a
-    zombie is left in there.
-    """
-    end = time.monotonic() + seconds
-    if not hasattr(os, "pidfd_open"):
-        while time.monotonic() < end:
-            if os.waitid(os.P_PID, judge_pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-                return "done"
-            time.sleep(0.005)
-        return "timeout"
-    descriptors = {os.pidfd_open(pid): pid for pid in (judge_pid, program_pid) if pid > 0}
+def _wait(task: _Task, finished: int, judge_pid: int, program_pid: int) -> dict[str, str]:
+    """Waits for the judge's last word, the client's end or the end of the time; says what it was."""
+    end = time.monotonic() + task.limits.wall_seconds
     poll = select.poll()
-    for descriptor in descriptors:
-        poll.register(descriptor, select.POLLIN)
-    poll.register(client.fileno(), 0)  # 0: hang-up only
+    poll.register(finished, select.POLLIN)
+    poll.register(task.client.fileno(), 0)  # 0: hang-up only
     while time.monotonic() < end:
         for descriptor, _ in poll.poll(max(0.0, end - time.monotonic()) * 1000):
-            pid = descriptors.get(descriptor)
-            if pid != program_pid:
-                return "done" if pid == judge_pid else "abandoned"
-            poll.unregister(descriptor)
-            os.waitpid(program_pid, 0)
-    return "timeout"
+            if descriptor != finished:
+                return {"end": "abandoned"}
+            killed = _end_of_program(program_pid, task.limits)
+            return {"failed": killed} if killed else _end_of_judge(os.read(finished, 1), judge_pid)
+    return {"end": "timeout"}
 
 
-def _sweep(program_pid: int, uid: int | None) -> None:
-    """Without a process namespace: kills the program's group, then whatever runs as its user or was left to us."""
-    deadline = time.monotonic() + 2.0
-    for kill in (os.killpg, os.kill):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            kill(program_pid, signal.SIGKILL)
-    if uid is not None:
-        killer = os.fork()
-        if killer == 0:
-            os.setresuid(uid, uid, uid)
-            with contextlib.suppress(OSError):
-                os.kill(-1, signal.SIGKILL)
-            os._exit(0)
-        os.waitpid(killer, 0)
-    while time.monotonic() < deadline and _kill_orphans(program_pid):
-        time.sleep(0.002)
+def _end_of_program(pid: int, limits: Limits) -> str:
+    """Tells whether something outside killed the program, most often for want of memory.
+
+    The program cannot send itself SIGKILL, and the kernel sends it only past the limit on processor time.
+    """
+    reaped, status, usage = os.wait4(pid, os.WNOHANG)
+    killed = reaped and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    if killed and usage.ru_utime + usage.ru_stime < limits.cpu_seconds:
+        return "a program was killed from outside the sandbox, most likely because the machine has no memory left"
+    return ""
 
 
-def _kill_orphans(program_pid: int) -> bool:
-    """Kills and reaps processes that were re-parented to us; tells whether there were any."""
-    try:
-        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    except OSError:
-        return False
-    orphans = [int(pid) for pid in children if int(pid) != program_pid]
-    found = False
-    for pid in orphans:
-        with contextlib.suppress(OSError):
-            if pid != program_pid and os.waitpid(pid, os.WNOHANG)[0] == 0:
-                os.kill(pid, signal.SIGKILL)
-                found = True
-    return found
+def _end_of_judge(word: bytes, pid: int) -> dict[str, str]:
+    if not word:  # it ended without one
+        status = os.waitpid(pid, 0)[1]
+        name = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else f"code {os.WEXITSTATUS(status)}"
+        if name == "SIGKILL":
+            return {"failed": "the tests' process was killed, most likely because the machine has no memory left"}
+        return {"end": f"the tests ended with {name}"}
+    if word[0] == _OUT_OF_MEMORY:
+        return {"end": "the tests ran out of memory"}
+    return {"end": "done"} if word[0] == 0 else {"failed": f"the tests' process ended with code {word[0]}"}

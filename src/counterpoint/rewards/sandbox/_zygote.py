@@ -5,21 +5,26 @@ everything the training process holds (memory, open files, environment) out of t
 ``python -s -S -P -B -c ...`` with an empty environment; file descriptor 0 is the control socket.
 """
 
+import contextlib
 import gc
 import importlib
 import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-from counterpoint.rewards.sandbox import _linux
-from counterpoint.rewards.sandbox._frames import send_frame
-from counterpoint.rewards.sandbox._supervisor import Cage, enter_namespaces, supervise
+from counterpoint.rewards.sandbox import _landlock, _linux, _seccomp
+from counterpoint.rewards.sandbox._cage import Cage, enter_namespaces, enter_own_folder
+from counterpoint.rewards.sandbox._frames import Gone, send_frame
+from counterpoint.rewards.sandbox._supervisor import supervise
 
 # Imported once here, so that programs get them for nothing.
 _PRELOADED = """
@@ -40,34 +45,58 @@ def main() -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for name in _PRELOADED.split():
         importlib.import_module(name)
-    cage = prepare()
-    send_frame(control, json.dumps({"namespaces": cage.namespaces, "why": cage.why}).encode())
+    cage = prepare(asked_for_processes="processes" in sys.argv)
+    send_frame(control, json.dumps({"namespaces": cage.namespaces, "why": cage.why, "walls": _walls()}).encode())
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    if sys.platform == "linux":
+        _seccomp.prepare()
     gc.collect()
     gc.freeze()
     for slot in itertools.cycle(range(0, _NUM_UIDS, 2)):
         _, descriptors, _, _ = socket.recv_fds(control, 1, 1)
         if not descriptors:
-            os._exit(0)
-        if os.fork() == 0:
-            control.close()
-            uid = None if cage.uid is None else cage.uid + slot
-            supervise(socket.socket(fileno=descriptors[0]), Cage(cage.namespaces, uid, cage.proc))
-        os.close(descriptors[0])
-    raise AssertionError("unreachable: the cycle does not end")
+            break
+        _serve(control, socket.socket(fileno=descriptors[0]), cage, slot)
+    if cage.homes:
+        shutil.rmtree(cage.homes, ignore_errors=True)
+    os._exit(0)
 
 
-def prepare() -> Cage:
-    """Enters the zygote's own namespaces where the kernel allows it; otherwise says why not."""
+def _serve(control: socket.socket, client: socket.socket, cage: Cage, slot: int) -> None:
+    with client:
+        try:
+            if os.fork() == 0:
+                control.close()
+                supervise(client, replace(cage, uid=None if cage.uid is None else cage.uid + slot))
+        except OSError as error:
+            with contextlib.suppress(Gone):
+                send_frame(client, json.dumps({"failed": f"no process could be started: {error}"}).encode())
+
+
+def prepare(asked_for_processes: bool) -> Cage:
+    """Enters the fork server's own namespaces where the kernel allows it; otherwise says why not."""
     uid = _FIRST_UID if os.geteuid() == 0 and _can_become(_FIRST_UID + _NUM_UIDS) else None
+    library = _linux.standard_library()
     if sys.platform != "linux":
-        return Cage(False, uid, why=f"{sys.platform} has no namespaces")
-    cage = Cage(True, uid, os.open("/proc", os.O_RDONLY | os.O_DIRECTORY))
-    why = "COUNTERPOINT_SANDBOX=processes" if "processes" in sys.argv else _trial(cage)
+        return Cage(False, uid, library=library, homes=_homes(), why=f"{sys.platform} has no namespaces")
+    cage = Cage(True, uid, os.open("/proc", os.O_RDONLY | os.O_DIRECTORY), library)
+    libraries = _linux.shared_libraries()
+    why = "COUNTERPOINT_SANDBOX=processes" if asked_for_processes else _trial(cage, libraries)
     if why:
-        return Cage(False, uid, why=why + _library_problem(uid))
-    _enter(cage)
+        return replace(cage, namespaces=False, proc=-1, homes=_homes(), why=why + _library_problem(uid))
+    _enter(cage, libraries)
     return cage
+
+
+def _homes() -> str:
+    folder = tempfile.mkdtemp(prefix="counterpoint-")
+    os.chmod(folder, 0o1733)  # noqa: PTH101 (each program's user removes its own directory, and lists no others)
+    return folder
+
+
+def _walls() -> list[str]:
+    walls = ["system calls"] if sys.platform == "linux" and _seccomp.is_available() else []
+    return [*walls, "landlock"] if sys.platform == "linux" and _landlock.version() else walls
 
 
 def _library_problem(uid: int | None) -> str:
@@ -87,29 +116,28 @@ def _can_become(uid: int) -> bool:
     return any(int(first) <= uid < int(first) + int(count) for first, _, count in (line.split() for line in lines))
 
 
-def _enter(cage: Cage) -> None:
+def _enter(cage: Cage, libraries: list[str]) -> None:
     """Namespaces without a network, and a root directory that holds only what Python needs."""
     shared = _linux.CLONE_NEWNS | _linux.CLONE_NEWNET | _linux.CLONE_NEWIPC | _linux.CLONE_NEWUTS
-    paths = _linux.readable_paths()
     if cage.uid is None:
         uid, gid = os.geteuid(), os.getegid()
         _linux.unshare(shared | _linux.CLONE_NEWUSER)
         _linux.map_identity(cage.proc, uid, gid)
     else:
         _linux.unshare(shared)
-    _linux.enter_private_root(paths)
+    _linux.enter_private_root(list(cage.library), libraries)
 
 
-def _trial(cage: Cage) -> str:
+def _trial(cage: Cage, libraries: list[str]) -> str:
     """Tries everything in a child, because a process that got half-way cannot go back. Returns what was refused."""
     read_end, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
         why = ""
         try:
-            _enter(cage)
+            _enter(cage, libraries)
             enter_namespaces(cage)
-            _linux.mount("tmpfs", "/tmp", "tmpfs")
+            enter_own_folder(1)
         except (OSError, AttributeError) as error:
             why = str(error)
         finally:

@@ -1,0 +1,143 @@
+"""Locking processes in: what each may see, use and do from a point in its life on."""
+
+import contextlib
+import os
+import resource
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from counterpoint.rewards.sandbox import _landlock, _linux, _seccomp
+
+
+@dataclass(frozen=True)
+class Cage:
+    """How programs are kept apart on this machine.
+
+    Attributes:
+        namespaces: Whether the kernel gives each program its own user, process, mount and IPC namespace.
+        uid: The unprivileged user id of the program when the fork server is root; None where it is an ordinary user.
+        proc: A descriptor of ``/proc``, or -1.
+        library: Folders of the standard library, readable for all.
+        homes: Without namespaces: the folder that holds the programs' temporary directories.
+        why: Why there are no namespaces; empty where there are.
+    """
+
+    namespaces: bool
+    uid: int | None
+    proc: int = -1
+    library: Sequence[str] = ()
+    homes: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Confinement:
+    """What is left to a process.
+
+    Attributes:
+        sockets: Descriptors that stay open, beside standard input and output, which lead nowhere.
+        cpu_seconds: Processor time.
+        memory_megabytes: Address space.
+        file_megabytes: Size of a file it writes.
+        threads: Threads of its user, those of other processes included.
+        readable: Paths it may read.
+        writable: Paths it may also write.
+        output: A file that takes its standard output; empty for none.
+        supervisor: Whether it may signal and watch other processes.
+    """
+
+    sockets: Sequence[int]
+    cpu_seconds: int
+    memory_megabytes: int
+    file_megabytes: int = 0
+    threads: int | None = None
+    readable: Sequence[str] = ()
+    writable: Sequence[str] = field(default=("/dev/null",))
+    output: str = ""
+    supervisor: bool = False
+
+
+def confine(what: Confinement) -> None:
+    """Applies ``what`` to this process for good. Raises ``OSError`` where the kernel refuses what it must not."""
+    null = os.open("/dev/null", os.O_RDWR)
+    output = os.open(what.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600) if what.output else null
+    for source, target in ((null, 0), (output, 1), (output, 2)):
+        os.dup2(source, target)
+    _close_all_but(what.sockets)
+    os.environ.clear()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGXFSZ, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_DFL)
+    _set_limits(what)
+    if sys.platform == "linux":
+        _landlock.restrict(what.readable, what.writable, signals=what.supervisor)
+        _linux.drop_privileges()
+        if _seccomp.is_available():
+            with contextlib.suppress(OSError):  # a kernel without filters: the fork server has said so
+                _seccomp.install(what.supervisor)
+
+
+def _close_all_but(sockets: Sequence[int]) -> None:
+    start = 3
+    for descriptor in sorted(sockets):
+        os.closerange(start, descriptor)
+        start = descriptor + 1
+    os.closerange(start, 1 << 16)
+
+
+def _set_limits(what: Confinement) -> None:
+    def limit(what: int, soft: int, hard: int | None = None) -> None:
+        # A hard limit that is lower already cannot be raised, and need not be.
+        _, ceiling = resource.getrlimit(what)
+        hard = soft if hard is None else hard
+        bound = hard if ceiling == resource.RLIM_INFINITY else min(hard, ceiling)
+        resource.setrlimit(what, (min(soft, bound), bound))
+
+    limit(resource.RLIMIT_CPU, what.cpu_seconds, what.cpu_seconds + 1)
+    limit(resource.RLIMIT_FSIZE, what.file_megabytes << 20)
+    limit(resource.RLIMIT_CORE, 0)
+    limit(resource.RLIMIT_NOFILE, 64)
+    if sys.platform == "linux":
+        limit(resource.RLIMIT_AS, what.memory_megabytes << 20)
+        if what.threads is not None:
+            limit(resource.RLIMIT_NPROC, what.threads)
+
+
+def become(uid: int | None) -> None:
+    """Changes to an unprivileged user for good; None stays."""
+    if uid is None:
+        return
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    if sys.platform == "linux":
+        # A change of user hides /proc/self from the process itself, which still has to write its user map there.
+        _linux.prctl(_linux.PR_SET_DUMPABLE, 1)
+
+
+def enter_namespaces(cage: Cage) -> None:
+    """New user, mount, process and IPC namespaces, as an unprivileged user; the next child is process 1."""
+    become(cage.uid)
+    uid, gid = os.geteuid(), os.getegid()
+    _linux.unshare(_linux.CLONE_NEWUSER | _linux.CLONE_NEWNS | _linux.CLONE_NEWPID | _linux.CLONE_NEWIPC)
+    _linux.map_identity(cage.proc, uid, gid)
+
+
+def enter_own_folder(file_megabytes: int) -> None:
+    """An empty ``/tmp`` in memory that only this process sees, as the working directory."""
+    _linux.unshare(_linux.CLONE_NEWNS)
+    flags = _linux.MS_NOSUID | _linux.MS_NODEV | _linux.MS_NOEXEC
+    _linux.mount("tmpfs", "/tmp", "tmpfs", flags, f"mode=0700,size={file_megabytes}m,nr_inodes=4096")
+    os.chdir("/tmp")
+
+
+def threads_of_user() -> int:
+    """Threads of this user now: without a user namespace the kernel counts them all against a limit."""
+    total = 0
+    for entry in Path("/proc").glob("[0-9]*/task"):
+        with contextlib.suppress(OSError):
+            if entry.stat().st_uid == os.getuid():
+                total += sum(1 for _ in entry.iterdir())
+    return total

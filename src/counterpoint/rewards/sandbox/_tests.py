@@ -1,0 +1,152 @@
+"""What tests use, read from their text: names of the program, modules, and what cannot cross to the program.
+
+Decided here, before a program is seen, so that no program has a say in it.
+"""
+
+import ast
+import builtins
+import functools
+import importlib
+import symtable
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+# Modules that tests may use without importing them, as data sets' tests do.
+_KNOWN_MODULES = """
+bisect cmath collections copy datetime decimal fractions functools heapq inspect io itertools json math operator os
+random re statistics string sys textwrap time types typing unittest
+""".split()
+_BUILTINS = frozenset(dir(builtins))
+
+
+@dataclass(frozen=True)
+class TestsUse:
+    """What tests use.
+
+    Attributes:
+        names: Names that the program must define, sorted.
+        modules: Modules of the standard library to have at hand, sorted.
+        problems: What the sandbox cannot do for these tests, a sentence each.
+    """
+
+    names: tuple[str, ...]
+    modules: tuple[str, ...]
+    problems: tuple[str, ...]
+
+
+@functools.lru_cache(1024)
+def read_tests(tests: tuple[str, ...], setup: str = "", helpers: str = "", entry_point: str = "") -> TestsUse:
+    """What ``tests`` use, and ``setup``, which runs before them.
+
+    Arguments:
+        tests: Texts that compile.
+        setup: A text that compiles.
+        helpers: The row's own code on the tests' side; what it defines is not asked of the program.
+        entry_point: A name that is asked of the program although ``helpers`` define it or it is a builtin's.
+    """
+    trees = [tree for tree in map(_parsed, [setup, *tests]) if tree]
+    used, defined = _globals([setup, *tests])
+    _, helped = _globals([helpers])
+    free = sorted(used - defined - (helped - {entry_point}))
+    modules = tuple(name for name in free if _is_module(name, trees))
+    names = [name for name in free if name not in modules and (name not in _BUILTINS or name == entry_point)]
+    problems = [] if names else _only_builtins(free, names)
+    trees += [tree for tree in [_parsed(helpers)] if tree]
+    problems += [problem for tree in trees for problem in _problems(tree, set(names))]
+    return TestsUse(tuple(names), modules, tuple(dict.fromkeys(problems)))
+
+
+def _parsed(source: str) -> ast.Module | None:
+    try:
+        return ast.parse(source)
+    except (SyntaxError, ValueError):  # it is reported when it is run
+        return None
+
+
+def _globals(sources: Sequence[str]) -> tuple[set[str], set[str]]:
+    """Global names that texts read, and those that they set."""
+    used: set[str] = set()
+    defined: set[str] = set()
+    for source in sources:
+        try:
+            pending = [symtable.symtable(source, "tests.py", "exec")]
+        except (SyntaxError, ValueError):
+            continue
+        while pending:
+            table = pending.pop()
+            pending += table.get_children()
+            top = table.get_type() == "module"
+            for symbol in table.get_symbols():
+                if top and (symbol.is_assigned() or symbol.is_imported() or symbol.is_namespace()):
+                    defined.add(symbol.get_name())
+                elif symbol.is_referenced() and (top or symbol.is_global()):
+                    used.add(symbol.get_name())
+    return used, defined
+
+
+def _is_module(name: str, trees: Sequence[ast.AST]) -> bool:
+    if name not in _KNOWN_MODULES:
+        return False
+    module = importlib.import_module(name)
+    uses = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == name]
+    attributes = [
+        node
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == name
+    ]
+    return len(uses) == len(attributes) and all(hasattr(module, node.attr) for node in attributes)
+
+
+def _only_builtins(free: list[str], names: list[str]) -> list[str]:
+    """Tests that use no name but builtins test the one builtin's name that they call; it is put into ``names``."""
+    called = [name for name in free if callable(getattr(builtins, name, None)) and not name[0].isupper()]
+    if len(called) == 1:
+        names += called
+        return []
+    if called:
+        return [f"the tests call {', '.join(called)} and nothing else; name the tested function in 'entry_point'"]
+    return ["the tests use nothing of the program"]
+
+
+def _problems(tree: ast.Module, names: set[str]) -> Iterator[str]:
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.Lambda)]
+    local = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    # HumanEval's ``check(candidate)`` calls the program through a parameter.
+    tested = names | {argument.arg for function in functions for argument in function.args.args}
+    for node in ast.walk(tree):
+        for module in _imported(node):
+            if module not in sys.stdlib_module_names:
+                yield f"they import {module}, and the sandbox has the standard library only"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in tested:
+            values = [*node.args, *(keyword.value for keyword in node.keywords)]
+            if any(_is_code(value, local) for value in values):
+                yield f"they pass a function or generator to {node.func.id}; only plain values can be passed"
+        for name in sorted(_classes_needed(node) & names):
+            yield f"they use {name} as a class on their own side (except, isinstance or a base class)"
+        if isinstance(node, ast.Await):
+            yield "they await the program"
+
+
+def _imported(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name.partition(".")[0] for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        return [(node.module or "").partition(".")[0]]
+    return []
+
+
+def _is_code(value: ast.expr, local: set[str]) -> bool:
+    return isinstance(value, ast.Lambda | ast.GeneratorExp) or (isinstance(value, ast.Name) and value.id in local)
+
+
+def _classes_needed(node: ast.AST) -> set[str]:
+    found: list[ast.expr | None] = []
+    if isinstance(node, ast.ExceptHandler):
+        found = [node.type]
+    elif isinstance(node, ast.ClassDef):
+        found = [*node.bases]
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("isinstance", "issubclass"):
+        found = [*node.args[1:]]
+    return {part.id for item in found if item for part in ast.walk(item) if isinstance(part, ast.Name)}

@@ -1,0 +1,118 @@
+"""Values on the wire between judge and program: plain values by copy, everything else as a number.
+
+JSON, not pickle or marshal: the bytes come from code nobody trusts, and reading them must never run, import or build
+anything but builtin values. What ``read`` returns is exactly of the types below, never of a class that was made
+elsewhere.
+"""
+
+import json
+from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+_EXACT_INT = 1 << 53
+_MAX_DIGITS = 100_000  # of integers and decimals; arithmetic on longer ones takes seconds
+CONTAINERS = (list, dict, set, bytearray)
+
+Reference = Callable[[int], Any]
+
+
+class MalformedError(Exception):
+    """Bytes that are no message."""
+
+
+def write(value: Any, refer: Callable[[Any], Any]) -> Any:
+    """The JSON form of ``value``; ``refer`` gives that of anything that is no plain value.
+
+    Subclasses of plain types travel as the plain type.
+    """
+    match value:
+        case None | bool():
+            return value
+        case float():
+            return float(value)
+        case int():
+            number = int(value)
+            return number if -_EXACT_INT < number < _EXACT_INT else {"int": hex(number)}
+        case str():
+            return str.__str__(value)
+        case list():
+            return [write(item, refer) for item in value]
+        case tuple():
+            return {"tuple": [write(item, refer) for item in value]}
+        case dict():
+            return {"dict": [[write(key, refer), write(item, refer)] for key, item in value.items()]}
+        case set() | frozenset():
+            return {"set" if isinstance(value, set) else "frozenset": [write(item, refer) for item in value]}
+        case bytes() | bytearray():
+            return {"bytes" if isinstance(value, bytes) else "bytearray": value.hex()}
+        case complex():
+            return {"complex": [value.real, value.imag]}
+        case Decimal():
+            return {"decimal": str(value)}
+        case Fraction():
+            return {"fraction": [hex(value.numerator), hex(value.denominator)]}
+        case range():
+            return {"range": [hex(value.start), hex(value.stop), hex(value.step)]}
+    return refer(value)
+
+
+def read(node: Any, refer: Callable[[str, Any], Any]) -> Any:
+    """The value of a JSON form; ``refer(kind, body)`` gives that of a reference.
+
+    Raises ``MalformedError`` for anything else, whatever the other side sent.
+    """
+    try:
+        return _read(node, refer)
+    except (TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
+        raise MalformedError(f"{type(error).__name__}: {error}"[:200]) from None
+
+
+def _read(node: Any, refer: Callable[[str, Any], Any]) -> Any:
+    if isinstance(node, list):
+        return [_read(item, refer) for item in node]
+    if not isinstance(node, dict):
+        return node
+    ((kind, body),) = node.items()
+    match kind:
+        case "dict":
+            return {_read(key, refer): _read(item, refer) for key, item in body}
+        case "tuple":
+            return tuple(_read(item, refer) for item in body)
+        case "set":
+            return {_read(item, refer) for item in body}
+        case "frozenset":
+            return frozenset(_read(item, refer) for item in body)
+        case "int":
+            return _integer(body)
+        case "bytes":
+            return bytes.fromhex(body)
+        case "bytearray":
+            return bytearray.fromhex(body)
+        case "complex":
+            real, imaginary = body
+            return complex(float(real), float(imaginary))
+        case "decimal":
+            return Decimal(str(body)[:_MAX_DIGITS])
+        case "fraction":
+            numerator, denominator = body
+            return Fraction(_integer(numerator), _integer(denominator))
+        case "range":
+            start, stop, step = body
+            return range(_integer(start), _integer(stop), _integer(step))
+    return refer(kind, body)
+
+
+def _integer(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError("an integer of too many digits")
+    return int(text, 16)
+
+
+def decode(payload: bytes) -> Any:
+    """What JSON bytes hold. Raises ``MalformedError``."""
+    try:
+        return json.loads(payload)
+    except (ValueError, RecursionError) as error:
+        raise MalformedError(str(error)[:200]) from None
