@@ -48,8 +48,11 @@ class Reward(ABC):
 
     def __call__(
         self, completions: Sequence[Completion], prompts: Sequence[Any] | None = None, **columns: Any
-    ) -> list[float]:
-        """Scores a batch; ``columns`` holds one list per column, other keyword arguments are ignored."""
+    ) -> list[float | None]:
+        """Scores a batch; ``columns`` holds one list per column, other keyword arguments are ignored.
+
+        ``None`` is no reward: the completion could not be scored.
+        """
         rows = self._rows(len(completions), prompts, columns)
         prepared = [self._prepare_at(index, row) for index, row in enumerate(rows)]
         return self.score_all([completion_text(completion) for completion in completions], prepared)
@@ -58,12 +61,12 @@ class Reward(ABC):
     def prepare(self, row: Row) -> Any:
         """What scoring needs of a row. Raises ``RewardError`` when the row cannot be used."""
 
-    @abstractmethod
-    def score(self, text: str, prepared: Any) -> float:
+    def score(self, text: str, prepared: Any) -> float | None:
         """The reward of one completion text. Never raises for what the text holds."""
+        return self.score_all([text], [prepared])[0]
 
-    def score_all(self, texts: Sequence[str], prepared: Sequence[Any]) -> list[float]:
-        """The rewards of a batch; rewards that can work in parallel override it."""
+    def score_all(self, texts: Sequence[str], prepared: Sequence[Any]) -> list[float | None]:
+        """The rewards of a batch. A reward overrides ``score`` or, to work in parallel, this."""
         return [self.score(text, row) for text, row in zip(texts, prepared, strict=True)]
 
     def check_rows(self, rows: Sequence[Row]) -> list[str]:

@@ -10,7 +10,7 @@ import functools
 import logging
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from counterpoint.errors import MissingExtraError
@@ -50,6 +50,15 @@ def load_checkers() -> dict[str, Any]:
     # Language detection draws random numbers of its own; a fixed seed makes it a function of the text.
     langdetect.DetectorFactory.seed = 0
     return {**IFEVAL, **IFBENCH}
+
+
+def build_checker(checkers: Mapping[str, Any], id: str, kwargs: Mapping[str, Any], prompt: str | None) -> Any:
+    """The checker of an instruction with its arguments. Raises whatever the checker does for bad ones."""
+    checker = checkers[id](id)
+    checker.build_description(**kwargs)
+    if "prompt" in (checker.get_instruction_args() or {}) and isinstance(prompt, str):
+        checker.build_description(prompt=prompt)
+    return checker
 
 
 @functools.cache

@@ -86,11 +86,7 @@ class CodeReward(Reward):
                 problems = [str(error)]
         return problems
 
-    def score(self, text: str, prepared: dict[str, Any]) -> float:
-        """The reward of one program."""
-        return self.score_all([text], [prepared])[0]
-
-    def score_all(self, texts: Sequence[str], prepared: Sequence[dict[str, Any]]) -> list[float]:
+    def score_all(self, texts: Sequence[str], prepared: Sequence[dict[str, Any]]) -> list[float | None]:
         """The rewards of many programs, several at a time."""
         programs = {
             i: _program(text, row) for i, (text, row) in enumerate(zip(texts, prepared, strict=True)) if text.strip()

@@ -12,21 +12,24 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from counterpoint.errors import RewardError, nearest
-from counterpoint.rewards._base import Completion, Reward, Row, message_text, one_of, shorten
-from counterpoint.rewards._checkers import isolated, load_checkers, missing_data
+from counterpoint.rewards._base import Reward, Row, message_text, one_of, shorten
+from counterpoint.rewards._checkers import build_checker, isolated, load_checkers, missing_data
 from counterpoint.rewards._regions import final_answer
+from counterpoint.rewards.sandbox._scorers import scorers
 
 MODES = ("fraction", "all")
 
-# What the checkers, which are not ours, raise on texts they did not expect; such a text does not follow the
-# instruction.
+# What the checkers, which are not ours, raise on arguments that they cannot use.
 _CHECKER_FAILURES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
-class _Instruction:
-    id: str
-    checker: Any
+class _Instructions:
+    """A row's instructions: names with arguments, and the prompt that some of them look at."""
+
+    named: list[tuple[str, dict[str, Any]]]
+    prompt: str | None
 
 
 class InstructionsReward(Reward):
@@ -47,15 +50,8 @@ class InstructionsReward(Reward):
         self.loose = loose
         self._checkers = load_checkers()
 
-    def __call__(
-        self, completions: Sequence[Completion], prompts: Sequence[Any] | None = None, **columns: Any
-    ) -> list[float]:
-        """Scores a batch without touching the global random state."""
-        with isolated():
-            return super().__call__(completions, prompts, **columns)
-
-    def prepare(self, row: Row) -> list[_Instruction]:
-        """The row's checkers, built. Raises ``RewardError`` for unknown ones and those whose data is not installed."""
+    def prepare(self, row: Row) -> _Instructions:
+        """The row's instructions, checked. ``RewardError``: one is unknown, or its data is not installed."""
         ids, arguments = row["instruction_id_list"], row["kwargs"]
         if not isinstance(ids, list | tuple) or not ids or not all(isinstance(id, str) for id in ids):
             raise RewardError(f"'instruction_id_list' must be a list of instruction ids, found {shorten(ids)}.")
@@ -71,35 +67,44 @@ class InstructionsReward(Reward):
                 f"NLTK data is not installed: {names}. Install it (python -m nltk.downloader {packages}) "
                 "or leave out the rows with these instructions."
             )
+        prompt = row.get("prompt") if isinstance(row.get("prompt"), str) else None
         with isolated():
-            return [self._build(id, given, row.get("prompt")) for id, given in zip(ids, arguments, strict=True)]
+            named = [(id, self._arguments(id, given, prompt)) for id, given in zip(ids, arguments, strict=True)]
+        return _Instructions(named, prompt)
 
-    def _build(self, id: str, given: Any, prompt: Any) -> _Instruction:
+    def _arguments(self, id: str, given: Any, prompt: str | None) -> dict[str, Any]:
         if id not in self._checkers:
             raise RewardError(f"unknown instruction {id!r}; {nearest(id, self._checkers)}")
         if given is not None and not isinstance(given, Mapping):
             raise RewardError(f"'kwargs' of {id} must be a mapping, found {shorten(given)}.")
         # Rows that went through a table carry every argument of every instruction, most of them null.
         kwargs = {name: value for name, value in (given or {}).items() if value is not None}
-        checker = self._checkers[id](id)
         try:
-            checker.build_description(**kwargs)
-            if "prompt" in (checker.get_instruction_args() or {}) and isinstance(prompt, str):
-                checker.build_description(prompt=prompt)
+            build_checker(self._checkers, id, kwargs, prompt)
         except _CHECKER_FAILURES as error:
             raise RewardError(f"'kwargs' of {id} cannot be used ({error}), found {shorten(kwargs)}.") from None
-        return _Instruction(id, checker)
+        return kwargs
 
-    def score(self, text: str, prepared: list[_Instruction]) -> float:
+    def score_all(self, texts: Sequence[str], prepared: Sequence[_Instructions]) -> list[float | None]:
         """The share of instructions followed, or with ``mode="all"`` whether all are; 0 for a text without any word.
 
         Without that rule signs alone would earn much: they hold no comma, no forbidden word and no detectable language.
         """
-        text = final_answer(text)
-        if not any(character.isalnum() for character in text):
-            return 0.0
-        variants = _loose_variants(text) if self.loose else [text]
-        followed = [any(_follows(item, variant) for variant in variants) for item in prepared]
+        answers = [final_answer(text) for text in texts]
+        worded = [i for i, answer in enumerate(answers) if any(character.isalnum() for character in answer)]
+        requests = [(prepared[i].named, prepared[i].prompt, self._variants(answers[i])) for i in worded]
+        found = scorers("instructions").run(requests, _SECONDS)
+        rewards: list[float | None] = [0.0] * len(texts)
+        for i, followed in zip(worded, found, strict=True):
+            rewards[i] = self._reward(followed)
+        return rewards
+
+    def _variants(self, text: str) -> list[str]:
+        return _loose_variants(text) if self.loose else [text]
+
+    def _reward(self, followed: list[bool] | bool | None) -> float | None:
+        if not isinstance(followed, list):  # no turn, or no answer in time
+            return None if followed is None else 0.0
         return float(all(followed)) if self.mode == "all" else sum(followed) / len(followed)
 
     def _rows(self, count: int, prompts: Sequence[Any] | None, columns: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -107,13 +112,6 @@ class InstructionsReward(Reward):
         for row, prompt in zip(rows, prompts or [], strict=False):
             row.setdefault("prompt", prompt if isinstance(prompt, str) else message_text(prompt[-1]))
         return rows
-
-
-def _follows(item: _Instruction, text: str) -> bool:
-    try:
-        return bool(text.strip()) and bool(item.checker.check_following(text))
-    except _CHECKER_FAILURES:
-        return False
 
 
 def _loose_variants(text: str) -> list[str]:

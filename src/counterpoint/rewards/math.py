@@ -17,7 +17,7 @@ from counterpoint.errors import RewardError
 from counterpoint.rewards._base import Reward, Row, one_of, text_list
 from counterpoint.rewards._numbers import last_number, parse_number
 from counterpoint.rewards._regions import final_answer
-from counterpoint.rewards._verify_pool import equivalent_all
+from counterpoint.rewards.sandbox._scorers import scorers
 
 EXTRACTIONS = ("auto", "gsm8k", "boxed", "plain", "last_number")
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
@@ -72,28 +72,27 @@ class MathReward(Reward):
             raise RewardError("'answer' is empty.")
         return _Reference(text, parse_number(text))
 
-    def score(self, text: str, prepared: list[_Reference]) -> float:
-        """1 when the final answer equals a reference, else 0."""
-        return self.score_all([text], [prepared])[0]
-
-    def score_all(self, texts: Sequence[str], prepared: Sequence[list[_Reference]]) -> list[float]:
+    def score_all(self, texts: Sequence[str], prepared: Sequence[list[_Reference]]) -> list[float | None]:
         """Numbers at once; what is left goes to the workers together."""
-        rewards = [0.0] * len(texts)
+        rewards: list[float | None] = [0.0] * len(texts)
         open_pairs: list[tuple[int, str, str]] = []
         for index, (text, references) in enumerate(zip(texts, prepared, strict=True)):
             for reference in references:
                 answer = self.extract(text, reference.number is not None)
                 if isinstance(answer, Fraction):
-                    rewards[index] = max(rewards[index], float(answer == reference.number))
+                    rewards[index] = float(rewards[index] == 1.0 or answer == reference.number)
                 elif answer:
                     if _same_text(answer, reference.text):
                         rewards[index] = 1.0
                     elif self._is_comparable(answer, reference):
                         open_pairs.append((index, reference.text, answer))
         open_pairs = [pair for pair in open_pairs if rewards[pair[0]] == 0.0]
-        verdicts = equivalent_all([(gold, answer) for _, gold, answer in open_pairs], self.timeout)
-        for (index, _, _), same in zip(open_pairs, verdicts, strict=True):
-            rewards[index] = max(rewards[index], float(same))
+        distinct = list(dict.fromkeys((gold, answer) for _, gold, answer in open_pairs))
+        verdicts = dict(zip(distinct, scorers("math").run(distinct, self.timeout), strict=True))
+        for index, gold, answer in open_pairs:
+            same = verdicts[gold, answer]
+            if same or (same is None and rewards[index] == 0.0):
+                rewards[index] = same and 1.0
         return rewards
 
     def _is_comparable(self, answer: str, reference: _Reference) -> bool:

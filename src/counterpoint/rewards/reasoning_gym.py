@@ -3,23 +3,21 @@
     {"prompt": "State the final answer to ...: -5 * -6", "entry": {"answer": "30", "metadata": {...}, ...}}
                                                                               completion "30" -> 1.0
 
-The ``reasoning_gym`` source makes such rows. Some tasks give small rewards to any text. Some raise on text they
-cannot parse; such a completion scores 0.
+The ``reasoning_gym`` source makes such rows. Some tasks give small rewards to any text. The scorers run in processes of
+their own, for some of them evaluate answers as Python: here only literals and arithmetic are evaluated, and an answer
+that a task cannot parse scores 0.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from counterpoint.errors import MissingExtraError, RewardError
 from counterpoint.rewards._base import Reward, Row
-
-_REFUSALS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, SyntaxError, AssertionError)
-"""What tasks raise on answers that they cannot parse."""
+from counterpoint.rewards.sandbox._scorers import scorers
 
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-
-Scorer = Callable[[str, Mapping[str, Any]], float]
+_SECONDS = 5.0
 
 
 class ReasoningGymReward(Reward):
@@ -38,10 +36,10 @@ class ReasoningGymReward(Reward):
             raise MissingExtraError.for_extra("The reward reasoning_gym", "reasoning-gym") from error
         self.__name__ = "reasoning_gym"
         self._scorer_of = get_score_answer_fn
-        self._scorers: dict[str, Scorer] = {}
+        self._known: set[str] = set()
 
-    def prepare(self, row: Row) -> tuple[Scorer, Mapping[str, Any]]:
-        """The task's scorer and its entry, from the task that the entry names."""
+    def prepare(self, row: Row) -> tuple[str, Mapping[str, Any]]:
+        """The task that the entry names, and the entry."""
         entry = row["entry"]
         metadata = entry.get("metadata") if isinstance(entry, Mapping) else None
         task = metadata.get("source_dataset") if isinstance(metadata, Mapping) else None
@@ -49,18 +47,21 @@ class ReasoningGymReward(Reward):
             raise RewardError(
                 "'entry' has no metadata.source_dataset, so its task is unknown. Use a reasoning_gym source."
             )
-        if task not in self._scorers:
+        if task not in self._known:
             try:
-                self._scorers[task] = self._scorer_of(task)
+                self._scorer_of(task)
             except ValueError as error:
                 raise RewardError(f"{error}. Use a task that the installed reasoning-gym has.") from error
-        return self._scorers[task], entry
+            self._known.add(task)
+        return task, entry
 
-    def score(self, text: str, prepared: tuple[Scorer, Mapping[str, Any]]) -> float:
-        """The task's score; 0 where it cannot parse the answer."""
-        scorer, entry = prepared
-        found = _ANSWER.findall(text)
-        try:
-            return float(scorer((found[-1] if found else text).strip(), entry))
-        except _REFUSALS:
-            return 0.0
+    def score_all(self, texts: Sequence[str], prepared: Sequence[tuple[str, Mapping[str, Any]]]) -> list[float | None]:
+        """The tasks' scores; 0 where a task cannot parse the answer."""
+        requests = [(task, _answer(text), entry) for text, (task, entry) in zip(texts, prepared, strict=True)]
+        found = scorers("reasoning_gym").run(requests, _SECONDS)
+        return [None if value is None else min(1.0, max(0.0, float(value))) for value in found]
+
+
+def _answer(text: str) -> str:
+    found = _ANSWER.findall(text)
+    return (found[-1] if found else text).strip()

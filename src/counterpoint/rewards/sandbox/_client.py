@@ -204,16 +204,16 @@ def _for_the_judge(program: Program) -> dict[str, Any]:
 
 def _failure(reason: str) -> RewardError:
     return RewardError(
-        f"The code sandbox failed: {reason}. Nothing was scored. Free memory or processes (ulimit -u), or ask for fewer "
-        "programs at a time (workers) or less memory for each (memory_megabytes)."
+        f"The code sandbox failed: {reason}. Nothing was scored. Free memory or processes (ulimit -u), or ask for "
+        "fewer programs at a time (workers) or less memory for each (memory_megabytes)."
     )
 
 
 def _no_namespaces(why: str, walls: list[str]) -> str:
     return (
-        f"The code sandbox needs namespaces, which the kernel does not allow here ({why}). Run in a machine or container "
-        f"that allows them. COUNTERPOINT_SANDBOX=processes in the environment accepts a weaker sandbox with {_kept(walls)}"
-        "; docs/security.md says what it does not keep."
+        f"The code sandbox needs namespaces, which the kernel does not allow here ({why}). Run in a machine or "
+        "container that allows them. COUNTERPOINT_SANDBOX=processes in the environment accepts a weaker sandbox with "
+        f"{_kept(walls)}; docs/security.md says what it does not keep."
     )
 
 

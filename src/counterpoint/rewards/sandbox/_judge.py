@@ -238,8 +238,15 @@ def _run(namespace: dict[str, Any], program: ProgramSide, source: str) -> str:
     try:
         exec(compile(source, "tests.py", "exec", dont_inherit=True), namespace)
     except BaseException as error:  # a failing test may raise anything
-        return f"{type(error).__name__}: {error}"[:_DETAIL]
+        return _described(error)
     return "the program ended during the test" if program.gone else ""
+
+
+def _described(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"[:_DETAIL]
+    except BaseException:  # its text may hold the program's objects, which are asked for theirs
+        return type(error).__name__
 
 
 def _bind(namespace: dict[str, Any], program: ProgramSide, request: dict[str, Any]) -> str:

@@ -1,11 +1,11 @@
 """What a tested program may use."""
 
-import math
 from dataclasses import asdict, dataclass
 
 from counterpoint.errors import RewardError
 
 _MOST = 1 << 30
+_LEAST_MEGABYTES = 64
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,12 @@ class Limits:
             if (
                 isinstance(value, bool)
                 or not isinstance(value, int if whole else int | float)
-                or not (math.isfinite(value) and 0 < value <= _MOST)
+                or not 0 < value <= _MOST
             ):
                 kind = "a whole number" if whole else "a number"
                 raise RewardError(f"{name} must be {kind} above 0 and up to {_MOST}, found {value!r}.")
+        if self.memory_megabytes < _LEAST_MEGABYTES:
+            raise RewardError(
+                f"memory_megabytes must be at least {_LEAST_MEGABYTES}, which Python itself needs, found "
+                f"{self.memory_megabytes}."
+            )

@@ -75,7 +75,14 @@ def standard_library() -> list[str]:
 
 
 # Where the loader looks for shared libraries; readable where there are no namespaces.
-LIBRARY_FOLDERS = ["/lib", "/lib64", "/usr/lib64", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/etc/ld.so.cache"]
+LIBRARY_FOLDERS = [
+    "/lib",
+    "/lib64",
+    "/usr/lib64",
+    "/usr/lib/x86_64-linux-gnu",
+    "/usr/lib/aarch64-linux-gnu",
+    "/etc/ld.so.cache",
+]
 DEVICES = [f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom")]
 
 
@@ -102,16 +109,20 @@ def _mapped_by_extensions() -> list[str]:
     null = os.open("/dev/null", os.O_RDWR)
     for target in (0, 1, 2):
         os.dup2(null, target)
+    before = _mapped()  # loaded for good: nobody opens these again
     for folder in {path for path in sys.path if path.endswith("lib-dynload")}:
-        for name in sorted(os.listdir(folder)):
+        for name in sorted(path.name for path in Path(folder).iterdir()):
             # Terminals and windows have no place in the cage; modules of tests crash on purpose.
             if not name.startswith(("_test", "_tkinter", "_curses", "readline", "_xxtest", "xx")):
                 with contextlib.suppress(ImportError):
                     importlib.import_module(name.partition(".")[0])
-    fields = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
-    files = {field[5] for field in fields if len(field) == 6 and ".so" in field[5]}
     library = tuple(f"{folder}/" for folder in standard_library())
-    return sorted(path for path in files if not path.startswith(library) and "site-packages" not in path)
+    return sorted(path for path in _mapped() - before if not path.startswith(library))
+
+
+def _mapped() -> set[str]:
+    fields = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
+    return {field[5] for field in fields if len(field) == 6 and ".so" in field[5]}
 
 
 def enter_private_root(library: list[str], copied: list[str], bound: list[str] = DEVICES) -> None:
@@ -151,7 +162,9 @@ def _names_of(path: str) -> list[str]:
     """Names beside a shared library that lead to it: the loader asks for ``libz.so.1``, not ``libz.so.1.2.13``."""
     folder = Path(path).parent
     stem = Path(path).name.partition(".so")[0]
-    return [str(other) for other in folder.glob(f"{stem}*.so*") if other.is_symlink() and os.path.realpath(other) == path]
+    return [
+        str(other) for other in folder.glob(f"{stem}*.so*") if other.is_symlink() and os.path.realpath(other) == path
+    ]
 
 
 def _bind(path: str, root: str) -> None:

@@ -164,7 +164,13 @@ def _checks(numbers: dict[str, int]) -> Iterator[_Instruction]:
     blocks["clone"] += _if_equal(_THREAD, _ALLOW)
     # Signals to the own process stay allowed: abort() and raise() need them. Not SIGKILL: that a process ended so is
     # how a lack of memory outside shows.
-    blocks["tgkill"] = [_argument(0), (_EQUAL, 0, 3, struct.unpack("I", _ANY_PID)[0]), _argument(2), (_EQUAL, 1, 0, _SIGKILL), (_RETURN, 0, 0, _ALLOW)]
+    blocks["tgkill"] = [
+        _argument(0),
+        (_EQUAL, 0, 3, struct.unpack("I", _ANY_PID)[0]),
+        _argument(2),
+        (_EQUAL, 1, 0, _SIGKILL),
+        (_RETURN, 0, 0, _ALLOW),
+    ]
     for name, block in blocks.items():
         yield (_EQUAL, 0, len(block) + 1, numbers[name])
         yield from block

@@ -4,8 +4,8 @@
                                      \\--fork--> program (runs the code nobody trusts)
 
 The judge is process 1 of the program's process namespace, so when it ends, or is killed, the kernel kills everything
-else in there. All three are locked in (``_cage``): none sees files but the standard library, none has a socket but those
-drawn here.
+else in there. All three are locked in (``_cage``): none sees files but the standard library, none has a socket but
+those drawn here.
 """
 
 import contextlib
@@ -141,16 +141,21 @@ def _judge_process(task: _Task, program: socket.socket, finish: int, others: int
                 readable=_readable(task.cage),
             )
         )
-        judge(task.client, program)
-        code = 0
-    except Gone:
-        code = 0  # what was wrong has been told, or nobody listens
-    except MemoryError:
-        code = _OUT_OF_MEMORY
+        code = _judged(task.client, program)
     finally:
         os.write(finish, bytes([code]))
         signal.pause()  # the end of process 1 would end the program, and hide how it ended before
         os._exit(code)
+
+
+def _judged(client: socket.socket, program: socket.socket) -> int:
+    try:
+        judge(client, program)
+    except Gone:  # what was wrong has been told, or nobody listens
+        return 0
+    except MemoryError:
+        return _OUT_OF_MEMORY
+    return 0
 
 
 def _program_process(task: _Task, judge_socket: socket.socket, sources: list[str], others: int) -> NoReturn:
@@ -173,7 +178,7 @@ def _program_process(task: _Task, judge_socket: socket.socket, sources: list[str
                 # In a user namespace of its own the limit counts the supervisor and the judge too.
                 limits.threads + (2 if cage.namespaces else others),
                 readable=_readable(cage),
-                writable=["/tmp" if cage.namespaces else task.home, "/dev"],
+                writable=["/tmp" if cage.namespaces else task.home, *_linux.DEVICES],
                 output=".output",
             )
         )

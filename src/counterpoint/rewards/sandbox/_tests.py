@@ -16,7 +16,7 @@ from dataclasses import dataclass
 _KNOWN_MODULES = """
 bisect cmath collections copy datetime decimal fractions functools heapq inspect io itertools json math operator os
 random re statistics string sys textwrap time types typing unittest
-""".split()
+"""
 _BUILTINS = frozenset(dir(builtins))
 
 
@@ -86,7 +86,7 @@ def _globals(sources: Sequence[str]) -> tuple[set[str], set[str]]:
 
 
 def _is_module(name: str, trees: Sequence[ast.AST]) -> bool:
-    if name not in _KNOWN_MODULES:
+    if name not in _KNOWN_MODULES.split():
         return False
     module = importlib.import_module(name)
     uses = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == name]
@@ -147,6 +147,8 @@ def _classes_needed(node: ast.AST) -> set[str]:
         found = [node.type]
     elif isinstance(node, ast.ClassDef):
         found = [*node.bases]
-    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("isinstance", "issubclass"):
+    elif (
+        isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("isinstance", "issubclass")
+    ):
         found = [*node.args[1:]]
     return {part.id for item in found if item for part in ast.walk(item) if isinstance(part, ast.Name)}

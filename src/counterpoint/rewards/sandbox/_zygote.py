@@ -45,6 +45,8 @@ def main() -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for name in _PRELOADED.split():
         importlib.import_module(name)
+    with contextlib.suppress(OSError):  # where memory runs out, programs are ended before the training process is
+        Path("/proc/self/oom_score_adj").write_text("500")
     cage = prepare(asked_for_processes="processes" in sys.argv)
     send_frame(control, json.dumps({"namespaces": cage.namespaces, "why": cage.why, "walls": _walls()}).encode())
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)

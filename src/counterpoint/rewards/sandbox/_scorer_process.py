@@ -1,0 +1,203 @@
+"""A worker of ``_scorers``: imports one scorer, locks itself in, then forks a child for every request.
+
+Standard input is the socket to the training process; when that hangs up, the worker ends, and its child with it.
+Requests are pickles of the training process; answers are JSON, for a child may run what a model wrote.
+"""
+
+import contextlib
+import gc
+import importlib
+import json
+import math
+import os
+import pickle
+import select
+import signal
+import socket
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from counterpoint.rewards.sandbox import _landlock, _linux
+from counterpoint.rewards.sandbox._cage import Confinement, become, confine
+from counterpoint.rewards.sandbox._frames import Gone, recv_frame, send_frame
+
+_MEGABYTES = 4096
+_UID = 58_500
+_SHOWN = ["/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/share/zoneinfo", "/etc/localtime"]
+
+Scorer = Callable[[Any], Any]
+
+
+def main() -> NoReturn:
+    """Serves requests until the training process hangs up."""
+    control = socket.socket(fileno=os.dup(0))
+    os.dup2(os.open("/dev/null", os.O_RDWR), 0)
+    warnings.simplefilter("ignore")
+    try:
+        if sys.platform == "linux":
+            _linux.prctl(_linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+            with contextlib.suppress(OSError):
+                Path("/proc/self/oom_score_adj").write_text("500")
+        scorer, folders = _load(sys.argv[1])
+        writable = _enter(folders)
+    except (ImportError, OSError) as error:
+        _say(control, {"failed": f"{type(error).__name__}: {error}"})
+        os._exit(1)
+    os.environ.clear()
+    gc.collect()
+    gc.freeze()
+    _say(control, {"ready": True})
+    while True:
+        try:
+            request, seconds = pickle.loads(recv_frame(control))
+        except Gone:
+            os._exit(0)
+        _say(control, _answer(control, scorer, request, seconds, writable))
+
+
+def _say(control: socket.socket, message: dict[str, Any]) -> None:
+    try:
+        send_frame(control, json.dumps(message).encode())
+    except Gone:
+        os._exit(0)
+
+
+def _load(name: str) -> tuple[Scorer, list[str]]:
+    """The scorer, and the folders that it and what it imported came from."""
+    make, data = getattr(importlib.import_module("counterpoint.rewards._foreign"), name)
+    scorer = make()
+    files = [str(module.__file__) for module in sys.modules.values() if getattr(module, "__file__", None)]
+    roots = [path for path in sys.path if path and any(file.startswith(path + "/") for file in files)]
+    present = [os.path.realpath(path) for path in [*roots, *data()] if Path(path).is_dir()]
+    return scorer, list(dict.fromkeys([*roots, *present]))
+
+
+def _enter(folders: list[str]) -> list[str]:
+    """Shows this process only ``folders`` and the libraries, by namespaces or else by Landlock.
+
+    Returns what a child may write to.
+    """
+    if sys.platform != "linux":
+        return []
+    uid = _UID if os.geteuid() == 0 else None
+    kept = [path for path in folders if Path(path).is_dir()]
+    bound = [path for path in [*_SHOWN, *_linux.DEVICES, *kept] if Path(path).exists() and not Path(path).is_symlink()]
+    library = _linux.standard_library()
+    if os.environ.get("COUNTERPOINT_SANDBOX") != "processes" and _can_enter(uid, library, bound):
+        _unshare_and_enter(uid, library, bound)
+        become(uid)
+    else:
+        _landlock.restrict([*library, *bound], _linux.DEVICES, signals=True)
+    return list(_linux.DEVICES)
+
+
+def _unshare_and_enter(uid: int | None, library: list[str], bound: list[str]) -> None:
+    shared = _linux.CLONE_NEWNS | _linux.CLONE_NEWNET | _linux.CLONE_NEWIPC | _linux.CLONE_NEWUTS
+    proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
+    if uid is None:
+        user, group = os.geteuid(), os.getegid()
+        _linux.unshare(shared | _linux.CLONE_NEWUSER)
+        _linux.map_identity(proc, user, group)
+    else:
+        _linux.unshare(shared)
+    os.close(proc)
+    _linux.enter_private_root(library, [], bound)
+
+
+def _can_enter(uid: int | None, library: list[str], bound: list[str]) -> bool:
+    """Tries it in a child, because a process that got half-way cannot go back."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            _unshare_and_enter(uid, library, bound)
+            become(uid)
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitpid(pid, 0)[1] == 0
+
+
+def _answer(
+    control: socket.socket, scorer: Scorer, request: Any, seconds: float, writable: list[str]
+) -> dict[str, Any]:
+    """The answer of a child to one request; ``False`` when its time or memory is up."""
+    ours, theirs = socket.socketpair()
+    try:
+        pid = os.fork()
+    except OSError as error:
+        return {"failed": f"no process could be started: {error}"}
+    if pid == 0:
+        _score_and_exit(scorer, request, seconds, theirs, writable)
+    theirs.close()
+    with ours:
+        message, late = _wait(control, ours, seconds)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    _, status, usage = os.wait4(pid, 0)
+    if message is not None:
+        return message
+    killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    if not late and killed and usage.ru_utime + usage.ru_stime < seconds:
+        return {"failed": "its process was killed from outside, most likely because the machine has no memory left"}
+    return {"value": False}
+
+
+def _wait(control: socket.socket, child: socket.socket, seconds: float) -> tuple[dict[str, Any] | None, bool]:
+    """The child's message, if it sent one that is whole, and whether its time was up."""
+    end = time.monotonic() + seconds
+    poll = select.poll()
+    poll.register(child.fileno(), select.POLLIN)
+    poll.register(control.fileno(), 0)  # 0: hang-up only
+    while time.monotonic() < end:
+        for descriptor, _ in poll.poll(max(0.0, end - time.monotonic()) * 1000):
+            if descriptor == control.fileno():
+                os._exit(0)  # the child has asked to end with us
+            child.settimeout(max(0.01, end - time.monotonic()))
+            try:
+                return _checked(json.loads(recv_frame(child))), False
+            except (Gone, ValueError, RecursionError):
+                return None, False
+    return None, True
+
+
+def _checked(message: Any) -> dict[str, Any] | None:
+    match message:
+        case {"value": bool() | int() | float() as value} if math.isfinite(value):
+            return {"value": value}
+        case {"value": list(values)} if all(isinstance(value, bool) for value in values):
+            return {"value": values}
+        case {"failed": str(why)}:
+            return {"failed": why[:300]}
+    return None
+
+
+def _score_and_exit(
+    scorer: Scorer, request: Any, seconds: float, result: socket.socket, writable: list[str]
+) -> NoReturn:
+    try:
+        if sys.platform == "linux":
+            _linux.prctl(_linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+            _linux.prctl(_linux.PR_SET_DUMPABLE, 0)
+        confine(
+            Confinement(
+                [result.fileno()],
+                math.ceil(seconds) + 1,
+                _MEGABYTES,
+                readable=["/"],
+                writable=writable or ["/dev/null"],
+            )
+        )
+        message = {"value": scorer(request)}
+    except (ImportError, OSError) as error:
+        # No text makes these: something that the scorer needs is out of its reach.
+        message = {"failed": f"{type(error).__name__}: {error}"}
+    except BaseException:  # whatever else a scorer raises on a text, that text has earned nothing
+        message = {"value": False}
+    with contextlib.suppress(Gone, MemoryError, RecursionError):
+        send_frame(result, json.dumps(message).encode())
+    os._exit(0)
