@@ -59,8 +59,6 @@ def test_math_strict_wants_the_answer_alone(score: Score) -> None:
 
 
 def test_math_survives_expressions_that_hang() -> None:
-    from counterpoint.rewards import _verify_pool
-
     reward = build_reward("math", timeout=0.5)
     hostile = ["#### 9**9**9**9", "\\boxed{9^{9^{9^{9}}}}", "\\boxed{" + "(" * 120 + "}", "\\boxed{2^{99999999999}}"]
     start = time.monotonic()
@@ -68,7 +66,6 @@ def test_math_survives_expressions_that_hang() -> None:
     assert time.monotonic() - start < 15
     # The replaced workers work.
     assert reward(completions=["\\boxed{\\sqrt{16}}"], answer=["4"]) == [1.0]
-    assert _verify_pool._pool().size >= 1
 
 
 @pytest.mark.parametrize("completion", ["3 + (", "53 +", "53 (", "(53", "53)", "\\frac{53}{", "53 \\times"])

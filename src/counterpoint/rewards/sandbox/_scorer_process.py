@@ -27,6 +27,7 @@ from counterpoint.rewards.sandbox._frames import Gone, recv_frame, send_frame
 
 _MEGABYTES = 4096
 _UID = 58_500
+_LARGEST = 1 << 53
 _SHOWN = ["/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/share/zoneinfo", "/etc/localtime"]
 
 Scorer = Callable[[Any], Any]
@@ -68,7 +69,8 @@ def _say(control: socket.socket, message: dict[str, Any]) -> None:
 
 def _load(name: str) -> tuple[Scorer, list[str]]:
     """The scorer, and the folders that it and what it imported came from."""
-    make, data = getattr(importlib.import_module("counterpoint.rewards._foreign"), name)
+    module, _, attribute = name.rpartition(":")
+    make, data = getattr(importlib.import_module(module or "counterpoint.rewards._foreign"), attribute)
     scorer = make()
     files = [str(module.__file__) for module in sys.modules.values() if getattr(module, "__file__", None)]
     roots = [path for path in sys.path if path and any(file.startswith(path + "/") for file in files)]
@@ -135,20 +137,19 @@ def _answer(
         _score_and_exit(scorer, request, seconds, theirs, writable)
     theirs.close()
     with ours:
-        message, late = _wait(control, ours, seconds)
+        message = _wait(control, ours, seconds)
+    killed = message is None and _killed_from_outside(pid, seconds)
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    _, status, usage = os.wait4(pid, 0)
-    if message is not None:
-        return message
-    killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-    if not late and killed and usage.ru_utime + usage.ru_stime < seconds:
+    with contextlib.suppress(ChildProcessError):  # reaped already
+        os.waitpid(pid, 0)
+    if killed:
         return {"failed": "its process was killed from outside, most likely because the machine has no memory left"}
-    return {"value": False}
+    return message or {"value": False}
 
 
-def _wait(control: socket.socket, child: socket.socket, seconds: float) -> tuple[dict[str, Any] | None, bool]:
-    """The child's message, if it sent one that is whole, and whether its time was up."""
+def _wait(control: socket.socket, child: socket.socket, seconds: float) -> dict[str, Any] | None:
+    """The child's answer; ``False`` when its time was up or it made no sense, None when it ended without one."""
     end = time.monotonic() + seconds
     poll = select.poll()
     poll.register(child.fileno(), select.POLLIN)
@@ -159,21 +160,36 @@ def _wait(control: socket.socket, child: socket.socket, seconds: float) -> tuple
                 os._exit(0)  # the child has asked to end with us
             child.settimeout(max(0.01, end - time.monotonic()))
             try:
-                return _checked(json.loads(recv_frame(child))), False
-            except (Gone, ValueError, RecursionError):
-                return None, False
-    return None, True
+                return _checked(json.loads(recv_frame(child)))
+            except Gone:
+                return None
+            except (ValueError, RecursionError):
+                return {"value": False}
+    return {"value": False}
 
 
-def _checked(message: Any) -> dict[str, Any] | None:
+def _killed_from_outside(pid: int, seconds: float) -> bool:
+    """Whether a child that hung up was ended by somebody else's SIGKILL: it has no way to send itself one."""
+    for _ in range(50):
+        reaped, status, usage = os.wait4(pid, os.WNOHANG)
+        if reaped:
+            used = usage.ru_utime + usage.ru_stime
+            return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and used < seconds
+        time.sleep(0.01)
+    return False
+
+
+def _checked(message: Any) -> dict[str, Any]:
     match message:
-        case {"value": bool() | int() | float() as value} if math.isfinite(value):
+        case {"value": bool() | float() as value} if math.isfinite(value):
+            return {"value": value}
+        case {"value": int(value)} if abs(value) < _LARGEST:
             return {"value": value}
         case {"value": list(values)} if all(isinstance(value, bool) for value in values):
             return {"value": values}
         case {"failed": str(why)}:
             return {"failed": why[:300]}
-    return None
+    return {"value": False}
 
 
 def _score_and_exit(

@@ -40,7 +40,7 @@ class Scorers:
     """The workers of one scorer.
 
     Arguments:
-        name: A scorer of ``counterpoint.rewards._foreign``.
+        name: A scorer of ``counterpoint.rewards._foreign``, or ``module:object`` of that form.
     """
 
     def __init__(self, name: str) -> None:

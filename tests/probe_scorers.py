@@ -1,0 +1,67 @@
+"""Scorers that tests run in the processes of foreign scorers, to see what can be reached from there."""
+
+import os
+import resource
+import socket
+import time
+
+
+def probe():
+    def look(request):
+        what, argument = request
+        if what == "read":
+            return _attempt(lambda: open(argument).read())
+        if what == "write":
+            return _attempt(lambda: open(argument, "w").write("x"))
+        if what == "socket":
+            return _attempt(socket.socket)
+        if what == "fork":
+            return _attempt(os.fork)
+        if what == "environment":
+            return len(os.environ)
+        if what == "descriptors":
+            return sum(_attempt(lambda number=number: os.fstat(number)) for number in range(256))
+        if what == "kill":
+            return _attempt(lambda: os.kill(argument, 9))
+        if what == "pid":
+            return os.getppid()
+        if what == "sleep":
+            time.sleep(argument)
+            return 1
+        if what == "burn":
+            while True:
+                pass
+        if what == "memory":
+            return len(bytearray(argument))
+        if what == "limit":
+            return resource.getrlimit(resource.RLIMIT_AS)[0]
+        if what == "remember":
+            globals()["SEEN"] = globals().get("SEEN", 0) + 1
+            return globals()["SEEN"]
+        if what == "raise":
+            raise {"exit": SystemExit, "interrupt": KeyboardInterrupt, "value": ValueError, "import": ImportError}[
+                argument
+            ]
+        if what == "answer":
+            return argument
+        os.abort()
+
+    return look
+
+
+def _attempt(action):
+    try:
+        action()
+    except OSError:
+        return False
+    return True
+
+
+probe_scorer = (probe, list)
+
+
+def missing():
+    raise ImportError("no such package")
+
+
+missing_scorer = (missing, list)
