@@ -53,7 +53,7 @@ def test_code_rows_of_both_forms(tmp_path: Path) -> None:
     rows = [
         {"completion": "def f(x):\n    return x", "tests": ["assert f(1) == 1", "assert f(1) == 2"]},
         {"completion": "    return x\n", "prompt": "def f(x):\n", "test": "def check(c):\n    assert c(2) == 2", "entry_point": "f"},
-        {"completion": "", "tests": ["assert True"]},
+        {"completion": "", "tests": ["assert f(1) == 1"]},
     ]  # fmt: skip
     target = tmp_path / "out.jsonl"
     result = run("code", write(tmp_path / "in.jsonl", rows), target, "--option", "fraction=true")

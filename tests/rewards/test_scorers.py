@@ -88,6 +88,10 @@ def test_what_has_no_turn_in_the_batchs_time_has_no_reward(probes):
     assert answers[-1] is None
 
 
+def test_workers_stay_from_batch_to_batch(probes):
+    assert len({ask(probes, "pid") for _ in range(4 * probes.size)}) <= probes.size
+
+
 def test_a_worker_killed_from_outside_is_replaced_and_its_request_asked_again(probes):
     first = ask(probes, "pid")
     os.kill(int(first), signal.SIGKILL)

