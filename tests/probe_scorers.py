@@ -4,15 +4,16 @@ import os
 import resource
 import socket
 import time
+from pathlib import Path
 
 
 def probe():
     def look(request):
         what, argument = request
         if what == "read":
-            return _attempt(lambda: open(argument).read())
+            return _attempt(lambda: Path(argument).read_text())
         if what == "write":
-            return _attempt(lambda: open(argument, "w").write("x"))
+            return _attempt(lambda: Path(argument).write_text("x"))
         if what == "socket":
             return _attempt(socket.socket)
         if what == "fork":

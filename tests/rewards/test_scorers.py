@@ -211,6 +211,7 @@ def test_answers_that_some_tasks_evaluate_run_nothing(tmp_path):
 
 
 @needs_gym
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # files that the package leaves open
 def test_every_task_scores_as_in_the_open():
     """Right answers and damaged ones earn in a worker what the task's scorer gives them here."""
@@ -235,7 +236,7 @@ def test_every_task_scores_as_in_the_open():
             entries.append(entry)
             answers.append(answer)
             expected.append(score)
-    assert len(set(entry["metadata"]["source_dataset"] for entry in entries)) > 80
+    assert len({entry["metadata"]["source_dataset"] for entry in entries}) > 80
     found = reward(completions=answers, entry=entries)
     different = [
         (entry["metadata"]["source_dataset"], answer[:60], value, wanted)
