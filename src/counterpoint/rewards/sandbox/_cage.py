@@ -6,7 +6,7 @@ import resource
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from counterpoint.rewards.sandbox import _landlock, _linux, _seccomp
@@ -21,6 +21,7 @@ class Cage:
         uid: The unprivileged user id of the program when the fork server is root; None where it is an ordinary user.
         proc: A descriptor of ``/proc``, or -1.
         library: Folders of the standard library, readable for all.
+        rules: Landlock's rules for supervisors and for judges.
         homes: Without namespaces: the folder that holds the programs' temporary directories.
         why: Why there are no namespaces; empty where there are.
     """
@@ -29,6 +30,7 @@ class Cage:
     uid: int | None
     proc: int = -1
     library: Sequence[str] = ()
+    rules: tuple[int, int] = (-1, -1)
     homes: str = ""
     why: str = ""
 
@@ -43,8 +45,7 @@ class Confinement:
         memory_megabytes: Address space.
         file_megabytes: Size of a file it writes.
         threads: Threads of its user, those of other processes included.
-        readable: Paths it may read.
-        writable: Paths it may also write.
+        rules: What of the file system it may still reach: a descriptor from ``_landlock.ruleset``.
         output: A file that takes its standard output; empty for none.
         supervisor: Whether it may signal and watch other processes.
     """
@@ -54,10 +55,24 @@ class Confinement:
     memory_megabytes: int
     file_megabytes: int = 0
     threads: int | None = None
-    readable: Sequence[str] = ()
-    writable: Sequence[str] = field(default=("/dev/null",))
+    rules: int = -1
     output: str = ""
     supervisor: bool = False
+
+
+def make_rules(cage: Cage) -> tuple[int, int]:
+    """Landlock's rules for supervisors and for judges, made once."""
+    supervisor = _landlock.ruleset([], ["/dev/null", *([cage.homes] if cage.homes else [])], signals=True)
+    return supervisor, _landlock.ruleset(_readable(cage), ["/dev/null"])
+
+
+def program_rules(cage: Cage, home: str) -> int:
+    """Landlock's rules for a program with the folder ``home``, made where that is mounted."""
+    return _landlock.ruleset(_readable(cage), [home, *_linux.DEVICES]) if sys.platform == "linux" else -1
+
+
+def _readable(cage: Cage) -> list[str]:
+    return ["/"] if cage.namespaces else [*cage.library, *_linux.LIBRARY_FOLDERS]
 
 
 def confine(what: Confinement) -> None:
@@ -66,13 +81,14 @@ def confine(what: Confinement) -> None:
     output = os.open(what.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600) if what.output else null
     for source, target in ((null, 0), (output, 1), (output, 2)):
         os.dup2(source, target)
+    if sys.platform == "linux":
+        _landlock.enforce(what.rules)
     _close_all_but(what.sockets)
     os.environ.clear()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGXFSZ, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)
     _set_limits(what)
     if sys.platform == "linux":
-        _landlock.restrict(what.readable, what.writable, signals=what.supervisor)
         _linux.drop_privileges()
         if _seccomp.is_available():
             with contextlib.suppress(OSError):  # a kernel without filters: the fork server has said so

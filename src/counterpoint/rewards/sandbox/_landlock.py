@@ -27,8 +27,8 @@ def version() -> int:
     return max(0, int(_libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(1))))
 
 
-def restrict(readable: Iterable[str], writable: Iterable[str], signals: bool = False) -> bool:
-    """Leaves this process and what it starts only the named paths; tells whether the kernel could.
+def ruleset(readable: Iterable[str], writable: Iterable[str], signals: bool = False) -> int:
+    """A descriptor for ``enforce``, in this process or in any forked from it; -1 where the kernel has no Landlock.
 
     Arguments:
         readable: Folders and files that stay readable. No program can be started.
@@ -37,22 +37,24 @@ def restrict(readable: Iterable[str], writable: Iterable[str], signals: bool = F
     """
     interface = version()
     if not interface:
-        return False
+        return -1
     accesses = (1 << _NUM_ACCESSES[min(interface, len(_NUM_ACCESSES)) - 1]) - 1
     scopes = 0 if interface < 6 else (_ALL_SCOPES & ~2 if signals else _ALL_SCOPES)
     attributes = struct.pack("QQQ", accesses, _ALL_NETWORK if interface >= 4 else 0, scopes)
     size = 8 if interface < 4 else 16 if interface < 6 else 24
-    ruleset = _call(_CREATE_RULESET, attributes, ctypes.c_size_t(size), ctypes.c_uint32(0))
-    try:
-        for path in readable:
-            _allow(ruleset, path, _READ_FILE | _READ_DIR)
-        for path in writable:
-            _allow(ruleset, path, accesses & ~_EXECUTE)
+    rules = _call(_CREATE_RULESET, attributes, ctypes.c_size_t(size), ctypes.c_uint32(0))
+    for path in readable:
+        _allow(rules, path, _READ_FILE | _READ_DIR)
+    for path in writable:
+        _allow(rules, path, accesses & ~_EXECUTE)
+    return rules
+
+
+def enforce(rules: int) -> None:
+    """Leaves this process and what it starts only what ``ruleset`` named, for good."""
+    if rules >= 0:
         prctl(PR_SET_NO_NEW_PRIVS, 1)
-        _call(_RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint32(0))
-    finally:
-        os.close(ruleset)
-    return True
+        _call(_RESTRICT_SELF, ctypes.c_int(rules), ctypes.c_uint32(0))
 
 
 def _allow(ruleset: int, path: str, accesses: int) -> None:

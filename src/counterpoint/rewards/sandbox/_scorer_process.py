@@ -44,7 +44,7 @@ def main() -> NoReturn:
             with contextlib.suppress(OSError):
                 Path("/proc/self/oom_score_adj").write_text("500")
         scorer, folders = _load(sys.argv[1])
-        writable = _enter(folders)
+        rules = _enter(folders)
     except (ImportError, OSError) as error:
         _say(control, {"failed": f"{type(error).__name__}: {error}"})
         os._exit(1)
@@ -57,7 +57,7 @@ def main() -> NoReturn:
             request, seconds = pickle.loads(recv_frame(control))
         except Gone:
             os._exit(0)
-        _say(control, _answer(control, scorer, request, seconds, writable))
+        _say(control, _answer(control, scorer, request, seconds, rules))
 
 
 def _say(control: socket.socket, message: dict[str, Any]) -> None:
@@ -78,13 +78,13 @@ def _load(name: str) -> tuple[Scorer, list[str]]:
     return scorer, list(dict.fromkeys([*roots, *present]))
 
 
-def _enter(folders: list[str]) -> list[str]:
+def _enter(folders: list[str]) -> int:
     """Shows this process only ``folders`` and the libraries, by namespaces or else by Landlock.
 
-    Returns what a child may write to.
+    Returns Landlock's rules for its children.
     """
     if sys.platform != "linux":
-        return []
+        return -1
     uid = _UID if os.geteuid() == 0 else None
     kept = [path for path in folders if Path(path).is_dir()]
     bound = [path for path in [*_SHOWN, *_linux.DEVICES, *kept] if Path(path).exists() and not Path(path).is_symlink()]
@@ -93,8 +93,8 @@ def _enter(folders: list[str]) -> list[str]:
         _unshare_and_enter(uid, library, bound)
         become(uid)
     else:
-        _landlock.restrict([*library, *bound], _linux.DEVICES, signals=True)
-    return list(_linux.DEVICES)
+        _landlock.enforce(_landlock.ruleset([*library, *bound], _linux.DEVICES, signals=True))
+    return _landlock.ruleset(["/"], _linux.DEVICES)
 
 
 def _unshare_and_enter(uid: int | None, library: list[str], bound: list[str]) -> None:
@@ -124,9 +124,7 @@ def _can_enter(uid: int | None, library: list[str], bound: list[str]) -> bool:
     return os.waitpid(pid, 0)[1] == 0
 
 
-def _answer(
-    control: socket.socket, scorer: Scorer, request: Any, seconds: float, writable: list[str]
-) -> dict[str, Any]:
+def _answer(control: socket.socket, scorer: Scorer, request: Any, seconds: float, rules: int) -> dict[str, Any]:
     """The answer of a child to one request; ``False`` when its time or memory is up."""
     ours, theirs = socket.socketpair()
     try:
@@ -134,7 +132,7 @@ def _answer(
     except OSError as error:
         return {"failed": f"no process could be started: {error}"}
     if pid == 0:
-        _score_and_exit(scorer, request, seconds, theirs, writable)
+        _score_and_exit(scorer, request, seconds, theirs, rules)
     theirs.close()
     with ours:
         message = _wait(control, ours, seconds)
@@ -192,22 +190,12 @@ def _checked(message: Any) -> dict[str, Any]:
     return {"value": False}
 
 
-def _score_and_exit(
-    scorer: Scorer, request: Any, seconds: float, result: socket.socket, writable: list[str]
-) -> NoReturn:
+def _score_and_exit(scorer: Scorer, request: Any, seconds: float, result: socket.socket, rules: int) -> NoReturn:
     try:
         if sys.platform == "linux":
             _linux.prctl(_linux.PR_SET_PDEATHSIG, signal.SIGKILL)
             _linux.prctl(_linux.PR_SET_DUMPABLE, 0)
-        confine(
-            Confinement(
-                [result.fileno()],
-                math.ceil(seconds) + 1,
-                _MEGABYTES,
-                readable=["/"],
-                writable=writable or ["/dev/null"],
-            )
-        )
+        confine(Confinement([result.fileno()], math.ceil(seconds) + 1, _MEGABYTES, rules=rules))
         message = {"value": scorer(request)}
     except (ImportError, OSError) as error:
         # No text makes these: something that the scorer needs is out of its reach.

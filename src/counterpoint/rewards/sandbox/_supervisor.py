@@ -30,6 +30,7 @@ from counterpoint.rewards.sandbox._cage import (
     confine,
     enter_namespaces,
     enter_own_folder,
+    program_rules,
     threads_of_user,
 )
 from counterpoint.rewards.sandbox._frames import Gone, recv_frame, send_frame
@@ -43,7 +44,7 @@ _SUPERVISOR_MEGABYTES = 512
 
 @dataclass(frozen=True)
 class _Task:
-    """One program: the socket to the training process, the cage, the limits, and the program's directory if any."""
+    """One program: the socket to the training process, the cage, the limits, the program's directory if any."""
 
     client: socket.socket
     cage: Cage
@@ -119,8 +120,7 @@ def _lock_myself_in(task: _Task, finished: int) -> None:
     if sys.platform == "linux":
         _linux.prctl(_linux.PR_SET_DUMPABLE, 0)
     seconds = int(task.limits.wall_seconds) + 10
-    writable = ["/dev/null", *([cage.homes] if cage.homes else [])]
-    confine(Confinement(sockets, seconds, _SUPERVISOR_MEGABYTES, writable=writable, supervisor=True))
+    confine(Confinement(sockets, seconds, _SUPERVISOR_MEGABYTES, rules=cage.rules[0], supervisor=True))
 
 
 def _judge_process(task: _Task, program: socket.socket, finish: int, others: int) -> NoReturn:
@@ -138,7 +138,7 @@ def _judge_process(task: _Task, program: socket.socket, finish: int, others: int
                 limits.cpu_seconds,
                 limits.memory_megabytes,
                 threads=limits.threads + 2 + others,
-                readable=_readable(task.cage),
+                rules=task.cage.rules[1],
             )
         )
         code = _judged(task.client, program)
@@ -177,8 +177,7 @@ def _program_process(task: _Task, judge_socket: socket.socket, sources: list[str
                 limits.file_megabytes,
                 # In a user namespace of its own the limit counts the supervisor and the judge too.
                 limits.threads + (2 if cage.namespaces else others),
-                readable=_readable(cage),
-                writable=["/tmp" if cage.namespaces else task.home, *_linux.DEVICES],
+                rules=program_rules(cage, task.home or "/tmp"),
                 output=".output",
             )
         )
@@ -198,10 +197,6 @@ def _die_with_parent() -> None:
         _linux.prctl(_linux.PR_SET_PDEATHSIG, signal.SIGKILL)
         # Not readable and not traceable by another process of the same user.
         _linux.prctl(_linux.PR_SET_DUMPABLE, 0)
-
-
-def _readable(cage: Cage) -> list[str]:
-    return ["/"] if cage.namespaces else [*cage.library, *_linux.LIBRARY_FOLDERS, *_linux.DEVICES]
 
 
 def _wait(task: _Task, finished: int, judge_pid: int, program_pid: int) -> dict[str, str]:

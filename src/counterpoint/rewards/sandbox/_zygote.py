@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from counterpoint.rewards.sandbox import _landlock, _linux, _seccomp
-from counterpoint.rewards.sandbox._cage import Cage, enter_namespaces, enter_own_folder
+from counterpoint.rewards.sandbox._cage import Cage, enter_namespaces, enter_own_folder, make_rules
 from counterpoint.rewards.sandbox._frames import Gone, send_frame
 from counterpoint.rewards.sandbox._supervisor import supervise
 
@@ -85,9 +85,10 @@ def prepare(asked_for_processes: bool) -> Cage:
     libraries = _linux.shared_libraries()
     why = "COUNTERPOINT_SANDBOX=processes" if asked_for_processes else _trial(cage, libraries)
     if why:
-        return replace(cage, namespaces=False, proc=-1, homes=_homes(), why=why + _library_problem(uid))
+        cage = replace(cage, namespaces=False, proc=-1, homes=_homes(), why=why + _library_problem(uid))
+        return replace(cage, rules=make_rules(cage))
     _enter(cage, libraries)
-    return cage
+    return replace(cage, rules=make_rules(cage))
 
 
 def _homes() -> str:
