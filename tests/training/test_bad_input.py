@@ -66,7 +66,7 @@ def settings(model, folder, **overrides):
             {"learning_rat": 1e-5},
             r"training.learning_rat: not a setting of trl.GRPOConfig; did you mean 'learning_rate'\?",
         ),
-        ({"num_generations": 3}, r"training: trl.GRPOConfig refuses these settings: .*divisible"),
+        ({"num_generations": 3}, r"training.num_generations: TRL cannot use these settings: .*divisible"),
         ({"loss_type": "bnpo"}, r"loss_type='bnpo' divides by the tokens of each micro-batch"),
         ({"gradient_accumulation_steps": 3}, r"cannot be met .* gradient_accumulation_steps=2 or 4 would do"),
         (

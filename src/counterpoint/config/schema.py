@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from counterpoint.config.base import DomainName, Path, Section
+from counterpoint.config.base import LARGEST_SEED, MAX_NAME, DomainName, Path, Section
 from counterpoint.config.document import dump_yaml
 from counterpoint.config.domain import DomainConfig, fill_domain
 from counterpoint.config.names import NAMED_STRATEGIES, SEQUENTIAL
@@ -139,7 +139,9 @@ class EvaluationConfig(Section):
     max_new_tokens: int | None = Field(
         default=None, gt=0, description="Longest completion in tokens; null means `training.max_completion_length`."
     )
-    seed: int = Field(default=0, ge=0, description="Seed of the choice of held-out prompts and of the sampling.")
+    seed: int = Field(
+        default=0, ge=0, le=LARGEST_SEED, description="Seed of the choice of held-out prompts and of the sampling."
+    )
 
 
 class RecoveryConfig(Section):
@@ -172,9 +174,12 @@ class RunConfig(Section):
     name: str | None = Field(
         default=None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=MAX_NAME,
         description="Name of this run; null means the configuration file's name with the strategy, as in `pocket-mgs`.",
     )
-    seed: int = Field(default=0, ge=0, description="Seed of training: order of prompts, sampling, surgery.")
+    seed: int = Field(
+        default=0, ge=0, le=LARGEST_SEED, description="Seed of training: order of prompts, sampling, surgery."
+    )
     save_every: int = Field(default=50, gt=0, description="Steps between checkpoints.")
     keep: int | None = Field(default=2, gt=0, description="Newest checkpoints that are kept; null keeps all.")
     grams_every: int = Field(default=1, gt=0, description="Steps between records in `grams.safetensors`.")
