@@ -49,6 +49,9 @@ LIBRARY_FAULTS: tuple[type[Exception], ...] = (
 _NESTS = (dict, list, tuple)
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
+MAX_LAYERS = 10_000
+"""Of a model that is built from its configuration, which a number too many would keep busy for ever."""
+
 Kind = type[CounterpointError]
 
 

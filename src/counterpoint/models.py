@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from counterpoint.config import ModelConfig
 from counterpoint.errors import MissingExtraError, ModelError
-from counterpoint.inputs import LIBRARY_FAULTS, kind_of, read_json
+from counterpoint.inputs import LIBRARY_FAULTS, MAX_LAYERS, kind_of, read_json
 from counterpoint.pocket import model_path
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -69,6 +69,8 @@ def check_model(model: ModelConfig) -> int:
 
 def _count_params(config: Any, model: ModelConfig) -> int:
     try:
+        if getattr(config, "num_hidden_layers", None) and config.num_hidden_layers > MAX_LAYERS:
+            raise ValueError(f"it has {config.num_hidden_layers} layers; at most {MAX_LAYERS} are built")
         with torch.device("meta"):
             built = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
     except _FAULTS as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MissingExtraError, ModelError
-from ..inputs import LIBRARY_FAULTS, kind_of
+from ..inputs import LIBRARY_FAULTS, MAX_LAYERS, kind_of
 
 Shape = tuple[int, ...]
 
@@ -128,6 +128,8 @@ def meta_model(name: str, read_config: Callable[[], Any], choices: str, trust_re
     faults: tuple[type[Exception], ...] = (*LIBRARY_FAULTS, StrictDataclassError)
     try:
         config = read_config()
+        if getattr(config, "num_hidden_layers", None) and config.num_hidden_layers > MAX_LAYERS:
+            raise ValueError(f"it has {config.num_hidden_layers} layers; at most {MAX_LAYERS} are built.")
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except faults as error:

@@ -96,7 +96,9 @@ def build_config(settings: Mapping[str, Any], training: Mapping[str, Any], *, re
     def build(chosen: Mapping[str, Any]) -> GRPOConfig:
         args = GRPOConfig(**{**settings, **chosen})
         if rehearse:
-            _rehearse(args)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # training gives them again
+                _rehearse(args)
         return args
 
     try:
@@ -126,7 +128,7 @@ def _rehearse(args: Any) -> None:
     if args.sync_ref_model and args.beta == 0.0:
         raise ValueError("sync_ref_model needs the reference model that only a beta above 0 makes")
     if args.optim_target_modules is None:
-        model: Any = torch.nn.Linear(1, 1)
+        model: Any = torch.nn.ParameterList([torch.zeros(1)])
         kind, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
         optimizer = kind(model.parameters(), **options)
         steps = args.max_steps if args.max_steps > 0 else 1000
