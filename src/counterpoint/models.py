@@ -37,7 +37,9 @@ def load_tokenizer(model: ModelConfig) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             path, revision=model.revision, trust_remote_code=model.trust_remote_code, padding_side="left"
         )
-    except _FAULTS as error:
+    except Exception as error:
+        if type(error) is not Exception and not isinstance(error, _FAULTS):  # tokenizers has no error of its own kind
+            raise
         raise ModelError(_not_a_model(path, "tokenizer", error)) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -45,7 +45,7 @@ def refused(path, *overrides):
         ("domains: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
         ("training: {x: " + "[" * 100 + "]" * 100 + "}", "nested more than 64 deep"),
         ("training: {max_steps: " + "9" * 5000 + "}", "training.max_steps: cannot be read as YAML"),
-        ("training: {max_steps: 0x" + "f" * 5000 + "}", "more than 64 bits"),
+        ("training: {max_steps: 0x" + "f" * 5000 + "}", "more than 63 bits"),
         ("run: {seed: 4294967296}", "run.seed: should be less than or equal to 4294967295"),
         ("!!int foo: 1", "foo: unknown key"),
         ("!!binary x: 1", "x: unknown key"),

@@ -7,6 +7,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 MAX_NAME = 100
 """Characters of a name that becomes a part of file names, beside other parts."""
 
+MAX_COUNT = 10_000_000
+"""Of rows that are made, of prompts and of completions: what is more would never end."""
+
 LARGEST_SEED = 2**32 - 1
 """What NumPy takes for a seed."""
 

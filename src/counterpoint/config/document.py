@@ -12,7 +12,7 @@ from counterpoint.inputs import MAX_DEPTH
 
 Key = tuple[str | int, ...]
 
-MAX_BITS = 64
+MAX_BITS = 63
 """Of a whole number: what seeds, tensors and tables can hold."""
 _PLAIN = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null"))
 _MAX_NODES = 100_000  # aliases of aliases can stand for more values than fit into memory

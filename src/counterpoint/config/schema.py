@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from counterpoint.config.base import LARGEST_SEED, MAX_NAME, DomainName, Path, Section
+from counterpoint.config.base import LARGEST_SEED, MAX_COUNT, MAX_NAME, DomainName, Path, Section
 from counterpoint.config.document import dump_yaml
 from counterpoint.config.domain import DomainConfig, fill_domain
 from counterpoint.config.names import NAMED_STRATEGIES, SEQUENTIAL
@@ -126,8 +126,8 @@ class SurgeryConfig(Section):
 class EvaluationConfig(Section):
     """How every domain is evaluated before, during and after training."""
 
-    prompts: int = Field(default=64, gt=0, description="Held-out prompts per domain.")
-    samples: int = Field(default=4, gt=0, description="Sampled completions per prompt.")
+    prompts: int = Field(default=64, gt=0, le=MAX_COUNT, description="Held-out prompts per domain.")
+    samples: int = Field(default=4, gt=0, le=MAX_COUNT, description="Sampled completions per prompt.")
     every: int | None = Field(
         default=None, gt=0, description="Steps between evaluations during training; null means none."
     )
@@ -135,7 +135,7 @@ class EvaluationConfig(Section):
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="Sampling temperature.")
     top_p: float = Field(default=1.0, gt=0, le=1, description="Nucleus of the sampled tokens.")
     greedy: bool = Field(default=True, description="Whether to score one greedy completion per prompt too.")
-    batch_size: int = Field(default=64, gt=0, description="Completions generated at once.")
+    batch_size: int = Field(default=64, gt=0, le=MAX_COUNT, description="Completions generated at once.")
     max_new_tokens: int | None = Field(
         default=None, gt=0, description="Longest completion in tokens; null means `training.max_completion_length`."
     )
