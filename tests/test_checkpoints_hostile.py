@@ -11,7 +11,9 @@ from typer.testing import CliRunner
 
 from counterpoint.checkpoints import compare, open_checkpoint
 from counterpoint.cli.app import app
+from counterpoint.config import parse_config
 from counterpoint.errors import CounterpointError, ModelError
+from counterpoint.models import check_model, load_model, load_tokenizer
 from hostile import as_json, damaged, mutated, survey, value
 
 SHAPES = {
@@ -113,6 +115,17 @@ def test_what_is_no_file_does_not_hang(folder):
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors").mkdir()
     assert "folder" in refused(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "extra.json"])
+def test_models_are_not_waited_for(folder, name):
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    model = parse_config({"model": str(folder), "domains": {"math": {"source": "pocket"}}}).model
+    for load in (check_model, load_tokenizer, load_model):
+        with pytest.raises(ModelError, match=f"{name} is a device or pipe"):
+            load(model)
+    assert isinstance(CliRunner().invoke(app, ["groups", str(folder)]).exception, ModelError)
 
 
 @pytest.mark.parametrize(

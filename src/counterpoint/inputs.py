@@ -95,6 +95,16 @@ def kind_of(path: str | Path) -> str | None:
     return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "device or pipe"
 
 
+def refuse_devices(folder: str | Path, kind: Kind) -> None:
+    """Refuses a folder that holds a pipe or a device, which a library would wait for, or read, for ever."""
+    if kind_of(folder) != "folder":
+        return
+    with reading(folder, kind):
+        odd = [item.name for item in Path(folder).iterdir() if kind_of(item) == "device or pipe"]
+    if odd:
+        raise kind(f"{folder}: {odd[0]} is a device or pipe, and files are expected. Remove it.")
+
+
 def expanded(path: str | Path) -> Path:
     """``path`` with ``~`` filled in, where that is somebody's home."""
     try:

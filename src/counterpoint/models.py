@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from counterpoint.config import ModelConfig
 from counterpoint.errors import MissingExtraError, ModelError
-from counterpoint.inputs import LIBRARY_FAULTS, MAX_LAYERS, kind_of, read_json
+from counterpoint.inputs import LIBRARY_FAULTS, MAX_LAYERS, kind_of, read_json, refuse_devices
 from counterpoint.pocket import model_path
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -22,7 +22,12 @@ _FAULTS: tuple[type[Exception], ...] = (*LIBRARY_FAULTS, SafetensorError, Strict
 
 
 def resolve_path(model: ModelConfig) -> str:
-    """The folder or hub id behind ``model.path``; ``pocket`` is the embedded model."""
+    """The folder or hub id behind ``model.path``; ``pocket`` is the embedded model.
+
+    Raises:
+        ModelError: the folder holds a device or a pipe.
+    """
+    refuse_devices(model.path, ModelError)
     return str(model_path()) if model.path == "pocket" else model.path
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from counterpoint.checkpoints.files import Stored, find_files, model_order, read_headers
 from counterpoint.checkpoints.lora import Adapters, read_adapters
 from counterpoint.errors import ModelError
-from counterpoint.inputs import kind_of, read_json, reading
+from counterpoint.inputs import kind_of, read_json, reading, refuse_devices
 from counterpoint.models import ADAPTER_CONFIG, read_adapter_config
 from counterpoint.pocket import model_path
 
@@ -121,6 +121,7 @@ def _folder(path: str | Path) -> Path:
         return model_path()
     folder = Path(path)
     if (found := kind_of(folder)) == "folder":
+        refuse_devices(folder, ModelError)
         return _not_a_run(folder)
     if found:
         raise ModelError(f"{path}: this is a {found}. Give the folder that holds the model and its config.json.")

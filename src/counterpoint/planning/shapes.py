@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MissingExtraError, ModelError
-from ..inputs import LIBRARY_FAULTS, MAX_LAYERS, kind_of
+from ..inputs import LIBRARY_FAULTS, MAX_LAYERS, kind_of, refuse_devices
 
 Shape = tuple[int, ...]
 
@@ -125,6 +125,7 @@ def meta_model(name: str, read_config: Callable[[], Any], choices: str, trust_re
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoModelForCausalLM
 
+    refuse_devices(name, ModelError)
     faults: tuple[type[Exception], ...] = (*LIBRARY_FAULTS, StrictDataclassError)
     try:
         config = read_config()
