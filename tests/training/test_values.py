@@ -11,7 +11,7 @@ from trl import GRPOConfig, GRPOTrainer
 from counterpoint.config import load_config, parse_config
 from counterpoint.errors import ConfigError
 from counterpoint.training import check_config
-from counterpoint.training.settings import setting_names
+from counterpoint.training.settings import grpo_config, setting_names
 from counterpoint.training.values import CHOICES, setting_findings
 from hostile import survey, value
 
@@ -67,6 +67,7 @@ def config(**training):
         ("cache_implementation", "x"),
         ("gradient_checkpointing_kwargs", {"x": 1}),
         ("sync_ref_model", True),
+        ("torch_compile_backend", "static"),
     ],
 )
 def test_a_wrong_value_is_refused_by_its_key(key, wrong):
@@ -103,6 +104,11 @@ def test_every_default_of_trl_is_accepted():
 )
 def test_good_values_have_no_problem(training):
     assert check_config(parse_config(config(**training))) == []
+
+
+def test_whole_numbers_become_the_floats_that_generation_wants():
+    args = grpo_config(parse_config(config(temperature=2, repetition_penalty=1)), "unused")
+    assert (type(args.temperature), type(args.repetition_penalty)) == (float, float)
 
 
 @pytest.mark.parametrize("key", ["loss_type", "importance_sampling_level", "multi_objective_aggregation"])

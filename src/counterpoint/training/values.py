@@ -11,6 +11,7 @@ from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
+from accelerate.utils import TorchDynamoPlugin
 from pydantic import Field, TypeAdapter, ValidationError
 from torch.utils.checkpoint import checkpoint
 from transformers import GenerationConfig, Trainer, get_scheduler
@@ -94,7 +95,9 @@ def build_config(settings: Mapping[str, Any], training: Mapping[str, Any], *, re
     """
 
     def build(chosen: Mapping[str, Any]) -> GRPOConfig:
-        args = GRPOConfig(**{**settings, **chosen})
+        # as its setting's type: generation refuses a temperature of 1 that is no float
+        typed = {key: _adapter(key).validate_python(value, strict=True) for key, value in chosen.items()}
+        args = GRPOConfig(**{**settings, **typed})
         if rehearse:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # training gives them again
@@ -157,6 +160,8 @@ def _check_installed(args: Any) -> None:
         raise ImportError("vLLM is not installed. Install it with: pip install 'trl[vllm]'")
     if args.use_liger_kernel and not is_liger_kernel_available():
         raise ImportError("liger-kernel is not installed. Install it with: pip install liger-kernel")
+    if args.torch_compile:
+        TorchDynamoPlugin(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
     get_reporting_integration_callbacks(args.report_to)
     for name in args.report_to:
         if name not in (*get_available_reporting_integrations(), "flyte"):  # flyte says so itself
