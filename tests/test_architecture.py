@@ -11,19 +11,22 @@ SOURCE = Path(__file__).parent.parent / "src" / "counterpoint"
 
 ALLOWED = {
     "errors": set(),
+    "inputs": {"errors"},
     "disk": {"errors"},
     "launch": {"errors"},
     "runs": {"errors", "disk"},
     "pocket": {"errors", "disk"},
     "rewards": {"errors", "pocket"},
-    "config": {"errors", "rewards", "pocket", "disk"},
+    "config": {"errors", "inputs", "rewards", "pocket", "disk"},
     "surgery": {"errors"},
-    "domains": {"errors", "config", "rewards", "pocket"},
+    "domains": {"errors", "inputs", "config", "rewards", "pocket"},
     "evaluation": {"errors", "domains", "launch"},
     "fetch": {"errors", "evaluation"},
-    "models": {"errors", "config", "pocket"},
-    "training": {"errors", "config", "domains", "evaluation", "launch", "models", "pocket", "runs", "surgery"},
-    "checkpoints": {"errors", "disk", "models", "pocket", "surgery"},
+    "models": {"errors", "inputs", "config", "pocket"},
+    "training": {
+        *("errors", "inputs", "config", "domains", "evaluation", "launch", "models", "pocket", "runs", "surgery"),
+    },
+    "checkpoints": {"errors", "inputs", "disk", "models", "pocket", "surgery"},
     "merging": {"errors", "checkpoints"},
     "diagnosis": {
         *("errors", "checkpoints", "config", "disk", "domains", "evaluation", "models", "pocket", "runs", "surgery"),
@@ -33,13 +36,15 @@ ALLOWED = {
         *("surgery", "training", "diagnosis"),
     },
     "study": {
+        "inputs",
         *("errors", "checkpoints", "config", "disk", "domains", "evaluation", "launch", "merging", "models", "pocket"),
         *("runs", "surgery", "training", "diagnosis", "recovery"),
     },
     "verification": {"errors", "surgery"},
-    "planning": {"errors", "config", "surgery"},
+    "planning": {"errors", "inputs", "config", "surgery"},
     "report": {"errors", "runs", "disk", "evaluation"},
     "cli": {
+        "inputs",
         *("errors", "config", "domains", "evaluation", "fetch", "pocket", "report", "rewards", "runs", "surgery"),
         *("training", "disk", "launch", "verification", "planning", "models", "diagnosis", "checkpoints", "merging"),
         *("recovery", "study"),
@@ -92,7 +97,18 @@ def test_the_check_sees_a_forbidden_import(tmp_path):
     assert "training" not in ALLOWED["report"]
 
 
-LIGHT = ["config", "errors", "runs", "report", "rewards", "pocket", "pocket.tasks", "cli.app", "evaluation.intervals"]
+LIGHT = [
+    "config",
+    "errors",
+    "inputs",
+    "runs",
+    "report",
+    "rewards",
+    "pocket",
+    "pocket.tasks",
+    "cli.app",
+    "evaluation.intervals",
+]
 
 
 @pytest.mark.parametrize("module", LIGHT)

@@ -8,7 +8,10 @@ from collections.abc import Iterable
 
 
 class CounterpointError(ValueError):
-    """Base of all errors that a user of counterpoint can cause and mend."""
+    """Base of all errors that a user of counterpoint can cause and mend. Its message can always be printed."""
+
+    def __str__(self) -> str:
+        return super().__str__().encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class ConfigError(CounterpointError):

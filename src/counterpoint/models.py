@@ -1,23 +1,33 @@
 """Loads policies and tokenizers, and says plainly when a path is not one."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from counterpoint.config import ModelConfig
 from counterpoint.errors import MissingExtraError, ModelError
+from counterpoint.inputs import LIBRARY_FAULTS, MAX_LAYERS, kind_of, read_json, refuse_devices
 from counterpoint.pocket import model_path
 
 ADAPTER_CONFIG = "adapter_config.json"
 
+_FAULTS: tuple[type[Exception], ...] = (*LIBRARY_FAULTS, SafetensorError, StrictDataclassError)
+"""What transformers raises on files that are none of a model."""
+
 
 def resolve_path(model: ModelConfig) -> str:
-    """The folder or hub id behind ``model.path``; ``pocket`` is the embedded model."""
+    """The folder or hub id behind ``model.path``; ``pocket`` is the embedded model.
+
+    Raises:
+        ModelError: the folder holds a device or a pipe.
+    """
+    refuse_devices(model.path, ModelError)
     return str(model_path()) if model.path == "pocket" else model.path
 
 
@@ -32,7 +42,9 @@ def load_tokenizer(model: ModelConfig) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             path, revision=model.revision, trust_remote_code=model.trust_remote_code, padding_side="left"
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
+        if type(error) is not Exception and not isinstance(error, _FAULTS):  # tokenizers has no error of its own kind
+            raise
         raise ModelError(_not_a_model(path, "tokenizer", error)) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -51,9 +63,9 @@ def check_model(model: ModelConfig) -> int:
     path = _adapter_base(str(folder)) or str(folder)
     try:
         config = AutoConfig.from_pretrained(path, revision=model.revision, trust_remote_code=model.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except _FAULTS as error:
         raise ModelError(_not_a_model(path, "model configuration", error)) from error
-    if folder.is_dir() and not list(folder.glob("*.safetensors")):
+    if kind_of(folder) == "folder" and not list(folder.glob("*.safetensors")):
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
         raise ModelError(
             f"model.path {folder}: no .safetensors weights there, found {found}. Save the model with save_pretrained; "
@@ -64,9 +76,11 @@ def check_model(model: ModelConfig) -> int:
 
 def _count_params(config: Any, model: ModelConfig) -> int:
     try:
+        if getattr(config, "num_hidden_layers", None) and config.num_hidden_layers > MAX_LAYERS:
+            raise ValueError(f"it has {config.num_hidden_layers} layers; at most {MAX_LAYERS} are built")
         with torch.device("meta"):
             built = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
-    except ValueError as error:
+    except _FAULTS as error:
         raise ModelError(_not_a_model(resolve_path(model), "causal language model", error)) from error
     return sum(param.numel() for param in built.parameters())
 
@@ -85,8 +99,34 @@ def load_model(model: ModelConfig, start: Path | None = None) -> Any:
 
 def _adapter_base(path: str) -> str | None:
     """The model that the adapters in folder ``path`` belong to; None where there are no adapters."""
-    file = Path(path) / ADAPTER_CONFIG
-    return json.loads(file.read_text())["base_model_name_or_path"] if file.is_file() else None
+    if not kind_of(Path(path) / ADAPTER_CONFIG):
+        return None
+    return str(read_adapter_config(Path(path))["base_model_name_or_path"])
+
+
+class _AdapterConfig(BaseModel):
+    """What is read of an adapter's configuration."""
+
+    base_model_name_or_path: str = Field(min_length=1)
+    peft_type: str = "LORA"
+    lora_alpha: float = Field(default=8, allow_inf_nan=False)
+    alpha_pattern: dict[str, FiniteFloat] | None = None
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """The ``adapter_config.json`` of a folder.
+
+    Raises:
+        ModelError: it is no JSON object, names no base model, or scales by something else than numbers.
+    """
+    file = folder / ADAPTER_CONFIG
+    config = read_json(file, ModelError, "configuration of adapters", "Save the adapters again.")
+    try:
+        _AdapterConfig.model_validate(config)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False))
+        raise ModelError(f"{file}: {wrong}. Correct it, or save the adapters again.") from error
+    return config
 
 
 def lora_config(model: ModelConfig) -> Any:
@@ -114,7 +154,7 @@ def _from_pretrained(model: ModelConfig, path: str) -> Any:
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, with their names
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except _FAULTS as error:
         raise ModelError(_not_a_model(path, "causal language model", error)) from error
     loaded, info = found
     _check_complete(path, info)
@@ -145,7 +185,7 @@ def _import_peft() -> Any:
 
 
 def _not_a_model(path: str, what: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0]
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return (
         f"model.path {path}: no {what} could be read ({reason}). Give a checkpoint folder that save_pretrained "
         "wrote, a hub id, or `pocket`."

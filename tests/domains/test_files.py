@@ -80,17 +80,21 @@ def test_a_missing_file_names_the_nearest(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.jsonl", b'{"a": 1}\n{"a": \n', "x.jsonl:2: not valid JSON (Expecting value, "),
+        ("x.jsonl", b'{"a": 1}\n{"a": \n', "x.jsonl:2: cannot be read (not valid JSON: Expecting value, "),
         ("x.jsonl", b'{"a": 1}\n\n[1]\n', "x.jsonl:3: a row must be a JSON object, found list."),
-        ("x.json", b'[{"a": 1},\n {"a" 2}]', "x.json: not valid JSON (Expecting ':' delimiter, line 2, column 7)."),
+        (
+            "x.json",
+            b'[{"a": 1},\n {"a" 2}]',
+            "x.json: cannot be read (not valid JSON: Expecting ':' delimiter, line 2, column 7).",
+        ),
         ("x.json", b"[1]", "x.json: row 1: a row must be a JSON object, found int."),
         ("x.json", b"3", "x.json: expected a list of rows, found int."),
         ("x.csv", b"a,b\n1,2\n3\n", "x.csv:3: the row has not the 2 values of the first line."),
         ("x.csv", b"a,b\n1,2,3\n", "x.csv:2: the row has not the 2 values of the first line."),
-        ("x.csv", b'a,b\n"1"x,2\n', "x.csv:2: not valid CSV ("),
-        ("x.parquet", b"nothing of the kind", "x.parquet: not a Parquet file ("),
-        ("x.jsonl.gz", b"not packed", "x.jsonl.gz: cannot be read (Not a gzipped file"),
-        ("x.jsonl", b'{"a": "\xff"}', "x.jsonl: is not text in UTF-8"),
+        ("x.csv", b'a,b\n"1"x,2\n', "x.csv:2: cannot be read (not valid CSV: "),
+        ("x.parquet", b"nothing of the kind", "x.parquet: cannot be read (Parquet magic bytes not found"),
+        ("x.jsonl.gz", b"not packed", "x.jsonl.gz:1: cannot be read (Not a gzipped file"),
+        ("x.jsonl", b'{"a": "\xff"}', "x.jsonl:1: cannot be read (not text in UTF-8"),
         ("x.txt", b"", "the suffix '.txt' tells no format (known: .jsonl, .ndjson, .json, .csv, .parquet)."),
     ],
 )

@@ -75,8 +75,8 @@ def test_empty_file_gives_an_empty_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("{oops", r"in.jsonl line 3 is no JSON"),
-        ("", r"in.jsonl line 3 is no JSON"),
+        ("{oops", r"in.jsonl line 3: cannot be read (not valid JSON"),
+        ("", r"in.jsonl line 3: cannot be read (not valid JSON"),
         ("[1]", "in.jsonl line 3 must be a JSON object"),
         ('{"answer": "1"}', "line 3 has no 'completion'; it has answer"),
         ('{"completion": 5, "answer": "1"}', "line 3: 'completion' must be a text, found 5"),

@@ -10,7 +10,7 @@ from counterpoint.study.load import load_study
 from counterpoint.study.results import Compared, RowResult, StudyResult
 from counterpoint.study.schema import KINDS, StudyConfig
 from counterpoint.training.preflight import check_config
-from counterpoint.training.settings import setting_names
+from counterpoint.training.values import setting_findings
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "study.md").read_text()
@@ -22,14 +22,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureW
 def test_the_pages_study_is_one(tmp_path):
     (tmp_path / "study.yaml").write_text(re.search(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[1])
     (tmp_path / "pocket-mgs.yaml").write_text((ROOT / "examples" / "pocket-mgs.yaml").read_text())
-    study = load_study(tmp_path / "study.yaml", setting_names)
+    study = load_study(tmp_path / "study.yaml", setting_findings)
     assert not [problem for config in study.configs.values() for problem in check_config(config)]
     assert {row.kind for row in study.rows.values()} == set(KINDS)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_shipped_studies_are_studies(path):
-    study = load_study(path, setting_names)
+    study = load_study(path, setting_findings)
     assert not [problem for config in study.configs.values() for problem in check_config(config)]
     assert len(study.config.seeds) >= 5
 

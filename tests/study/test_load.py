@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from counterpoint.config import parse_config
+from counterpoint.config.training_keys import unknown_setting
 from counterpoint.errors import ConfigError
 from counterpoint.study.jobs import plan_jobs
 from counterpoint.study.load import load_study
@@ -15,12 +16,17 @@ SETTINGS = (
     "gradient_accumulation_steps",
     "num_generations",
     "learning_rate",
+    "max_completion_length",
 )
+
+
+def unknown_settings(training):
+    return [(key, unknown_setting(key, SETTINGS)) for key in training if key not in SETTINGS]
 
 
 def problems(path):
     with pytest.raises(ConfigError) as caught:
-        load_study(path, lambda: (*SETTINGS, "max_completion_length"))
+        load_study(path, unknown_settings)
     return str(caught.value)
 
 

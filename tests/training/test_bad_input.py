@@ -3,6 +3,7 @@
 import errno
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 
 from counterpoint.config import parse_config
 from counterpoint.errors import ConfigError, DivergedError, DomainError, ModelError, RewardError, RunError
+from counterpoint.models import check_model, load_model, load_tokenizer
 from counterpoint.runs import RunDirectory
 from counterpoint.training import Interrupted, check_config, plan_run, resume, train
 from counterpoint.training.disk import explain_disk_errors
@@ -66,7 +68,7 @@ def settings(model, folder, **overrides):
             {"learning_rat": 1e-5},
             r"training.learning_rat: not a setting of trl.GRPOConfig; did you mean 'learning_rate'\?",
         ),
-        ({"num_generations": 3}, r"training: trl.GRPOConfig refuses these settings: .*divisible"),
+        ({"num_generations": 3}, r"training.num_generations: TRL cannot use these settings: .*divisible"),
         ({"loss_type": "bnpo"}, r"loss_type='bnpo' divides by the tokens of each micro-batch"),
         ({"gradient_accumulation_steps": 3}, r"cannot be met .* gradient_accumulation_steps=2 or 4 would do"),
         (
@@ -92,6 +94,17 @@ def test_a_path_that_is_no_model_is_refused(tmp_path):
     with pytest.raises(ModelError, match=r"no model configuration could be read"):
         train(config, "x")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[" * 5000, b'{"version": 5}', b"\xff"])
+def test_damaged_files_of_a_model_are_refused(tiny_model, tmp_path, name, content):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    (folder / name).write_bytes(content)
+    model = parse_config(settings(folder, tmp_path)).model
+    with pytest.raises(ModelError, match=re.escape(str(folder))):
+        check_model(model), load_tokenizer(model), load_model(model)
 
 
 def test_pickled_weights_are_not_read(tiny_model, tmp_path):

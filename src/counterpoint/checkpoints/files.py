@@ -3,21 +3,26 @@
 import json
 import os
 import re
-import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from counterpoint.errors import ModelError
+from counterpoint.inputs import kind_of, read_json, reading
 from counterpoint.surgery.groupings import plain_name
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
 _SHARD = re.compile(r"^(.*)-(\d{5})-of-(\d{5})\.safetensors$")
+_INSIDE_NAME = re.compile(r"[^/\\\0]{1,255}$")
+_MAX_NAME = 500
+_AGAIN = "Save, copy or download the checkpoint again."
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".distcp")
 _NOT_MODELS = ("optimizer.pt", "scheduler.pt", "training_args.bin", "scaler.pt")
 _BUFFERS = re.compile(r"(?:rotary_emb\.inv_freq|attn\.masked_bias|attention\.masked_bias)$")
@@ -126,9 +131,9 @@ def find_files(folder: Path) -> list[Path]:
         ModelError: none there, only pickles, missing shards, or files that are not shards of one model.
     """
     index = folder / INDEX
-    if index.is_file():
+    if kind_of(index):
         return _indexed(folder, index)
-    if (folder / WEIGHTS).is_file():
+    if kind_of(folder / WEIGHTS):
         return [folder / WEIGHTS]
     found = sorted(folder.glob("*.safetensors"))
     if not found:
@@ -146,11 +151,14 @@ def find_files(folder: Path) -> list[Path]:
 
 
 def _indexed(folder: Path, index: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ModelError(f"{index}: no weight_map could be read there ({error}). Save or download it again.") from error
-    _refuse_missing(folder, [name for name in names if not (folder / name).is_file()], len(names))
+    shards = read_json(index, ModelError, "index of a checkpoint", _AGAIN).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise ModelError(f"{index}: a weight_map of tensors to files was expected, found {shards!r:.60}. {_AGAIN}")
+    for name in shards.values():
+        if not isinstance(name, str) or not _INSIDE_NAME.match(name) or name.startswith(".."):
+            raise ModelError(f"{index}: weight_map names {name!r:.60}, which is no file beside it. {_AGAIN}")
+    names = sorted(set(shards.values()))
+    _refuse_missing(folder, [name for name in names if kind_of(folder / name) != "file"], len(names))
     return [folder / name for name in names]
 
 
@@ -204,36 +212,29 @@ def read_headers(folder: Path, files: Sequence[Path]) -> dict[str, Stored]:
 
 def read_header(path: Path) -> dict[str, Stored]:
     """Every tensor of one safetensors file by its name there; see ``read_headers``."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        first = file.read(8)
-        length = struct.unpack("<Q", first)[0] if len(first) == 8 else size
-        try:
-            header = json.loads(file.read(length)) if length <= size - 8 else None
-        except ValueError:
-            header = None
-    if not isinstance(header, dict):
-        raise ModelError(f"{path}: not a safetensors file, or its header is cut off. Copy or download it again.")
+    if (found := kind_of(path)) != "file":
+        raise ModelError(f"{path}: weights are read from a file, and this is a {found}. {_AGAIN}")
+    with reading(path, ModelError, f"It is cut off or no safetensors file. {_AGAIN}", also=(SafetensorError,)):
+        with safe_open(path, framework="pt"):  # checks the header: names, shapes, and bytes that fit the file
+            pass
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
     header.pop("__metadata__", None)
     opened = _File(path)
-    stored = {name: _stored(opened, name, entry, 8 + length) for name, entry in header.items()}
-    end = max((tensor.start + tensor.num_bytes for tensor in stored.values()), default=0)
-    if end > size:
-        raise ModelError(
-            f"{path}: cut off: its header speaks of {end} bytes and it has {size}. Copy or download it again."
-        )
-    return stored
+    return {name: _stored(opened, name, entry, 8 + length) for name, entry in header.items()}
 
 
-def _stored(file: _File, name: str, entry: dict[str, object], data: int) -> Stored:
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if dtype not in DTYPES:
+def _stored(file: _File, name: str, entry: Mapping[str, Any], data: int) -> Stored:
+    if len(name) > _MAX_NAME:
+        raise ModelError(f"{file.path}: the name of a tensor has {len(name)} characters: {name[:60]}... {_AGAIN}")
+    if entry["dtype"] not in DTYPES:
         raise ModelError(
-            f"{file.path}: {name} has the type {dtype}, which is not read. Save the checkpoint as bfloat16 or float32."
+            f"{file.path}: {name} has the type {entry['dtype']}, which is not read. Save the checkpoint as bfloat16 or "
+            "float32."
         )
-    assert isinstance(shape, list)
-    assert isinstance(offsets, list)
-    return Stored(file, DTYPES[str(dtype)], tuple(shape), data + offsets[0], offsets[1] - offsets[0])
+    start, stop = entry["data_offsets"]
+    return Stored(file, DTYPES[entry["dtype"]], tuple(entry["shape"]), data + start, stop - start)
 
 
 def model_order(name: str) -> tuple[int, int, int, int, list[int], str]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from counterpoint.checkpoints.files import Stored, read_header
 from counterpoint.errors import ModelError
+from counterpoint.inputs import kind_of, reading
 from counterpoint.surgery.groupings import plain_name
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -82,7 +83,7 @@ def read_adapters(
     """
     _refuse_variants(folder, config)
     file = folder / ADAPTER_WEIGHTS
-    if not file.is_file():
+    if not kind_of(file):
         raise ModelError(
             f"{folder}: no {ADAPTER_WEIGHTS} beside adapter_config.json. Pickled adapters are not read; load them with "
             "PEFT where you trust them and save_pretrained again."
@@ -124,7 +125,7 @@ def _pair(folder: Path, module: str, found: Mapping[str, Tensor], config: Mappin
     if set(names) != set(found):
         raise ModelError(f"{folder}: {module} has {', '.join(sorted(found))} alone. Save the adapters again.")
     a, b = found[names[0]], found[names[1]]
-    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
+    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or not len(a):
         raise ModelError(
             f"{folder}: the factors of {module} are {list(a.shape)} and {list(b.shape)}; only pairs [r, in] and "
             f"[out, r] are merged. {_remedy()}"
@@ -136,7 +137,12 @@ def _scaling(module: str, r: int, config: Mapping[str, Any]) -> float:
     """``alpha / r``, or ``alpha / sqrt(r)`` with rsLoRA; patterns match the end of the module's name, as in PEFT."""
     alpha = config.get("lora_alpha", 8)
     for pattern, own in (config.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        where = f"adapter_config.json: the alpha_pattern {pattern!r:.60}"
+        if "(" in pattern or sum(map(pattern.count, "*+{")) > 2:  # groups that repeat can match for ever
+            raise ModelError(f"{where} is not read: only names and up to two repeats are. {_remedy()}")
+        with reading(where, ModelError, _remedy(), also=(re.error,)):
+            matched = re.match(rf"(.*\.)?({pattern})$", module)
+        if matched:
             alpha = own
             break
     return alpha / (math.sqrt(r) if config.get("use_rslora") else r)

@@ -8,18 +8,17 @@ A checkpoint is a Hugging Face folder with safetensors (one file or shards) or w
 tensor by tensor while they are read.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from counterpoint.checkpoints.files import Stored, find_files, model_order, read_headers
 from counterpoint.checkpoints.lora import Adapters, read_adapters
 from counterpoint.errors import ModelError
-from counterpoint.models import ADAPTER_CONFIG
+from counterpoint.inputs import kind_of, read_json, reading, refuse_devices
+from counterpoint.models import ADAPTER_CONFIG, read_adapter_config
 from counterpoint.pocket import model_path
 
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
@@ -87,23 +86,25 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         ModelError: nothing there, a run instead of a checkpoint, no safetensors, pickles only, a missing shard, a file
             that is cut off or no safetensors, or adapters that cannot be merged exactly.
     """
-    folder = _folder(path)
-    if (folder / ADAPTER_CONFIG).is_file():
-        return _with_adapters(folder)
-    stored = read_headers(folder, find_files(folder))
-    return Checkpoint(folder, stored, _says_tied(folder))
+    return _open(_folder(path), ())
 
 
-def _with_adapters(folder: Path) -> Checkpoint:
-    config = read_json(folder / ADAPTER_CONFIG)
-    named = config.get("base_model_name_or_path")
-    if not named:
-        raise ModelError(
-            f"{folder}: {ADAPTER_CONFIG} names no base model, so there is nothing to merge its adapters into. "
-            "Set base_model_name_or_path there."
-        )
+def _open(folder: Path, above: tuple[Path, ...]) -> Checkpoint:
+    """The checkpoint in ``folder``, which the adapters in the folders ``above`` build upon."""
+    if kind_of(folder / ADAPTER_CONFIG):
+        return _with_adapters(folder, above)
+    with reading(folder, ModelError):
+        files = find_files(folder)
+    return Checkpoint(folder, read_headers(folder, files), _says_tied(folder))
+
+
+def _with_adapters(folder: Path, above: tuple[Path, ...]) -> Checkpoint:
+    config = read_adapter_config(folder)
     try:
-        base = open_checkpoint(named)
+        base_folder = _folder(config["base_model_name_or_path"])
+        if base_folder.resolve() in (here := (*above, folder.resolve())):
+            raise ModelError(f"{base_folder}: these adapters are their own base model")
+        base = _open(base_folder, here)
     except ModelError as error:
         raise ModelError(
             f"{folder}: the adapters' base model cannot be read ({error}). Correct base_model_name_or_path in "
@@ -119,10 +120,11 @@ def _folder(path: str | Path) -> Path:
     if str(path) == "pocket":
         return model_path()
     folder = Path(path)
-    if folder.is_dir():
+    if (found := kind_of(folder)) == "folder":
+        refuse_devices(folder, ModelError)
         return _not_a_run(folder)
-    if folder.exists():
-        raise ModelError(f"{path}: this is a file. Give the folder that holds the model and its config.json.")
+    if found:
+        raise ModelError(f"{path}: this is a {found}. Give the folder that holds the model and its config.json.")
     if _looks_like_hub_id(str(path)):
         return _snapshot(str(path))
     raise ModelError(f"{path}: no such folder. Give a checkpoint folder, `pocket`, or a hub id such as org/model.")
@@ -159,20 +161,10 @@ def _snapshot(hub_id: str) -> Path:
 
 def _says_tied(folder: Path) -> bool:
     file = folder / "config.json"
-    config = read_json(file) if file.is_file() else {}
-    nested = config.get("text_config") or {}
-    return bool(config.get("tie_word_embeddings", nested.get("tie_word_embeddings", False)))
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from disk; ``ModelError`` where it is none."""
-    try:
-        data = json.loads(file.read_text())
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{file}: not readable as JSON ({error}). Save or download the checkpoint again.") from error
-    if not isinstance(data, dict):
-        raise ModelError(f"{file}: a JSON object was expected. Save or download the checkpoint again.")
-    return data
+    config = read_json(file, ModelError, "configuration of a model") if kind_of(file) else {}
+    nested = config.get("text_config")
+    inside = nested.get("tie_word_embeddings", False) if isinstance(nested, dict) else False
+    return bool(config.get("tie_word_embeddings", inside))
 
 
 @dataclass(frozen=True)

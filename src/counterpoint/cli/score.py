@@ -12,8 +12,10 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from counterpoint.errors import RewardError
+from counterpoint.inputs import kind_of, parse_json, reading
 
 _CHUNK = 128
+_NOTHING = "Nothing scored."
 
 
 def score(
@@ -75,24 +77,23 @@ def parse_options(pairs: list[str]) -> dict[str, Any]:
             raise RewardError(f"--option must be NAME=VALUE, found {pair!r}.")
         try:
             options[name] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             options[name] = value
     return options
 
 
 def read_rows(source: str) -> list[dict[str, Any]]:
     """All rows of a JSONL file. Raises ``RewardError`` naming file and line of the first that is no JSON object."""
-    try:
+    if source != "-" and kind_of(source) != "file":
+        found = kind_of(source)
+        reason = f"it is a {found}" if found else "there is no such file"
+        raise RewardError(f"{source} cannot be read: {reason}. Name a file, or - for what is piped in.")
+    with reading(source, RewardError, _NOTHING):
         text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RewardError(f"{source} cannot be read: {error}.") from None
     rows = []
     # Not splitlines(): JSON texts may hold other line separators than the newline.
     for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], start=1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise RewardError(f"{source} line {number} is no JSON ({error}): {line[:60]!r}. Nothing scored.") from None
+        row = parse_json(line, f"{source} line {number}", RewardError, _NOTHING)
         if not isinstance(row, dict):
             raise RewardError(f"{source} line {number} must be a JSON object, found {line[:60]!r}. Nothing scored.")
         rows.append(row)
@@ -103,11 +104,14 @@ def _check_target(source: str, target: str, force: bool) -> None:
     if target == "-":
         return
     path = Path(target)
-    if source != "-" and path.exists() and path.samefile(source):
+    there = kind_of(path)
+    if source != "-" and there and path.samefile(source):
         raise RewardError(f"{target} is the input file; it is never overwritten. Name another output file.")
-    if path.exists() and not force:
+    if there and not force:
         raise RewardError(f"{target} is there already. Name another file, or replace it with --force.")
-    if not path.parent.is_dir():
+    if there not in (None, "file"):
+        raise RewardError(f"{target} is a {there}. Name a file.")
+    if kind_of(path.parent) != "folder":
         raise RewardError(f"{target} cannot be written: there is no directory {path.parent}. Make it first.")
 
 

@@ -49,13 +49,13 @@ def study(
 
       counterpoint study examples/pocket-study.yaml --table
     """
-    from counterpoint.cli.loading import setting_names
+    from counterpoint.cli.loading import setting_findings
     from counterpoint.cli.running import quiet_libraries
 
     quiet_libraries()
     from counterpoint.study import load_study
 
-    loaded = load_study(file, setting_names)
+    loaded = load_study(file, setting_findings)
     home = folder / (name or loaded.config.name)
     if table:
         _table(loaded, home)

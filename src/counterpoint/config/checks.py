@@ -3,12 +3,43 @@
 from collections.abc import Iterator
 from typing import Any
 
-from counterpoint.config.document import Key
+from counterpoint.config.document import MAX_BITS, Key
 from counterpoint.config.domain import expand_reward
 from counterpoint.config.names import SEQUENTIAL
 from counterpoint.config.strategy_checks import Finding, strategy_findings
 from counterpoint.config.training_keys import refused_reason
 from counterpoint.errors import nearest
+from counterpoint.inputs import MAX_DEPTH, is_deep, is_text
+
+
+def plain_findings(data: Any) -> Iterator[Finding]:
+    """Path and message of every value that no YAML file holds or no tool further on can: other checks rely on it."""
+    if is_deep(data):
+        yield (), f"nested more than {MAX_DEPTH} deep. Write it flatter."
+        return
+    open_items: list[tuple[Key, Any]] = [((), data)]
+    while open_items:
+        path, value = open_items.pop()
+        if isinstance(value, dict):
+            for key, item in value.items():
+                if isinstance(key, str) and is_text(key):
+                    open_items.append(((*path, key), item))
+                else:
+                    yield path, f"a key must be plain text, found {key!r}."
+        elif isinstance(value, list | tuple):
+            open_items.extend(((*path, index), item) for index, item in enumerate(value))
+        elif reason := _not_plain(value):
+            yield path, reason
+
+
+def _not_plain(value: Any) -> str | None:
+    if isinstance(value, str):
+        return None if is_text(value) else "holds a NUL or half of a character, which no tool can write. Remove it."
+    if isinstance(value, int) and value.bit_length() > MAX_BITS:
+        return f"a whole number of {value.bit_length()} bits; at most {MAX_BITS} are read. Write a smaller one."
+    if value is None or isinstance(value, int | float):
+        return None
+    return f"expected text, a number, true, false, null, a list or a mapping, found {type(value).__name__}."
 
 
 def cross_findings(data: Any) -> Iterator[Finding]:

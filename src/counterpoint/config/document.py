@@ -2,14 +2,19 @@
 
 import os
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
+from counterpoint.inputs import MAX_DEPTH
+
 Key = tuple[str | int, ...]
 
+MAX_BITS = 63
+"""Of a whole number: what seeds, tensors and tables can hold."""
+_PLAIN = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null"))
 _MAX_NODES = 100_000  # aliases of aliases can stand for more values than fit into memory
 _VARIABLE = re.compile(r"\$(\$?)\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 _FLOAT = re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$")
@@ -65,7 +70,10 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456
 
 def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     text = node.value
-    return int(text, 16) if text.lower().startswith("0x") else int(text)
+    number = int(text, 16) if text.lower().startswith("0x") else int(text)
+    if number.bit_length() > MAX_BITS:
+        raise ValueError(f"a whole number of more than {MAX_BITS} bits")
+    return number
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
@@ -74,8 +82,8 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 def read_yaml(text: str, name: str, environment: Mapping[str, str] | None = None) -> Document:
     """The document in ``text``; a syntax error becomes its one problem, with line and column."""
     builder = _Builder(Document(name=name), os.environ if environment is None else environment)
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -83,8 +91,9 @@ def read_yaml(text: str, name: str, environment: Mapping[str, str] | None = None
         context = f" ({error.context})" if error.context else ""
         builder.document.problems.append(Problem(at, (), f"not valid YAML: {error.problem}{context}."))
         return builder.document
-    except yaml.YAMLError as error:
-        builder.document.problems.append(Problem(name, (), f"not valid YAML: {error}"))
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        builder.document.problems.append(Problem(name, (), f"not valid YAML: {reason}."))
         return builder.document
     if node is not None:
         builder.loader = loader
@@ -108,6 +117,9 @@ class _Builder:
         if id(node) in self._open or self._count > _MAX_NODES:
             self._problem(node, path, "an alias that contains itself, or too many values. Write the values out.")
             return None
+        if len(self._open) > MAX_DEPTH:
+            self._problem(node, path[:3], f"nested more than {MAX_DEPTH} deep. Write it flatter.")
+            return None
         self.document.places.setdefault(path, self._place(node))
         self._open.add(id(node))
         try:
@@ -126,11 +138,10 @@ class _Builder:
             if key_node.tag == "tag:yaml.org,2002:merge":
                 merged = {**self._merge(value_node, path), **merged}
                 continue
-            key = self.loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
-            if not isinstance(key, Hashable) or isinstance(key, tuple):
+            if not isinstance(key_node, yaml.ScalarNode):
                 self._problem(key_node, path, "a key must be a plain name.")
                 continue
-            key = key if isinstance(key, str) else str(key_node.value)
+            key = str(key_node.value)
             if key in data:
                 first = self.document.places[(*path, key)]
                 self._problem(key_node, (*path, key), f"written twice, first at {first}. Keep one.")
@@ -154,10 +165,13 @@ class _Builder:
         assert isinstance(node, yaml.ScalarNode)
         if "${" in node.value and node.tag == "tag:yaml.org,2002:str":
             node = self._expand(node, path)
+        if node.tag not in _PLAIN:
+            self._problem(node, path, f"the tag {node.tag!r} is not read. Write plain text or a number.")
+            return None
         try:
             return self.loader.construct_object(node)  # type: ignore[no-untyped-call]
-        except (yaml.constructor.ConstructorError, ValueError) as error:
-            self._problem(node, path, f"cannot be read as YAML ({getattr(error, 'problem', error)}).")
+        except (yaml.YAMLError, ValueError, KeyError) as error:  # KeyError: `!!bool x`
+            self._problem(node, path, f"cannot be read as YAML ({error}).")
             return None
 
     def _expand(self, node: yaml.ScalarNode, path: Key) -> yaml.ScalarNode:

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
-from counterpoint.config.base import Section, Share
+from counterpoint.config.base import MAX_COUNT, Section, Share
 from counterpoint.config.sources import Source, expand_source
 
 OWN_REWARDS = ("pocket", "reasoning_gym")
@@ -54,7 +54,7 @@ class DomainEvaluation(Section):
         examples=["data/test.jsonl"],
     )
     size: int | None = Field(
-        default=None, gt=0, description="Number of held-out prompts; null means `evaluation.prompts`."
+        default=None, gt=0, le=MAX_COUNT, description="Number of held-out prompts; null means `evaluation.prompts`."
     )
 
 

@@ -1,27 +1,32 @@
 """From a file to a checked ``Config``; every problem of the file is reported at once."""
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from counterpoint.config.checks import cross_findings
+from counterpoint.config.base import MAX_NAME
+from counterpoint.config.checks import cross_findings, plain_findings
 from counterpoint.config.document import Document, Problem, read_yaml
 from counterpoint.config.domain import fill_domain
 from counterpoint.config.fields import strip_tags
 from counterpoint.config.messages import sentence
 from counterpoint.config.overrides import apply_overrides
 from counterpoint.config.schema import Config
-from counterpoint.config.training_keys import refused_reason, unknown_setting
+from counterpoint.config.training_keys import refused_reason
 from counterpoint.errors import ConfigError
+from counterpoint.inputs import expanded, kind_of, read_text
 
-SettingNames = Callable[[], Collection[str]]
-"""Gives the names of all settings of ``trl.GRPOConfig``; asked only where there are keys to compare."""
+_MAX_BYTES = 1 << 20
+_SHOWN = 50  # problems that are listed
+
+TrainingCheck = Callable[[Mapping[str, Any]], Iterable[tuple[str, str]]]
+"""Gives key and message of everything wrong with the values under ``training``."""
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = (), training_names: SettingNames | None = None) -> Config:
+def load_config(path: str | Path, overrides: Sequence[str] = (), check_training: TrainingCheck | None = None) -> Config:
     """The configuration in the YAML file ``path`` with every ``key=value`` of ``overrides`` written over it.
 
     Relative paths of data files and of the model are looked for beside the file, then in the current folder.
@@ -29,33 +34,33 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), training_names:
     Args:
         path: the file.
         overrides: ``key=value`` each, a dotted key and a YAML value.
-        training_names: names that may stand under ``training``; without it they are checked when TRL's own
-            configuration is built.
+        check_training: checks what stands under ``training``; without it that is left to the building of TRL's own
+            configuration.
 
     Raises:
         ConfigError: one line per problem, each with ``file:line`` or the override, the key, what was found and what
             to do.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such configuration file. Give the path of a YAML file.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: the configuration cannot be read ({error}). Give a YAML file in UTF-8.") from None
-    document = read_yaml(text, str(path))
+    document = read_document(path, "configuration file")
     if document.data is not None or not document.problems:
         apply_overrides(document, overrides)
-    config = _checked(document, training_names)
+    config = _checked(document, check_training)
     return _resolved(config, path)
 
 
-def check_document(document: Document, path: str | Path, training_names: SettingNames | None = None) -> Config:
+def read_document(path: Path, what: str) -> Document:
+    """The YAML file ``path`` as plain data with its problems; ``what`` names it where it cannot be read at all."""
+    text = read_text(path, ConfigError, what, "Give the path of a YAML file in UTF-8.", limit=_MAX_BYTES)
+    return read_yaml(text, str(path))
+
+
+def check_document(document: Document, path: str | Path, check_training: TrainingCheck | None = None) -> Config:
     """The configuration in ``document``, checked and resolved as ``load_config`` does for the file ``path``.
 
     For documents that were read once and changed since. Raises ``ConfigError`` with every problem.
     """
-    return _resolved(_checked(document, training_names), Path(path))
+    return _resolved(_checked(document, check_training), Path(path))
 
 
 def parse_config(data: Mapping[str, Any]) -> Config:
@@ -63,16 +68,18 @@ def parse_config(data: Mapping[str, Any]) -> Config:
     return _checked(Document(data=dict(data)))
 
 
-def _checked(document: Document, training_names: SettingNames | None = None) -> Config:
+def _checked(document: Document, check_training: TrainingCheck | None = None) -> Config:
     if document.problems and document.data is None:
         raise _error(document.problems)
     if not isinstance(document.data, dict):
         found = "nothing" if document.data is None else type(document.data).__name__
         message = f"a configuration is a mapping with at least `domains:`, found {found}."
         raise _error([*document.problems, Problem(document.name, (), message)])
-    problems = list(document.problems)
+    problems = [*document.problems, *plain_problems(document)]
+    if len(problems) > len(document.problems):  # the checks below are made for plain data
+        raise _error(problems)
     problems += [Problem(document.place(path), path, message) for path, message in cross_findings(_filled(document))]
-    problems += _unknown_settings(document, training_names)
+    problems += _settings(document, check_training)
     config: Config | None = None
     try:
         config = Config.model_validate(document.data)
@@ -87,17 +94,21 @@ def _checked(document: Document, training_names: SettingNames | None = None) -> 
     return config
 
 
-def _unknown_settings(document: Document, training_names: SettingNames | None) -> list[Problem]:
-    """Keys under ``training`` that TRL does not have and that counterpoint does not refuse for a reason of its own."""
+def _settings(document: Document, check_training: TrainingCheck | None) -> list[Problem]:
+    """What TRL cannot use under ``training``, where counterpoint does not refuse the key for a reason of its own."""
     training = document.data.get("training")
-    if training_names is None or not isinstance(training, dict) or not training:
+    if check_training is None or not isinstance(training, dict) or not training:
         return []
-    known = training_names()
     return [
-        Problem(document.place(("training", key)), ("training", key), unknown_setting(key, known))
-        for key in training
-        if key not in known and refused_reason(key) is None
+        Problem(document.place(("training", key)), ("training", key), message)
+        for key, message in check_training(training)
+        if refused_reason(key) is None
     ]
+
+
+def plain_problems(document: Document) -> list[Problem]:
+    """What stands in ``document`` that is no plain data; see ``plain_findings``."""
+    return [Problem(document.place(path), path, message) for path, message in plain_findings(document.data)]
 
 
 def _filled(document: Document) -> Any:
@@ -111,7 +122,9 @@ def _filled(document: Document) -> Any:
 def _error(problems: Sequence[Problem]) -> ConfigError:
     ordered = sorted(problems, key=_order)
     count = "1 problem" if len(ordered) == 1 else f"{len(ordered)} problems"
-    return ConfigError("\n".join([f"The configuration has {count}:", *(f"  {problem}" for problem in ordered)]))
+    lines = [f"  {problem}" for problem in ordered[:_SHOWN]]
+    more = [f"  and {len(ordered) - _SHOWN} more."] if len(ordered) > _SHOWN else []
+    return ConfigError("\n".join([f"The configuration has {count}:", *lines, *more]))
 
 
 def _order(problem: Problem) -> tuple[bool, int]:
@@ -126,6 +139,7 @@ def _resolved(config: Config, path: Path) -> Config:
     name = config.run.name or re.sub(
         r"[^A-Za-z0-9._-]", "-", path.stem if named else f"{path.stem}-{config.strategy.label}"
     )
+    name = name[:MAX_NAME]
     model = config.model
     if (found := _beside(model.path, folder)) is not None:
         model = model.model_copy(update={"path": str(found)})
@@ -143,11 +157,11 @@ def _resolved(config: Config, path: Path) -> Config:
 def _located(source: Any, folder: Path) -> Any:
     if source.type != "file":
         return source
-    found = _beside(source.path, folder) or folder / Path(source.path).expanduser()
+    found = _beside(source.path, folder) or folder / expanded(source.path)
     return source.model_copy(update={"path": str(found)})
 
 
 def _beside(path: str, folder: Path) -> Path | None:
     """The existing file or folder that ``path`` means, looked for beside the configuration, then here."""
-    wanted = Path(path).expanduser()
-    return next((base for base in ((folder / wanted), Path.cwd() / wanted) if base.exists()), None)
+    wanted = expanded(path)
+    return next((base for base in ((folder / wanted), Path.cwd() / wanted) if kind_of(base)), None)

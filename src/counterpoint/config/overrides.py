@@ -1,21 +1,29 @@
 """``--set key=value``: one value of the document replaced or added, named by its dotted path."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from counterpoint.config.document import Document, Key, Problem, dotted, read_yaml
 from counterpoint.config.domain import expand_reward
 from counterpoint.config.sources import expand_source
+from counterpoint.inputs import MAX_DEPTH
+
+_INDEX = re.compile(r"[0-9]{1,6}$")
+_SHOWN = 200  # characters of an override that stand in a message
 
 
 def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
     """Write every ``key=value`` of ``overrides`` into ``document``, in order; problems are collected there."""
     for override in overrides:
-        where = f"--set {override}"
+        where = f"--set {override[:_SHOWN]}"
         name, equals, text = override.partition("=")
         path: Key = tuple(name.strip().split("."))
         if not equals or not all(path):
             document.problems.append(Problem(where, (), "not of the form key=value, as in training.max_steps=20."))
+            continue
+        if len(path) > MAX_DEPTH:
+            document.problems.append(Problem(where, path[:3], f"names a key more than {MAX_DEPTH} deep."))
             continue
         parsed = read_yaml(text, where)
         document.problems += [Problem(where, path, problem.message) for problem in parsed.problems]
@@ -49,7 +57,7 @@ def _key(holder: Any, part: str | int, done: Key) -> str | int:
     """``part`` as a key of the mapping, or an index into the list, ``holder``."""
     if isinstance(holder, dict):
         return part
-    if isinstance(holder, list) and str(part).isdigit() and int(part) < len(holder):
+    if isinstance(holder, list) and _INDEX.match(str(part)) and int(part) < len(holder):
         return int(part)
     kind = (
         f"a list of {len(holder)}, whose items are named 0, 1, ..."

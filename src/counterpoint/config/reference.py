@@ -65,8 +65,10 @@ training:
 _TRAINING = """
 ## `training`
 
-Every key is passed unchanged to `trl.GRPOConfig`, whose documentation describes it; `counterpoint config check` builds
-one. These keys are refused, because counterpoint sets them itself:
+Every key is passed unchanged to `trl.GRPOConfig`, whose documentation describes it. `counterpoint config check` and
+`counterpoint train` compare every value with the type, the choices and the range of its setting, and build TRL's
+configuration, the optimizer, the schedule and the generation settings once, before any model is loaded. What fails is
+named by its key. These keys are refused, because counterpoint sets them itself:
 
 | key | instead |
 |---|---|
@@ -131,7 +133,7 @@ def _inline(value: Any) -> str:
 
 def _type(info: FieldInfo) -> str:
     limits = [
-        sign + " " + f"{value:g}"
+        sign + " " + (f"{value:,}" if isinstance(value, int) else f"{value:g}")
         for constraint in info.metadata
         for key, sign in (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))
         if (value := getattr(constraint, key, None)) is not None

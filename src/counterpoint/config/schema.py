@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from counterpoint.config.base import DomainName, Path, Section
+from counterpoint.config.base import LARGEST_SEED, MAX_COUNT, MAX_NAME, DomainName, Path, Section
 from counterpoint.config.document import dump_yaml
 from counterpoint.config.domain import DomainConfig, fill_domain
 from counterpoint.config.names import NAMED_STRATEGIES, SEQUENTIAL
@@ -126,8 +126,8 @@ class SurgeryConfig(Section):
 class EvaluationConfig(Section):
     """How every domain is evaluated before, during and after training."""
 
-    prompts: int = Field(default=64, gt=0, description="Held-out prompts per domain.")
-    samples: int = Field(default=4, gt=0, description="Sampled completions per prompt.")
+    prompts: int = Field(default=64, gt=0, le=MAX_COUNT, description="Held-out prompts per domain.")
+    samples: int = Field(default=4, gt=0, le=MAX_COUNT, description="Sampled completions per prompt.")
     every: int | None = Field(
         default=None, gt=0, description="Steps between evaluations during training; null means none."
     )
@@ -135,11 +135,13 @@ class EvaluationConfig(Section):
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="Sampling temperature.")
     top_p: float = Field(default=1.0, gt=0, le=1, description="Nucleus of the sampled tokens.")
     greedy: bool = Field(default=True, description="Whether to score one greedy completion per prompt too.")
-    batch_size: int = Field(default=64, gt=0, description="Completions generated at once.")
+    batch_size: int = Field(default=64, gt=0, le=MAX_COUNT, description="Completions generated at once.")
     max_new_tokens: int | None = Field(
         default=None, gt=0, description="Longest completion in tokens; null means `training.max_completion_length`."
     )
-    seed: int = Field(default=0, ge=0, description="Seed of the choice of held-out prompts and of the sampling.")
+    seed: int = Field(
+        default=0, ge=0, le=LARGEST_SEED, description="Seed of the choice of held-out prompts and of the sampling."
+    )
 
 
 class RecoveryConfig(Section):
@@ -172,9 +174,12 @@ class RunConfig(Section):
     name: str | None = Field(
         default=None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=MAX_NAME,
         description="Name of this run; null means the configuration file's name with the strategy, as in `pocket-mgs`.",
     )
-    seed: int = Field(default=0, ge=0, description="Seed of training: order of prompts, sampling, surgery.")
+    seed: int = Field(
+        default=0, ge=0, le=LARGEST_SEED, description="Seed of training: order of prompts, sampling, surgery."
+    )
     save_every: int = Field(default=50, gt=0, description="Steps between checkpoints.")
     keep: int | None = Field(default=2, gt=0, description="Newest checkpoints that are kept; null keeps all.")
     grams_every: int = Field(default=1, gt=0, description="Steps between records in `grams.safetensors`.")

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from counterpoint.config.base import Path, Section
+from counterpoint.config.base import MAX_COUNT, Path, Section
 
 FILE_SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 """Suffix -> format; a further ``.gz`` is read through gzip."""
@@ -18,7 +18,7 @@ class PocketSource(Section):
     task: str | None = Field(
         default=None, description="Task name; null means the domain's own name.", examples=["math"]
     )
-    size: int = Field(default=4096, gt=0, description="Number of training rows to make.", examples=[4096])
+    size: int = Field(default=4096, gt=0, le=MAX_COUNT, description="Number of training rows to make.", examples=[4096])
 
 
 class FileSource(Section):
@@ -54,7 +54,7 @@ class ReasoningGymSource(Section):
 
     type: Literal["reasoning_gym"] = Field(description="`reasoning_gym`: a task of reasoning-gym.")
     task: Path = Field(description="Name of the task.", examples=["chain_sum"])
-    size: int = Field(default=1024, gt=0, description="Number of rows to make.", examples=[1024])
+    size: int = Field(default=1024, gt=0, le=MAX_COUNT, description="Number of rows to make.", examples=[1024])
     seed: int = Field(default=0, ge=0, description="Seed of the rows.", examples=[0])
     options: dict[str, Any] = Field(
         default_factory=dict, description="Options of the task, passed on.", examples=[{"max_terms": 3}]

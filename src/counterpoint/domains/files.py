@@ -4,6 +4,7 @@ import csv
 import difflib
 import gzip
 import json
+import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path as FilePath
@@ -12,8 +13,11 @@ from typing import Any, TextIO
 from counterpoint.config.sources import FILE_SUFFIXES, FileSource
 from counterpoint.domains.template import Path
 from counterpoint.errors import DomainError
+from counterpoint.inputs import LIBRARY_FAULTS, Place, kind_of, parse_json, reading
 
 Row = dict[str, Any]
+_MEND = "Mend the file, or leave this out."
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 _MAX_FIELD = 1 << 30  # characters of one CSV value; Python's own limit is 131072
 
 
@@ -24,16 +28,9 @@ def read_file(source: FileSource, limit: int | None) -> list[Row]:
         DomainError: the file is missing (naming the nearest), unreadable, or malformed (naming the line).
     """
     path = FilePath(source.path)
-    if not path.is_file():
-        raise DomainError(_missing(path))
-    kind = _format(source)
-    try:
-        rows = list(islice(_READERS[kind](path, source), limit))
-    except (OSError, EOFError) as error:
-        raise DomainError(f"{path}: cannot be read ({error}).") from error
-    except UnicodeDecodeError as error:
-        raise DomainError(f"{path}: is not text in UTF-8 ({error}). Convert it.") from error
-    return rows
+    if (found := kind_of(path)) != "file":
+        raise DomainError(f"{path}: is a {found}. Give one file." if found else _missing(path))
+    return list(islice(_READERS[_format(source)](path, source), limit))
 
 
 def _format(source: FileSource) -> str:
@@ -49,19 +46,22 @@ def _format(source: FileSource) -> str:
 
 def _open_text(path: FilePath) -> TextIO:
     opener = gzip.open if path.suffix == ".gz" else open
-    return opener(path, "rt", encoding="utf-8-sig", newline="")
+    # what is no UTF-8 is refused by `_check_text`, which knows the line
+    return opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
 def _jsonl(path: FilePath, source: FileSource) -> Iterator[Row]:
-    with _open_text(path) as file:
-        for number, line in enumerate(file, start=1):
+    place = Place(path)
+    with reading(place, DomainError, _MEND), _open_text(path) as file:
+        for line in file:
             if line.strip():
-                yield _object(_parse(line, f"{path}:{number}"), f"{path}:{number}")
+                yield _object(_parse(line, place), place)
+            place.line += 1
 
 
 def _json(path: FilePath, source: FileSource) -> Iterator[Row]:
-    with _open_text(path) as file:
-        data = _parse(file.read(), str(path))
+    with reading(path, DomainError, _MEND), _open_text(path) as file:
+        data = _parse(file.read(), path)
     if source.field is not None:
         if not isinstance(data, dict):
             raise DomainError(f"{path}: source.field is {source.field!r}, but the file holds no object. Remove it.")
@@ -79,55 +79,61 @@ def _json(path: FilePath, source: FileSource) -> Iterator[Row]:
 
 def _csv(path: FilePath, source: FileSource) -> Iterator[Row]:
     csv.field_size_limit(_MAX_FIELD)
-    with _open_text(path) as file:
-        reader = csv.DictReader(file, strict=True)
-        try:
-            for row in reader:
-                if None in row or None in row.values():
-                    fields = len(reader.fieldnames or ())
-                    raise DomainError(
-                        f"{path}:{reader.line_num}: the row has not the {fields} values of the first line."
-                    )
-                yield row
-        except csv.Error as error:
-            raise DomainError(f"{path}:{reader.reader.line_num}: not valid CSV ({error}).") from None
+    place = Place(path)
+    with reading(place, DomainError, _MEND), _open_text(path) as file:
+        lines = csv.reader(_counted(file, place), strict=True)
+        names = next(lines, [])
+        _check_text("".join(names))
+        for values in filter(None, lines):
+            if len(values) != len(names):
+                raise DomainError(f"{place}: the row has not the {len(names)} values of the first line.")
+            _check_text("".join(values))
+            yield dict(zip(names, values, strict=True))
+
+
+def _counted(file: TextIO, place: Place) -> Iterator[str]:
+    for place.line, line in enumerate(file, start=1):
+        yield line
 
 
 def _parquet(path: FilePath, source: FileSource) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
-    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else None
-    try:
+    faults = (pyarrow.ArrowException, *LIBRARY_FAULTS)
+    with reading(path, DomainError, "It is no whole Parquet file, or holds what Python cannot.", faults):
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else None
         with pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data) if data is not None else path) as file:
             for batch in file.iter_batches():
                 yield from batch.to_pylist()
-    except pyarrow.ArrowInvalid as error:
-        raise DomainError(f"{path}: not a Parquet file ({error}).") from None
 
 
 _READERS = {"jsonl": _jsonl, "json": _json, "csv": _csv, "parquet": _parquet}
 
 
-def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
-        raise DomainError(f"{where}: not valid JSON ({error.msg}, {place}).") from None
+def _parse(text: str, where: object) -> Any:
+    _check_text(text)
+    value = parse_json(text, where, DomainError, _MEND)
+    if _HALF.search(text):
+        _check_text(json.dumps(value, ensure_ascii=False))
+    return value
 
 
-def _object(value: Any, where: str) -> Row:
+def _check_text(text: str) -> None:
+    """Raises UnicodeError for what was no UTF-8, or is half of a pair of escapes: neither can be written again."""
+    if not text.isascii():
+        text.encode()
+
+
+def _object(value: Any, where: object) -> Row:
     if not isinstance(value, dict):
         raise DomainError(f"{where}: a row must be a JSON object, found {type(value).__name__}.")
     return value
 
 
 def _missing(path: FilePath) -> str:
-    if path.is_dir():
-        return f"{path}: is a folder. Give one file."
     folder = path.parent
-    if not folder.is_dir():
+    if kind_of(folder) != "folder":
         return f"{path}: there is no such file, and no folder {folder}. Correct source.path."
     names = [item.name for item in folder.iterdir() if item.is_file()]
     close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.4)

@@ -2,16 +2,27 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from types import FrameType
 from typing import Any
 
 from jinja2 import TemplateError
 
 from counterpoint.domains.template import Template
 from counterpoint.errors import DomainError
+from counterpoint.inputs import LIBRARY_FAULTS
+
+_FAULTS: tuple[type[Exception], ...] = (TemplateError, *LIBRARY_FAULTS)
 
 Prompt = str | list[dict[str, Any]]
+
+_LIMIT = 10.0
+"""Seconds of processor time for one prompt; templates take a thousandth of one."""
 
 
 @dataclass(frozen=True)
@@ -84,18 +95,42 @@ def prompt_lengths(prompts: Sequence[Prompt], tokenizer: Any) -> list[int]:
     """Tokens of each prompt, as the model will see it.
 
     Raises:
-        DomainError: the chat template refuses a prompt, as some do system prompts.
+        DomainError: the chat template refuses a prompt, as some do system prompts, or does not come to an end.
     """
     if not prompts:
         return []
     chat = not isinstance(prompts[0], str)
     texts: list[str] = []
-    for prompt in prompts:
-        if isinstance(prompt, str):
-            texts.append(prompt)
-            continue
-        try:
-            texts.append(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
-        except TemplateError as error:
-            raise DomainError(f"the model's chat template refuses the prompt: {error}.") from error
+    with _time_limit() as start:
+        for prompt in prompts:
+            if isinstance(prompt, str):
+                texts.append(prompt)
+                continue
+            start()
+            try:
+                texts.append(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
+            except _FAULTS as error:
+                raise DomainError(f"the model's chat template refuses the prompt: {error}.") from error
     return [len(ids) for ids in tokenizer(texts, add_special_tokens=not chat)["input_ids"]]
+
+
+@contextmanager
+def _time_limit() -> Iterator[Callable[[], object]]:
+    """Gives what starts the clock: ``TimeoutError`` after that many seconds of work, where a signal can say so.
+
+    A template is a program of whoever made the model. Processor time is counted, so that a busy machine changes
+    nothing, and only the main thread hears signals.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield lambda: None
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"it does not end within {_LIMIT} seconds")
+
+    former = signal.signal(signal.SIGVTALRM, stop)
+    try:
+        yield partial(signal.setitimer, signal.ITIMER_VIRTUAL, _LIMIT)
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, former)

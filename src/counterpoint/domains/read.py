@@ -6,6 +6,7 @@ from typing import Any
 from counterpoint.config import FileSource, HubSource, PocketSource, ReasoningGymSource
 from counterpoint.domains.files import Row, read_file
 from counterpoint.errors import DomainError, MissingExtraError, nearest
+from counterpoint.inputs import LIBRARY_FAULTS
 
 Source = PocketSource | FileSource | HubSource | ReasoningGymSource
 
@@ -57,7 +58,7 @@ def _hub(source: HubSource, limit: int | None) -> list[Row]:
 
     try:
         data = datasets.load_dataset(source.path, source.config, split=source.split, revision=source.revision)
-    except (OSError, ValueError) as error:  # offline, unknown id, gated, unknown configuration or split
+    except LIBRARY_FAULTS as error:  # offline, unknown id, gated, unknown configuration or split
         wanted = f"{source.path} (config {source.config}, split {source.split})"
         raise DomainError(
             f"the hub dataset {wanted} cannot be loaded: {error}. Check its id, config and split, and the network; "
@@ -76,9 +77,9 @@ def _reasoning_gym(source: ReasoningGymSource, limit: int | None) -> list[Row]:
         raise DomainError(f"unknown reasoning_gym task {source.task!r}: {nearest(source.task, DATASETS)}")
     try:
         task = reasoning_gym.create_dataset(source.task, size=source.size, seed=source.seed, **source.options)
-    except (TypeError, ValueError, AssertionError) as error:  # how its tasks refuse options
+        rows = [task[index] for index in range(min(source.size, limit or source.size))]
+    except LIBRARY_FAULTS as error:  # its tasks refuse options in many ways, some when they make a row
         raise DomainError(f"reasoning_gym task {source.task!r} refuses its options: {error}.") from error
-    rows = (task[index] for index in range(min(source.size, limit or source.size)))
     return [
         {"prompt": row["question"], "question": row["question"], "answer": row["answer"], "entry": row} for row in rows
     ]

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from counterpoint.errors import DomainError
 
+_INDEX = re.compile(r"-?[0-9]{1,9}$")
 _STEP = re.compile(r"\.?([^.\[\]]+)|\[([^\[\]]+)\]")
 
 
@@ -39,7 +40,7 @@ class Path:
                 if step not in value:
                     raise DomainError(_missing(step, seen, "columns" if not seen else "keys", value))
                 value = value[step]
-            elif isinstance(value, list | tuple) and step.lstrip("-").isdigit():
+            elif isinstance(value, list | tuple) and _INDEX.match(step):
                 if not -len(value) <= int(step) < len(value):
                     raise DomainError(f"{seen!r} has {len(value)} items, so there is no [{step}].")
                 value = value[int(step)]

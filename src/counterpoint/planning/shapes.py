@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MissingExtraError, ModelError
+from ..inputs import LIBRARY_FAULTS, MAX_LAYERS, kind_of, refuse_devices
 
 Shape = tuple[int, ...]
 
@@ -121,14 +122,19 @@ def meta_model(name: str, read_config: Callable[[], Any], choices: str, trust_re
         ModelError: there is no configuration of a causal language model; ``choices`` is what may be given instead.
     """
     import torch
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoModelForCausalLM
 
+    refuse_devices(name, ModelError)
+    faults: tuple[type[Exception], ...] = (*LIBRARY_FAULTS, StrictDataclassError)
     try:
         config = read_config()
+        if getattr(config, "num_hidden_layers", None) and config.num_hidden_layers > MAX_LAYERS:
+            raise ValueError(f"it has {config.num_hidden_layers} layers; at most {MAX_LAYERS} are built.")
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except faults as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
             f"{name!r} is no causal language model that transformers can build: {reason} Give {choices}."
         ) from error
@@ -137,7 +143,7 @@ def meta_model(name: str, read_config: Callable[[], Any], choices: str, trust_re
 def _label(model: str) -> str:
     path = Path(model)
     return (
-        path.parent.name if path.name == "config.json" and path.parent.name else path.name if path.exists() else model
+        path.parent.name if path.name == "config.json" and path.parent.name else path.name if kind_of(path) else model
     )
 
 

@@ -10,14 +10,15 @@ from pydantic import ValidationError
 
 from counterpoint.config import Config
 from counterpoint.config.base import Section
-from counterpoint.config.document import Document, Key, Problem, dump_yaml, read_yaml
+from counterpoint.config.document import Document, Key, Problem, dump_yaml
 from counterpoint.config.fields import strip_tags
-from counterpoint.config.load import SettingNames
+from counterpoint.config.load import TrainingCheck, plain_problems, read_document
 from counterpoint.config.messages import sentence
 from counterpoint.errors import ConfigError, nearest
+from counterpoint.inputs import expanded, kind_of
 from counterpoint.study.relations import row_findings
-from counterpoint.study.row_configs import RowConfigs, build_configs
-from counterpoint.study.rows import expanded_rows
+from counterpoint.study.row_configs import RowConfigs, build_configs, domains_of
+from counterpoint.study.rows import expanded_rows, too_many
 from counterpoint.study.schema import KINDS, Row, StudyConfig, expand_row
 
 
@@ -54,7 +55,7 @@ class Study:
         return dump_yaml(data)
 
 
-def load_study(path: str | Path, training_names: SettingNames | None = None) -> Study:
+def load_study(path: str | Path, check_training: TrainingCheck | None = None) -> Study:
     """The study in the YAML file ``path``.
 
     Raises:
@@ -68,8 +69,11 @@ def load_study(path: str | Path, training_names: SettingNames | None = None) -> 
     assert isinstance(config, StudyConfig)
     rows, row_problems = _rows(document, config)
     base_document, base_path = _base(document, config, path)
-    rows = expanded_rows(rows, list((base_document.data or {}).get("domains") or {}))
-    configs, base, problems = build_configs(rows, base_document, base_path, document, training_names)
+    domains = domains_of(base_document.data)
+    if reason := too_many(rows, domains):
+        _raise([*row_problems, Problem(document.place(("rows",)), ("rows",), reason)])
+    rows = expanded_rows(rows, domains)
+    configs, base, problems = build_configs(rows, base_document, base_path, document, check_training)
     if not row_problems:
         problems += _findings(document, config, rows, configs, base)
     _raise([*row_problems, *problems])
@@ -85,14 +89,8 @@ def _findings(
 
 
 def _read(path: Path, what: str) -> Document:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such {what} file. Give the path of a YAML file.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: the {what} cannot be read ({error}). Give a YAML file in UTF-8.") from None
-    document = read_yaml(text, str(path))
-    _raise(document.problems)
+    document = read_document(path, f"{what} file")
+    _raise([*document.problems, *plain_problems(document)])
     if not isinstance(document.data, dict):
         found = "nothing" if document.data is None else type(document.data).__name__
         _raise([Problem(str(path), (), f"a {what} is a mapping, found {found}.")])
@@ -109,7 +107,7 @@ def _rows(document: Document, config: StudyConfig) -> tuple[dict[str, Row], list
         if not isinstance(data, dict):
             message = f"expected a strategy's name or a mapping, found {data!r}."
             problems.append(Problem(document.place(at), at, message))
-        elif kind not in KINDS:
+        elif not isinstance(kind, str) or kind not in KINDS:
             message = f"unknown kind {kind!r}: {nearest(str(kind), KINDS)}"
             problems.append(Problem(document.place((*at, "kind")), (*at, "kind"), message))
         else:
@@ -138,9 +136,9 @@ def _base(document: Document, config: StudyConfig, path: Path) -> tuple[Document
     if isinstance(config.config, dict):
         places = {key[1:]: place for key, place in document.places.items() if key[:1] == ("config",)}
         return Document(copy.deepcopy(config.config), document.name, places), path
-    wanted = Path(config.config).expanduser()
+    wanted = expanded(config.config)
     beside = path.parent / wanted
-    base = beside if beside.exists() else wanted
+    base = beside if kind_of(beside) else wanted
     return _read(base, "configuration"), base
 
 

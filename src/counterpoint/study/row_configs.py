@@ -7,7 +7,7 @@ from typing import Any
 
 from counterpoint.config import Config
 from counterpoint.config.document import Document, Key, Problem
-from counterpoint.config.load import SettingNames, check_document
+from counterpoint.config.load import TrainingCheck, check_document
 from counterpoint.config.overrides import set_value
 from counterpoint.errors import ConfigError
 from counterpoint.study.schema import ExpertsRow, Row, TrainRow
@@ -23,17 +23,17 @@ end is kept besides). A row may set both differently."""
 
 
 def build_configs(
-    rows: Mapping[str, Row], base: Document, base_path: Path, study: Document, names: SettingNames | None
+    rows: Mapping[str, Row], base: Document, base_path: Path, study: Document, check_training: TrainingCheck | None
 ) -> tuple[RowConfigs, Config | None, list[Problem]]:
     """The configurations of all rows, that of the base, and everything wrong with any of them."""
     configs: RowConfigs = {}
     problems: list[Problem] = []
-    checked_base, found = _checked(base, base_path, (), study.name, names)
+    checked_base, found = _checked(base, base_path, (), study.name, check_training)
     problems += found
     for row_name, row in rows.items():
         for domain, changes in _variants(row, base.data):
             where = study.place(("rows", row_name, "set") if getattr(row, "set", None) else ("rows", row_name))
-            config, found = _checked(base, base_path, changes, where, names)
+            config, found = _checked(base, base_path, changes, where, check_training)
             problems += found
             if config is not None:
                 configs[row_name, domain] = config
@@ -42,7 +42,7 @@ def build_configs(
 
 def _variants(row: Row, base: Mapping[str, Any]) -> Iterator[tuple[str, list[Change]]]:
     if isinstance(row, ExpertsRow):
-        domains = list(base.get("domains") or {})
+        domains = domains_of(base)
         for index, domain in enumerate(domains):
             alone = {"name": "sequential", "order": [domain]}
             changes: list[Change] = [(("strategy",), alone)]
@@ -56,9 +56,16 @@ def _variants(row: Row, base: Mapping[str, Any]) -> Iterator[tuple[str, list[Cha
         yield "", []
 
 
+def domains_of(base: Mapping[str, Any]) -> list[str]:
+    """The names under ``domains`` in the data of a configuration, which may be of any type still."""
+    domains = base.get("domains")
+    return list(domains) if isinstance(domains, dict) else []
+
+
 def _part(base: Mapping[str, Any], index: int, count: int) -> int | None:
     """The steps of one of ``count`` domains where the budget is divided as a sequential run divides it."""
-    steps = (base.get("training") or {}).get("max_steps")
+    training = base.get("training")
+    steps = training.get("max_steps") if isinstance(training, dict) else None
     return steps // count + (index < steps % count) if isinstance(steps, int) and steps >= count else None
 
 
@@ -68,14 +75,14 @@ def _written(settings: Mapping[str, Any]) -> Iterator[Change]:
 
 
 def _checked(
-    base: Document, base_path: Path, changes: Any, where: str, names: SettingNames | None
+    base: Document, base_path: Path, changes: Any, where: str, check_training: TrainingCheck | None
 ) -> tuple[Config | None, list[Problem]]:
     document = Document(copy.deepcopy(base.data), base.name, dict(base.places))
     for path, value in (*COMMON, *changes):
         for leaf, part in _leaves(document.data, path, value):
             set_value(document, leaf, copy.deepcopy(part), where)
     try:
-        return check_document(document, base_path, names), []
+        return check_document(document, base_path, check_training), []
     except ConfigError as error:
         return None, [Problem("", (), line.strip()) for line in str(error).splitlines()[1:]]
 

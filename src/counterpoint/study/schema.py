@@ -4,20 +4,26 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from counterpoint.config.base import Path, Section
+from counterpoint.config.base import LARGEST_SEED, MAX_NAME, Section
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-RowName = Annotated[str, Field(pattern=_NAME)]
+RowName = Annotated[str, Field(pattern=_NAME, max_length=MAX_NAME)]
+MAX_SEEDS = 1000
+MAX_ROWS = 1000
 
 
 def _expand_seeds(value: Any) -> Any:
-    return list(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(value, int) or isinstance(value, bool):
+        return value
+    if value > MAX_SEEDS:
+        raise ValueError(f"should be at most {MAX_SEEDS} seeds")
+    return list(range(value))
 
 
-Seed = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Seeds = Annotated[
     tuple[Seed, ...],
-    Field(min_length=1),
+    Field(min_length=1, max_length=MAX_SEEDS),
     BeforeValidator(_expand_seeds, json_schema_input_type=int | list[Seed]),
 ]
 Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -127,8 +133,10 @@ KINDS: dict[str, type[Row]] = {
 class StudyConfig(Section):
     """A study file. Make it with ``load_study``, which checks the rows too."""
 
-    name: str = Field(pattern=_NAME, description="Name of the study and of its folder.", examples=["pocket"])
-    config: Path | dict[str, Any] = Field(
+    name: str = Field(
+        pattern=_NAME, max_length=MAX_NAME, description="Name of the study and of its folder.", examples=["pocket"]
+    )
+    config: Annotated[str, Field(min_length=1)] | dict[str, Any] = Field(
         description="The base configuration: its path, beside this file or below the current folder, or its keys.",
         examples=["pocket-base.yaml"],
     )

@@ -42,7 +42,7 @@ def check_config(config: Config) -> list[str]:
     """Problems of a configuration that need TRL but no data and no model; empty when there are none."""
     problems: list[str] = []
     try:
-        args = grpo_config(config, "unused")
+        args = grpo_config(config, "unused", rehearse=True)
         check_args(args)
         check_devices(args)
         check_shares(config, args, dict.fromkeys(config.domains, 1))

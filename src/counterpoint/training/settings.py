@@ -1,38 +1,30 @@
 """From a configuration to TRL's: what is passed on unchanged and what counterpoint sets itself."""
 
-import dataclasses
 from typing import Any
 
 import torch
 from trl import GRPOConfig
 
 from counterpoint.config import Config
-from counterpoint.config.training_keys import unknown_setting
 from counterpoint.errors import ConfigError
 from counterpoint.runs import RunDirectory
+from counterpoint.training.values import build_config, setting_findings, setting_names
+
+__all__ = ["grpo_config", "output_dir", "setting_findings", "setting_names", "uses_cpu"]
 
 
-def grpo_config(config: Config, output_dir: str, max_steps: int | None = None) -> GRPOConfig:
+def grpo_config(config: Config, output_dir: str, max_steps: int | None = None, *, rehearse: bool = False) -> GRPOConfig:
     """The ``trl.GRPOConfig`` of a run; ``max_steps`` replaces the configured number for one stage of several.
+
+    With ``rehearse`` optimizer, schedule and the like are built once, to see that they can be.
 
     Raises:
         ConfigError: a key under ``training`` that TRL does not know, or a value that it refuses.
     """
-    known = setting_names()
-    if unknown := [key for key in config.training if key not in known]:
-        raise ConfigError("\n".join(f"training.{key}: {unknown_setting(key, known)}" for key in unknown))
-    settings = _own_settings(config, output_dir) | config.training
-    if max_steps is not None:
-        settings["max_steps"] = max_steps
-    try:
-        return GRPOConfig(**settings)
-    except (ValueError, TypeError, ImportError) as error:
-        raise ConfigError(f"training: trl.GRPOConfig refuses these settings: {error}") from error
-
-
-def setting_names() -> set[str]:
-    """Names of all settings of the installed ``trl.GRPOConfig``."""
-    return {field.name for field in dataclasses.fields(GRPOConfig) if field.init}
+    if problems := [f"training.{key}: {message}" for key, message in setting_findings(config.training)]:
+        raise ConfigError("\n".join(problems))
+    training = config.training if max_steps is None else config.training | {"max_steps": max_steps}
+    return build_config(_own_settings(config, output_dir), training, rehearse=rehearse)
 
 
 def _own_settings(config: Config, output_dir: str) -> dict[str, Any]:

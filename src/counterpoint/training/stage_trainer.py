@@ -5,6 +5,7 @@ from pathlib import Path
 
 from transformers.trainer_callback import PrinterCallback
 
+from counterpoint.errors import ConfigError, CounterpointError
 from counterpoint.launch import Launch
 from counterpoint.models import load_model, lora_config
 from counterpoint.runs import RunDirectory
@@ -30,19 +31,25 @@ def build_trainer(plan: Plan, run: RunDirectory, stage: Stage, start: Path | Non
     if stage.kind == "refresh":
         args.seed += stage.index
         args.learning_rate = config.recovery.learning_rate or args.learning_rate
-    trainer = DomainGRPOTrainer(
-        load_model(config.model, start),
-        {domain.name: {reward.name: reward.function for reward in domain.rewards} for domain in domains},
-        args,
-        {domain.name: domain.train for domain in domains},
-        strategy=strategy_spec(config),
-        shares={domain.name: domain.share for domain in domains},
-        share_rule=config.share_rule,
-        grams_every=config.run.grams_every,
-        buffers=config.surgery.buffers,
-        processing_class=plan.tokenizer,
-        peft_config=lora_config(config.model) if start is None else None,
-    )
+    model, peft = load_model(config.model, start), lora_config(config.model) if start is None else None
+    try:
+        trainer = DomainGRPOTrainer(
+            model,
+            {domain.name: {reward.name: reward.function for reward in domain.rewards} for domain in domains},
+            args,
+            {domain.name: domain.train for domain in domains},
+            strategy=strategy_spec(config),
+            shares={domain.name: domain.share for domain in domains},
+            share_rule=config.share_rule,
+            grams_every=config.run.grams_every,
+            buffers=config.surgery.buffers,
+            processing_class=plan.tokenizer,
+            peft_config=peft,
+        )
+    except CounterpointError:
+        raise
+    except (ValueError, ImportError, NotImplementedError, OSError) as error:  # how TRL refuses settings for a model
+        raise ConfigError(f"training: TRL cannot use these settings with this model: {error}") from error
     check_checkpoints(trainer.accelerator)
     trainer.remove_callback(PrinterCallback)
     return trainer
