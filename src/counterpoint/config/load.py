@@ -8,13 +8,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from counterpoint.config.checks import cross_findings
-from counterpoint.config.document import Document, Problem, read_yaml
+from counterpoint.config.document import Document, Problem, read_data, read_yaml
 from counterpoint.config.domain import fill_domain
 from counterpoint.config.fields import strip_tags
 from counterpoint.config.messages import sentence
 from counterpoint.config.overrides import apply_overrides
 from counterpoint.config.schema import Config
 from counterpoint.config.training_keys import refused_reason, unknown_setting
+from counterpoint.config.variables import literal_secrets
 from counterpoint.errors import ConfigError
 
 SettingNames = Callable[[], Collection[str]]
@@ -58,9 +59,16 @@ def check_document(document: Document, path: str | Path, training_names: Setting
     return _resolved(_checked(document, training_names), Path(path))
 
 
-def parse_config(data: Mapping[str, Any]) -> Config:
-    """The configuration in plain ``data``, checked as a file is. Raises ``ConfigError`` with every problem."""
-    return _checked(Document(data=dict(data)))
+def parse_config(data: Mapping[str, Any], like: Config | None = None) -> Config:
+    """The configuration in plain ``data``, checked as a file is. Raises ``ConfigError`` with every problem.
+
+    Values are taken as they are; only what has the name of a secret (``hub_token``) is given as ``${VAR}``, as in a
+    file. With ``like``, ``data`` are its values, some of them changed: what it took from the environment stays out of
+    what is written.
+    """
+    if like is None:
+        return _checked(read_data(dict(data), "config"))
+    return _checked(Document(data=dict(data), filled=list(like.filled)))
 
 
 def _checked(document: Document, training_names: SettingNames | None = None) -> Config:
@@ -73,6 +81,8 @@ def _checked(document: Document, training_names: SettingNames | None = None) -> 
     problems = list(document.problems)
     problems += [Problem(document.place(path), path, message) for path, message in cross_findings(_filled(document))]
     problems += _unknown_settings(document, training_names)
+    secrets = literal_secrets(document.data, document.filled)
+    problems += [Problem(document.place(path), path, message) for path, message in secrets]
     config: Config | None = None
     try:
         config = Config.model_validate(document.data)
@@ -84,7 +94,7 @@ def _checked(document: Document, training_names: SettingNames | None = None) -> 
                 problems.append(Problem(document.place(path), path, sentence(Config, details)))
     if config is None or problems:
         raise _error(problems)
-    return config
+    return config.took(document.filled)
 
 
 def _unknown_settings(document: Document, training_names: SettingNames | None) -> list[Problem]:

@@ -13,6 +13,7 @@ from counterpoint.domains.domain_rewards import build_domain_rewards
 from counterpoint.evaluation.intervals import mean_interval
 from counterpoint.evaluation.sampling import ALONE, Completion, Sampling, generate, render_prompt
 from counterpoint.launch import Launch
+from counterpoint.masking import masked
 
 
 @dataclass(frozen=True)
@@ -169,8 +170,8 @@ def score_rows(domain: Domain, rows: Sequence[Mapping[str, Any]], completions: S
 def _sample(tokenizer: Any, row: Mapping[str, Any], completion: Completion, reward: float) -> Sample:
     answer = row.get("answer")
     return Sample(
-        prompt=render_prompt(tokenizer, row["prompt"]),
-        completion=completion.text,
+        prompt=masked(render_prompt(tokenizer, row["prompt"])),
+        completion=masked(completion.text),
         reward=reward,
-        reference=None if answer is None else str(answer),
+        reference=None if answer is None else masked(str(answer)),
     )

@@ -1,5 +1,6 @@
 """From a configuration to TRL's: what is passed on unchanged and what counterpoint sets itself."""
 
+import copyreg
 import dataclasses
 from typing import Any
 
@@ -9,7 +10,20 @@ from trl import GRPOConfig
 from counterpoint.config import Config
 from counterpoint.config.training_keys import unknown_setting
 from counterpoint.errors import ConfigError
+from counterpoint.masking import masked_data
 from counterpoint.runs import RunDirectory
+
+
+class RunSettings(GRPOConfig):
+    """TRL's settings, which go to trackers and into ``training_args.bin`` without what came from the environment."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as trackers get them."""
+        shown: dict[str, Any] = masked_data(super().to_dict())
+        return shown
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return copyreg.__newobj__, (GRPOConfig,), masked_data(self.__dict__)  # type: ignore[attr-defined]
 
 
 def grpo_config(config: Config, output_dir: str, max_steps: int | None = None) -> GRPOConfig:
@@ -25,7 +39,7 @@ def grpo_config(config: Config, output_dir: str, max_steps: int | None = None) -
     if max_steps is not None:
         settings["max_steps"] = max_steps
     try:
-        return GRPOConfig(**settings)
+        return RunSettings(**settings)
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"training: trl.GRPOConfig refuses these settings: {error}") from error
 
