@@ -23,10 +23,12 @@ ALLOWED = {
     "config": {"errors", "rewards", "pocket", "disk"},
     "surgery": {"errors"},
     "domains": {"errors", "config", "rewards", "pocket"},
-    "evaluation": {"errors", "domains", "launch"},
+    "evaluation": {"errors", "domains", "launch", "rewards"},
     "fetch": {"errors", "evaluation"},
     "models": {"errors", "config", "pocket"},
-    "training": {"errors", "config", "domains", "evaluation", "launch", "models", "pocket", "runs", "surgery"},
+    "training": {
+        *("errors", "config", "domains", "evaluation", "launch", "models", "pocket", "rewards", "runs", "surgery"),
+    },
     "checkpoints": {"errors", "disk", "models", "pocket", "surgery"},
     "merging": {"errors", "checkpoints"},
     "diagnosis": {
