@@ -27,10 +27,13 @@ _HARMLESS |= {"answer", "sort", "group", "public", "primary", "foreign", "json",
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _SHORTEST = 8
 _SHORTEST_SECRET = 4
-_NAMED = re.compile(r"""([\w-]*[A-Za-z])(["']?[ \t]*[:=][ \t]*)("[^"\n]*"|'[^'\n]*'|[^\s,}\]"'\[{|>&*!#][^\n,}\]]*)""")
+_NAMED = re.compile(
+    r"""([\w-]*[A-Za-z])(["']?[ \t]*[:=][ \t]*)("[^"]*"|'[^']*'|[\[{].*"""
+    r"""|(?:\$\{[^}]*\}|[^\s,}\]"'])(?:\$\{[^}]*\}|[^,}\]])*)"""
+)
 
 _LINE = re.compile(r"""(\s*(?:- +)*["']?)([\w-]+)(["']?[ \t]*:)(.*)""")
-_PLAIN = re.compile(r"\s*([-+.\d]+|true|false|null|~|.*\$\{.*)?\s*", re.IGNORECASE)
+_PLAIN = re.compile(r"\s*([-+.\d]+|true|false|null|~|(?!.*\$\{\w+:-).*\$\{\w+\}.*)?\s*", re.IGNORECASE)
 
 _known: dict[str, str] = {}
 _pattern: re.Pattern[str] | None = None
@@ -63,7 +66,12 @@ def remember(value: str, variable: str, *, secret: bool = False) -> None:
     if found:
         _known.update(found)
         longest_first = sorted(_known, key=len, reverse=True)
-        _pattern = re.compile("|".join(map(re.escape, longest_first)))
+        _pattern = re.compile("|".join(map(_as_found, longest_first)))
+
+
+def _as_found(form: str) -> str:
+    """The pattern of a value; a short one must stand by itself, for it may be a part of a word."""
+    return re.escape(form) if len(form) >= _SHORTEST else rf"(?<!\w){re.escape(form)}(?!\w)"
 
 
 def _forms(value: str) -> Iterator[str]:
@@ -119,7 +127,9 @@ def masked_names(text: str) -> str:
 
 def _hide(match: re.Match[str]) -> str:
     name, between, value = match.groups()
-    return f"{name}{between}{MASK}" if is_secret_name(name) and not _PLAIN.fullmatch(value) else match[0]
+    if is_secret_name(name) and not _PLAIN.fullmatch(value):
+        return f"{name}{between}{MASK}"
+    return f"{name}{between}{_NAMED.sub(_hide, value)}" if value[0] in "[{" else match[0]
 
 
 class MaskedStream:

@@ -1,6 +1,5 @@
 """From a configuration to TRL's: what is passed on unchanged and what counterpoint sets itself."""
 
-import copyreg
 import dataclasses
 from typing import Any
 
@@ -22,8 +21,13 @@ class RunSettings(GRPOConfig):
         shown: dict[str, Any] = masked_data(super().to_dict())
         return shown
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.to_dict()})"
+
+    __str__ = __repr__
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return copyreg.__newobj__, (GRPOConfig,), masked_data(self.__dict__)  # type: ignore[attr-defined]
+        return object.__new__, (GRPOConfig,), masked_data(self.__dict__)
 
 
 def grpo_config(config: Config, output_dir: str, max_steps: int | None = None) -> GRPOConfig:
