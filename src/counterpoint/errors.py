@@ -13,7 +13,7 @@ class CounterpointError(ValueError):
     """Base of all errors that a user of counterpoint can cause and mend; its message holds no secret."""
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(masked(message))
+        super().__init__(masked(str(message)))
 
 
 class ConfigError(CounterpointError):

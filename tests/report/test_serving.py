@@ -81,7 +81,7 @@ def test_the_command_says_when_others_can_read_the_page(host, warned, run_dir):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     line = process.stdout.readline()
-    process.send_signal(signal.SIGINT)
+    process.terminate()
     _, told = process.communicate(timeout=60)
     assert line.startswith("http://127.0.0.1:" if not host.strip() else f"http://{host}:")
     assert ("Everybody" in told) is warned
