@@ -6,9 +6,14 @@ Messages say what was wrong, where, what was found and what to do, in that order
 import difflib
 from collections.abc import Iterable
 
+from counterpoint.masking import masked
+
 
 class CounterpointError(ValueError):
-    """Base of all errors that a user of counterpoint can cause and mend. Its message can always be printed."""
+    """Base of all errors that a user of counterpoint can cause and mend; messages print, and hold no secret."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(masked(str(message)))
 
     def __str__(self) -> str:
         return super().__str__().encode("utf-8", "backslashreplace").decode("utf-8")

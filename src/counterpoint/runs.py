@@ -29,6 +29,7 @@ from counterpoint.disk import (
     write_text,
 )
 from counterpoint.errors import RunError
+from counterpoint.masking import masked_command
 
 __all__ = [
     "LINE_FILES",
@@ -258,7 +259,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": platform.machine(),
         "cpus": os.cpu_count(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": masked_command([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
 
 

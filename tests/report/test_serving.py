@@ -56,6 +56,37 @@ def add_step(run_dir, step=61):
         file.write(json.dumps({"step": step, "reward/math": 0.5}) + "\n")
 
 
+@pytest.mark.parametrize("host", ["", " ", "\t", "localhost", "127.0.0.1", "127.0.0.2", "127.1", "127.0.1"])
+def test_no_host_and_every_name_of_this_machine_is_this_machine_alone(host, run_dir, impatient):
+    with open_server(run_dir, host=host, port=0) as server:
+        assert server.server_address[0].startswith("127.")
+        assert server.loopback
+    with serving(open_server(run_dir, host=host, port=0)) as server:
+        address, port = server.server_address
+        for asked, status in ((server.host, 200), ("localhost", 200), ("evil.example", 403), ("", 403)):
+            connection = http.client.HTTPConnection(address, port, timeout=20)
+            connection.request("GET", "/version", headers={"Host": asked})
+            assert connection.getresponse().status == status
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "0"])
+def test_an_address_of_all_networks_is_known_as_such(host, run_dir):
+    with open_server(run_dir, host=host, port=0) as server:
+        assert not server.loopback
+
+
+@pytest.mark.parametrize(("host", "warned"), [("", False), (" ", False), ("127.1", False), ("0", True)])
+def test_the_command_says_when_others_can_read_the_page(host, warned, run_dir):
+    command = [sys.executable, "-m", "counterpoint", "report", str(run_dir), "--serve", "--host", host, "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    process.terminate()
+    _, told = process.communicate(timeout=60)
+    assert line.startswith("http://127.0.0.1:" if not host.strip() else f"http://{host}:")
+    assert ("Everybody" in told) is warned
+
+
 def test_the_page_follows_the_files(run_dir, server):
     _, _, page = ask(server, "/")
     before = json.loads(ask(server, "/version")[2])

@@ -121,6 +121,6 @@ def test_custom_reward_that_returns_rubbish_is_named(tmp_path: Path, monkeypatch
     )
     monkeypatch.syspath_prepend(tmp_path)
     source = write(tmp_path / "in.jsonl", GOOD)
-    assert "must give a list of 6 numbers, found 1 values" in message("my_rubbish:short", source, tmp_path / "o")
-    assert "must be a number or None, found 'x'" in message("my_rubbish:text", source, tmp_path / "o")
+    assert "returned 1 values for 6 completions" in message("my_rubbish:short", source, tmp_path / "o")
+    assert "returned 'x'" in message("my_rubbish:text", source, tmp_path / "o")
     assert "no rewards" in run("my_rubbish:none", source, tmp_path / "o").output

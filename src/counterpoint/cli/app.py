@@ -2,6 +2,8 @@
 
 import os
 import sys
+import traceback
+from contextlib import redirect_stderr, redirect_stdout
 
 import typer
 
@@ -22,6 +24,7 @@ from counterpoint.cli.study import study
 from counterpoint.cli.train import train
 from counterpoint.cli.verify import verify
 from counterpoint.errors import CounterpointError
+from counterpoint.masking import MaskedStream
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells use it."""
@@ -75,6 +78,11 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with redirect_stdout(MaskedStream(sys.stdout)), redirect_stderr(MaskedStream(sys.stderr)):
+        _run()
+
+
+def _run() -> None:
     try:
         app()
     except CounterpointError as error:
@@ -84,3 +92,6 @@ def main() -> None:
     except KeyboardInterrupt as stop:
         typer.echo(f"\nStopped. {stop}".rstrip(), err=True)
         sys.exit(INTERRUPTED)
+    except Exception:  # a bug: Python's own report of it, here where it is masked
+        traceback.print_exc()
+        sys.exit(1)

@@ -51,17 +51,17 @@ def report(
     if not serve:
         _write(run, compare or [], open_page, given=[("--port", port), ("--host", host)])
         return
-    from counterpoint.report.serving import LOOPBACK, PORT
+    from counterpoint.report.serving import PORT, ReportServer
     from counterpoint.report.serving import serve as run_server
 
-    def announce(url: str) -> None:
-        if host is not None and host not in (LOOPBACK, "localhost", "::1"):
+    def announce(server: ReportServer) -> None:
+        if not server.loopback:
             typer.echo("Everybody who can reach this machine at that address can read the page.", err=True)
-        typer.echo(f"{url}  Ctrl-C ends it.")
+        typer.echo(f"{server.url}  Ctrl-C ends it.")
         if open_page:
-            typer.launch(url)
+            typer.launch(server.url)
 
-    run_server(run, compare or (), host or LOOPBACK, PORT if port is None else port, announce)
+    run_server(run, compare or (), host or "", PORT if port is None else port, announce)
     typer.echo("Ended.")
 
 

@@ -1,5 +1,7 @@
 """``counterpoint score``: rewards for completions in a file, without any model."""
 
+import asyncio
+import inspect
 import json
 import os
 import re
@@ -13,6 +15,7 @@ import typer
 
 from counterpoint.errors import RewardError
 from counterpoint.inputs import kind_of, parse_json, reading
+from counterpoint.masking import is_secret_name, remember
 
 _CHUNK = 128
 _NOTHING = "Nothing scored."
@@ -79,6 +82,8 @@ def parse_options(pairs: list[str]) -> dict[str, Any]:
             options[name] = json.loads(value)
         except (ValueError, RecursionError):
             options[name] = value
+        if is_secret_name(name) and isinstance(options[name], str):
+            remember(options[name], name, secret=True)
     return options
 
 
@@ -137,14 +142,13 @@ def _score_chunk(function: Callable[..., Any], rows: list[dict[str, Any]], where
     if all("prompt" in row for row in rows):
         columns["prompts"] = columns["prompt"]
     completions = ["" if row["completion"] is None else row["completion"] for row in rows]
-    values = function(completions=completions, **columns)
-    if not isinstance(values, list | tuple) or len(values) != len(rows):
-        found = f"{len(values)} values" if isinstance(values, list | tuple) else repr(values)[:60]
-        raise RewardError(f"{where}: the reward must give a list of {len(rows)} numbers, found {found}.")
-    for value in values:
-        if value is not None and (isinstance(value, str) or not hasattr(value, "__float__")):
-            raise RewardError(f"{where}: a reward must be a number or None, found {value!r}.")
-    return [None if value is None else float(value) for value in values]
+    from counterpoint.rewards.values import Blame, numbers_of
+
+    with Blame(f"{where}: the reward", ". Nothing scored."):
+        values = function(completions=completions, **columns)
+        if inspect.iscoroutine(values):
+            values = asyncio.run(values)
+        return numbers_of(values, len(rows), f"{where}: the reward", lambda index: f"row {index + 1} of these")
 
 
 def _dump(row: dict[str, Any]) -> str:

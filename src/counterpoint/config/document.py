@@ -2,21 +2,21 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
+from counterpoint.config.variables import Filled, Key, Written, escaped, fill, secret_texts
 from counterpoint.inputs import MAX_DEPTH
 
-Key = tuple[str | int, ...]
+__all__ = ["Document", "Key", "Problem", "dotted", "dump_yaml", "read_data", "read_yaml"]
 
 MAX_BITS = 63
 """Of a whole number: what seeds, tensors and tables can hold."""
 _PLAIN = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null"))
 _MAX_NODES = 100_000  # aliases of aliases can stand for more values than fit into memory
-_VARIABLE = re.compile(r"\$(\$?)\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 _FLOAT = re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$")
 _INT = re.compile(r"^[-+]?[0-9]+$|^0x[0-9a-fA-F]+$")
 
@@ -35,12 +35,16 @@ class Problem:
 
 @dataclass
 class Document:
-    """A parsed file: ``data`` as plain Python, ``places`` from a key's path to where it stands, and the problems."""
+    """A parsed file: ``data`` as plain Python, ``places`` from a key's path to where it stands, and the problems.
+
+    ``filled`` lists what came from the environment.
+    """
 
     data: Any = None
     name: str = "config"
     places: dict[Key, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    filled: list[Filled] = field(default_factory=list)
 
     def place(self, path: Key) -> str:
         """Where ``path``, or the nearest thing above it that was written, stands."""
@@ -101,6 +105,13 @@ def read_yaml(text: str, name: str, environment: Mapping[str, str] | None = None
     return builder.document
 
 
+def read_data(data: Any, name: str) -> Document:
+    """The document of plain ``data``. Values are taken as they are; only secrets may be given as ``${VAR}``."""
+    builder = _Builder(Document(name=name), os.environ, where=name)
+    builder.document.data = builder.with_secrets(data, (), set(secret_texts(data)))
+    return builder.document
+
+
 class _Builder:
     """Turns YAML nodes into plain data while noting places and problems in ``document``."""
 
@@ -130,6 +141,18 @@ class _Builder:
             return self._scalar(node, path)
         finally:
             self._open.discard(id(node))
+
+    def with_secrets(self, value: Any, path: Key, secrets: Collection[Key]) -> Any:
+        """Plain data with the variables of its secrets filled in; all that leads to none is left as it is."""
+        if path in secrets and isinstance(value, str) and "${" in value:
+            return self._scalar(yaml.ScalarNode("tag:yaml.org,2002:str", value), path)
+        if not any(secret[: len(path)] == path for secret in secrets):
+            return value
+        if isinstance(value, dict):
+            return {key: self.with_secrets(item, (*path, key), secrets) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.with_secrets(item, (*path, index), secrets) for index, item in enumerate(value)]
+        return value
 
     def _mapping(self, node: yaml.MappingNode, path: Key) -> dict[Any, Any]:
         data: dict[Any, Any] = {}
@@ -163,33 +186,29 @@ class _Builder:
 
     def _scalar(self, node: yaml.Node, path: Key) -> Any:
         assert isinstance(node, yaml.ScalarNode)
+        written: str | None = None
         if "${" in node.value and node.tag == "tag:yaml.org,2002:str":
-            node = self._expand(node, path)
+            node, written = self._expand(node, path)
         if node.tag not in _PLAIN:
             self._problem(node, path, f"the tag {node.tag!r} is not read. Write plain text or a number.")
             return None
         try:
-            return self.loader.construct_object(node)  # type: ignore[no-untyped-call]
+            value = self.loader.construct_object(node)  # type: ignore[no-untyped-call]
         except (yaml.YAMLError, ValueError, KeyError) as error:  # KeyError: `!!bool x`
-            self._problem(node, path, f"cannot be read as YAML ({error}).")
+            self._problem(node, path, f"cannot be read as YAML ({getattr(error, 'problem', error)}).")
             return None
+        if written is not None:
+            self.document.filled.append(Filled(path, value, Written(written, plain=node.style is None)))
+        return value
 
-    def _expand(self, node: yaml.ScalarNode, path: Key) -> yaml.ScalarNode:
-        def fill(match: re.Match[str]) -> str:
-            escaped, variable, default = match.groups()
-            if escaped:
-                return match[0][1:]
-            value = self.environment.get(variable) or default  # as in a shell, empty counts as unset
-            if value is None:
-                remedy = f"Set it, give a default as ${{{variable}:-value}}, or write $${{{variable}}} for the text."
-                self._problem(node, path, f"the environment variable {variable} is not set. {remedy}")
-                return ""
-            return value
-
-        text = _VARIABLE.sub(fill, node.value)
-        plain = node.style is None
-        tag = self.loader.resolve(yaml.ScalarNode, text, (True, False)) if plain else node.tag
-        return yaml.ScalarNode(tag, text, node.start_mark, node.end_mark, node.style)
+    def _expand(self, node: yaml.ScalarNode, path: Key) -> tuple[yaml.ScalarNode, str | None]:
+        """The node with its variables filled in, and as it is to be written again where any were set."""
+        text, written, missing = fill(node.value, path, self.environment)
+        for variable in missing:
+            remedy = f"Set it, give a default as ${{{variable}:-value}}, or write $${{{variable}}} for the text."
+            self._problem(node, path, f"the environment variable {variable} is not set. {remedy}")
+        tag = self.loader.resolve(yaml.ScalarNode, text, (True, False)) if node.style is None else node.tag
+        return yaml.ScalarNode(tag, text, node.start_mark, node.end_mark, node.style), written
 
     def _place(self, node: yaml.Node) -> str:
         return self.where or f"{self.document.name}:{node.start_mark.line + 1}"
@@ -199,20 +218,28 @@ class _Builder:
 
 
 def dump_yaml(data: Any) -> str:
-    """``data`` as YAML that ``read_yaml`` reads back unchanged: keys in order, ``${`` kept as text."""
+    """``data`` as YAML that ``read_yaml`` reads back unchanged: keys in order, ``${`` kept as text.
 
-    def escape(value: Any) -> Any:
-        if isinstance(value, str):
-            return _VARIABLE.sub(lambda match: "$" + match[0], value)
+    What was ``Written`` with variables is written as it was.
+    """
+
+    def ready(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: escape(item) for key, item in value.items()}
-        return [escape(item) for item in value] if isinstance(value, list) else value
+            return {key: ready(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [ready(item) for item in value]
+        return escaped(value) if type(value) is str else value
 
-    return yaml.dump(escape(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(ready(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 class _Dumper(yaml.SafeDumper):
     """Writes with the resolvers of ``_Loader``, so that text that looks like a number is quoted and stays text."""
 
 
+def _represent_written(dumper: yaml.SafeDumper, text: Written) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", str(text), style=None if text.plain else '"')
+
+
 _Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+_Dumper.add_representer(Written, _represent_written)

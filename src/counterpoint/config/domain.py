@@ -19,7 +19,7 @@ class RewardConfig(Section):
         description="A reward of counterpoint, or `package.module:object` for your own.",
         examples=["math", "my_rewards:politeness"],
     )
-    weight: float = Field(default=1.0, allow_inf_nan=False, description="Factor in the domain's total.", examples=[0.2])
+    weight: float = Field(default=1.0, ge=-1e18, le=1e18, description="Factor in the domain's total.", examples=[0.2])
     label: str | None = Field(
         default=None,
         pattern=r"^[A-Za-z0-9_.-]+$",

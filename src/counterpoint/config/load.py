@@ -9,13 +9,14 @@ from pydantic import ValidationError
 
 from counterpoint.config.base import MAX_NAME
 from counterpoint.config.checks import cross_findings, plain_findings
-from counterpoint.config.document import Document, Problem, read_yaml
+from counterpoint.config.document import Document, Problem, read_data, read_yaml
 from counterpoint.config.domain import fill_domain
 from counterpoint.config.fields import strip_tags
 from counterpoint.config.messages import sentence
 from counterpoint.config.overrides import apply_overrides
 from counterpoint.config.schema import Config
 from counterpoint.config.training_keys import refused_reason
+from counterpoint.config.variables import literal_secrets
 from counterpoint.errors import ConfigError
 from counterpoint.inputs import expanded, kind_of, read_text
 
@@ -63,9 +64,16 @@ def check_document(document: Document, path: str | Path, check_training: Trainin
     return _resolved(_checked(document, check_training), Path(path))
 
 
-def parse_config(data: Mapping[str, Any]) -> Config:
-    """The configuration in plain ``data``, checked as a file is. Raises ``ConfigError`` with every problem."""
-    return _checked(Document(data=dict(data)))
+def parse_config(data: Mapping[str, Any], like: Config | None = None) -> Config:
+    """The configuration in plain ``data``, checked as a file is. Raises ``ConfigError`` with every problem.
+
+    Values are taken as they are; only what has the name of a secret (``hub_token``) is given as ``${VAR}``, as in a
+    file. With ``like``, ``data`` are its values, some of them changed: what it took from the environment stays out of
+    what is written.
+    """
+    if like is None:
+        return _checked(read_data(dict(data), "config"))
+    return _checked(Document(data=dict(data), filled=list(like.filled)))
 
 
 def _checked(document: Document, check_training: TrainingCheck | None = None) -> Config:
@@ -80,6 +88,8 @@ def _checked(document: Document, check_training: TrainingCheck | None = None) ->
         raise _error(problems)
     problems += [Problem(document.place(path), path, message) for path, message in cross_findings(_filled(document))]
     problems += _settings(document, check_training)
+    secrets = literal_secrets(document.data, document.filled)
+    problems += [Problem(document.place(path), path, message) for path, message in secrets]
     config: Config | None = None
     try:
         config = Config.model_validate(document.data)
@@ -91,7 +101,7 @@ def _checked(document: Document, check_training: TrainingCheck | None = None) ->
                 problems.append(Problem(document.place(path), path, sentence(Config, details)))
     if config is None or problems:
         raise _error(problems)
-    return config
+    return config.took(document.filled)
 
 
 def _settings(document: Document, check_training: TrainingCheck | None) -> list[Problem]:

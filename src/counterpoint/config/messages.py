@@ -6,6 +6,7 @@ from counterpoint.config.base import Section
 from counterpoint.config.fields import field_at, section_at, strip_tags
 from counterpoint.config.sources import SOURCES
 from counterpoint.errors import nearest
+from counterpoint.masking import masked, masked_data
 
 _SHORT = 80  # characters of a found value that are shown
 
@@ -33,7 +34,7 @@ def sentence(root: type[Section], details: Any) -> str:
 
 
 def _show(found: Any) -> str:
-    text = repr(found)
+    text = masked(repr(masked_data(found)))
     return text if len(text) <= _SHORT else f"{text[:_SHORT]}..."
 
 

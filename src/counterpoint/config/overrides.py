@@ -2,12 +2,15 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from counterpoint.config.document import Document, Key, Problem, dotted, read_yaml
 from counterpoint.config.domain import expand_reward
 from counterpoint.config.sources import expand_source
+from counterpoint.config.variables import Filled
 from counterpoint.inputs import MAX_DEPTH
+from counterpoint.masking import MASK, is_secret_name, masked_names
 
 _INDEX = re.compile(r"[0-9]{1,6}$")
 _SHOWN = 200  # characters of an override that stand in a message
@@ -16,8 +19,8 @@ _SHOWN = 200  # characters of an override that stand in a message
 def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
     """Write every ``key=value`` of ``overrides`` into ``document``, in order; problems are collected there."""
     for override in overrides:
-        where = f"--set {override[:_SHOWN]}"
         name, equals, text = override.partition("=")
+        where = f"--set {masked_names(override)[:_SHOWN]}"
         path: Key = tuple(name.strip().split("."))
         if not equals or not all(path):
             document.problems.append(Problem(where, (), "not of the form key=value, as in training.max_steps=20."))
@@ -28,11 +31,14 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
         parsed = read_yaml(text, where)
         document.problems += [Problem(where, path, problem.message) for problem in parsed.problems]
         if not parsed.problems:
-            set_value(document, path, parsed.data, where)
+            set_value(document, path, parsed.data, where, parsed.filled)
 
 
-def set_value(document: Document, path: Key, value: Any, where: str) -> None:
-    """Write ``value`` at ``path``, noting that it was written at ``where``; a problem is collected in ``document``."""
+def set_value(document: Document, path: Key, value: Any, where: str, filled: Sequence[Filled] = ()) -> None:
+    """Write ``value`` at ``path``, noting that it was written at ``where``; a problem is collected in ``document``.
+
+    ``filled`` is what came from the environment, by its path within ``value``.
+    """
     document.data = {} if document.data is None else document.data
     holder: Any = document.data
     done: Key = ()
@@ -51,6 +57,8 @@ def set_value(document: Document, path: Key, value: Any, where: str) -> None:
     for known in [known for known in document.places if known[: len(written)] == written]:
         del document.places[known]
     document.places[written] = where
+    kept = [one for one in document.filled if one.path[: len(written)] != written]
+    document.filled = [*kept, *(replace(one, path=(*written, *one.path)) for one in filled)]
 
 
 def _key(holder: Any, part: str | int, done: Key) -> str | int:
@@ -59,10 +67,11 @@ def _key(holder: Any, part: str | int, done: Key) -> str | int:
         return part
     if isinstance(holder, list) and _INDEX.match(str(part)) and int(part) < len(holder):
         return int(part)
+    shown = MASK if any(is_secret_name(str(part)) for part in done) else repr(holder)
     kind = (
         f"a list of {len(holder)}, whose items are named 0, 1, ..."
         if isinstance(holder, list)
-        else f"{holder!r}, not a mapping"
+        else f"{shown}, not a mapping"
     )
     raise LookupError(f"{dotted(done) or 'the document'} is {kind}")
 

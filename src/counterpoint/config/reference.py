@@ -53,6 +53,8 @@ training:
   `--set domains.math.reward.0.weight=0.5`, `--set 'domains.math.source={type: file, path: x.csv}'`. The value is YAML.
 * **`${VAR}`** is filled in from the environment, `${VAR:-default}` with a default where it is unset or empty; unset
   without a default is an error. `$${VAR}` is the text `${VAR}`.
+* **Secrets** are written as `${VAR}`, and only so: a text under a key that looks like a secret (`api_key`, `hub_token`,
+  `password`; not `max_tokens`, `answer_key` or `eos_token`) is refused in `training` and in options. See below.
 * **Numbers** follow YAML 1.2: `1e-5` is a number. Dates and `1:30` are text.
 * **Relative paths** of data files and of the model are looked for beside the configuration file, then in the current
   folder. `run.dir` is below the current folder.
@@ -60,6 +62,21 @@ training:
   source that looks like a file (`data/x.jsonl`, `./x`) is a file, `owner/name` is a dataset of the hub, and `pocket` is
   the pocket task with the domain's name.
 * The run directory keeps the resolved file, every default filled in; it can be run again as it is.
+
+**A configuration is a program.** A reward named `package.module:object` is imported and called with the options that
+stand there, with your rights: run only configurations that you trust. `counterpoint config check`, `config schema`
+and `plan` import no reward; `train`, `study` (also `--check`), `eval`, `refresh`, `recover`, `rollback`, `score`,
+`merge` with several scales and those parts of `diagnose` that load prompts do, before anything is trained. Code that
+comes with a model runs only with `model.trust_remote_code`.
+
+**What comes from the environment is used and not kept.** The run's `config.yaml` holds `${VAR}` in the place of the
+value, and the value is read again when the run is resumed, evaluated, diagnosed or refreshed: a variable that is not
+set then is an error that names it, and one with another value is taken as it is now. A default that was used is a text
+of the file and is kept. In reports, samples, logs, error messages, `environment.json`, studies, trackers and
+checkpoints the variable's name stands for values of at least 8 characters; of 4, where the variable or the key looks
+like a secret. What a value names (a run's folder, a checkpoint) is still called by its name in files that are read
+again. `--set training.hub_token='${HF_TOKEN}'`, in single quotes, leaves the value to counterpoint; in double quotes
+your shell writes it out, and it is refused.
 """
 
 _TRAINING = """

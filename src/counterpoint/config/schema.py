@@ -1,7 +1,8 @@
 """The whole configuration as pydantic models; every field carries its description, default and example."""
 
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field
 
@@ -9,6 +10,7 @@ from counterpoint.config.base import LARGEST_SEED, MAX_COUNT, MAX_NAME, DomainNa
 from counterpoint.config.document import dump_yaml
 from counterpoint.config.domain import DomainConfig, fill_domain
 from counterpoint.config.names import NAMED_STRATEGIES, SEQUENTIAL
+from counterpoint.config.variables import Filled, put_back
 
 
 class LoraConfig(Section):
@@ -242,9 +244,26 @@ class Config(Section):
     )
     run: RunConfig = Field(default=RunConfig(), description="The run directory, the seed, and what is kept.")
 
+    _filled: tuple[Filled, ...] = ()
+
+    @property
+    def filled(self) -> tuple[Filled, ...]:
+        """What came from the environment; it is in use here, and ``to_yaml`` writes the variable's name."""
+        return self._filled
+
+    def took(self, filled: Iterable[Filled]) -> Self:
+        """The same configuration, of which ``filled`` came from the environment."""
+        taken = self.model_copy()
+        taken._filled = tuple(filled)
+        return taken
+
+    def written(self) -> dict[str, Any]:
+        """The configuration as it may be kept: every default filled in, ``${VAR}`` for what was taken from it."""
+        return put_back(self.model_dump(mode="json"), self._filled)
+
     def to_yaml(self) -> str:
-        """The configuration with every default filled in; loading it gives an equal one."""
-        return dump_yaml(self.model_dump(mode="json"))
+        """What :meth:`written` gives as YAML; loading it gives an equal configuration while its variables are set."""
+        return dump_yaml(self.written())
 
 
 def config_schema() -> dict[str, Any]:

@@ -1,14 +1,11 @@
 """One reward function of one domain, as TRL sees it: scores its own domain's rows, ``None`` for all others."""
 
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from numbers import Real
-from types import TracebackType
 from typing import Any
 
 from counterpoint.errors import RewardError
+from counterpoint.rewards.values import Blame, numbers_of, shorten
 
 RewardFunction = Callable[..., Any]
 DomainRewards = Mapping[str, RewardFunction | Sequence[RewardFunction] | Mapping[str, RewardFunction]]
@@ -56,21 +53,9 @@ def _wrap(domain: str, name: str, function: RewardFunction) -> RewardFunction:
     return reward
 
 
-class _Blame(AbstractContextManager[None]):
-    """Turns whatever a user's reward function raises into a ``RewardError`` that says where."""
-
-    def __init__(self, domain: str, name: str, culprit: str) -> None:
-        self._where = f"domain {domain!r}: reward {name!r}"
-        self._culprit = culprit
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, Exception) and not isinstance(error, RewardError):
-            raise RewardError(
-                f"{self._where} raised {type(error).__name__}: {error}, for {self._culprit}. "
-                "Mend the function or the row; nothing was trained on it."
-            ) from error
+def _blame(domain: str, name: str, culprit: str) -> Blame:
+    about = f", for {culprit}. Mend the function or the row; nothing was trained on it."
+    return Blame(f"domain {domain!r}: reward {name!r}", about)
 
 
 def _sync_reward(domain: str, name: str, function: RewardFunction) -> RewardFunction:
@@ -79,12 +64,13 @@ def _sync_reward(domain: str, name: str, function: RewardFunction) -> RewardFunc
         if not rows:
             return [None] * len(arguments["prompts"])
         try:
-            with _Blame(domain, name, f"its {len(rows)} completions together"):
+            with _blame(domain, name, f"its {len(rows)} completions together"):
                 values = function(**own)
         except RewardError:
             _score_one_by_one(domain, name, function, own)
             raise
-        return _scatter(domain, name, rows, own, values, len(arguments["prompts"]))
+        with _blame(domain, name, "what it returned"):
+            return _scatter(domain, name, rows, own, values, len(arguments["prompts"]))
 
     return reward
 
@@ -95,7 +81,7 @@ def _score_one_by_one(domain: str, name: str, function: RewardFunction, own: Map
     for i in range(num_rows):
         single = {k: [v[i]] if _is_per_row(k, v, num_rows) else v for k, v in own.items() if k != "log_extra"}
         single |= {"log_extra": lambda column, values: None} if "log_extra" in own else {}
-        with _Blame(domain, name, _row_text(own, i)):
+        with _blame(domain, name, _row_text(own, i)):
             function(**single)
 
 
@@ -104,9 +90,9 @@ def _async_reward(domain: str, name: str, function: RewardFunction) -> RewardFun
         rows, own = _own_rows(domain, arguments)
         if not rows:
             return [None] * len(arguments["prompts"])
-        with _Blame(domain, name, f"its {len(rows)} completions together"):
+        with _blame(domain, name, f"its {len(rows)} completions together"):
             values = await function(**own)
-        return _scatter(domain, name, rows, own, values, len(arguments["prompts"]))
+            return _scatter(domain, name, rows, own, values, len(arguments["prompts"]))
 
     return reward
 
@@ -141,26 +127,11 @@ def _scattered_log_extra(
 def _scatter(
     domain: str, name: str, rows: list[int], own: Mapping[str, Any], values: Any, num_rows: int
 ) -> list[float | None]:
-    where = f"domain {domain!r}: reward {name!r}"
-    if not hasattr(values, "__len__") or len(values) != len(rows):
-        found = f"{len(values)} values" if hasattr(values, "__len__") else f"a {type(values).__name__}"
-        raise RewardError(f"{where} returned {found} for {len(rows)} completions. Return one number per completion.")
     full: list[float | None] = [None] * num_rows
-    for position, (row, value) in enumerate(zip(rows, values, strict=True)):
-        full[row] = _checked(where, own, position, value)
+    where = f"domain {domain!r}: reward {name!r}"
+    for row, value in zip(rows, numbers_of(values, len(rows), where, lambda i: _row_text(own, i)), strict=True):
+        full[row] = value
     return full
-
-
-def _checked(where: str, own: Mapping[str, Any], position: int, value: Any) -> float | None:
-    if value is None:
-        return None
-    number = value.item() if hasattr(value, "item") else value
-    if not isinstance(number, Real) or not math.isfinite(float(number)):
-        raise RewardError(
-            f"{where} returned {value!r} for {_row_text(own, position)}. Return a finite number, or None to leave the "
-            "completion out."
-        )
-    return float(number)
 
 
 def _row_text(own: Mapping[str, Any], position: int) -> str:
@@ -168,6 +139,5 @@ def _row_text(own: Mapping[str, Any], position: int) -> str:
     return f"row {row} (prompt {_clip(own['prompts'][position])}, completion {_clip(own['completions'][position])})"
 
 
-def _clip(value: Any, limit: int = 160) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else text[:limit] + "..."
+def _clip(value: Any) -> str:
+    return shorten(value, 160)

@@ -8,11 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from counterpoint.domains import Domain
+from counterpoint.domains import Domain, WeightedReward
 from counterpoint.domains.domain_rewards import build_domain_rewards
+from counterpoint.errors import RewardError
 from counterpoint.evaluation.intervals import mean_interval
 from counterpoint.evaluation.sampling import ALONE, Completion, Sampling, generate, render_prompt
 from counterpoint.launch import Launch
+from counterpoint.masking import masked
+from counterpoint.rewards.values import LARGEST_PART
 
 
 @dataclass(frozen=True)
@@ -162,15 +165,25 @@ def score_rows(domain: Domain, rows: Sequence[Mapping[str, Any]], completions: S
         values = function(prompts=[row["prompt"] for row in rows], completions=texts, **columns)
         values = asyncio.run(values) if inspect.iscoroutine(values) else values
         for i, value in enumerate(values):
-            totals[i] += reward.weight * (0.0 if value is None else value)
+            totals[i] += _part(domain.name, reward, value)
     return totals
+
+
+def _part(domain: str, reward: WeightedReward, value: float | None) -> float:
+    part = reward.weight * (0.0 if value is None else value)
+    if abs(part) > LARGEST_PART:
+        raise RewardError(
+            f"domain {domain!r}: reward {reward.name!r} is {value:g} and its weight {reward.weight:g}; their product "
+            f"may not exceed {LARGEST_PART:g}. Scale the reward, or give it a smaller weight."
+        )
+    return part
 
 
 def _sample(tokenizer: Any, row: Mapping[str, Any], completion: Completion, reward: float) -> Sample:
     answer = row.get("answer")
     return Sample(
-        prompt=render_prompt(tokenizer, row["prompt"]),
-        completion=completion.text,
+        prompt=masked(render_prompt(tokenizer, row["prompt"])),
+        completion=masked(completion.text),
         reward=reward,
-        reference=None if answer is None else str(answer),
+        reference=None if answer is None else masked(str(answer)),
     )

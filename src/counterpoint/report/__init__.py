@@ -13,6 +13,7 @@ from typing import Any
 
 from counterpoint.disk import write_text
 from counterpoint.errors import RunError
+from counterpoint.masking import masked_command, masked_names
 from counterpoint.report._cosines import module_cosines
 from counterpoint.report._curves import domain_curves, surgery_curves
 from counterpoint.report._detail import LEVELS, Detail
@@ -120,14 +121,20 @@ def build(runs: Sequence[RunData], detail: Detail = LEVELS[0]) -> dict[str, Any]
         "surgery": surgery_curves(run, domains, detail),
         "cosines": module_cosines(run.grams, detail),
         "samples": samples(run, domains, detail),
-        "configuration": clean(run.config_text, 40_000),
-        "environment": {clean(key, 60): clean(_plain(value), 2000) for key, value in run.environment.items()},
+        "configuration": clean(masked_names(run.config_text), 40_000),
+        "environment": {clean(key, 60): clean(_plain(value), 2000) for key, value in _facts(run).items()},
         "notes": notes,
     }
 
 
 def _notes(run: RunData, runs: Sequence[RunData]) -> list[str]:
     return [f"{run.name}: {note}" if len(runs) > 1 else note for note in run.notes]
+
+
+def _facts(run: RunData) -> dict[str, Any]:
+    command = run.environment.get("command")
+    shown = masked_command([str(part) for part in command]) if isinstance(command, list) else command
+    return {**run.environment, "command": shown} if "command" in run.environment else run.environment
 
 
 def _plain(value: Any) -> str:

@@ -24,17 +24,25 @@ PORT = 8377
 
 
 class ReportServer(ThreadingHTTPServer):
-    """Serves one live page at ``url``; ``serve_forever`` runs it, ``server_close`` ends it."""
+    """Serves one live page at ``url``; ``serve_forever`` runs it, ``server_close`` ends it.
+
+    No host, as a shell variable that is not set gives one, is this machine alone. ``loopback`` says whether the address
+    that the host turned out to be can be reached from this machine alone.
+    """
 
     daemon_threads = True
 
     def __init__(self, host: str, port: int, live: LivePage) -> None:
         self.live = live
-        self.loopback = _is_loopback(host)
-        if ":" in host:
+        self.host = host.strip() or LOOPBACK
+        if ":" in self.host:
             self.address_family = socket.AF_INET6
-        super().__init__((host, port), _Handler)
-        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.server_address[1]}/"
+        super().__init__((self.host, port), _Handler)
+        self.loopback = _is_loopback(str(self.server_address[0]))
+        self.url = f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.server_address[1]}/"
+
+    def __str__(self) -> str:
+        return self.url
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that went away in the middle of an answer is nothing to report."""
@@ -67,15 +75,15 @@ def serve(
     compare: Sequence[Path] = (),
     host: str = LOOPBACK,
     port: int = PORT,
-    announce: Callable[[str], None] = print,
+    announce: Callable[[ReportServer], None] = print,
 ) -> None:
-    """Serves the page until Ctrl-C and writes nothing. ``announce`` is told the address.
+    """Serves the page until Ctrl-C and writes nothing. ``announce`` is told the server before it starts.
 
     Raises:
         RunError: as ``open_server``.
     """
     with open_server(path, compare, host, port) as server, contextlib.suppress(KeyboardInterrupt):  # the way to end it
-        announce(server.url)
+        announce(server)
         server.serve_forever()
 
 
@@ -107,7 +115,7 @@ class _Handler(BaseHTTPRequestHandler):
             name = urlsplit(f"//{self.headers.get('Host', '')}").hostname or ""
         except ValueError:
             return False
-        return _is_loopback(name)
+        return _is_loopback(name) or name == self.server.host.lower()
 
     def _answer(self, status: int, kind: str, text: str) -> None:
         body = text.encode()
@@ -140,6 +148,7 @@ _ANSWERS: dict[str, tuple[str, Callable[[Shown], str]]] = {
 
 def _is_loopback(host: str) -> bool:
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
         return host == "localhost"
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from counterpoint.errors import RewardError
+from counterpoint.masking import masked
 
 Row = Mapping[str, Any]
 Completion = str | list[dict[str, Any]] | None
@@ -132,6 +133,9 @@ def one_of(name: str, value: Any, allowed: Sequence[str]) -> str:
 
 
 def shorten(value: Any, limit: int = 80) -> str:
-    """``repr(value)``, cut in the middle when it is long."""
-    text = repr(value)
+    """``repr(value)`` without secrets, cut in the middle when it is long."""
+    try:
+        text = masked(repr(value))
+    except Exception:  # whatever a user's class does
+        text = f"a {type(value).__name__} that cannot be shown"
     return text if len(text) <= limit else f"{text[: limit // 2]} ... {text[-limit // 4 :]}"

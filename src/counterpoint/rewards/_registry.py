@@ -2,11 +2,14 @@
 
 import importlib
 import inspect
+import sys
 from collections.abc import Callable
 from functools import update_wrapper
+from pathlib import Path
 from typing import Any
 
 from counterpoint.errors import RewardError, nearest
+from counterpoint.rewards.values import Blame
 
 REWARDS: dict[str, str] = {
     # the final answer of a calculation: numbers exactly, anything else by math-verify
@@ -33,8 +36,12 @@ REWARDS: dict[str, str] = {
 def build_reward(name: str, **options: Any) -> Callable[..., list[float | None]]:
     """The reward ``name`` of ``REWARDS``, or the one at ``package.module:object``, built with ``options``.
 
-    A class is constructed with the options; a function gets them as fixed keyword arguments. Raises ``RewardError`` for
-    an unknown name or option, naming the nearest known one.
+    A class is constructed with the options; a function gets them as fixed keyword arguments. The module is looked for
+    among the installed packages, in ``PYTHONPATH``, and then in the current folder. Importing it runs it.
+
+    Raises:
+        RewardError: an unknown name or option, naming the nearest known one, or whatever the module or the class
+            raises.
     """
     if name in REWARDS:
         return _construct(name, _load(name, REWARDS[name]), options)
@@ -50,31 +57,50 @@ def build_reward(name: str, **options: Any) -> Callable[..., list[float | None]]
 
 def _load(name: str, path: str) -> Any:
     module_name, _, attribute = path.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise RewardError(
-            f"Reward {name!r}: {error}. Is the package installed, and is the name spelled right?"
-        ) from error
-    found: Any = module
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise RewardError(f"Reward {name!r}: {module_name!r} has no {attribute!r}; {nearest(part, vars(module))}")
-        found = getattr(found, part)
+    if not all(part.isidentifier() for part in (*module_name.split("."), *attribute.split("."))):
+        raise RewardError(f"Reward {name!r} is not of the form package.module:object. Write it so.")
+    with Blame(f"Reward {name!r}: importing {module_name}", ". Mend the module."):
+        module = _import(name, module_name)
+        found: Any = module
+        for part in attribute.split("."):
+            if not hasattr(found, part):
+                hint = nearest(part, vars(module))
+                raise RewardError(f"Reward {name!r}: {module_name!r} has no {attribute!r}; {hint}")
+            found = getattr(found, part)
     return found
 
 
-def _construct(name: str, cls: Any, options: dict[str, Any]) -> Any:
-    _check_options(name, list(inspect.signature(cls).parameters.values()), options)
+def _import(name: str, module_name: str) -> Any:
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.append(folder)  # last, so that no file lying there can stand for an installed module
+    importlib.invalidate_caches()  # the module may have been written just now
     try:
-        return cls(**options)
-    except RewardError as error:
-        raise RewardError(f"Reward {name!r}: {error}") from error
-    except TypeError as error:
-        raise RewardError(f"Reward {name!r} cannot be built with {options}: {error}.") from error
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # found, and something that it imports is missing
+        raise RewardError(
+            f"Reward {name!r}: there is no module {error.name!r} among the installed packages, in PYTHONPATH or in "
+            f"the current folder, {folder}. Start counterpoint in the folder of your module, or set PYTHONPATH."
+        ) from error
 
 
-def _check_options(name: str, parameters: list[inspect.Parameter], options: dict[str, Any]) -> None:
+def _construct(name: str, cls: Any, options: dict[str, Any]) -> Any:
+    with Blame(f"Reward {name!r}: building it", f", with {_names(options)}. Mend the options or the class."):
+        _check_options(name, cls, options)
+        try:
+            return cls(**options)
+        except RewardError as error:
+            raise RewardError(f"Reward {name!r}: {error}") from error
+
+
+def _names(options: dict[str, Any]) -> str:
+    return f"the options {', '.join(options)}" if options else "no options"
+
+
+def _check_options(name: str, called: Any, options: dict[str, Any]) -> None:
+    parameters = list(inspect.signature(called).parameters.values())
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return
     known = [parameter.name for parameter in parameters]
@@ -85,9 +111,13 @@ def _check_options(name: str, parameters: list[inspect.Parameter], options: dict
 
 
 def _bind(name: str, function: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
-    _check_options(name, list(inspect.signature(function).parameters.values()), options)
+    with Blame(f"Reward {name!r}: reading its options", ""):
+        _check_options(name, function, options)
 
     def bound(*args: Any, **kwargs: Any) -> Any:
         return function(*args, **{**kwargs, **options})
 
-    return update_wrapper(bound, function)
+    async def awaited(*args: Any, **kwargs: Any) -> Any:
+        return await function(*args, **{**kwargs, **options})
+
+    return update_wrapper(awaited if inspect.iscoroutinefunction(function) else bound, function)

@@ -8,7 +8,7 @@ A completion that names two options equally well answers neither: 0.
 
 import re
 import string
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -73,20 +73,33 @@ class ChoiceReward(Reward):
         them.
         """
         labels = list(options) or _like(label)
-        names = "|".join(re.escape(name) for name in sorted(labels, key=len, reverse=True))
-        whole = re.fullmatch(rf"\W*({names})\W*", text.strip(), re.IGNORECASE)
+        spelled = _spellings(labels)
+        whole = re.fullmatch(rf"\W*({_any_of(spelled)})\W*", text.strip())
         if whole:
-            return _canonical(whole[1], labels)
+            return spelled[whole[1]]
         if self.strict:
             return None
-        for pattern in _patterns(names):
-            found = [_canonical(name, labels) for name in pattern.findall(text)]
+        for pattern in _patterns(_any_of(labels), _any_of(spelled)):
+            found = pattern.findall(text)
             if found:
-                return found[-1]
-        return _by_text(text, options, label) or _lone_label(text, names, labels)
+                return spelled[found[-1]]
+        return _by_text(text, options, label) or _lone_label(text, _any_of(labels), spelled)
 
 
-def _patterns(names: str) -> list[re.Pattern[str]]:
+def _spellings(labels: Sequence[str]) -> dict[str, str]:
+    """Every way to write a label -> the label. Not `re.IGNORECASE`, which takes a dotless i for an I."""
+    spelled = {label: label for label in labels}
+    for label in labels:
+        spelled.setdefault(label.lower(), label)
+        spelled.setdefault(label.upper(), label)
+    return spelled
+
+
+def _any_of(names: Iterable[str]) -> str:
+    return "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
+
+
+def _patterns(names: str, in_any_case: str) -> list[re.Pattern[str]]:
     """Ways to state a label, the clearest first; the last statement of a kind counts."""
     end = r"(?![\w'’])"  # noqa: RUF001
     return [
@@ -94,7 +107,7 @@ def _patterns(names: str) -> list[re.Pattern[str]]:
         re.compile(
             rf"(?i:answer|choice|option)(?i:\s+is|\s*:|\s+would\s+be)*\s*:?\s*\**\s*(?i:option\s+)?[(\[]?({names}){end}[)\]]?"
         ),
-        re.compile(rf"^\W*(?i:({names}))[).:](?:\s|$)"),
+        re.compile(rf"^\W*({in_any_case})[).:](?:\s|$)"),
         re.compile(rf"^\s*\**\(?({names})\)?\**\s*(?:[-–—]|\n|$)"),  # noqa: RUF001
     ]
 
@@ -117,9 +130,9 @@ def _by_text(text: str, options: Mapping[str, str], label: str) -> str | None:
     return None
 
 
-def _lone_label(text: str, names: str, labels: list[str]) -> str | None:
+def _lone_label(text: str, names: str, spelled: Mapping[str, str]) -> str | None:
     """The one label that stands alone in ``text``, in brackets or as a capital; ``A`` and ``I`` may be words."""
-    bracketed = {_canonical(name, labels) for name in re.findall(rf"[(\[]\s*({names})\s*[)\]]", text, re.IGNORECASE)}
+    bracketed = {spelled[name] for name in re.findall(rf"[(\[]\s*({_any_of(spelled)})\s*[)\]]", text)}
     if len(bracketed) == 1:
         return bracketed.pop()
     bare = set()
@@ -128,10 +141,6 @@ def _lone_label(text: str, names: str, labels: list[str]) -> str | None:
         if not is_word:
             bare.add(match[1])
     return bare.pop() if len(bare) == 1 and not bracketed else None
-
-
-def _canonical(name: str, labels: list[str]) -> str:
-    return name if name in labels else next(label for label in labels if label.lower() == name.lower())
 
 
 def _like(label: str) -> list[str]:

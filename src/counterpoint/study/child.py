@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from counterpoint.disk import disk_errors
+from counterpoint.masking import masked_command
 from counterpoint.study.commands import commands_of
 from counterpoint.study.folder import StudyFolder
 from counterpoint.study.jobs import Job
@@ -73,7 +74,7 @@ class Child:
         with disk_errors(log):
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("ab") as output:
-                output.write(f"$ counterpoint {' '.join(arguments)}\n".encode())
+                output.write(f"$ counterpoint {' '.join(masked_command(arguments))}\n".encode())
                 output.flush()
                 self._log_start = output.tell()
                 return subprocess.Popen(

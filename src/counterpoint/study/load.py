@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from counterpoint.config.document import Document, Key, Problem, dump_yaml
 from counterpoint.config.fields import strip_tags
 from counterpoint.config.load import TrainingCheck, plain_problems, read_document
 from counterpoint.config.messages import sentence
+from counterpoint.config.variables import Filled, put_back
 from counterpoint.errors import ConfigError, nearest
 from counterpoint.inputs import expanded, kind_of
 from counterpoint.study.relations import row_findings
-from counterpoint.study.row_configs import RowConfigs, build_configs, domains_of
+from counterpoint.study.row_configs import RowConfigs, build_configs, domains_of, of_row
 from counterpoint.study.rows import expanded_rows, too_many
 from counterpoint.study.schema import KINDS, Row, StudyConfig, expand_row
 
@@ -31,12 +32,14 @@ class Study:
         rows: name -> row, orders expanded.
         configs: the configuration of every run but for its seed, by row and, for experts, domain (``""`` elsewhere).
         base: the configuration that all rows start from.
+        filled: what its file took from the environment.
     """
 
     config: StudyConfig
     rows: dict[str, Row]
     configs: RowConfigs
     base: Config
+    filled: tuple[Filled, ...] = ()
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -49,10 +52,10 @@ class Study:
         return self.config.seeds if own is None else own
 
     def to_yaml(self) -> str:
-        """The study with its rows and its base configuration in full."""
+        """The study with its rows and its base configuration in full, ``${VAR}`` for what came from the environment."""
         rows = {name: row.model_dump(mode="json") for name, row in self.rows.items()}
-        data = self.config.model_dump(mode="json") | {"config": self.base.model_dump(mode="json"), "rows": rows}
-        return dump_yaml(data)
+        data = self.config.model_dump(mode="json") | {"config": self.base.written(), "rows": rows}
+        return dump_yaml(put_back(data, [one for name in rows for one in of_row(self.filled, name)]))
 
 
 def load_study(path: str | Path, check_training: TrainingCheck | None = None) -> Study:
@@ -78,7 +81,7 @@ def load_study(path: str | Path, check_training: TrainingCheck | None = None) ->
         problems += _findings(document, config, rows, configs, base)
     _raise([*row_problems, *problems])
     assert base is not None
-    return Study(config, rows, configs, base)
+    return Study(config, rows, configs, base, tuple(document.filled))
 
 
 def _findings(
@@ -135,7 +138,8 @@ def _base(document: Document, config: StudyConfig, path: Path) -> tuple[Document
     """The base configuration as data with its places, and the file that its relative paths lie beside."""
     if isinstance(config.config, dict):
         places = {key[1:]: place for key, place in document.places.items() if key[:1] == ("config",)}
-        return Document(copy.deepcopy(config.config), document.name, places), path
+        filled = [replace(one, path=one.path[1:]) for one in document.filled if one.path[0] == "config"]
+        return Document(copy.deepcopy(config.config), document.name, places, filled=filled), path
     wanted = expanded(config.config)
     beside = path.parent / wanted
     base = beside if kind_of(beside) else wanted

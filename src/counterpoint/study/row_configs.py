@@ -1,7 +1,8 @@
 """The configuration of every run of a study: the base configuration with what its row changes."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from counterpoint.config import Config
 from counterpoint.config.document import Document, Key, Problem
 from counterpoint.config.load import TrainingCheck, check_document
 from counterpoint.config.overrides import set_value
+from counterpoint.config.variables import Filled
 from counterpoint.errors import ConfigError
 from counterpoint.study.schema import ExpertsRow, Row, TrainRow
 
@@ -33,7 +35,8 @@ def build_configs(
     for row_name, row in rows.items():
         for domain, changes in _variants(row, base.data):
             where = study.place(("rows", row_name, "set") if getattr(row, "set", None) else ("rows", row_name))
-            config, found = _checked(base, base_path, changes, where, check_training)
+            settings = list(_settings_of(study.filled, row_name))
+            config, found = _checked(base, base_path, changes, where, check_training, settings)
             problems += found
             if config is not None:
                 configs[row_name, domain] = config
@@ -74,13 +77,40 @@ def _written(settings: Mapping[str, Any]) -> Iterator[Change]:
         yield tuple(key.split(".")), value
 
 
+def of_row(filled: Iterable[Filled], row: str) -> Iterator[Filled]:
+    """What one row took from the environment; a row of several orders has become rows named after it."""
+    for one in filled:
+        match one.path:
+            case ("rows", str() as name, *rest) if row == name or row.startswith(f"{name}-"):
+                yield replace(one, path=("rows", row, *rest))
+
+
+def _settings_of(filled: Iterable[Filled], row: str) -> Iterator[Filled]:
+    """The same in the places of the row's configuration."""
+    for one in of_row(filled, row):
+        match one.path:
+            case (_, _, "set", str() as key, *rest):
+                parts = (int(part) if part.isdigit() else part for part in key.split("."))
+                yield replace(one, path=(*parts, *rest))
+            case (_, _, "strategy", *rest):
+                yield replace(one, path=("strategy", *rest))
+            case (_, _):
+                yield replace(one, path=("strategy",))
+
+
 def _checked(
-    base: Document, base_path: Path, changes: Any, where: str, check_training: TrainingCheck | None
+    base: Document,
+    base_path: Path,
+    changes: Any,
+    where: str,
+    check_training: TrainingCheck | None,
+    filled: Sequence[Filled] = (),
 ) -> tuple[Config | None, list[Problem]]:
-    document = Document(copy.deepcopy(base.data), base.name, dict(base.places))
+    document = Document(copy.deepcopy(base.data), base.name, dict(base.places), filled=list(base.filled))
     for path, value in (*COMMON, *changes):
         for leaf, part in _leaves(document.data, path, value):
             set_value(document, leaf, copy.deepcopy(part), where)
+    document.filled += filled
     try:
         return check_document(document, base_path, check_training), []
     except ConfigError as error:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from counterpoint.disk import write_text
 from counterpoint.errors import RunError
+from counterpoint.masking import masked_data
 from counterpoint.study.child import Child
 from counterpoint.study.commands import tidy
 from counterpoint.study.estimate import seconds_left
@@ -127,7 +128,7 @@ class _Schedule:
         """What is noted of a job: its seconds are added to those of earlier attempts."""
         before = self.folder.record(job.id)
         seconds = (before.seconds if before else 0.0) + (child.seconds if child else 0.0)
-        settings = job.settings.model_dump(mode="json")
+        settings = masked_data(job.settings.model_dump(mode="json"))
         return JobRecord(job.id, job.row, job.seed, job.domain, status, seconds, reason, settings)
 
     def _tell(self) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from counterpoint.config import Config, load_config
 from counterpoint.errors import CounterpointError, RunError
+from counterpoint.masking import masked_data
 from counterpoint.study.folder import JobRecord, StudyFolder
 from counterpoint.study.jobs import Job
 from counterpoint.study.schema import KINDS, Row
@@ -47,7 +48,8 @@ def _plain(config: Config) -> dict[str, Any]:
 
 
 def _row(row: Row) -> dict[str, Any]:
-    return row.model_dump(mode="json", exclude=_WORDS_ONLY)
+    plain: dict[str, Any] = masked_data(row.model_dump(mode="json", exclude=_WORDS_ONLY))
+    return plain
 
 
 def _differences(before: Any, now: Any, path: str = "") -> Iterator[str]:

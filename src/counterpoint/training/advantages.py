@@ -8,7 +8,12 @@ domain's batch.
 Legend: B rows of the generation batch over all ranks, F reward functions.
 """
 
+from collections.abc import Sequence
+
 import torch
+
+from counterpoint.errors import RewardError
+from counterpoint.rewards.values import LARGEST_PART
 
 EPSILON = 1e-4
 """TRL's own constant beside a standard deviation, kept so that one domain alone reproduces TRL."""
@@ -18,6 +23,21 @@ def total_rewards(rewards_BF: torch.Tensor, weights_F: torch.Tensor) -> torch.Te
     """Weighted sum of reward functions ``[B]``; NaN where every function returned none."""
     total_B = (rewards_BF * weights_F.to(rewards_BF)).nansum(dim=1)
     return total_B.masked_fill(rewards_BF.isnan().all(dim=1), torch.nan)
+
+
+def check_size(rewards_BF: torch.Tensor, weights_F: torch.Tensor, names: Sequence[str]) -> None:
+    """Refuses rewards whose squares would leave float32: every advantage of their domain would be zero.
+
+    Raises:
+        RewardError: a reward times its weight is larger than ``LARGEST_PART``, naming the function.
+    """
+    largest_F = (rewards_BF * weights_F.to(rewards_BF)).abs().nan_to_num(nan=0.0).amax(dim=0)
+    for name, largest in zip(names, largest_F.tolist(), strict=True):
+        if largest > LARGEST_PART:
+            raise RewardError(
+                f"reward {name!r} gives {largest:g} with its weight; it may not exceed {LARGEST_PART:g}. Scale the "
+                "reward, or give it a smaller weight."
+            )
 
 
 def nanstd(values_B: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ import torch
 from trl import GRPOTrainer
 
 from counterpoint.errors import DivergedError
-from counterpoint.training.advantages import rescale_per_domain, total_rewards
+from counterpoint.training.advantages import check_size, rescale_per_domain, total_rewards
 from counterpoint.training.dataset import DomainRows
 from counterpoint.training.metrics import batch_metrics
 from counterpoint.training.regroup import DOMAIN_KEY, PROMPT_KEY, Buffer
@@ -27,6 +27,7 @@ class DomainGeneration(GRPOTrainer):
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         self._rewards_BF = super()._calculate_rewards(*args, **kwargs)
         self._errors.raise_together(self.accelerator)
+        check_size(self._rewards_BF, self.reward_weights, self.reward_func_names)
         return self._rewards_BF
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Buffer:

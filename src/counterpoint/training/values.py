@@ -22,6 +22,7 @@ from trl.import_utils import is_liger_kernel_available, is_vllm_available
 from counterpoint.config.training_keys import unknown_setting
 from counterpoint.errors import ConfigError
 from counterpoint.inputs import LIBRARY_FAULTS
+from counterpoint.masking import masked_data
 
 _COUNT, _POSITIVE, _NOT_NEGATIVE = Field(ge=1, le=1_000_000), Field(gt=0), Field(ge=0)
 _FRACTION, _SOME, _BELOW_ONE = Field(ge=0, le=1), Field(gt=0, le=1), Field(ge=0, lt=1)
@@ -82,6 +83,23 @@ def setting_findings(training: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield key, reason
 
 
+class RunSettings(GRPOConfig):
+    """TRL's settings, which go to trackers and into ``training_args.bin`` without what came from the environment."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as trackers get them."""
+        shown: dict[str, Any] = masked_data(super().to_dict())
+        return shown
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.to_dict()})"
+
+    __str__ = __repr__
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return object.__new__, (GRPOConfig,), masked_data(self.__dict__)
+
+
 def build_config(settings: Mapping[str, Any], training: Mapping[str, Any], *, rehearse: bool) -> GRPOConfig:
     """The ``trl.GRPOConfig`` of our own ``settings`` and the user's ``training``.
 
@@ -97,7 +115,7 @@ def build_config(settings: Mapping[str, Any], training: Mapping[str, Any], *, re
     def build(chosen: Mapping[str, Any]) -> GRPOConfig:
         # as its setting's type: generation refuses a temperature of 1 that is no float
         typed = {key: _adapter(key).validate_python(value, strict=True) for key, value in chosen.items()}
-        args = GRPOConfig(**{**settings, **typed})
+        args = RunSettings(**{**settings, **typed})
         if rehearse:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # training gives them again

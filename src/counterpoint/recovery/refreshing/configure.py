@@ -47,7 +47,7 @@ def refresh_config(config: Config, model: str, domain: str, out: Path, options: 
         data["domains"][domain]["share"] = (1 - share) * len(others)
     else:
         data["strategy"] = {"name": "sequential", "order": [domain], "steps": options.steps}
-    return parse_config(data)
+    return parse_config(data, like=config)
 
 
 def _check(domain: str, others: list[str], options: RefreshOptions) -> None:

@@ -79,4 +79,4 @@ def _alone(config: Config, domain: str, model: str) -> Config:
     }
     data["run"] |= {"samples": 0}
     data["model"]["path"] = str(Path(model).resolve()) if Path(model).exists() else model
-    return parse_config(data)
+    return parse_config(data, like=config)
