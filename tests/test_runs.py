@@ -1,5 +1,7 @@
 """Run directories: nothing overwritten, nothing half written, one writer."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -13,6 +15,7 @@ from counterpoint.config import parse_config
 from counterpoint.disk import check_disk, disk_errors
 from counterpoint.errors import RunError
 from counterpoint.runs import RunDirectory, write_json, write_text
+from counterpoint.runs.seals import check_seal, cut_to, seal
 
 
 @pytest.fixture
@@ -65,7 +68,7 @@ def test_open_names_the_runs_there_are(tmp_path, config):
         RunDirectory.open(tmp_path / "two")
 
 
-def test_lines_survive_and_a_torn_one_is_dropped(tmp_path, config):
+def test_lines_survive_and_a_torn_one_is_not_read(tmp_path, config):
     with RunDirectory.create(tmp_path / "one", config) as run:
         for step in (1, 2, 3):
             run.append_metrics({"step": step, "loss": 0.5})
@@ -73,24 +76,86 @@ def test_lines_survive_and_a_torn_one_is_dropped(tmp_path, config):
     path.write_bytes(path.read_bytes()[:-5])
     (run.path / ".run.json.1.tmp").write_text("{")
     assert [line["step"] for line in run.lines("metrics.jsonl")] == [1, 2]
-    with RunDirectory.open(run.path) as run:
-        run.append_metrics({"step": 3, "loss": 0.25})
-        assert run.lines("metrics.jsonl")[-1] == {"step": 3, "loss": 0.25}
+    RunDirectory.open(run.path).close()
     assert not list(run.path.glob(".*.tmp"))
-    assert len(path.read_text().splitlines()) == 3
 
 
-def test_truncate_after_keeps_the_step_itself(tmp_path, config):
+def test_what_came_after_a_seal_is_cut_and_what_came_before_is_as_it_was(tmp_path, config):
     with RunDirectory.create(tmp_path / "one", config) as run:
-        for step in range(5):
-            run.append_metrics({"step": step})
-            run.append_eval({"step": step, "domain": "math"})
-            run.append_samples([{"step": step, "completion": "é\u2028x"}, {"step": step, "completion": ""}])
-        run.truncate_after(2)
-        assert [line["step"] for line in run.lines("metrics.jsonl")] == [0, 1, 2]
-        assert [line["step"] for line in run.lines("evals.jsonl")] == [0, 1, 2]
-        assert [line["step"] for line in run.lines("samples.jsonl")] == [0, 0, 1, 1, 2, 2]
-        assert run.lines("samples.jsonl")[0]["completion"] == "é\u2028x"
+        run.append_metrics({"step": 1, "loss": 0.5})
+        run.append_samples([{"step": 0, "completion": "é\u2028x"}])
+        before = {name: (run.path / name).read_bytes() for name in ("metrics.jsonl", "samples.jsonl")}
+        sealed = seal(run.path, 1)
+        run.append_metrics({"step": 2, "loss": 0.25})
+        run.append_eval({"step": 2})
+        with (run.path / "samples.jsonl").open("ab") as file:
+            file.write(b"torn")
+        check_seal(run.path, sealed)
+        cut_to(run.path, sealed)
+    assert {name: (run.path / name).read_bytes() for name in before} == before
+    assert (run.path / "evals.jsonl").read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: data[: len(data) // 2], r"metrics.jsonl: holds 1 lines of the 3"),
+        (lambda data: b"", r"metrics.jsonl: holds 0 lines of the 3"),
+        (lambda data: data.replace(b"0.5", b"0.7"), r"metrics.jsonl: holds other lines than"),
+        (lambda data: data.replace(b"2,", b"2,,"), r"metrics.jsonl, line 2: cannot be read \(no whole JSON"),
+        (lambda data: data.replace(b"0.5", b'"x"'), r"metrics.jsonl, line 1: cannot be read \(loss: "),
+        (lambda data: b"\xff" + data, r"metrics.jsonl, line 1: cannot be read \(.*utf-8"),
+    ],
+)
+def test_sealed_lines_that_are_lost_or_changed_are_named(damage, message, tmp_path, config):
+    with RunDirectory.create(tmp_path / "one", config) as run:
+        for step in (1, 2, 3):
+            run.append_metrics({"step": step, "loss": 0.5})
+    sealed = seal(run.path, 3)
+    path = run.path / "metrics.jsonl"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(RunError, match=message):
+        check_seal(run.path, sealed)
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"{}", b'{"a', b"\xff", b"[" * 9000, b'{"name": 1}', b"9" * 9000])
+def test_a_damaged_state_is_one_sentence(content, tmp_path, config):
+    with RunDirectory.create(tmp_path / "one", config) as run:
+        (run.path / "run.json").write_bytes(content)
+        with pytest.raises(RunError, match=r"run.json: cannot be read \(.*\)\. Restore it from a copy"):
+            _ = run.state
+
+
+def test_a_state_that_was_changed_is_noticed(tmp_path, config):
+    with RunDirectory.create(tmp_path / "one", config) as run:
+        path = run.path / "run.json"
+        path.write_text(path.read_text().replace('"steps": 0', '"steps": 1'))
+        with pytest.raises(RunError, match=r"run.json: cannot be read \(it was changed since it was written"):
+            _ = run.state
+
+
+@pytest.mark.parametrize("damaged", [None, b"{torn"])
+def test_the_environment_is_written_anew_where_it_is_lost_and_refused_where_it_is_damaged(damaged, tmp_path, config):
+    with RunDirectory.create(tmp_path / "one", config) as run:
+        path = run.path / "environment.json"
+        path.unlink() if damaged is None else path.write_bytes(damaged)
+        if damaged is None:
+            run.add_environment(ranks=2)
+            assert json.loads(path.read_text())["packages"]["trl"]
+        else:
+            with pytest.raises(RunError, match=r"environment.json: cannot be read .*Remove it, and it is written anew"):
+                run.add_environment(ranks=2)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_a_warning(number, tmp_path, config, monkeypatch):
+    def lockf(handle, how):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "lockf", lockf)
+    with pytest.warns(RuntimeWarning, match="knows no locks .* See to it that there is only one"):
+        RunDirectory.create(tmp_path / "one", config).close()
+    assert RunDirectory.open(tmp_path / "one", write=False).state["status"] == "running"
 
 
 def test_a_number_that_json_lacks_is_refused(tmp_path, config):

@@ -2,10 +2,12 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,21 +61,51 @@ def check_disk(path: Path, needed_bytes: int = 0) -> None:
         )
 
 
-def whole_lines(path: Path) -> list[str]:
-    """The lines of ``path`` that end in a line break."""
-    *lines, _torn = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    return [line for line in lines if line.strip()]
+def sync(path: Path) -> None:
+    """Returns when the content of a file has reached the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
-def drop_torn_line(path: Path) -> None:
-    """Cut off what stands after the last line break; a kill while appending leaves that."""
-    if not path.exists():
-        return
-    data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
-        with disk_errors(path):
-            os.truncate(path, whole)
+def sync_folder(path: Path) -> None:
+    """Returns when the names in a folder have reached the disk, where the file system can tell."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+    finally:
+        os.close(handle)
+
+
+def take_lock(folder: Path, take: Callable[[int, int], None], held: str) -> int:
+    """Opens ``folder / ".lock"`` and locks it with ``take`` (``fcntl.lockf`` or ``flock``), until the process ends.
+
+    On a file system that knows no locks it warns and goes on without one.
+
+    Raises:
+        RunError: another process has the lock; ``held`` is the message.
+    """
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            take(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            os.close(handle)
+            raise RunError(held) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                os.close(handle)
+                raise
+            warnings.warn(
+                f"{folder}: this file system knows no locks ({error.strerror}), so nothing keeps a second process from "
+                "writing here at the same time. See to it that there is only one.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+    return handle
 
 
 def _size(num_bytes: int) -> str:

@@ -89,12 +89,35 @@ def load_model(model: ModelConfig, start: Path | None = None) -> Any:
     """The policy as a module: from ``start`` (a checkpoint of this run) where given, else from ``model.path``.
 
     A folder with LoRA adapters is loaded on top of the model it names, its adapters trainable.
+
+    Raises:
+        ModelError: no model there, weights are missing or of another shape, or some are not finite.
     """
     path = str(start or resolve_path(model))
     base = _adapter_base(path)
-    if base is None:
-        return _from_pretrained(model, path)
-    return _import_peft().PeftModel.from_pretrained(_from_pretrained(model, base), path, is_trainable=True)
+    loaded = _from_pretrained(model, path if base is None else base)
+    if base is not None:
+        loaded = _import_peft().PeftModel.from_pretrained(loaded, path, is_trainable=True)
+    _check_finite(path, loaded)
+    return loaded
+
+
+def _check_finite(path: str, model: Any) -> None:
+    """Nothing can be sampled from weights that are no numbers; one pass over them tells it beforehand."""
+    floats = {name: param.detach() for name, param in model.named_parameters() if param.is_floating_point()}
+    bad = {}
+    for name, weights in floats.items():
+        if weights.dtype.itemsize == 1 or not weights.numel():  # torch cannot tell for 8 bits
+            continue
+        if not torch.stack(torch.aminmax(weights)).isfinite().all():
+            bad[name] = int((~weights.isfinite()).sum())
+    if bad:
+        listed = ", ".join(f"{name} ({count})" for name, count in list(bad.items())[:3])
+        raise ModelError(
+            f"{path}: {sum(bad.values())} weights are NaN or infinite, in {len(bad)} of its tensors: {listed}"
+            f"{' and others' if len(bad) > 3 else ''}. Nothing can be sampled from it; use a checkpoint from before "
+            "the training diverged. `counterpoint diagnose edits` works on it and leaves these weights out."
+        )
 
 
 def _adapter_base(path: str) -> str | None:

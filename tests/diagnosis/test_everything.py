@@ -11,9 +11,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from counterpoint.config import parse_config
 from counterpoint.diagnosis import DiagnoseOptions, diagnose
 from counterpoint.diagnosis.whole_run.facts import damage_facts, damage_of, edits_of
-from counterpoint.diagnosis.whole_run.parts import Part, fingerprint, run_part
+from counterpoint.diagnosis.whole_run.parts import Part, file_digest, fingerprint, run_part
 from counterpoint.errors import CounterpointError, RunError
 from counterpoint.pocket import model_path
+from counterpoint.runs.records import AnyObject, read_json, write_checked
 from planted_runs import STEPS, write_run
 
 PLANTED = {"code": (0.2, 0.8, 0.4), "math": (0.4, 0.4, 0.9)}
@@ -201,6 +202,9 @@ def test_a_part_that_cannot_be_measured_leaves_the_others(run, summary):
     whole = file.read_text()
     lines = [json.loads(line) | {"reward": 0.0, "advantage": 0.0} for line in whole.splitlines()]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    known = run / "diagnosis" / "rollouts-step-10.json"
+    sampled = read_json(known, AnyObject, "")
+    write_checked(known, sampled | {"beside": {file.name: file_digest(file)}})
     for name in ("conflicts-step-10", "damage-code-math"):
         (run / "diagnosis" / f"{name}.json").unlink()
     found = diagnose(run, FEW)
@@ -211,6 +215,7 @@ def test_a_part_that_cannot_be_measured_leaves_the_others(run, summary):
     assert "routes that both use overlap" in pair.mechanism
     assert pair.routes == summary.pairs[0].routes
     file.write_text(whole)
+    write_checked(known, sampled)
 
 
 def test_what_cannot_be_diagnosed_is_refused_before_long_work(tmp_path):

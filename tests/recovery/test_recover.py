@@ -17,6 +17,7 @@ from counterpoint.recovery.recovering.analysis import better
 from counterpoint.recovery.recovering.results import Attempt
 from counterpoint.recovery.refreshing.results import RefreshOptions
 from counterpoint.runs import RunDirectory
+from counterpoint.runs.records import write_checked
 
 DOMAINS = ("math", "qa", "code")
 CONFIG = {
@@ -230,7 +231,7 @@ def test_a_finished_recovery_is_not_repeated_and_a_killed_one_goes_on(run, monke
     # killed after the rollback: its result is there and that of the whole recovery says it is not finished
     file = run / "recovery" / "recover.json"
     data = json.loads(file.read_text())
-    write_json(file, data | {"finished": False, "attempts": data["attempts"][:1]})
+    write_checked(file, data | {"finished": False, "attempts": data["attempts"][:1]})
     shutil.rmtree(run / "recovery" / "refresh-math")
     shutil.rmtree(run / "recovery" / "checkpoint")
     assert recover(run).chosen == "refresh"

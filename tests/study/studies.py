@@ -39,6 +39,12 @@ def study_of(folder, rows, **keys):
     return load_study(write_study(folder, rows, **keys))
 
 
+def run_state(status="done", strategy="mixed", stages=()):
+    """What ``run.json`` holds."""
+    about = {"name": "run", "strategy": strategy, "domains": ["math", "code"], "status": status}
+    return about | {"started": 0.0, "ended": 1.0, "steps": 6, "stages": list(stages)}
+
+
 def plant_run(folder, job, scores, own=None, tokens=100):
     """The files of a finished training run: ``scores`` by domain, ``own`` what each had after its own stage."""
     path = folder.run(job.id)
@@ -53,7 +59,7 @@ def plant_run(folder, job, scores, own=None, tokens=100):
         }
         for i, names in enumerate(stages)
     ]  # fmt: skip
-    state = {"strategy": job.config.strategy.label, "status": "done", "stages": entries}
+    state = run_state(strategy=job.config.strategy.label, stages=entries)
     (path / "run.json").write_text(json.dumps(state))
     lines = []
     for i, entry in enumerate(entries):

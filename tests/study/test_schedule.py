@@ -16,7 +16,7 @@ from counterpoint.study.folder import StudyFolder
 from counterpoint.study.jobs import plan_jobs
 from counterpoint.study.schedule import failed, run_jobs
 from counterpoint.study.unchanged import check_unchanged
-from study.studies import base, plant_run, study_of
+from study.studies import base, plant_run, run_state, study_of
 
 PLAYER = """
 import json, os, pathlib, signal, sys, time
@@ -39,7 +39,7 @@ if arguments[0] == "train":
     (run / "checkpoints" / "step-6").mkdir(parents=True, exist_ok=True)
     (run / "checkpoints" / "step-6" / "optimizer.pt").write_text("state")
     (run / "checkpoints" / "step-6" / "config.json").write_text("{{}}")
-    (run / "run.json").write_text(json.dumps(dict(status="done", stages=[])))
+    (run / "run.json").write_text({state!r})
 elif arguments[0] == "eval":
     target.parent.mkdir(parents=True, exist_ok=True); target.write_text("")
 elif behaviour != "nothing":
@@ -82,7 +82,8 @@ class Stage:
         self.log, self.behaviour = tmp_path / "played.jsonl", tmp_path / "behaviour.json"
         self.plays({})
         script = tmp_path / "player.py"
-        script.write_text(PLAYER.format(log=str(self.log), behaviour=str(self.behaviour), runs=str(self.folder.runs)))
+        places = {"log": str(self.log), "behaviour": str(self.behaviour), "runs": str(self.folder.runs)}
+        script.write_text(PLAYER.format(**places, state=json.dumps(run_state())))
         monkeypatch.setattr(child, "PROGRAM", (sys.executable, str(script)))
 
     def plays(self, behaviour):
@@ -175,7 +176,7 @@ def test_a_run_that_was_whole_before_its_record_is_not_repeated(stage):
 def test_a_run_that_was_killed_goes_on_and_one_without_a_run_starts_afresh(stage):
     begun, empty = stage.folder.run("mixed-seed-0"), stage.folder.run("mixed-seed-1")
     begun.mkdir(parents=True)
-    (begun / "run.json").write_text(json.dumps({"status": "running", "stages": []}))
+    (begun / "run.json").write_text(json.dumps(run_state("running")))
     empty.mkdir(parents=True)
     (empty / "config.yaml").write_text("")
     stage.run()

@@ -181,7 +181,8 @@ def test_tokens_begin_again_with_a_stage_unless_it_goes_on(tmp_path, taken, toke
     folder = StudyFolder(tmp_path / "studies" / "tiny")
     path = plant_run(folder, plan_jobs(study, folder.runs)[0], mixed(0))
     counts = [(0, 100), (1, 150), (2, 120)]  # the second stage's first step is larger than all of the first
-    write_lines(path / "metrics.jsonl", [{"stage": s, "num_tokens": n, "step_time": 1.0} for s, n in counts])
+    rows = [{"step": i, "stage": s, "num_tokens": n, "step_time": 1.0} for i, (s, n) in enumerate(counts)]
+    write_lines(path / "metrics.jsonl", rows)
     state = json.loads((path / "run.json").read_text())
     state["stages"] = [dict(state["stages"][0], taken=taken * (i == 1)) for i in range(3)]
     (path / "run.json").write_text(json.dumps(state))

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from counterpoint.training.interrupt import Interrupt
+from counterpoint.training.interrupt import Interrupt, sigterm_as_ctrl_c
 
 
 def send(number):
@@ -41,3 +41,15 @@ def test_handlers_are_put_back():
     with Interrupt():
         assert signal.getsignal(signal.SIGINT) != before
     assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_sigterm_outside_a_step_is_ctrl_c_and_a_second_one_is_not_heard():
+    before = signal.getsignal(signal.SIGTERM)
+    with sigterm_as_ctrl_c():
+        with Interrupt() as interrupt:
+            send(signal.SIGTERM)
+            assert interrupt.requested
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGTERM)
+        send(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before

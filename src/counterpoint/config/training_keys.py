@@ -11,6 +11,7 @@ REFUSED_KEYS: dict[str, str] = {
     "use_cpu": "the device is run.device",
     "load_best_model_at_end": "checkpoints are kept by run.keep",
     "resume_from_checkpoint": "use `counterpoint train --resume RUN`",
+    "ignore_data_skip": "a resumed run would draw other prompts than one that was never stopped",
     "overwrite_output_dir": "a run directory is never overwritten; give a new run.name",
     "logging_dir": "metrics go to the run directory",
     "logging_steps": "every step writes one line of metrics.jsonl",

@@ -1,6 +1,5 @@
 """What an analysis is about: a model, its tokenizer, the domains of a configuration and their completions."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,29 +70,7 @@ def open_subject(
         config.model_copy(update={"domains": {name: config.domains[name] for name in wanted}}), tokenizer
     )
     policy = load_model(chosen).to(_device(config)).eval()
-    check_weights(policy, chosen.path)
     return Subject(config, policy, tokenizer, {domain.name: domain for domain in loaded})
-
-
-def check_weights(model: Any, where: str | Path) -> None:
-    """Refuses a model that nothing can be sampled from.
-
-    Raises:
-        ModelError: weights that are NaN or infinite, with their number and their tensors.
-    """
-    bad = {}
-    for name, param in model.named_parameters():
-        if param.is_floating_point() and param.dtype.itemsize > 1:  # torch cannot tell for 8 bits
-            count = int((~param.detach().isfinite()).sum())
-            if count:
-                bad[name] = count
-    if bad:
-        listed = ", ".join(f"{name} ({count})" for name, count in list(bad.items())[:3])
-        raise ModelError(
-            f"{where}: {sum(bad.values())} weights are NaN or infinite, in {len(bad)} of its tensors: {listed}"
-            f"{' and others' if len(bad) > 3 else ''}. Nothing can be sampled from it; use a checkpoint from before "
-            "the training diverged. `counterpoint diagnose edits` works on it and leaves these weights out."
-        )
 
 
 def wanted_domains(config: Config, names: Sequence[str] | None) -> list[str]:
@@ -177,15 +154,7 @@ def completions_for(
 
 
 def _given(subject: Subject, file: Path, at_least: int) -> dict[str, Rollouts]:
-    try:
-        found = read_rollouts(file)
-    except (OSError, UnicodeDecodeError) as error:
-        raise CounterpointError(f"{file}: the completions cannot be read ({error}).") from None
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise CounterpointError(
-            f"{file} holds no completions ({type(error).__name__}: {error}). Give a file that an analysis saved, one "
-            "JSON object a line."
-        ) from None
+    found = read_rollouts(file)
     for name in subject.domains:
         if name not in found:
             raise DomainError(f"{file} has no completions of the domain {name!r}; it has: {', '.join(found)}.")

@@ -3,14 +3,16 @@
 Legend: B completions, T tokens of a batch (prompt and completion, padded on the right).
 """
 
+import dataclasses
 import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from counterpoint.disk import write_text
@@ -18,6 +20,7 @@ from counterpoint.domains import Domain
 from counterpoint.errors import CounterpointError
 from counterpoint.evaluation import Sampling, generate, score_rows
 from counterpoint.evaluation.sampling import render_prompt
+from counterpoint.runs.records import Number, Record, Whole, read_lines
 
 EPSILON = 1e-4
 """Beside a standard deviation, as in GRPO."""
@@ -158,6 +161,16 @@ def collate(items: Sequence[Rollout], pad_id: int) -> TokenBatch:
     return TokenBatch(ids_BT, attention_BT, completion_BT, torch.tensor([item.advantage for item in items]))
 
 
+class _Line(Record):
+    domain: str
+    group: Whole
+    prompt_ids: list[Whole]
+    completion_ids: Annotated[list[Whole], Field(min_length=1)]
+    reward: Number
+    advantage: Number
+    truncated: bool = False
+
+
 def save_rollouts(path: Path, *rollouts: Rollouts) -> None:
     """Writes one JSON object per completion of these domains, so that another analysis can use the same ones."""
     lines = [json.dumps({"domain": one.domain} | asdict(item)) for one in rollouts for item in one.items]
@@ -165,11 +178,15 @@ def save_rollouts(path: Path, *rollouts: Rollouts) -> None:
 
 
 def read_rollouts(path: Path) -> dict[str, Rollouts]:
-    """The completions that ``save_rollouts`` wrote, by domain."""
+    """The completions that ``save_rollouts`` wrote, by domain.
+
+    Raises:
+        RunError: a line holds no completion.
+    """
     found: dict[str, list[Rollout]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        fields = json.loads(line)
-        domain = fields.pop("domain")
+    remedy = "Give a file that an analysis saved: completions, one JSON object a line."
+    for line in read_lines(path, _Line, remedy):
+        fields = {field.name: line[field.name] for field in dataclasses.fields(Rollout) if field.name in line}
         fields |= {key: tuple(fields[key]) for key in ("prompt_ids", "completion_ids")}
-        found.setdefault(domain, []).append(Rollout(**fields))
+        found.setdefault(line["domain"], []).append(Rollout(**fields))
     return {domain: Rollouts(domain, tuple(items)) for domain, items in found.items()}

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from counterpoint.errors import DivergedError
 from counterpoint.launch import Launch
 
 ALONE = Launch.alone()
@@ -115,7 +116,15 @@ def _generate_batch(model: Any, tokenizer: Any, prompts: Sequence[Prompt], sampl
         eos_token_id=stop_ids,
         bos_token_id=tokenizer.bos_token_id,
     )
-    output_BT = model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]
+    try:
+        output_BT = model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]
+    except RuntimeError as error:
+        if "probability tensor contains" not in str(error):
+            raise
+        raise DivergedError(
+            "Evaluation: the model's probabilities are not numbers. Its weights are too large for its dtype, or "
+            "training has diverged: use model.dtype float32, or a lower learning_rate."
+        ) from error
     return [_completion(tokenizer, ids, stop_ids) for ids in output_BT.tolist()]
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint.diagnosis import results
-from counterpoint.disk import write_json
+from counterpoint.runs.records import write_checked
 
 
 def to_json(kind: str, result: Any) -> dict[str, Any]:
@@ -16,5 +16,5 @@ def to_json(kind: str, result: Any) -> dict[str, Any]:
 
 
 def write_result(path: Path, kind: str, result: Any) -> None:
-    """Writes ``to_json`` whole: beside its place, then renamed."""
-    write_json(path, to_json(kind, result))
+    """Writes ``to_json`` whole and with a hash of itself: beside its place, then renamed."""
+    write_checked(path, to_json(kind, result))

@@ -1,21 +1,16 @@
-"""Reads a run directory that may be unfinished, torn or damaged: every file is optional, what is unreadable is noted.
-
-Legend: S recorded steps, G module groups, D domains.
-"""
+"""Reads a run directory that may be unfinished, torn or damaged: files are optional, what is unreadable is noted."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
-from safetensors import SafetensorError, safe_open
 
 from counterpoint.errors import RunError
 from counterpoint.report._fields import Row
 from counterpoint.report._text import clean
+from counterpoint.runs.grams import Grams, read_grams
 
 RUN_FILES = ("run.json", "config.yaml", "metrics.jsonl", "evals.jsonl")
 """A directory with none of these is no run directory."""
@@ -29,16 +24,6 @@ RECOVERY = ("recover", "rollback", "refresh")
 RECOVERY_FOLDERS = ("recovery", "recovery/*", "recovery/*/recovery")
 
 MAX_RECOVERY_FILES = 24
-
-
-@dataclass(frozen=True)
-class Grams:
-    """``grams.safetensors``: ``gram_SGDD`` in float64, NaN where a domain was absent."""
-
-    step_S: np.ndarray
-    gram_SGDD: np.ndarray
-    groups: tuple[str, ...]
-    domains: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -150,18 +135,10 @@ def _grams(path: Path, notes: list[str]) -> Grams | None:
         notes.append(f"{path.name} is missing.")
         return None
     try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            step_S = np.asarray(file.get_tensor("step")).astype(np.int64)
-            gram_SGDD = np.asarray(file.get_tensor("gram")).astype(np.float64)
-        groups, domains = tuple(_names(metadata["groups"])), tuple(_names(metadata["domains"]))
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-        notes.append(f"{path.name} cannot be read ({clean(error, 80)}).")
+        return read_grams(path)
+    except RunError as error:
+        notes.append(clean(str(error).removeprefix(f"{path.parent}/"), 160))
         return None
-    if gram_SGDD.shape != (len(step_S), len(groups), len(domains), len(domains)):
-        notes.append(f"{path.name}: shape {gram_SGDD.shape} does not fit its own steps, groups and domains.")
-        return None
-    return Grams(step_S, gram_SGDD, groups, domains)
 
 
 def _diagnosis(folder: Path, notes: list[str]) -> dict[str, Row]:
@@ -177,7 +154,3 @@ def _recovery(run: Path, notes: list[str]) -> dict[str, Row]:
     if len(found) > MAX_RECOVERY_FILES:
         notes.append(f"{len(found) - MAX_RECOVERY_FILES} of {len(found)} files below recovery/ were left out.")
     return {str(path.relative_to(run)): read_json(path, notes) for path in found[:MAX_RECOVERY_FILES]}
-
-
-def _names(text: str) -> Iterator[str]:
-    return (str(name) for name in json.loads(text))

@@ -1,6 +1,5 @@
 """The commands of a job: each does one thing that is whole or not there, so that a job goes on where it stopped."""
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from typing import Any
 from counterpoint.config.names import SEQUENTIAL
 from counterpoint.errors import RunError
 from counterpoint.runs import RunDirectory
+from counterpoint.runs.records import Record, read_json
+from counterpoint.runs.seals import remove_file
 from counterpoint.study.folder import StudyFolder
 from counterpoint.study.jobs import Job
 from counterpoint.study.schema import BaseRow, MergeRow, RefreshRow, RollbackRow
@@ -21,6 +22,13 @@ MODEL = "checkpoint"
 ROLLBACK = "rollback.json"
 REFRESH = "recovery/refresh.json"
 """Results of the two, in the job's folder; a refresh is a run directory of its own."""
+
+
+class Made(Record):
+    """What is asked of the result of a rollback or a refresh."""
+
+    checkpoint: str | None
+    stopped: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,7 @@ def is_trained(run: Path) -> bool:
 def tidy(job: Job, folder: StudyFolder) -> None:
     """Removes the optimizer's state of a finished run: two thirds of a checkpoint, and of use only to resume."""
     for state in folder.run(job.id).glob("checkpoints/*/optimizer.pt"):
-        state.unlink()
+        remove_file(state.parent, state.name)
 
 
 def _train(job: Job, folder: StudyFolder) -> list[str]:
@@ -156,14 +164,11 @@ def _ends_of_stages(run: Path) -> dict[str, Path]:
 
 
 def _is_refreshed(run: Path) -> bool:
-    return (run / REFRESH).is_file() and _read(run / REFRESH)["stopped"] != "interrupted"
+    return (run / REFRESH).is_file() and _read(run / REFRESH).get("stopped") != "interrupted"
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise RunError(f"{path}: cannot be read ({error}). Remove {path.parent} to run it again.") from error
+    return read_json(path, Made, f"Remove {path.parent} to run it again.")
 
 
 def _options(options: dict[str, Any]) -> Iterator[str]:

@@ -10,15 +10,16 @@
 """
 
 import fcntl
-import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from counterpoint.disk import disk_errors, write_json
-from counterpoint.errors import RunError
+from pydantic import Field
+
+from counterpoint.disk import take_lock, write_json
+from counterpoint.runs.records import Number, Record, Row, read_as
 
 Status = Literal["running", "done", "failed", "interrupted"]
 
@@ -35,6 +36,17 @@ class JobRecord:
     seconds: float = 0.0
     reason: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+
+
+class _Job(Record):
+    id: str
+    row: str
+    seed: int | None
+    domain: str
+    status: Status
+    seconds: Number = 0.0
+    reason: str = ""
+    settings: Row = Field(default_factory=dict)
 
 
 class StudyFolder:
@@ -68,12 +80,9 @@ class StudyFolder:
             RunError: the record cannot be read.
         """
         path = self.path / "jobs" / f"{job}.json"
-        try:
-            return JobRecord(**json.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
+        if not path.exists():
             return None
-        except (OSError, ValueError, TypeError) as error:
-            raise RunError(f"{path}: cannot be read ({error}). Remove it, and the job runs again.") from error
+        return read_as(path, _Job, "Remove it, and the job runs again.", lambda row: JobRecord(**row))
 
     def write_record(self, record: JobRecord) -> None:
         """Note how a job went."""
@@ -86,18 +95,11 @@ class StudyFolder:
         return self._lock
 
     def __enter__(self) -> Self:
-        with disk_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            raise RunError(
-                f"{self.path}: another process is running this study, or runs of one that was killed are still "
-                "going. Wait for them, or stop them first."
-            ) from None
-        self._lock = handle
+        held = (
+            f"{self.path}: another process is running this study, or runs of one that was killed are still going. Wait "
+            "for them, or stop them first."
+        )
+        self._lock = take_lock(self.path, fcntl.flock, held)
         return self
 
     def __exit__(

@@ -1,14 +1,13 @@
 """What one job reached, read from the files that it left."""
 
-import json
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from counterpoint.disk import whole_lines
 from counterpoint.errors import RunError
 from counterpoint.runs import RunDirectory
+from counterpoint.runs.records import CostLine, MeanLine, TimedScoreLine, read_lines
 from counterpoint.study.commands import REFRESH, SCORES
 from counterpoint.study.folder import JobRecord, StudyFolder
 from counterpoint.study.jobs import Job
@@ -53,16 +52,16 @@ def read_outcome(job: Job, record: JobRecord, folder: StudyFolder) -> Outcome:
     run = folder.run(job.id)
     if job.trains:
         return _of_run(RunDirectory.open(run, write=False), list(job.config.domains))
-    path = run / SCORES
+    path, record_file = run / SCORES, folder.path / "jobs" / f"{job.id}.json"
     if not path.is_file():
-        raise RunError(f"{path}: is gone. Remove {folder.path / 'jobs' / f'{job.id}.json'}, and the job runs again.")
-    lines = [json.loads(line) for line in whole_lines(path)]
+        raise RunError(f"{path}: is gone. Remove {record_file}, and the job runs again.")
+    lines = read_lines(path, TimedScoreLine, f"Remove the file and {record_file}, and the job runs again.")
     evaluating = sum(line["seconds"] for line in lines)
     return Outcome(_scores(lines, list(job.config.domains), path), _made_cost(run, record, evaluating))
 
 
 def _of_run(run: RunDirectory, domains: Sequence[str]) -> Outcome:
-    evaluations = run.lines("evals.jsonl")
+    evaluations = run.lines("evals.jsonl", MeanLine)
     after = [line for line in evaluations if line["when"] == "after"]
     scores = _scores(after, domains, run.path)
     return Outcome(scores, _trained_cost(run), dict(_own_stages(run.state["stages"], evaluations)))
@@ -89,7 +88,7 @@ def _own_stages(
 
 
 def _trained_cost(run: RunDirectory) -> Cost:
-    lines = run.lines("metrics.jsonl")
+    lines = run.lines("metrics.jsonl", CostLine)
     fresh = {index for index, stage in enumerate(run.state["stages"]) if not stage.get("taken")}
     return Cost(len(lines), _tokens(lines, fresh), sum(line["step_time"] for line in lines))
 

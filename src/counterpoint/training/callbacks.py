@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from counterpoint.launch import Launch
 from counterpoint.runs import RunDirectory
+from counterpoint.runs.seals import move_folder, seal, write_manifest
 from counterpoint.training.grams import GramRecorder
 from counterpoint.training.interrupt import Interrupt
 from counterpoint.training.reporter import Reporter
@@ -112,7 +113,8 @@ class Stopper(TrainerCallback):
 
 
 class CheckpointMover(TrainerCallback):
-    """Turns a finished checkpoint of TRL into ``checkpoints/step-N`` by one rename, and removes old ones.
+    """Gives a finished checkpoint of TRL its manifest, turns it into ``checkpoints/step-N`` by one rename once it has
+    reached the disk, and removes old ones.
 
     ``told`` is called on the first rank with the step and the folder.
     """
@@ -135,17 +137,18 @@ class CheckpointMover(TrainerCallback):
         if self.launch.first:
             step = self.stage.offset + state.global_step
             target = self.run.checkpoint_path(step)
-            self._move(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}", target)
+            self._move(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}", target, step)
             self.told(step, target)
         self.launch.wait()
 
-    def _move(self, source: Path, target: Path) -> None:
+    def _move(self, source: Path, target: Path, step: int) -> None:
         if not source.exists():
             return
+        write_manifest(source, step, seal(self.run.path, step))
         if target.exists():
             shutil.rmtree(target)
         target.parent.mkdir(parents=True, exist_ok=True)
-        source.rename(target)
+        move_folder(source, target)
         self._prune()
 
     def _prune(self) -> None:

@@ -42,12 +42,6 @@ class Evaluations:
             domains.setdefault((line["when"], line["step"]), set()).add(line["domain"])
         return {key for key, names in domains.items() if names >= {domain.name for domain in self.plan.domains}}
 
-    def drop_torn(self) -> None:
-        """Removes the lines of evaluations that are not whole."""
-        whole = self.whole()
-        for name in ("evals.jsonl", "samples.jsonl"):
-            self.run.keep_lines(name, lambda line: (line["when"], line["step"]) in whole)
-
     def looks(self) -> dict[int, dict[str, tuple[float, ...]]]:
         """The scores of every whole evaluation by step and domain. Only the first rank may ask."""
         whole = self.whole()

@@ -8,6 +8,7 @@ from typing import Any
 
 from counterpoint.launch import Launch
 from counterpoint.runs import RunDirectory
+from counterpoint.runs.seals import seal
 from counterpoint.training.callbacks import AtStart, CheckpointMover, Evaluator, GramWriter, MetricsWriter, Stopper
 from counterpoint.training.course import Course, ended_at
 from counterpoint.training.disk import explain_disk_errors
@@ -16,6 +17,7 @@ from counterpoint.training.grams import GramRecorder
 from counterpoint.training.interrupt import Interrupt
 from counterpoint.training.preflight import Plan
 from counterpoint.training.reporter import Reporter
+from counterpoint.training.resuming import resume_point
 from counterpoint.training.settings import output_dir
 from counterpoint.training.stage_trainer import build_trainer, continued_checkpoint
 from counterpoint.training.stages import Stage
@@ -55,8 +57,9 @@ class Execution:
         self.config = plan.config
         self.evaluations = Evaluations(plan, run, launch, reporter)
         self.recorder: GramRecorder | None = None
-        self.done_steps = launch.share(lambda: max((step for step, _ in run.checkpoints()), default=0))
-        self.done: list[Stage] = launch.share(self._recorded_stages)
+        self.start = launch.share(lambda: resume_point(run))
+        self.done_steps = self.start.step
+        self.done: list[Stage] = []
         self._stopping = False
 
     def execute(self) -> RunDirectory:
@@ -66,8 +69,8 @@ class Execution:
             Interrupted: the user asked for it; everything is saved.
         """
         self.launch.share(self._check_ranks)
+        self.done = self.launch.share(self._take_up)
         self._announce()
-        self.launch.share(self._forget_unfinished)
         status = "failed"
         try:
             while (stage := self._next()) is not None:
@@ -86,11 +89,18 @@ class Execution:
                 self._say_what_is_left()
         return self.run
 
-    def _recorded_stages(self) -> list[Stage]:
-        """The stages that ended before the last whole checkpoint, up to the first whose evaluation is not whole."""
+    def _take_up(self) -> list[Stage]:
+        """The stages that ended before the start; what a killed run wrote after it is forgotten and written again."""
+        self.start.forget_later(self.run)
+        self.recorder = GramRecorder(
+            self.run.path / "grams.safetensors", tuple(d.name for d in self.plan.domains), self.config.strategy.label
+        )
+        self.recorder.truncate_after(self.done_steps)
+        shutil.rmtree(output_dir(self.run), ignore_errors=True)
         entries = sorted(self.run.state["stages"], key=lambda entry: entry["last_step"])
         looks = self.evaluations.looks()
-        whole = itertools.takewhile(lambda entry: self.done_steps >= entry["last_step"] in looks, entries)
+        whole = list(itertools.takewhile(lambda entry: self.done_steps >= entry["last_step"] in looks, entries))
+        self.run.update(stages=whole, seal=seal(self.run.path, self.done_steps))
         return [Stage.from_json(i, entry) for i, entry in enumerate(whole)]
 
     def _next(self) -> Stage | None:
@@ -105,6 +115,8 @@ class Execution:
         rows = {domain.name: vars(domain.summary) for domain in self.plan.domains}
         self.run.update(status="running", steps=self.course.total(self.done, None), rows=rows)
         self.run.add_environment(ranks=self.launch.size)
+        for sentence in self.start.skipped:
+            self.reporter.message(sentence)
         if not self.done_steps:
             for domain in self.plan.domains:
                 self.reporter.message(f"{domain.name}: {domain.summary}")
@@ -119,16 +131,6 @@ class Execution:
         self.run.update(steps=self.done_steps, **entries)
         if said:
             self.reporter.message(said)
-
-    def _forget_unfinished(self) -> None:
-        """Drops what a killed run wrote after its last whole checkpoint; it will be written again."""
-        self.run.truncate_after(self.done_steps)
-        self.evaluations.drop_torn()
-        self.recorder = GramRecorder(
-            self.run.path / "grams.safetensors", tuple(d.name for d in self.plan.domains), self.config.strategy.label
-        )
-        self.recorder.truncate_after(self.done_steps)
-        shutil.rmtree(output_dir(self.run), ignore_errors=True)
 
     def _run_stage(self, stage: Stage) -> None:
         if self._reason(stage, self.done_steps):  # it ended here before the run was killed
@@ -165,6 +167,7 @@ class Execution:
         scores = self.evaluations.make(trainer, when)
         if self.launch.first:
             self.evaluations.write(scores, when, step, stage)
+            self.run.update(seal=seal(self.run.path, step))
 
     def _evaluate_within(self, trainer: DomainGRPOTrainer, stage: Stage, step: int) -> bool:
         """Evaluates in the middle of a stage, and says whether it ends here."""
@@ -252,4 +255,5 @@ class Execution:
         entries = [
             part.to_json() | {"checkpoint": str(folder)} for part, folder in zip(self.done, folders, strict=True)
         ]
-        self.run.update(stages=entries, steps=self.course.total(self.done, None))
+        last = self.done[-1].last_step
+        self.run.update(stages=entries, steps=self.course.total(self.done, None), seal=seal(self.run.path, last))

@@ -84,6 +84,6 @@ class DomainGeneration(GRPOTrainer):
 
     def _diverged(self, what: str) -> DivergedError:
         return DivergedError(
-            f"Step {self.state.global_step + 1}: {what}. Continue from the last checkpoint with a lower learning_rate "
-            "or a smaller max_grad_norm."
+            f"Step {self.state.global_step + 1}: {what}. Start a new run, from the last checkpoint as its model if you "
+            "like, with a lower learning_rate or a smaller max_grad_norm."
         )

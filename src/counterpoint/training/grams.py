@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save
 
+from counterpoint.errors import RunError
 from counterpoint.runs import write_bytes
+from counterpoint.runs.grams import read_grams
 from counterpoint.surgery import Record
 
 
@@ -79,10 +80,12 @@ class GramRecorder:
         write_bytes(self.path, save(tensors, metadata))
 
     def _load(self) -> None:
-        with safe_open(self.path, framework="pt") as file:
-            metadata = file.metadata()
-            self._steps = file.get_tensor("step").tolist()
-            self._grams = list(file.get_tensor("gram"))
-            self._weights = list(file.get_tensor("weights"))
-        self._groups = tuple(json.loads(metadata["groups"]))
-        self._strategy_groups = tuple(json.loads(metadata["strategy_groups"]))
+        found = read_grams(self.path)
+        if found.domains != self.domains or len(found.weights_SKD) != len(found.step_S):
+            raise RunError(
+                f"{self.path}: holds Grams of {', '.join(found.domains)}, which are not this run's. Restore it."
+            )
+        self._steps = found.step_S.tolist()
+        self._grams = [torch.from_numpy(gram_GDD) for gram_GDD in found.gram_SGDD]
+        self._weights = [torch.from_numpy(weights_KD) for weights_KD in found.weights_SKD]
+        self._groups, self._strategy_groups = found.groups, found.strategy_groups

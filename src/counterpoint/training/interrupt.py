@@ -1,7 +1,9 @@
 """Ctrl-C or SIGTERM ends training at the end of a step, with a checkpoint; Ctrl-C pressed twice ends it at once."""
 
+import contextlib
 import signal
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -46,3 +48,24 @@ class Interrupt:
                 raise KeyboardInterrupt
             self._pressed = True
         self.request()
+
+
+@contextlib.contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """Lets SIGTERM end what stands outside of training steps, an evaluation say, in order: by a KeyboardInterrupt.
+
+    A second one is ignored. Only the main thread hears signals; elsewhere nothing happens.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -1,5 +1,6 @@
 """A whole run: stages of training with evaluations between them, written so that a kill loses at most one step."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,9 +10,11 @@ from counterpoint.evaluation import DomainScore, evaluate
 from counterpoint.launch import Launch
 from counterpoint.models import load_model
 from counterpoint.runs import Bystander, RunDirectory
+from counterpoint.runs.seals import check_config
 from counterpoint.training.course import Course, Planned
 from counterpoint.training.evaluations import evaluation_plan
 from counterpoint.training.execution import Execution, Interrupted, OnCheckpoint, ignore_checkpoint
+from counterpoint.training.interrupt import sigterm_as_ctrl_c
 from counterpoint.training.preflight import Plan, needed_bytes, plan_run
 from counterpoint.training.refreshing import Refreshing, RefreshPlan
 from counterpoint.training.reporter import Reporter, Silent
@@ -49,7 +52,8 @@ def train(
     launch = Launch.join()
     path = Path(config.run.dir) / (config.run.name or name)
     facts = {} if refresh is None else {"refresh": refresh.to_json()}
-    with _first_opens(launch, path, lambda: RunDirectory.create(path, config, needed_bytes(plan), facts)) as run:
+    opening = functools.partial(RunDirectory.create, path, config, needed_bytes(plan), facts)
+    with sigterm_as_ctrl_c(), _first_opens(launch, path, opening) as run:
         return _execution(plan, run, launch, reporter, refresh, on_checkpoint).execute()
 
 
@@ -58,15 +62,20 @@ def resume(
 ) -> RunDirectory:
     """Continues the run at ``path`` from its last whole checkpoint, with the numbers of one never interrupted.
 
+    A newer checkpoint that is damaged is skipped, with a message.
+
     Raises:
-        RunError: no run there, another process is writing it, or it was trained by another number of ranks.
+        RunError: no run there, another process is writing it, it was trained by another number of ranks, no checkpoint
+            is whole, or a file of the run is not what it was.
     """
     opened = RunDirectory.open(path, write=False)
+    if "seal" in opened.state:
+        check_config(opened.path, opened.state["seal"])
     plan = plan_run(load_config(opened.config_path))
     stored = opened.state.get("refresh")
     refresh = None if stored is None else RefreshPlan.from_json(stored)
     launch = Launch.join()
-    with _first_opens(launch, path, lambda: RunDirectory.open(path)) as run:
+    with sigterm_as_ctrl_c(), _first_opens(launch, path, lambda: RunDirectory.open(path)) as run:
         return _execution(plan, run, launch, reporter, refresh, on_checkpoint).execute()
 
 

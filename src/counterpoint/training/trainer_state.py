@@ -9,10 +9,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from counterpoint.errors import RunError
+from counterpoint.runs.records import Record, Row, Whole, read_json
 from counterpoint.training.regroup import Buffer
 
 STATE_FILE = "counterpoint_state.json"
 BUFFER_FILE = "counterpoint_buffer.safetensors"
+
+
+class _Numbers(Record):
+    micro_step: Whole
+    micro_batches: Whole
+    num_ranks: Whole
+    surgeon: Row
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,7 @@ def read_numbers(folder: Path, num_ranks: int) -> dict[str, Any]:
             f"Checkpoint {folder}: no {STATE_FILE}, so it was not written by counterpoint. Resume from one that was, "
             "or start a new run with it as the model."
         )
-    state = json.loads((folder / STATE_FILE).read_text())
+    state = read_json(folder / STATE_FILE, _Numbers, "Resume from another checkpoint.")
     if state["num_ranks"] != num_ranks:
         raise RunError(
             f"Checkpoint {folder}: written by {_processes(state['num_ranks'])}, and this is {_processes(num_ranks)}. "

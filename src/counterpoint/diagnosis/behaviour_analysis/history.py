@@ -56,15 +56,11 @@ def read_history(run: RunDirectory) -> History:
     """The history of ``run``, finished or not.
 
     Raises:
-        RunError: no evaluation of all domains is recorded, or evaluations lack the score of every prompt.
+        RunError: no evaluation of all domains is recorded, or a file cannot be read.
     """
     state = run.state
     lines = run.lines("evals.jsonl")
-    if any("scores" not in line for line in lines):
-        raise RunError(
-            f"{run.path / 'evals.jsonl'}: the score of every prompt (`scores`) is missing, so changes cannot be "
-            "judged. Evaluate the checkpoints again with `counterpoint eval`."
-        )
+    _check_prompts(run, lines)
     # A later line of the same step replaces the earlier one: the end of a stage stands after what was seen during it.
     evaluations = {(str(line["domain"]), int(line["step"])): line for line in lines}
     domains = tuple(str(name) for name in state["domains"])
@@ -84,6 +80,18 @@ def read_history(run: RunDirectory) -> History:
         metrics=run.lines("metrics.jsonl"),
         samples=run.lines("samples.jsonl"),
     )
+
+
+def _check_prompts(run: RunDirectory, lines: Sequence[Line]) -> None:
+    """Scores are compared prompt by prompt, so there must be as many at every step."""
+    counts: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        expected = counts.setdefault(line["domain"], len(line["scores"]))
+        if len(line["scores"]) != expected:
+            raise RunError(
+                f"{run.path / 'evals.jsonl'}, line {number}: holds {len(line['scores'])} scores of {line['domain']}; "
+                f"an earlier line holds {expected}. Restore the file from a copy."
+            )
 
 
 def _stages(rows: Sequence[Line]) -> tuple[TrainedStage, ...]:

@@ -119,7 +119,7 @@ def rigidity(history: History, alone: dict[str, History]) -> list[Rigidity]:
         for stage in history.stages
         if stage.index > 0
         and len(stage.domains) == 1
-        and history.scores(stage.domains[0], stage.first_step) is not None
+        and all(history.scores(stage.domains[0], step) is not None for step in (stage.first_step, stage.last_step))
     ]
     count = max(1, sum(domain in alone for _, domain in later))
     return [_rigidity(history, stage, domain, alone.get(domain), count) for stage, domain in later]

@@ -6,22 +6,19 @@ for steps that resemble their neighbours.
 Legend: T recorded steps, G groups, D domains, Q pairs of domains.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from counterpoint.diagnosis.conflict_analysis.noise import student_t_p_value
 from counterpoint.diagnosis.statistics import benjamini_hochberg, pairs_of
 from counterpoint.errors import CounterpointError, RunError
+from counterpoint.runs.grams import FILE, read_grams
 from counterpoint.surgery.gram import cosines
-
-FILE = "grams.safetensors"
 
 LOWEST_BLOCKS = 4
 """Blocks of steps without which a standard error means nothing."""
@@ -121,20 +118,15 @@ def block_means(values_T: Tensor) -> tuple[float, float, int]:
     return float(means_B.mean()), float(means_B.std() / math.sqrt(blocks)), blocks
 
 
-def _read(path: Path) -> tuple[list[int], list[str], list[str], Tensor]:
+def _read(path: Path) -> tuple[list[int], tuple[str, ...], tuple[str, ...], Tensor]:
     if not path.is_file():
         raise RunError(
             f"{path}: there are no Grams here. Give a run directory of a strategy that trains several domains in every "
             "step; elsewhere, measure at a checkpoint: counterpoint diagnose conflicts MODEL CONFIG."
         )
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            steps, gram_TGDD = file.get_tensor("step").tolist(), file.get_tensor("gram").double()
-        groups, domains = json.loads(metadata["groups"]), json.loads(metadata["domains"])
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise RunError(f"{path}: the Grams cannot be read ({error}). Restore the file, or train again.") from error
-    return steps, groups, domains, gram_TGDD
+    found = read_grams(path)
+    gram_TGDD = torch.from_numpy(found.gram_SGDD).double()
+    return found.step_S.tolist(), found.groups, found.domains, gram_TGDD
 
 
 def _check_steps(path: Path, gram_TGDD: Tensor, pairs: Sequence[tuple[str, str]]) -> None:

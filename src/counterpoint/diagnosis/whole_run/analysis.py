@@ -11,7 +11,7 @@ RUN/diagnosis/behaviour.json            what every stage did to every domain's s
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,9 +19,9 @@ from counterpoint.diagnosis.behaviour_analysis.history import read_history
 from counterpoint.diagnosis.domains_of_config import Progress, config_of, silent
 from counterpoint.diagnosis.results import write_result
 from counterpoint.diagnosis.threads import threads_for
-from counterpoint.diagnosis.whole_run.parts import PartDone, read_part, run_part
+from counterpoint.diagnosis.whole_run.parts import Part, PartDone, read_part, run_part
 from counterpoint.diagnosis.whole_run.plan import plan_parts
-from counterpoint.diagnosis.whole_run.points import legs_of, points_of
+from counterpoint.diagnosis.whole_run.points import Leg, legs_of, points_of
 from counterpoint.diagnosis.whole_run.results import Summary
 from counterpoint.diagnosis.whole_run.summary import summarise
 from counterpoint.diagnosis.whole_run.work import Effort, Workshop
@@ -51,6 +51,36 @@ class DiagnoseOptions:
         return (max(8, self.prompts // 2), max(2, self.samples // 2)) if half else (self.prompts, self.samples)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a diagnosis of the run named ``run`` is going to do: its ``parts``, one after another."""
+
+    run: str
+    workshop: Workshop
+    legs: Sequence[Leg]
+    parts: Sequence[Part]
+
+
+def plan_diagnosis(
+    run: str | Path,
+    options: DiagnoseOptions,
+    alone: Mapping[str, Path | str] | None = None,
+    on_progress: Progress = silent,
+) -> Plan:
+    """Reads the run; nothing is loaded, measured or written.
+
+    Raises:
+        RunError, CounterpointError: as :func:`diagnose`.
+    """
+    _check(options)
+    directory = RunDirectory.open(run, write=False)
+    history, config = read_history(directory), config_of(directory.path)
+    points = points_of(directory, config, history.stages)
+    workshop = Workshop(directory.path, config, options.budget, options.seed, options.effort, on_progress)
+    legs = legs_of(points, history.stages)
+    return Plan(history.name, workshop, legs, plan_parts(workshop, history, points, legs, alone or {}))
+
+
 def diagnose(
     run: str | Path,
     options: DiagnoseOptions | None = None,
@@ -76,22 +106,17 @@ def diagnose(
         CounterpointError: numbers that cannot be used.
     """
     options = options or DiagnoseOptions()
-    _check(options)
     started = time.perf_counter()
-    directory = RunDirectory.open(run, write=False)
-    history, config = read_history(directory), config_of(directory.path)
-    points = points_of(directory, config, history.stages)
-    workshop = Workshop(directory.path, config, options.budget, options.seed, options.effort, on_progress)
-    legs = legs_of(points, history.stages)
-    parts = plan_parts(workshop, history, points, legs, alone or {})
+    plan = plan_diagnosis(run, options, alone, on_progress)
+    workshop = plan.workshop
     done = []
-    with threads_for(check_model(config.model)):
-        for i, part in enumerate(parts):
-            on_progress(f"part {i + 1} of {len(parts)}: {part.name}", 0, 1)
+    with threads_for(check_model(workshop.config.model)):
+        for i, part in enumerate(plan.parts):
+            on_progress(f"part {i + 1} of {len(plan.parts)}: {part.name}", 0, 1)
             done.append(run_part(workshop.folder, part))
             on_part(done[-1])
     results = {part.name: read_part(workshop.folder / part.file) for part in done if part.status != "failed"}
-    summary = summarise(history.name, legs, done, {name: found for name, found in results.items() if found})
+    summary = summarise(plan.run, plan.legs, done, {name: found for name, found in results.items() if found})
     summary = replace(
         summary,
         options={

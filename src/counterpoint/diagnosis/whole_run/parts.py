@@ -1,5 +1,6 @@
 """The parts of a diagnosis, each in one JSON file: done once for the same inputs, and kept when another part fails."""
 
+import contextlib
 import hashlib
 import json
 import time
@@ -10,8 +11,8 @@ from typing import Any
 
 from counterpoint.diagnosis.damage_analysis.curvature import is_out_of_memory
 from counterpoint.diagnosis.results import to_json
-from counterpoint.disk import write_json
-from counterpoint.errors import CounterpointError
+from counterpoint.errors import CounterpointError, RunError
+from counterpoint.runs.records import CHECKSUM, AnyObject, read_json, write_checked
 
 BLOCKS = 64
 """Blocks read of every file of weights for its fingerprint."""
@@ -33,7 +34,7 @@ class Part:
     work: Callable[[], Any]
     about: Mapping[str, Any] = field(default_factory=dict)
     beside: tuple[Path, ...] = ()
-    """Files that it writes too; where one is gone the part is done again."""
+    """Files that it writes too; where one is gone or changed the part is done again."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,15 @@ class PartDone:
 def run_part(folder: Path, part: Part) -> PartDone:
     """Does ``part``, unless its file holds a result of the same inputs; an older result of other inputs is removed.
 
-    A result that says that it ``stopped`` early, because memory ended, is measured again.
+    A result that says that it ``stopped`` early, because memory ended, is measured again, and so is one that is
+    damaged.
 
     What a user can mend, and memory that ran out, fails this part alone. Everything else is raised: it is our mistake.
     """
     path = folder / f"{part.name}.json"
     digest = digest_of({"kind": part.kind, **part.inputs})
-    whole = all(file.is_file() for file in part.beside)
     found = read_part(path) or {}
+    whole = all(file.is_file() for file in part.beside) and found.get("beside") == _beside(part)
     if whole and found.get("inputs") == digest and not found.get("stopped"):
         return PartDone(part.name, part.kind, path.name, "kept", 0.0, part.about)
     started = time.perf_counter()
@@ -72,17 +74,20 @@ def run_part(folder: Path, part: Part) -> PartDone:
         reason = str(error) if isinstance(error, CounterpointError) else "Out of memory. Lower --prompts."
         return PartDone(part.name, part.kind, path.name, "failed", time.perf_counter() - started, part.about, reason)
     head = {"schema": content.pop("schema"), "version": content.pop("version"), "inputs": digest}
-    write_json(path, head | content)
+    write_checked(path, head | content | {"beside": _beside(part)})
     return PartDone(part.name, part.kind, path.name, "done", time.perf_counter() - started, part.about)
 
 
 def read_part(path: Path) -> dict[str, Any] | None:
-    """The JSON object in ``path``; None where there is none, whole."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
+    """The result of a part in ``path``; None where there is none, whole and as it was written."""
+    with contextlib.suppress(RunError):
+        found = read_json(path, AnyObject, "")
+        return found if CHECKSUM in found else None
+    return None
+
+
+def _beside(part: Part) -> dict[str, str]:
+    return {file.name: file_digest(file) for file in part.beside}
 
 
 def digest_of(inputs: Mapping[str, Any]) -> str:
@@ -97,7 +102,7 @@ def fingerprint(folder: Path, names: Sequence[str] = ("*.safetensors", "config.j
     Training changes weights everywhere, so blocks tell two checkpoints apart without reading them whole.
     """
     digest = hashlib.blake2b(digest_size=12)
-    for path in sorted(path for name in names for path in folder.glob(name)):
+    for path in sorted(path for name in names for path in folder.glob(name) if path.is_file()):
         size = path.stat().st_size
         digest.update(f"{path.name}/{size}\n".encode())
         with path.open("rb") as file:

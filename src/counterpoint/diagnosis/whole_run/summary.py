@@ -72,7 +72,8 @@ def summarise(run: str, legs: Sequence[Leg], done: Sequence[PartDone], results: 
 
 def _whole(findings: Findings, legs: Sequence[Leg]) -> bool:
     """Whether the edits are those of the legs: with a checkpoint missing, one edit spans several stages."""
-    return len(findings.results.get("edits", {}).get("checkpoints", ())) == len(legs)
+    found = findings.results.get("edits")
+    return found is not None and len(found["checkpoints"]) == len(legs)
 
 
 def _spans_stages(part: PartDone, legs: Sequence[Leg]) -> bool:

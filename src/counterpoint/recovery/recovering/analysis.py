@@ -3,7 +3,6 @@
 Source: rollback and refresh after LPT (arXiv 2606.02398); the order, and the rule that decides, are ours.
 """
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,6 +19,7 @@ from counterpoint.recovery.recovering.results import Attempt, Fallen, Recover, R
 from counterpoint.recovery.recovering.words import attempt_sentence, end_sentence
 from counterpoint.recovery.results import write_result
 from counterpoint.runs import RunDirectory
+from counterpoint.runs.records import AnyObject, read_as
 from counterpoint.training import Reporter
 from counterpoint.training.reporter import Silent
 
@@ -154,22 +154,25 @@ def _kept(file: Path, found: Recover) -> dict[str, Any] | None:
     """
     if not file.is_file():
         return None
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-        same = data["options"] == plain(found.options)
-        where = [(one["domain"], one["to_step"]) for one in data["fallen"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{file}: cannot be read ({error}). Move {file.parent} away and repeat the command.") from error
-    if not same or where != [(one.domain, one.to_step) for one in found.fallen]:
+    remedy = f"Move {file.parent} away and repeat the command."
+    asked = plain(found.options), [(one.domain, one.to_step) for one in found.fallen]
+    if read_as(file, AnyObject, remedy, _asked) != asked:
         raise RunError(
             f"{file}: holds a recovery with other options or of another state of the run. Repeat the first command, or "
             f"move {file.parent} away to begin again."
         )
+    return read_as(file, AnyObject, remedy, _result)
+
+
+def _asked(data: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[str, int]]]:
+    return data["options"], [(one["domain"], one["to_step"]) for one in data["fallen"]]
+
+
+def _result(data: dict[str, Any]) -> dict[str, Any] | None:
     if not data["finished"]:
         return None
-    attempts = tuple(attempt_of(fields) for fields in data["attempts"])
     return {
-        "attempts": attempts,
+        "attempts": tuple(attempt_of(fields) for fields in data["attempts"]),
         "finished": True,
         "chosen": data["chosen"],
         "checkpoint": data["checkpoint"],

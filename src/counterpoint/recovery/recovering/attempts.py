@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from counterpoint.diagnosis.domains_of_config import Progress
 from counterpoint.diagnosis.statistics import Estimate
@@ -14,7 +14,10 @@ from counterpoint.errors import RunError
 from counterpoint.recovery.recovering.results import Attempt, Fallen, RecoverOptions
 from counterpoint.recovery.refreshing.analysis import refresh
 from counterpoint.recovery.rolling_back.analysis import rollback
+from counterpoint.runs.records import AnyObject, read_as
 from counterpoint.training import Reporter
+
+T = TypeVar("T")
 
 Tell = Callable[[str], None]
 
@@ -34,8 +37,7 @@ class Attempts:
         assert one.checkpoint is not None, "the caller has looked"
         folder = self.run / "recovery" / f"rollback-{one.domain}"
         file, out = folder / "rollback.json", folder / "checkpoint"
-        kept = self._finished(file, start)
-        if kept is None:
+        if not self._finished(file, start):
             shutil.rmtree(out, ignore_errors=True)  # written by a kill between the checkpoint and its result
             rollback(
                 one.checkpoint,
@@ -47,10 +49,9 @@ class Attempts:
                 save=file,
                 on_progress=self.on_progress,
             )
-            kept = _read(file)
         else:
             self.tell(f"The rollback for {one.domain} was finished before.")
-        return _rollback_attempt(kept, one, start, folder, file)
+        return _read(file, lambda found: _rollback_attempt(found, one, start, folder, file))
 
     def refresh(self, one: Fallen, start: str) -> Attempt:
         """A refresh of the domain from ``start``; one that was stopped goes on."""
@@ -66,23 +67,22 @@ class Attempts:
             on_progress=self.on_progress,
         )
         file = folder / "recovery" / "refresh.json"
-        return _refresh_attempt(_read(file), one, start, folder, file)
+        return _read(file, lambda found: _refresh_attempt(found, one, start, folder, file))
 
-    def _finished(self, file: Path, start: str) -> dict[str, Any] | None:
-        """The result of an earlier rollback from ``start``; None where there is none.
+    def _finished(self, file: Path, start: str) -> bool:
+        """Whether there is the result of an earlier rollback from ``start``.
 
         Raises:
             RunError: one with other options or from another checkpoint is there.
         """
         if not file.is_file():
-            return None
-        found = _read(file)
-        if found["after"] != start or found["options"] != plain(self.options.rollback):
+            return False
+        if not _read(file, lambda found: found["after"] == start and found["options"] == plain(self.options.rollback)):
             raise RunError(
                 f"{file}: holds a rollback with other options or from another checkpoint. Move {self.run / 'recovery'} "
                 "away to begin again, or repeat the first command."
             )
-        return found
+        return True
 
 
 def _rollback_attempt(found: Mapping[str, Any], one: Fallen, start: str, folder: Path, file: Path) -> Attempt:
@@ -130,12 +130,8 @@ def _attempt(
     )
 
 
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{file}: cannot be read ({error}). Move it away and repeat the command.") from error
-    return found
+def _read(file: Path, build: Callable[[dict[str, Any]], T]) -> T:
+    return read_as(file, AnyObject, "Move it away and repeat the command.", build)
 
 
 def _estimates(values: Mapping[str, Mapping[str, float]]) -> dict[str, Estimate]:

@@ -1,15 +1,16 @@
 """What a recovery is going to do, in words, with what it will cost by the run's own timing."""
 
-import json
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
 from counterpoint.diagnosis.behaviour_analysis.scores import Forgetting
+from counterpoint.errors import RunError
 from counterpoint.recovery.recovering.results import Fallen, RecoverOptions
 from counterpoint.recovery.rolling_back.options import BUDGETS
 from counterpoint.recovery.rolling_back.verdict import show, signed
 from counterpoint.runs import RunDirectory
+from counterpoint.runs.records import AnyObject, read_as
 
 WHOLE_RUN = "diagnosis/summary.json"
 """Where `counterpoint diagnose all` says who hurt whom."""
@@ -120,14 +121,17 @@ def _refresh(one: Fallen, options: RecoverOptions, cost: Cost) -> str:
 def _diagnosed(run: RunDirectory, fallen: Sequence[Fallen]) -> list[str]:
     """What `diagnose all` said of the domains that fell; a hint where it was not run."""
     file = run.path / WHOLE_RUN
-    try:
-        totals: list[Any] = json.loads(file.read_text(encoding="utf-8"))["totals"]
-        said = {total["domain"]: str(total["sentence"]) for total in totals}
-    except FileNotFoundError:
+    if not file.exists():
         return [f"Where the damage lies is not known: `counterpoint diagnose all {run.path}` would say."]
-    except (OSError, ValueError, KeyError, TypeError):
+    try:
+        said = read_as(file, AnyObject, "", _sentences)
+    except RunError:
         return [f"{file} cannot be read, so what a diagnosis found is left out."]
     return [f"Diagnosis: {said[one.domain]}" for one in fallen if one.domain in said]
+
+
+def _sentences(summary: dict[str, Any]) -> dict[str, str]:
+    return {str(total["domain"]): str(total["sentence"]) for total in summary["totals"]}
 
 
 def duration(seconds: float) -> str:

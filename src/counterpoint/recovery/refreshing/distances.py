@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from counterpoint.checkpoints import compare, open_checkpoint
 from counterpoint.diagnosis.edit_analysis.neurons import change_scores
 from counterpoint.diagnosis.structure import neuron_axis
 from counterpoint.disk import write_bytes
+from counterpoint.errors import RunError
 
 _WHOLE = "whole"
 
@@ -39,7 +41,12 @@ class Distances:
         return {step: _norms({k: found[f"{step}/{k}"] for k in _keys(found, step)}, neurons) for step in self.steps()}
 
     def _read(self) -> dict[str, Tensor]:
-        return load_file(self.path) if self.path.is_file() else {}
+        try:
+            return load_file(self.path) if self.path.is_file() else {}
+        except (SafetensorError, OSError) as error:
+            raise RunError(
+                f"{self.path}: cannot be read ({error}). Remove it; distances are then measured from here on."
+            ) from error
 
 
 def squares(reference: str | Path, checkpoint: str | Path) -> dict[str, Tensor]:

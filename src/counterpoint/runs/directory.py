@@ -1,52 +1,28 @@
 """The run directory: written so that a kill at any moment loses at most the step in progress.
 
-Whole files are written beside their place and renamed into it; lines are appended and flushed, and a last line that a
-kill tore apart is removed when the run is opened again. ``docs/metrics.md`` says what the lines hold.
+Whole files are written beside their place and renamed into it; lines are appended and flushed, and what a kill leaves
+after the last seal (``seals``) is cut off when the run is resumed. ``docs/metrics.md`` says what the lines hold.
 """
 
 import contextlib
 import fcntl
 import importlib.metadata
-import json
 import os
 import platform
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from counterpoint.disk import (
-    append_line,
-    check_disk,
-    disk_errors,
-    drop_torn_line,
-    whole_lines,
-    write_bytes,
-    write_json,
-    write_text,
-)
+from counterpoint.disk import append_line, check_disk, disk_errors, take_lock, write_json, write_text
 from counterpoint.errors import RunError
-from counterpoint.masking import masked_command
-
-__all__ = [
-    "LINE_FILES",
-    "Bystander",
-    "RunDirectory",
-    "append_line",
-    "environment",
-    "write_bytes",
-    "write_json",
-    "write_text",
-]
-
-LINE_FILES = ("metrics.jsonl", "evals.jsonl", "samples.jsonl")
-"""Files of one JSON object per line, each with its ``step``."""
+from counterpoint.runs.records import LINE_FILES, AnyObject, Record, RunState, read_json, read_lines, write_checked
 
 _PACKAGES = ("counterpoint", "torch", "transformers", "trl", "accelerate", "datasets", "peft", "vllm", "torchjd")
-_CHECKPOINT = re.compile(r"step-(\d+)")
+_CHECKPOINT = re.compile(r"step-(0|[1-9][0-9]{0,15})")
 _MODEL_FILES = ("config.json", "adapter_config.json")
 
 
@@ -102,7 +78,7 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: str | Path, *, write: bool = True) -> Self:
-        """The run at ``path``; with ``write`` it is locked and torn last lines are removed.
+        """The run at ``path``; with ``write`` it is locked and what a kill left half written is removed.
 
         Raises:
             RunError: there is no run at ``path``, or another process is writing it.
@@ -112,8 +88,6 @@ class RunDirectory:
             raise RunError(f"{run.path}: there is no run here (no run.json). {_other_runs(run.path)}")
         if write:
             run.lock()
-            for name in LINE_FILES:
-                drop_torn_line(run.path / name)
             for unfinished in run.path.glob(".*.tmp"):
                 unfinished.unlink()
         return run
@@ -128,11 +102,7 @@ class RunDirectory:
     @property
     def state(self) -> dict[str, Any]:
         """The content of ``run.json``."""
-        path = self.path / "run.json"
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
-            raise RunError(f"{path}: cannot be read ({error}). Restore it or start a new run.") from error
+        return read_json(self.path / "run.json", RunState, "Restore it from a copy, or start a new run.")
 
     def update(self, **fields: Any) -> None:
         """Replace ``fields`` of ``run.json``."""
@@ -145,10 +115,11 @@ class RunDirectory:
     def add_environment(self, **facts: Any) -> None:
         """Add ``facts``, such as the name of the GPU, to ``environment.json``."""
         path = self.path / "environment.json"
-        write_json(path, json.loads(path.read_text(encoding="utf-8")) | facts)
+        known = read_json(path, AnyObject, "Remove it, and it is written anew.") if path.exists() else environment()
+        write_json(path, known | facts)
 
     def _write_state(self, state: Mapping[str, Any]) -> None:
-        write_json(self.path / "run.json", state)
+        write_checked(self.path / "run.json", state)
 
     # Lines
 
@@ -164,22 +135,15 @@ class RunDirectory:
         """Append completions to ``samples.jsonl``."""
         append_line(self.path / "samples.jsonl", *lines)
 
-    def lines(self, name: str) -> list[dict[str, Any]]:
-        """The objects of ``metrics.jsonl``, ``evals.jsonl`` or ``samples.jsonl``; none if it is not there yet."""
-        path = self.path / name
-        return [json.loads(line) for line in whole_lines(path)] if path.exists() else []
+    def lines(self, name: str, kind: type[Record] | None = None) -> list[dict[str, Any]]:
+        """The objects of ``metrics.jsonl``, ``evals.jsonl`` or ``samples.jsonl``; none if it is not there yet.
 
-    def truncate_after(self, step: int) -> None:
-        """Remove every line of a later step, so that a resumed run writes it again."""
-        for name in LINE_FILES:
-            self.keep_lines(name, lambda line: line["step"] <= step)
-
-    def keep_lines(self, name: str, keep: Callable[[dict[str, Any]], bool]) -> None:
-        """Remove the lines of ``name`` that ``keep`` refuses; the file is replaced whole."""
+        Raises:
+            RunError: a line is not what the file holds, or not of ``kind``, where more is asked of it.
+        """
         path = self.path / name
-        if path.exists():
-            kept = [line for line in whole_lines(path) if keep(json.loads(line))]
-            write_text(path, "".join(f"{line}\n" for line in kept))
+        remedy = "Restore the file from a copy, or remove the line if it can be missed."
+        return read_lines(path, kind or LINE_FILES[name], remedy, growing=True) if path.exists() else []
 
     # Checkpoints
 
@@ -187,25 +151,26 @@ class RunDirectory:
         """Where the checkpoint after ``step`` stands."""
         return self.path / "checkpoints" / f"step-{step}"
 
-    def checkpoints(self) -> list[tuple[int, Path]]:
-        """Step and folder of every whole checkpoint, oldest first."""
+    def checkpoint_folders(self) -> list[tuple[int, Path]]:
+        """Step and folder of every checkpoint, whole or not, oldest first."""
         folder = self.path / "checkpoints"
         found = [(_CHECKPOINT.fullmatch(item.name), item) for item in (folder.iterdir() if folder.is_dir() else ())]
-        whole = [(int(m[1]), item) for m, item in found if m and any((item / name).is_file() for name in _MODEL_FILES)]
-        return sorted(whole)
+        return sorted((int(match[1]), item) for match, item in found if match)
+
+    def checkpoints(self) -> list[tuple[int, Path]]:
+        """Step and folder of every checkpoint that holds a model, oldest first."""
+        return [
+            (step, folder)
+            for step, folder in self.checkpoint_folders()
+            if any((folder / name).is_file() for name in _MODEL_FILES)
+        ]
 
     # Lock
 
     def lock(self) -> None:
         """Keep other processes from writing this run; the lock ends with the process, however it ends."""
-        with disk_errors(self.path):
-            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, not kept by children that outlive us
-        except (BlockingIOError, PermissionError):
-            os.close(handle)
-            raise RunError(f"{self.path}: another process is writing this run. Wait for it or stop it first.") from None
-        self._lock = handle
+        held = f"{self.path}: another process is writing this run. Wait for it or stop it first."
+        self._lock = take_lock(self.path, fcntl.lockf, held)  # unlike flock, not kept by children that outlive us
 
     def close(self) -> None:
         """Release the lock."""
@@ -230,9 +195,6 @@ class Bystander(RunDirectory):
 
     def add_environment(self, **facts: Any) -> None:
         """Nothing is written."""
-
-    def keep_lines(self, name: str, keep: Callable[[dict[str, Any]], bool]) -> None:
-        """Nothing is removed."""
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Nothing is written."""
@@ -259,7 +221,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": platform.machine(),
         "cpus": os.cpu_count(),
-        "command": masked_command([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
 
 

@@ -1,0 +1,20 @@
+"""The run directory: what a run leaves on disk, and how it is read back.
+
+>>> from counterpoint.runs import RunDirectory
+>>> RunDirectory.open("runs/pocket-mgs", write=False).lines("evals.jsonl")  # doctest: +SKIP
+"""
+
+from counterpoint.disk import append_line, write_bytes, write_json, write_text
+from counterpoint.runs.directory import Bystander, RunDirectory, environment
+from counterpoint.runs.records import LINE_FILES
+
+__all__ = [
+    "LINE_FILES",
+    "Bystander",
+    "RunDirectory",
+    "append_line",
+    "environment",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]

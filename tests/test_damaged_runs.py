@@ -1,0 +1,166 @@
+"""Damaged run folders are read by recover, diagnose and study with a result or a sentence, never with a traceback."""
+
+import contextlib
+import random
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from counterpoint.config import parse_config
+from counterpoint.diagnosis.whole_run.analysis import DiagnoseOptions, plan_diagnosis
+from counterpoint.diagnosis.whole_run.parts import digest_of, file_digest, read_part, run_part
+from counterpoint.diagnosis.whole_run.summary import summarise
+from counterpoint.errors import CounterpointError
+from counterpoint.recovery import plan_recovery, recover
+from counterpoint.recovery.recovering import attempts
+from counterpoint.runs.records import write_checked
+from counterpoint.study.folder import StudyFolder
+from counterpoint.study.jobs import plan_jobs
+from counterpoint.study.summary import summarize
+from damaged_files import damaged_bytes, damaged_json, damaged_lines
+from planted_diagnosis import write_diagnosis
+from planted_recovery import write_recovery
+from planted_runs import STEPS, write_run
+from study.studies import plant_run, study_of
+
+pytestmark = pytest.mark.slow
+
+PLANTED = {"math": (0.2, 0.9, 0.2), "code": (0.4, 0.4, 0.9)}
+OPTIONS = DiagnoseOptions()
+CONFIG = {
+    "strategy": {"name": "sequential", "order": list(PLANTED), "steps": STEPS},
+    "domains": {name: {"source": "pocket"} for name in PLANTED},
+}
+ESTIMATE = {"value": 0.1, "low": 0.0, "high": 0.2}
+DAMAGE = dict.fromkeys(("measured", "first", "second", "gauss_newton", "fisher"), ESTIMATE)
+RESULTS = {
+    "edits": {"checkpoints": [], "pairs": [], "top_share": 0.1},
+    "routes": {"fraction": 0.1, "overlaps": []},
+    "rollouts": {"domains": []},
+    "damage": DAMAGE | {"stopped": None, "modules": [{"module": "mlp", "second": ESTIMATE, "edit_share": 0.1}]},
+}
+"""What the parts of a diagnosis hold of what the summary reads."""
+
+
+def no_work(*args, **kwargs):
+    raise CounterpointError("Nothing is measured here.")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A finished run that lost a domain, with a diagnosis and a recovery in it."""
+    path = write_run(tmp_path_factory.mktemp("whole") / "run", PLANTED, prompts=12)
+    (path / "config.yaml").write_text(parse_config(CONFIG).to_yaml())
+    (path / "environment.json").write_text("{}")
+    for step in (STEPS, 2 * STEPS):
+        folder = path / "checkpoints" / f"step-{step}"
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+    grams = {"step": torch.arange(1, 21), "gram": torch.rand(20, 2, 2, 2), "weights": torch.ones(20, 1, 2)}
+    names = {"groups": '["layers.0.mlp", "norm"]', "domains": '["code", "math"]', "strategy_groups": '["all"]'}
+    save_file(grams, path / "grams.safetensors", names)
+    write_diagnosis(path, list(PLANTED), ["layers.0.mlp"])
+    write_recovery(path, list(PLANTED))
+    for part in plan_diagnosis(path, OPTIONS).parts:
+        if part.kind in RESULTS:
+            for file in part.beside:
+                file.write_text("")
+            head = {"schema": part.kind, "version": 1, "inputs": digest_of({"kind": part.kind, **part.inputs})}
+            beside = {"beside": {file.name: file_digest(file) for file in part.beside}}
+            write_checked(path / "diagnosis" / f"{part.name}.json", head | RESULTS[part.kind] | beside)
+    return path
+
+
+def damage(folder, stream):
+    """Changes one or two files of ``folder``, its configuration aside; some are lost."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".yaml")
+    for path in stream.choices(paths, k=stream.choice([1, 1, 1, 2])):
+        if not path.is_file() or stream.random() < 0.05:
+            path.unlink(missing_ok=True)
+            continue
+        data = path.read_bytes()
+        ways = [damaged_bytes]
+        ways += [damaged_lines] * 3 if path.suffix == ".jsonl" else [damaged_json] * 3 if path.suffix == ".json" else []
+        try:
+            path.write_bytes(stream.choice(ways)(data, stream))
+        except (ValueError, IndexError, RecursionError):  # damaged twice
+            path.write_bytes(b"")
+
+
+def recovered(path):
+    plan_recovery(path)
+    with contextlib.suppress(CounterpointError):  # the attempts themselves
+        recover(path)
+
+
+def diagnosed(path):
+    plan = plan_diagnosis(path, OPTIONS)
+    read = ("behaviour", "conflicts_over_time")
+    parts = [part if part.kind in read else replace(part, work=no_work) for part in plan.parts]
+    done = [run_part(plan.workshop.folder, part) for part in parts]
+    results = {part.name: read_part(plan.workshop.folder / part.file) for part in done if part.status != "failed"}
+    assert all(results.values())
+    return summarise(plan.run, plan.legs, done, results)
+
+
+def outcomes(whole, folder, read, cases):
+    """How often reading a damaged copy gave a result, and how often a sentence."""
+    counts = {"result": 0, "sentence": 0}
+    for case in range(cases):
+        stream = random.Random(case)
+        copy = Path(shutil.copytree(whole, folder / "copy"))
+        damage(copy, stream)
+        try:
+            read(copy)
+            counts["result"] += 1
+        except CounterpointError:
+            counts["sentence"] += 1
+        except Exception as error:
+            raise AssertionError(f"case {case}") from error
+        shutil.rmtree(copy)
+    return counts
+
+
+def test_a_whole_run_is_read(whole, tmp_path, monkeypatch):
+    copy = Path(shutil.copytree(whole, tmp_path / "copy"))
+    assert plan_recovery(copy).fallen
+    assert {part.name: part.status for part in diagnosed(copy).parts} == {
+        "behaviour": "done",
+        "edits": "kept",
+        f"rollouts-step-{STEPS}": "kept",
+        f"routes-step-{STEPS}": "kept",
+        f"conflicts-step-{STEPS}": "failed",
+        "damage-math-code": "kept",
+    }
+
+
+def test_recover_reads_damaged_runs(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(attempts.Attempts, "rollback", no_work)
+    monkeypatch.setattr(attempts.Attempts, "refresh", no_work)
+    counts = outcomes(whole, tmp_path, recovered, 2000)
+    assert min(counts.values()) > 50, counts
+
+
+def test_diagnose_reads_damaged_runs(whole, tmp_path):
+    counts = outcomes(whole, tmp_path, diagnosed, 2000)
+    assert min(counts.values()) > 50, counts
+
+
+def test_a_study_reads_damaged_runs(tmp_path):
+    rows = {"base": "base", "mixed": {"strategy": "mixed"}, "sequential": {"strategy": "sequential"}}
+    study = study_of(tmp_path, rows, seeds=2)
+    folder = StudyFolder(tmp_path / "studies" / "tiny")
+    for job in plan_jobs(study, folder.runs):
+        if job.trains:
+            plant_run(folder, job, {"math": 0.5, "code": 0.4})
+
+    def read(copy):
+        summarize(study, StudyFolder(copy))
+
+    read(folder.path)
+    counts = outcomes(folder.path, tmp_path, read, 1000)
+    assert min(counts.values()) > 50, counts
