@@ -141,26 +141,8 @@ def is_plain(value):
     return type(value) in PLAIN
 
 
-kinds = st.sampled_from(
-    [
-        "tuple",
-        "dict",
-        "set",
-        "frozenset",
-        "int",
-        "bytes",
-        "bytearray",
-        "complex",
-        "decimal",
-        "fraction",
-        "range",
-        "mine",
-        "yours",
-        "builtin",
-        "class",
-        "eval",
-    ]
-)
+KINDS = "tuple dict set frozenset int bytes bytearray complex decimal fraction range mine yours builtin class eval"
+kinds = st.sampled_from(KINDS.split(" "))
 nodes = st.recursive(
     scalars | st.sampled_from(["0x10", "ff", "eval", "NaN", "1e5"]),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(kinds | st.text(max_size=5), inner, max_size=2),
