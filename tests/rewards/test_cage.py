@@ -42,12 +42,16 @@ def sandbox() -> Iterator[Sandbox]:
 
 
 def answer(body: str) -> str:
-    """A program whose ``double`` runs ``body`` with ``sock``, the connection to the judge, and ``send`` for raw frames."""
+    """A program whose ``double`` runs ``body`` with ``send``, which writes a frame to the judge past all our code."""
     return f"""
-import gc, json, os, socket, sys, types
+import json, os, stat, sys, types
 def send(payload):
-    sock.sendall(len(payload).to_bytes(4, "big") + payload)
-sock = next(s for s in gc.get_objects() if isinstance(s, socket.socket))
+    for number in range(3, 64):
+        try:
+            if stat.S_ISSOCK(os.fstat(number).st_mode):
+                os.write(number, len(payload).to_bytes(4, "big") + payload)
+        except OSError:
+            pass
 def double(x):
 {chr(10).join("    " + line for line in body.strip().splitlines())}
 """
@@ -87,7 +91,7 @@ FORGERIES = {
     ),
     "judge's frames": answer("f = sys._getframe()\nwhile f.f_back: f = f.f_back\nreturn str(f.f_locals)"),
     "tests by text format": answer("return '{0.__globals__}'"),
-    "silence": answer("os.close(sock.fileno())\nimport time\ntime.sleep(60)"),
+    "silence": answer("os.closerange(3, 64)\nimport time\ntime.sleep(60)"),
     "patched wire": "import json\nfrom counterpoint.rewards.sandbox import _values\n_values.write = lambda *a: True\n"
     + GOOD,
     "signals": "import os, signal\nfor pid in (0, 1, 2, -1, os.getppid()):\n    for number in (9, 15, 19):\n        try: os.kill(pid, number)\n        except OSError: pass\n",
@@ -99,6 +103,12 @@ FORGERIES = {
 def test_no_verdict_is_forged(sandbox: Sandbox, name: str) -> None:
     verdict = sandbox.run(Program([FORGERIES[name]], TESTS))
     assert verdict.passed == (False, False, False), verdict
+
+
+def test_frames_of_the_forgeries_reach_the_judge(sandbox: Sandbox) -> None:
+    """The control of the raw frames: a right answer sent past our code is an answer."""
+    source = answer("send(b'[\"ok\", 4, []]')\nimport time\ntime.sleep(60)")
+    assert sandbox.run(Program([source], ("assert double(2) == 4",))).passed == (True,)
 
 
 def test_the_controls_of_the_forgeries_pass(sandbox: Sandbox) -> None:
@@ -334,17 +344,21 @@ def test_the_tests_process_has_the_programs_limit_on_memory(sandbox: Sandbox) ->
 
 
 def test_a_program_killed_from_outside_is_run_again(sandbox: Sandbox) -> None:
-    slow = "import time\ntime.sleep(0.6)\n" + GOOD
+    # Much memory makes its end slow: the connection closes some time before the process can be asked how it ended.
+    slow = "import time\nblock = bytearray(300 << 20)\ntime.sleep(0.3)\n" + GOOD
     sandbox.start()
     server = client._server()._process
     assert server is not None
-    verdicts: list[Verdict] = []
-    thread = threading.Thread(target=lambda: verdicts.append(sandbox.run(Program([slow], ("assert double(2) == 4",)))))
-    thread.start()
-    assert wait_until(lambda: len(descendants(server.pid)) >= 3)
-    os.kill(descendants(server.pid)[-1], signal.SIGKILL)
-    thread.join()
-    assert verdicts[0].passed == (True,)
+    for _ in range(6):
+        verdicts: list[Verdict] = []
+        run = lambda found=verdicts: found.append(sandbox.run(Program([slow], ("assert double(2) == 4",))))  # noqa: E731
+        thread = threading.Thread(target=run)
+        thread.start()
+        assert wait_until(lambda: len(descendants(server.pid)) >= 3)
+        time.sleep(0.15)
+        os.kill(descendants(server.pid)[-1], signal.SIGKILL)
+        thread.join()
+        assert verdicts[0].passed == (True,), verdicts[0]
 
 
 def test_a_sandbox_that_keeps_failing_is_an_error_with_its_cause(

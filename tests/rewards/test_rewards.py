@@ -120,7 +120,7 @@ def test_unknown_names_and_options_get_a_hint() -> None:
         build_reward("code", fractoin=True)
     with pytest.raises(RewardError, match="mode must be one of exact, contains, f1, found 'fuzzy'"):
         build_reward("text", mode="fuzzy")
-    with pytest.raises(RewardError, match="No module named 'no_such_package'"):
+    with pytest.raises(RewardError, match="there is no module 'no_such_package'"):
         build_reward("no_such_package.rewards:mine")
     with pytest.raises(RewardError, match="'string' has no 'capword'; did you mean 'capwords'"):
         build_reward("string:capword")

@@ -191,8 +191,11 @@ def _raise(name: str, text: str, operation: str) -> NoReturn:
     raise ProgramError(f"{name}: {text}")
 
 
-def judge(client: socket.socket, sock: socket.socket) -> None:
-    """Reads the tests from ``client``, judges the program behind ``sock``, sends a frame per test to ``client``."""
+def judge(client: socket.socket, sock: socket.socket) -> bool:
+    """Reads the tests from ``client``, judges the program behind ``sock``, sends a frame per test to ``client``.
+
+    Tells whether the program was there to the end.
+    """
     request = json.loads(recv_frame(client))
     program = ProgramSide(sock)
     namespace = _namespace()
@@ -203,6 +206,7 @@ def judge(client: socket.socket, sock: socket.socket) -> None:
         failure = problem or _run(namespace, program, test)
         _report(client, {"passed": not failure, "error": failure})
     _report(client, {"done": True})
+    return not program.gone
 
 
 def _start(program: ProgramSide, client: socket.socket) -> str:

@@ -38,7 +38,7 @@ from counterpoint.rewards.sandbox._judge import judge
 from counterpoint.rewards.sandbox._limits import Limits
 from counterpoint.rewards.sandbox._program import serve_program
 
-_OUT_OF_MEMORY = 3
+_OUT_OF_MEMORY, _PROGRAM_GONE = 3, 4
 _SUPERVISOR_MEGABYTES = 512
 
 
@@ -150,12 +150,11 @@ def _judge_process(task: _Task, program: socket.socket, finish: int, others: int
 
 def _judged(client: socket.socket, program: socket.socket) -> int:
     try:
-        judge(client, program)
+        return 0 if judge(client, program) else _PROGRAM_GONE
     except Gone:  # what was wrong has been told, or nobody listens
         return 0
     except MemoryError:
         return _OUT_OF_MEMORY
-    return 0
 
 
 def _program_process(task: _Task, judge_socket: socket.socket, sources: list[str], others: int) -> NoReturn:
@@ -209,17 +208,23 @@ def _wait(task: _Task, finished: int, judge_pid: int, program_pid: int) -> dict[
         for descriptor, _ in poll.poll(max(0.0, end - time.monotonic()) * 1000):
             if descriptor != finished:
                 return {"end": "abandoned"}
-            killed = _end_of_program(program_pid, task.limits)
-            return {"failed": killed} if killed else _end_of_judge(os.read(finished, 1), judge_pid)
+            word = os.read(finished, 1)
+            killed = _end_of_program(program_pid, task.limits, patience=1.0 if word == bytes([_PROGRAM_GONE]) else 0.0)
+            return {"failed": killed} if killed else _end_of_judge(word, judge_pid)
     return {"end": "timeout"}
 
 
-def _end_of_program(pid: int, limits: Limits) -> str:
+def _end_of_program(pid: int, limits: Limits, patience: float) -> str:
     """Tells whether something outside killed the program, most often for want of memory.
 
-    The program cannot send itself SIGKILL, and the kernel sends it only past the limit on processor time.
+    The program cannot send itself SIGKILL, and the kernel sends it only past the limit on processor time. A program
+    that the judge saw vanish may still be on its way out: it has up to ``patience`` seconds.
     """
+    end = time.monotonic() + patience
     reaped, status, usage = os.wait4(pid, os.WNOHANG)
+    while not reaped and time.monotonic() < end:
+        time.sleep(0.002)
+        reaped, status, usage = os.wait4(pid, os.WNOHANG)
     killed = reaped and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
     if killed and usage.ru_utime + usage.ru_stime < limits.cpu_seconds:
         return "a program was killed from outside the sandbox, most likely because the machine has no memory left"
@@ -235,4 +240,8 @@ def _end_of_judge(word: bytes, pid: int) -> dict[str, str]:
         return {"end": f"the tests ended with {name}"}
     if word[0] == _OUT_OF_MEMORY:
         return {"end": "the tests ran out of memory"}
-    return {"end": "done"} if word[0] == 0 else {"failed": f"the tests' process ended with code {word[0]}"}
+    return (
+        {"end": "done"}
+        if word[0] in (0, _PROGRAM_GONE)
+        else {"failed": f"the tests' process ended with code {word[0]}"}
+    )
