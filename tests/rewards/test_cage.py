@@ -340,6 +340,24 @@ def test_the_tests_process_has_the_programs_limit_on_memory(sandbox: Sandbox) ->
     assert peaks[0][0] <= 560
 
 
+@pytest.mark.parametrize(
+    "test",
+    [
+        "while double(2) == 4: pass",
+        "x = double(2)\nwhile x == 4: pass",
+        "import ctypes\nctypes.string_at(double(0))",
+        "import os\nassert double(1) == 2\nos._exit(0)",
+        "import os\nassert double(1) == 2\nos._exit(7)",
+    ],
+)
+def test_a_tests_process_that_ends_in_any_way_is_no_pass_and_no_hang(sandbox: Sandbox, test: str) -> None:
+    start = time.monotonic()
+    verdict = sandbox.run(Program([GOOD], (test, "assert double(1) == 2")))
+    assert not all(verdict.passed)
+    assert time.monotonic() - start < 15
+    assert wait_until(lambda: descendants(client._server()._process.pid) == [])  # type: ignore[union-attr]
+
+
 # --- A sandbox that fails says so --------------------------------------------------------------------------------------
 
 

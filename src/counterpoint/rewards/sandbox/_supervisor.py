@@ -101,13 +101,16 @@ def _run(task: _Task, sources: list[str]) -> dict[str, str]:
     theirs.close()
     _lock_myself_in(task, finished)
     end = _wait(task, finished, judge_pid, program_pid)
-    for pid in (judge_pid, program_pid):  # in namespaces the judge's end takes the program along
-        with contextlib.suppress(ProcessLookupError, ChildProcessError):
-            os.kill(pid, signal.SIGKILL)
-    for pid in (program_pid, judge_pid):
-        with contextlib.suppress(ChildProcessError):  # reaped already
-            os.waitpid(pid, 0)
+    _reap(program_pid)
+    _reap(judge_pid)
     return end
+
+
+def _reap(pid: int) -> None:
+    """Ends a child of ours, unless it has been reaped already."""
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 def _lock_myself_in(task: _Task, finished: int) -> None:
@@ -210,7 +213,7 @@ def _wait(task: _Task, finished: int, judge_pid: int, program_pid: int) -> dict[
                 return {"end": "abandoned"}
             word = os.read(finished, 1)
             killed = _end_of_program(program_pid, task.limits, patience=1.0 if word == bytes([_PROGRAM_GONE]) else 0.0)
-            return {"failed": killed} if killed else _end_of_judge(word, judge_pid)
+            return {"failed": killed} if killed else _end_of_judge(word, judge_pid, program_pid)
     return {"end": "timeout"}
 
 
@@ -231,8 +234,9 @@ def _end_of_program(pid: int, limits: Limits, patience: float) -> str:
     return ""
 
 
-def _end_of_judge(word: bytes, pid: int) -> dict[str, str]:
+def _end_of_judge(word: bytes, pid: int, program_pid: int) -> dict[str, str]:
     if not word:  # it ended without one
+        _reap(program_pid)  # process 1 of a namespace ends after all others are reaped
         status = os.waitpid(pid, 0)[1]
         name = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else f"code {os.WEXITSTATUS(status)}"
         if name == "SIGKILL":
