@@ -47,7 +47,7 @@ def test_a_scorer_reaches_no_file_of_the_user_and_no_network(probes, tmp_path):
     assert ask(probes, "kill", os.getpid()) is False
     assert ask(probes, "environment") == 0
     assert ask(probes, "descriptors") <= 4
-    assert ask(probes, "limit") == 4096 << 20
+    assert ask(probes, "limit") == 2048 << 20
     # The control: what a scorer is made of can be read.
     assert ask(probes, "read", importlib.util.find_spec("json").origin) is True
 

@@ -154,6 +154,8 @@ class _Server:
         asked = os.environ.get("COUNTERPOINT_SANDBOX") == "processes"
         command = [sys.executable, "-s", "-S", "-P", "-B", "-c", prelude + _START, *(["processes"] if asked else [])]
         environment = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", "COUNTERPOINT_SOURCE": source}
+        if "LD_LIBRARY_PATH" in os.environ:  # some interpreters do not start without it
+            environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
         with theirs:
             self._process = subprocess.Popen(
                 command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, env=environment, cwd="/"

@@ -25,7 +25,7 @@ from counterpoint.rewards.sandbox import _landlock, _linux
 from counterpoint.rewards.sandbox._cage import Confinement, become, confine
 from counterpoint.rewards.sandbox._frames import Gone, recv_frame, send_frame
 
-_MEGABYTES = 4096
+_MEGABYTES = 2048
 _UID = 58_500
 _LARGEST = 1 << 53
 _SHOWN = ["/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/share/zoneinfo", "/etc/localtime"]

@@ -104,7 +104,11 @@ class _Worker:
         source = str(Path(__file__).resolve().parents[3])
         code = f"import sys; sys.path[:] = {[source, *filter(None, sys.path)]!r}; {_START}"
         self._socket, theirs = socket.socketpair()
-        kept = {key: os.environ[key] for key in ("HOME", "NLTK_DATA", "COUNTERPOINT_SANDBOX") if key in os.environ}
+        kept = {
+            key: os.environ[key]
+            for key in ("HOME", "NLTK_DATA", "COUNTERPOINT_SANDBOX", "LD_LIBRARY_PATH")
+            if key in os.environ
+        }
         single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         environment = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", **single, **kept}
         with theirs:
