@@ -528,9 +528,8 @@ def test_without_namespaces_the_mode_must_be_asked_for(monkeypatch: pytest.Monke
     monkeypatch.setattr(client, "recv_frame", lambda _: json.dumps(hello).encode())
     with pytest.raises(RewardError, match="COUNTERPOINT_SANDBOX=processes"):
         Sandbox().start()
-    problems = build_reward("code").check_rows([{"tests": ["assert double(2) == 4"]}])
-    assert len(problems) == 1
-    assert "unshare" in problems[0]
+    with pytest.raises(RewardError, match="unshare"):
+        build_reward("code").check_rows([{"tests": ["assert double(2) == 4"]}])
 
 
 def test_memory_left_over_is_measured_where_the_kernel_says(sandbox: Sandbox) -> None:

@@ -79,13 +79,10 @@ class CodeReward(Reward):
         return parts | {"helpers": helpers, "names": use.names, "modules": use.modules}
 
     def check_rows(self, rows: Sequence[Row]) -> list[str]:
-        """Problems that would stop training later: of the rows, then of the sandbox, which is started."""
+        """Problems of the rows that would stop training later. ``RewardError`` where no sandbox can be had for them."""
         problems = super().check_rows(rows)
         if rows and not problems:
-            try:
-                self.sandbox.start()
-            except RewardError as error:
-                problems = [str(error)]
+            self.sandbox.start()
         return problems
 
     def score_all(self, texts: Sequence[str], prepared: Sequence[dict[str, Any]]) -> list[float | None]:
