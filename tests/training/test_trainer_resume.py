@@ -90,3 +90,36 @@ def test_a_checkpoint_of_plain_trl_is_refused(tiny_model, tiny_tokenizer, tmp_pa
 def test_resuming_without_any_checkpoint_is_refused(tiny_model, tiny_tokenizer, tmp_path):
     with pytest.raises(RunError, match="holds no checkpoint to resume from"):
         build(tiny_model, tiny_tokenizer, tmp_path).train(resume_from_checkpoint=True)
+
+
+def test_a_path_names_its_checkpoint_as_a_text_does(tiny_model, tiny_tokenizer, tmp_path):
+    build(tiny_model, tiny_tokenizer, tmp_path, save_steps=1, max_steps=3).train()
+    tape = GradientTape()
+    resumed = build(tiny_model, tiny_tokenizer, tmp_path, tape, save_steps=1, max_steps=3)
+    resumed.train(resume_from_checkpoint=tmp_path / "checkpoint-1")
+    assert len(tape.steps) == 2  # from step 1 on, not from the newest
+
+
+def test_a_weighting_with_tensors_in_its_memory_is_resumed(tiny_model, tiny_tokenizer, tmp_path):
+    pytest.importorskip("torchjd", reason="the extra 'torchjd' is not installed")
+    strategy = {"grouping": "module", "weighting": "gradvac"}
+    whole = build(tiny_model, tiny_tokenizer, tmp_path, strategy=strategy, save_steps=2, max_steps=4)
+    whole.train()
+    resumed = build(tiny_model, tiny_tokenizer, tmp_path, strategy=strategy, save_steps=2, max_steps=4)
+    resumed.train(resume_from_checkpoint=tmp_path / "checkpoint-2")
+    assert history(resumed, after=2) == history(whole, after=2)
+
+
+def test_mixing_saves_where_no_surgeon_can_be_made(tiny_model, tiny_tokenizer, tmp_path, monkeypatch):
+    """Back ends that keep parameters in one flat piece give a Surgeon nothing to work on; plain mixing needs none."""
+    from counterpoint.errors import UnsupportedError
+
+    def refuse(self):
+        raise UnsupportedError("flattened")
+
+    monkeypatch.setattr(DomainGRPOTrainer, "_build_surgeon", refuse)
+    whole, resumed = (build(tiny_model, tiny_tokenizer, tmp_path, strategy="mixed") for _ in range(2))
+    whole._separable = resumed._separable = False
+    whole.train()
+    resumed.train(resume_from_checkpoint=tmp_path / "checkpoint-3")
+    assert history(resumed, after=3) == history(whole, after=3)

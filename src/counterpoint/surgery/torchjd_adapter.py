@@ -83,7 +83,7 @@ class TorchJDWeighting:
     def state_dict(self) -> dict[str, Any]:
         """What methods with memory remember: one entry per group and set of domains."""
         entries = [
-            {"group": group, "domains": list(domains), "state": dict(instance.state_dict())}
+            {"group": group, "domains": list(domains), "state": _plain(instance.state_dict())}
             for (group, domains), instance in self._instances.items()
             if self._method.stateful
         ]
@@ -97,7 +97,9 @@ class TorchJDWeighting:
             instance = self._instance(entry["group"], domains)
             # TorchJD makes its buffers at the first call, and only then has somewhere to load them to.
             instance(torch.eye(len(domains), dtype=torch.float64))
-            instance.load_state_dict(entry["state"])
+            instance.load_state_dict(
+                {name: torch.tensor(value, dtype=torch.float64) for name, value in entry["state"].items()}
+            )
 
     def _weigh(self, gram_DD: Tensor, group: str, domains: tuple[str, ...]) -> Tensor:
         if self._method.stateful:
@@ -129,6 +131,11 @@ class TorchJDWeighting:
             raise StrategyError(
                 f"The weighting {self.name!r} does not take the options {self._options}: {error}."
             ) from error
+
+
+def _plain(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Tensors as nested lists, which JSON keeps exactly; what TorchJD remembers has the Grams' float64."""
+    return {name: value.tolist() for name, value in state.items()}
 
 
 def _import_torchjd(name: str) -> ModuleType:

@@ -125,7 +125,7 @@ class DomainGRPOTrainer(DomainGeneration):
         named = plain_names(self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False))
         reduction.check(named)
         surgeon = Surgeon(named, self.strategy, seed=self.args.seed, buffers=self.buffers, average_over=reduction.group)
-        if self._surgeon_state is not None:
+        if self._surgeon_state:
             surgeon.load_state_dict(self._surgeon_state)
         return surgeon
 
@@ -246,10 +246,12 @@ class DomainGRPOTrainer(DomainGeneration):
         super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         buffer = None if self._generates(self._step) else self._buffered_inputs
-        state = TrainerState(self._step, self.surgeon.state_dict(), buffer)
+        # Plain mixing never needs a Surgeon, and works on back ends for which none can be made.
+        surgeon = self._surgeon.state_dict() if self._surgeon else self._surgeon_state or {}
+        state = TrainerState(self._step, surgeon, buffer)
         save_state(folder, state, self.accelerator.process_index, self.accelerator.num_processes)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """``GRPOTrainer.train``; a resumed run continues with the numbers of one that was never interrupted."""
         checkpoint = self._resolve_checkpoint(resume_from_checkpoint)
         if checkpoint is not None:
@@ -261,9 +263,9 @@ class DomainGRPOTrainer(DomainGeneration):
             self._surgeon = None
         return super().train(checkpoint, *args, **kwargs)
 
-    def _resolve_checkpoint(self, requested: str | bool | None) -> str | None:
-        if isinstance(requested, str):
-            return requested
+    def _resolve_checkpoint(self, requested: str | Path | bool | None) -> str | None:
+        if isinstance(requested, str | Path):
+            return str(requested)
         if not requested:
             return None
         found = get_last_checkpoint(str(self.args.output_dir))
