@@ -212,6 +212,8 @@ def _adapter(key: str) -> TypeAdapter[Any]:
         allowed: Any = Literal[choices]
         return TypeAdapter(allowed | None if _fields()[key].default is None else allowed)
     parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if key == "fsdp":  # its help says that it may also be true
+        parts = (bool, *parts)
     narrowed = tuple(_narrowed(key, part) if part in (int, float) else part for part in parts)
     either: Any = Union[narrowed]  # noqa: UP007 - the parts are known only here
     return TypeAdapter(either)

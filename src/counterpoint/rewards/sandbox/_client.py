@@ -189,7 +189,7 @@ class _Server:
             self._control = None
         if self._process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout=0.5)
+                self._process.wait(timeout=3.0)
             self._process.kill()
             self._process.wait()
             self._process = None

@@ -213,7 +213,12 @@ def _wait(task: _Task, finished: int, judge_pid: int, program_pid: int) -> dict[
                 return {"end": "abandoned"}
             word = os.read(finished, 1)
             killed = _end_of_program(program_pid, task.limits, patience=1.0 if word == bytes([_PROGRAM_GONE]) else 0.0)
-            return {"failed": killed} if killed else _end_of_judge(word, judge_pid, program_pid)
+            if killed:
+                return {"failed": killed}
+            if not word:
+                _reap(program_pid)  # process 1 of a namespace ends after all others are reaped
+                return _sudden_end_of_judge(judge_pid, task.limits)
+            return _end_of_judge(word[0])
     return {"end": "timeout"}
 
 
@@ -234,18 +239,16 @@ def _end_of_program(pid: int, limits: Limits, patience: float) -> str:
     return ""
 
 
-def _end_of_judge(word: bytes, pid: int, program_pid: int) -> dict[str, str]:
-    if not word:  # it ended without one
-        _reap(program_pid)  # process 1 of a namespace ends after all others are reaped
-        status = os.waitpid(pid, 0)[1]
-        name = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else f"code {os.WEXITSTATUS(status)}"
-        if name == "SIGKILL":
-            return {"failed": "the tests' process was killed, most likely because the machine has no memory left"}
-        return {"end": f"the tests ended with {name}"}
-    if word[0] == _OUT_OF_MEMORY:
+def _sudden_end_of_judge(pid: int, limits: Limits) -> dict[str, str]:
+    _, status, usage = os.wait4(pid, 0)
+    name = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else f"code {os.WEXITSTATUS(status)}"
+    # Process 1 of a namespace ignores SIGXCPU; past the limit on processor time the kernel ends it with SIGKILL.
+    if name == "SIGKILL" and usage.ru_utime + usage.ru_stime < limits.cpu_seconds:
+        return {"failed": "the tests' process was killed, most likely because the machine has no memory left"}
+    return {"end": f"the tests ended with {name}"}
+
+
+def _end_of_judge(code: int) -> dict[str, str]:
+    if code == _OUT_OF_MEMORY:
         return {"end": "the tests ran out of memory"}
-    return (
-        {"end": "done"}
-        if word[0] in (0, _PROGRAM_GONE)
-        else {"failed": f"the tests' process ended with code {word[0]}"}
-    )
+    return {"end": "done"} if code in (0, _PROGRAM_GONE) else {"failed": f"the tests' process ended with code {code}"}
