@@ -84,7 +84,6 @@ def confine(what: Confinement) -> None:
     if sys.platform == "linux":
         _landlock.enforce(what.rules)
     _close_all_but(what.sockets)
-    os.environ.clear()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGXFSZ, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)
     _set_limits(what)
@@ -105,11 +104,12 @@ def _close_all_but(sockets: Sequence[int]) -> None:
 
 def _set_limits(what: Confinement) -> None:
     def limit(what: int, soft: int, hard: int | None = None) -> None:
-        # A hard limit that is lower already cannot be raised, and need not be.
-        _, ceiling = resource.getrlimit(what)
         hard = soft if hard is None else hard
-        bound = hard if ceiling == resource.RLIM_INFINITY else min(hard, ceiling)
-        resource.setrlimit(what, (min(soft, bound), bound))
+        try:
+            resource.setrlimit(what, (soft, hard))
+        except ValueError:  # a hard limit that is lower already cannot be raised, and need not be
+            bound = resource.getrlimit(what)[1]
+            resource.setrlimit(what, (min(soft, bound), bound))
 
     limit(resource.RLIMIT_CPU, what.cpu_seconds, what.cpu_seconds + 1)
     limit(resource.RLIMIT_FSIZE, what.file_megabytes << 20)

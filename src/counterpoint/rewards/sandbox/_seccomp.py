@@ -24,6 +24,7 @@ _X32_BIT = 0x40000000
 _NEWER_CALLS = 463  # "not implemented" for what later C libraries try first, so that they fall back
 
 _Instruction = tuple[int, int, int, int]
+_libc = ctypes.CDLL(None, use_errno=True)
 
 # name:number, as in the kernel's user interface headers.
 _ALWAYS = {
@@ -96,9 +97,10 @@ def install(supervisor: bool = False) -> None:
     buffer = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(buffer))
     prctl(PR_SET_NO_NEW_PRIVS, 1)
-    libc = ctypes.CDLL(None, use_errno=True)
     address = ctypes.create_string_buffer(header, len(header))
-    if libc.prctl(_PR_SET_SECCOMP, ctypes.c_ulong(_SECCOMP_MODE_FILTER), address, ctypes.c_ulong(0), ctypes.c_ulong(0)):
+    if _libc.prctl(
+        _PR_SET_SECCOMP, ctypes.c_ulong(_SECCOMP_MODE_FILTER), address, ctypes.c_ulong(0), ctypes.c_ulong(0)
+    ):
         number = ctypes.get_errno()
         raise OSError(number, f"seccomp: {os.strerror(number)}")
 
