@@ -60,10 +60,11 @@ class Confinement:
     supervisor: bool = False
 
 
-def make_rules(cage: Cage) -> tuple[int, int]:
-    """Landlock's rules for supervisors and for judges, made once."""
+def make_rules(cage: Cage, libraries: Sequence[str]) -> tuple[int, int]:
+    """Landlock's rules for supervisors and for judges, made once. Neither sees the program's folder."""
     supervisor = _landlock.ruleset([], ["/dev/null", *([cage.homes] if cage.homes else [])], signals=True)
-    return supervisor, _landlock.ruleset(_readable(cage), ["/dev/null"])
+    folders = [*cage.library, *_linux.LIBRARY_FOLDERS, *sorted({os.path.dirname(path) for path in libraries})]  # noqa: PTH120
+    return supervisor, _landlock.ruleset(folders, ["/dev/null"])
 
 
 def program_rules(cage: Cage, home: str) -> int:
@@ -141,12 +142,10 @@ def enter_namespaces(cage: Cage) -> None:
     _linux.map_identity(cage.proc, uid, gid)
 
 
-def enter_own_folder(file_megabytes: int) -> None:
-    """An empty ``/tmp`` in memory that only this process sees, as the working directory."""
-    _linux.unshare(_linux.CLONE_NEWNS)
+def mount_folder(file_megabytes: int) -> None:
+    """An empty ``/tmp`` in memory."""
     flags = _linux.MS_NOSUID | _linux.MS_NODEV | _linux.MS_NOEXEC
     _linux.mount("tmpfs", "/tmp", "tmpfs", flags, f"mode=0700,size={file_megabytes}m,nr_inodes=4096")
-    os.chdir("/tmp")
 
 
 def threads_of_user() -> int:

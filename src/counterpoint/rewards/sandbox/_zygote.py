@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from counterpoint.rewards.sandbox import _landlock, _linux, _seccomp
-from counterpoint.rewards.sandbox._cage import Cage, enter_namespaces, enter_own_folder, make_rules
+from counterpoint.rewards.sandbox._cage import Cage, enter_namespaces, make_rules, mount_folder
 from counterpoint.rewards.sandbox._frames import Gone, send_frame
 from counterpoint.rewards.sandbox._supervisor import supervise
 
@@ -85,9 +85,9 @@ def prepare(asked_for_processes: bool) -> Cage:
     why = "COUNTERPOINT_SANDBOX=processes" if asked_for_processes else _trial(cage, libraries)
     if why:
         cage = replace(cage, namespaces=False, proc=-1, homes=_homes(), why=why + _library_problem(uid))
-        return replace(cage, rules=make_rules(cage))
+        return replace(cage, rules=make_rules(cage, libraries))
     _enter(cage, libraries)
-    return replace(cage, rules=make_rules(cage))
+    return replace(cage, rules=make_rules(cage, libraries))
 
 
 def _homes() -> str:
@@ -139,7 +139,7 @@ def _trial(cage: Cage, libraries: list[str]) -> str:
         try:
             _enter(cage, libraries)
             enter_namespaces(cage)
-            enter_own_folder(1)
+            mount_folder(1)
         except (OSError, AttributeError) as error:
             why = str(error)
         finally:
