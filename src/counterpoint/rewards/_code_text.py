@@ -1,6 +1,7 @@
 """Finding the program in a completion."""
 
 import ast
+import functools
 import re
 import textwrap
 
@@ -35,6 +36,7 @@ def names_called(tests: list[str]) -> list[str]:
     return list(dict.fromkeys(name for test in tests for name in re.findall(r"(?<![\w.])([A-Za-z_]\w*)\s*\(", test)))
 
 
+@functools.lru_cache(1024)
 def helper_code(header: str) -> tuple[str, str]:
     """A header as code that compiles, and the name of the function that it begins (its last one).
 

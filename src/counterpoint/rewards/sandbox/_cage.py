@@ -134,6 +134,28 @@ def become(uid: int | None) -> None:
         _linux.prctl(_linux.PR_SET_DUMPABLE, 1)
 
 
+def enter_root(uid: int | None, proc: int, library: Sequence[str], copied: Sequence[str], bound: Sequence[str]) -> None:
+    """Namespaces without a network, and a root directory that holds only what Python needs; see ``_linux``.
+
+    Where ``uid`` is None this process is no root, and needs a user namespace for it.
+    """
+    shared = _linux.CLONE_NEWNS | _linux.CLONE_NEWNET | _linux.CLONE_NEWIPC | _linux.CLONE_NEWUTS
+    if uid is None:
+        user, group = os.geteuid(), os.getegid()
+        _linux.unshare(shared | _linux.CLONE_NEWUSER)
+        _linux.map_identity(proc, user, group)
+    else:
+        _linux.unshare(shared)
+    _linux.enter_private_root(list(library), list(copied), list(bound))
+
+
+def die_with_parent() -> None:
+    """Ends this process when its parent ends, and hides it from others of the same user."""
+    if sys.platform == "linux":
+        _linux.prctl(_linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+        _linux.prctl(_linux.PR_SET_DUMPABLE, 0)
+
+
 def enter_namespaces(cage: Cage) -> None:
     """New user, mount, process and IPC namespaces, as an unprivileged user; the next child is process 1."""
     become(cage.uid)

@@ -205,7 +205,6 @@ def judge(client: socket.socket, sock: socket.socket) -> bool:
     for test in request["tests"]:
         failure = problem or _run(namespace, program, test)
         _report(client, {"passed": not failure, "error": failure})
-    _report(client, {"done": True})
     return not program.gone
 
 

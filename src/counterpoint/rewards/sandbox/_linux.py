@@ -17,7 +17,7 @@ CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND = 1, 2, 4, 8, 32, 4096
 MS_REC, MS_PRIVATE = 16384, 1 << 18
 MNT_DETACH = 2
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 4, 36, 38
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
 _CAPABILITY_VERSION_3 = 0x20080522
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -125,7 +125,7 @@ def _mapped() -> set[str]:
     return {field[5] for field in fields if len(field) == 6 and ".so" in field[5]}
 
 
-def enter_private_root(library: list[str], copied: list[str], bound: list[str] = DEVICES) -> None:
+def enter_private_root(library: list[str], copied: list[str], bound: list[str]) -> None:
     """Replaces the root of this mount namespace by one that holds only what Python needs, all read-only.
 
     Arguments:

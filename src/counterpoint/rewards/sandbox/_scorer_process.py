@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from counterpoint.rewards.sandbox import _landlock, _linux
-from counterpoint.rewards.sandbox._cage import Confinement, become, confine
+from counterpoint.rewards.sandbox._cage import Confinement, become, confine, die_with_parent, enter_root
 from counterpoint.rewards.sandbox._frames import Gone, recv_frame, send_frame
 
 _MEGABYTES = 2048
@@ -91,23 +91,16 @@ def _enter(folders: list[str]) -> int:
     library = _linux.standard_library()
     if os.environ.get("COUNTERPOINT_SANDBOX") != "processes" and _can_enter(uid, library, bound):
         _unshare_and_enter(uid, library, bound)
-        become(uid)
     else:
         _landlock.enforce(_landlock.ruleset([*library, *bound], _linux.DEVICES, signals=True))
     return _landlock.ruleset(["/"], _linux.DEVICES)
 
 
 def _unshare_and_enter(uid: int | None, library: list[str], bound: list[str]) -> None:
-    shared = _linux.CLONE_NEWNS | _linux.CLONE_NEWNET | _linux.CLONE_NEWIPC | _linux.CLONE_NEWUTS
-    proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
-    if uid is None:
-        user, group = os.geteuid(), os.getegid()
-        _linux.unshare(shared | _linux.CLONE_NEWUSER)
-        _linux.map_identity(proc, user, group)
-    else:
-        _linux.unshare(shared)
+    proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    enter_root(uid, proc, library, [], bound)
     os.close(proc)
-    _linux.enter_private_root(library, [], bound)
+    become(uid)
 
 
 def _can_enter(uid: int | None, library: list[str], bound: list[str]) -> bool:
@@ -117,7 +110,6 @@ def _can_enter(uid: int | None, library: list[str], bound: list[str]) -> bool:
         code = 1
         try:
             _unshare_and_enter(uid, library, bound)
-            become(uid)
             code = 0
         finally:
             os._exit(code)
@@ -192,9 +184,7 @@ def _checked(message: Any) -> dict[str, Any]:
 
 def _score_and_exit(scorer: Scorer, request: Any, seconds: float, result: socket.socket, rules: int) -> NoReturn:
     try:
-        if sys.platform == "linux":
-            _linux.prctl(_linux.PR_SET_PDEATHSIG, signal.SIGKILL)
-            _linux.prctl(_linux.PR_SET_DUMPABLE, 0)
+        die_with_parent()
         confine(Confinement([result.fileno()], math.ceil(seconds) + 1, _MEGABYTES, rules=rules))
         message = {"value": scorer(request)}
     except (ImportError, OSError) as error:

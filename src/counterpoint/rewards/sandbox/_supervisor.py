@@ -28,6 +28,7 @@ from counterpoint.rewards.sandbox._cage import (
     Confinement,
     become,
     confine,
+    die_with_parent,
     enter_namespaces,
     mount_folder,
     program_rules,
@@ -57,7 +58,8 @@ def supervise(client: socket.socket, cage: Cage) -> NoReturn:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         request = json.loads(recv_frame(client))
-        task = _Task(client, cage, Limits(**request["limits"]), _prepare(cage, request["limits"]["file_megabytes"]))
+        limits = Limits(**request["limits"])
+        task = _Task(client, cage, limits, _prepare(cage, limits.file_megabytes))
         with contextlib.suppress(Gone):
             end = _run(task, request["sources"])
             if task.home:
@@ -143,7 +145,7 @@ def _judge_process(task: _Task, program: socket.socket, finish: int, others: int
         os.chdir("/")
         if not task.cage.namespaces:
             become(task.cage.uid and task.cage.uid + 1)
-        _die_with_parent()
+        die_with_parent()
         limits = task.limits
         confine(
             Confinement(
@@ -183,7 +185,7 @@ def _program_process(task: _Task, judge_socket: socket.socket, sources: list[str
         else:
             os.chdir(task.home)
             become(cage.uid)
-        _die_with_parent()
+        die_with_parent()
         confine(
             Confinement(
                 [judge_socket.fileno()],
@@ -205,13 +207,6 @@ def _program_process(task: _Task, judge_socket: socket.socket, sources: list[str
             send_frame(judge_socket, json.dumps(f"the program's process did not start ({error})").encode())
     finally:
         os._exit(0)
-
-
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        _linux.prctl(_linux.PR_SET_PDEATHSIG, signal.SIGKILL)
-        # Not readable and not traceable by another process of the same user.
-        _linux.prctl(_linux.PR_SET_DUMPABLE, 0)
 
 
 def _wait(task: _Task, finished: int, judge_pid: int, program_pid: int) -> dict[str, str]:

@@ -15,8 +15,6 @@ _EXACT_INT = 1 << 53
 _MAX_DIGITS = 100_000  # of integers and decimals; arithmetic on longer ones takes seconds
 CONTAINERS = (list, dict, set, bytearray)
 
-Reference = Callable[[int], Any]
-
 
 class MalformedError(Exception):
     """Bytes that are no message."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from counterpoint.rewards.sandbox import _landlock, _linux, _seccomp
-from counterpoint.rewards.sandbox._cage import Cage, enter_namespaces, make_rules, mount_folder
+from counterpoint.rewards.sandbox._cage import Cage, enter_namespaces, enter_root, make_rules, mount_folder
 from counterpoint.rewards.sandbox._frames import Gone, send_frame
 from counterpoint.rewards.sandbox._supervisor import supervise
 
@@ -119,15 +119,7 @@ def _can_become(uid: int) -> bool:
 
 
 def _enter(cage: Cage, libraries: list[str]) -> None:
-    """Namespaces without a network, and a root directory that holds only what Python needs."""
-    shared = _linux.CLONE_NEWNS | _linux.CLONE_NEWNET | _linux.CLONE_NEWIPC | _linux.CLONE_NEWUTS
-    if cage.uid is None:
-        uid, gid = os.geteuid(), os.getegid()
-        _linux.unshare(shared | _linux.CLONE_NEWUSER)
-        _linux.map_identity(cage.proc, uid, gid)
-    else:
-        _linux.unshare(shared)
-    _linux.enter_private_root(list(cage.library), libraries)
+    enter_root(cage.uid, cage.proc, cage.library, libraries, _linux.DEVICES)
 
 
 def _trial(cage: Cage, libraries: list[str]) -> str:
