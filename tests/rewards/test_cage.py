@@ -2,7 +2,6 @@
 
 # ruff: noqa: E501 (one attack a line reads better)
 
-import json
 import os
 import resource
 import shutil
@@ -536,7 +535,7 @@ def test_without_namespaces_the_mode_must_be_asked_for(monkeypatch: pytest.Monke
     hello = {"namespaces": False, "why": "unshare: Operation not permitted", "walls": ["system calls"]}
     monkeypatch.delenv("COUNTERPOINT_SANDBOX", raising=False)
     client._server().stop()
-    monkeypatch.setattr(client, "recv_frame", lambda _: json.dumps(hello).encode())
+    monkeypatch.setattr(client, "recv_message", lambda _: hello)
     with pytest.raises(RewardError, match="COUNTERPOINT_SANDBOX=processes"):
         Sandbox().start()
     with pytest.raises(RewardError, match="unshare"):

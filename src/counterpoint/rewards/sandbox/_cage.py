@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,6 +169,38 @@ def mount_folder(file_megabytes: int) -> None:
     """An empty ``/tmp`` in memory."""
     flags = _linux.MS_NOSUID | _linux.MS_NODEV | _linux.MS_NOEXEC
     _linux.mount("tmpfs", "/tmp", "tmpfs", flags, f"mode=0700,size={file_megabytes}m,nr_inodes=4096")
+
+
+def end_of(pid: int, patience: float = 0.0) -> tuple[int, resource.struct_rusage] | None:
+    """Status and use of a child of ours that has ended, or does within ``patience`` seconds; it is reaped."""
+    end = time.monotonic() + patience
+    while not (ended := os.wait4(pid, os.WNOHANG))[0]:
+        if time.monotonic() >= end:
+            return None
+        time.sleep(0.002)
+    return ended[1], ended[2]
+
+
+def killed_from_outside(status: int, usage: resource.struct_rusage, cpu_seconds: float) -> bool:
+    """Whether something outside ended a confined process, most often the kernel for want of memory.
+
+    None can send itself SIGKILL, and the kernel sends it only past the limit on processor time.
+    """
+    killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    return killed and usage.ru_utime + usage.ru_stime < cpu_seconds
+
+
+def reap(pid: int) -> None:
+    """Ends a child of ours, unless it has been reaped already."""
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def end_before_others() -> None:
+    """Where memory runs out, the kernel ends this process and what it starts before the training process."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500")
 
 
 def threads_of_user() -> int:

@@ -2,7 +2,6 @@
 
 import atexit
 import contextlib
-import json
 import os
 import socket
 import subprocess
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint.errors import RewardError
-from counterpoint.rewards.sandbox._frames import Gone, recv_frame, send_frame
+from counterpoint.rewards.sandbox._frames import Gone, recv_message, send_message
 from counterpoint.rewards.sandbox._limits import Limits
 from counterpoint.rewards.sandbox._tests import read_tests
 
@@ -131,8 +130,8 @@ class _Server:
         with ours:
             ours.settimeout(limits.wall_seconds + _GRACE_SECONDS)
             self._hand_over(theirs)
-            send_frame(ours, json.dumps({"sources": program.sources, "limits": asdict(limits)}).encode())
-            send_frame(ours, json.dumps(_for_the_judge(program)).encode())
+            send_message(ours, {"sources": program.sources, "limits": asdict(limits)})
+            send_message(ours, _for_the_judge(program))
             return _read_verdict(ours, len(program.tests))
 
     def _hand_over(self, program_end: socket.socket) -> None:
@@ -162,7 +161,7 @@ class _Server:
             )
         self._control.settimeout(_START_SECONDS)
         try:
-            hello = json.loads(recv_frame(self._control))
+            hello = recv_message(self._control)
         except Gone as error:
             self._stop()
             raise RewardError(
@@ -236,7 +235,7 @@ def _read_verdict(sock: socket.socket, num_tests: int) -> Verdict:
     passed: list[bool] = []
     detail = ""
     while True:
-        message = json.loads(recv_frame(sock))
+        message = recv_message(sock)
         if "failed" in message:
             raise _FailedError(message["failed"])
         if "passed" in message:

@@ -1,6 +1,8 @@
 """Frames on a socket between the sandbox's processes."""
 
+import json
 import socket
+from typing import Any
 
 MAX_FRAME = 32 << 20
 
@@ -39,3 +41,13 @@ def _recv_exactly(sock: socket.socket, size: int) -> bytes:
         parts.append(part)
         size -= len(part)
     return b"".join(parts)
+
+
+def send_message(sock: socket.socket, message: Any) -> None:
+    """Sends plain data as one frame of JSON."""
+    send_frame(sock, json.dumps(message).encode())
+
+
+def recv_message(sock: socket.socket) -> Any:
+    """Receives what ``send_message`` sent. ``ValueError`` where the frame holds no JSON."""
+    return json.loads(recv_frame(sock))

@@ -7,14 +7,13 @@ builtin values with builtin values, and the verdict leaves through a socket that
 
 import builtins
 import importlib
-import json
 import socket
 import sys
 import types
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from counterpoint.rewards.sandbox._frames import Gone, recv_frame, send_frame
+from counterpoint.rewards.sandbox._frames import Gone, recv_frame, recv_message, send_message
 from counterpoint.rewards.sandbox._values import CONTAINERS, MalformedError, decode, read, write
 
 _DETAIL = 300
@@ -130,7 +129,7 @@ class ProgramSide:
 
     def _send(self, message: Any) -> None:
         try:
-            send_frame(self._sock, json.dumps(message).encode())
+            send_message(self._sock, message)
         except Gone as error:
             self._lose(str(error))
 
@@ -196,7 +195,7 @@ def judge(client: socket.socket, sock: socket.socket) -> bool:
 
     Tells whether the program was there to the end.
     """
-    request = json.loads(recv_frame(client))
+    request = recv_message(client)
     program = ProgramSide(sock)
     namespace = _namespace()
     problem = _start(program, client)
@@ -227,7 +226,7 @@ def _start(program: ProgramSide, client: socket.socket) -> str:
 
 
 def _report(client: socket.socket, message: dict[str, Any]) -> None:
-    send_frame(client, json.dumps(message).encode())
+    send_message(client, message)
 
 
 def _namespace() -> dict[str, Any]:

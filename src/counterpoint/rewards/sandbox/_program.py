@@ -12,7 +12,7 @@ import types
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from counterpoint.rewards.sandbox._frames import recv_frame, send_frame
+from counterpoint.rewards.sandbox._frames import recv_message, send_message
 from counterpoint.rewards.sandbox._values import CONTAINERS, read, write
 
 _OPERATIONS: dict[str, Callable[..., Any]] = {
@@ -31,12 +31,12 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
 
 def serve_program(sock: socket.socket, sources: list[str]) -> NoReturn:
     """Runs the first of ``sources`` that compiles, then answers the judge until it hangs up (``Gone``)."""
-    send_frame(sock, b'"started"')
+    send_message(sock, "started")
     module, problem = _execute(sources)
-    send_frame(sock, json.dumps(problem).encode())
+    send_message(sock, problem)
     answers = _Answers(vars(module))
     while True:
-        send_frame(sock, json.dumps(answers.answer(json.loads(recv_frame(sock)))).encode())
+        send_message(sock, answers.answer(recv_message(sock)))
 
 
 class _Answers:

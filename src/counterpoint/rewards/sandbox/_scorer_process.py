@@ -7,12 +7,10 @@ Requests are pickles of the training process; answers are JSON, for a child may 
 import contextlib
 import gc
 import importlib
-import json
 import math
 import os
 import pickle
 import select
-import signal
 import socket
 import sys
 import time
@@ -22,8 +20,18 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from counterpoint.rewards.sandbox import _landlock, _linux
-from counterpoint.rewards.sandbox._cage import Confinement, become, confine, die_with_parent, enter_root
-from counterpoint.rewards.sandbox._frames import Gone, recv_frame, send_frame
+from counterpoint.rewards.sandbox._cage import (
+    Confinement,
+    become,
+    confine,
+    die_with_parent,
+    end_before_others,
+    end_of,
+    enter_root,
+    killed_from_outside,
+    reap,
+)
+from counterpoint.rewards.sandbox._frames import Gone, recv_frame, recv_message, send_message
 
 _MEGABYTES = 2048
 _UID = 58_500
@@ -40,9 +48,7 @@ def main() -> NoReturn:
     warnings.simplefilter("ignore")
     try:
         os.setsid()  # an interrupt from the terminal is the training process's to handle
-        if sys.platform == "linux":
-            with contextlib.suppress(OSError):
-                Path("/proc/self/oom_score_adj").write_text("500")
+        end_before_others()
         scorer, folders = _load(sys.argv[1])
         rules = _enter(folders)
     except (ImportError, OSError) as error:
@@ -62,7 +68,7 @@ def main() -> NoReturn:
 
 def _say(control: socket.socket, message: dict[str, Any]) -> None:
     try:
-        send_frame(control, json.dumps(message).encode())
+        send_message(control, message)
     except Gone:
         os._exit(0)
 
@@ -128,12 +134,9 @@ def _answer(control: socket.socket, scorer: Scorer, request: Any, seconds: float
     theirs.close()
     with ours:
         message = _wait(control, ours, seconds)
-    killed = message is None and _killed_from_outside(pid, seconds)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-    with contextlib.suppress(ChildProcessError):  # reaped already
-        os.waitpid(pid, 0)
-    if killed:
+    ended = end_of(pid, patience=0.5) if message is None else None
+    reap(pid)
+    if ended and killed_from_outside(*ended, seconds):
         return {"failed": "its process was killed from outside, most likely because the machine has no memory left"}
     return message or {"value": False}
 
@@ -150,23 +153,12 @@ def _wait(control: socket.socket, child: socket.socket, seconds: float) -> dict[
                 os._exit(0)  # the child has asked to end with us
             child.settimeout(max(0.01, end - time.monotonic()))
             try:
-                return _checked(json.loads(recv_frame(child)))
+                return _checked(recv_message(child))
             except Gone:
                 return None
             except (ValueError, RecursionError):
                 return {"value": False}
     return {"value": False}
-
-
-def _killed_from_outside(pid: int, seconds: float) -> bool:
-    """Whether a child that hung up was ended by somebody else's SIGKILL: it has no way to send itself one."""
-    for _ in range(50):
-        reaped, status, usage = os.wait4(pid, os.WNOHANG)
-        if reaped:
-            used = usage.ru_utime + usage.ru_stime
-            return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and used < seconds
-        time.sleep(0.01)
-    return False
 
 
 def _checked(message: Any) -> dict[str, Any]:
@@ -193,5 +185,5 @@ def _score_and_exit(scorer: Scorer, request: Any, seconds: float, result: socket
     except BaseException:  # whatever else a scorer raises on a text, that text has earned nothing
         message = {"value": False}
     with contextlib.suppress(Gone, MemoryError, RecursionError):
-        send_frame(result, json.dumps(message).encode())
+        send_message(result, message)
     os._exit(0)

@@ -9,7 +9,6 @@ own score. Workers start when first needed and end with this process, also when 
 
 import atexit
 import contextlib
-import json
 import os
 import pickle
 import socket
@@ -25,7 +24,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from counterpoint.errors import RewardError
-from counterpoint.rewards.sandbox._frames import Gone, recv_frame, send_frame
+from counterpoint.rewards.sandbox._frames import Gone, recv_message, send_frame
 
 # Importing a computer algebra system from a cold disk on a busy machine takes its time, once per worker.
 _START_SECONDS = 120.0
@@ -140,7 +139,7 @@ class _Worker:
     def _receive(self, seconds: float) -> dict[str, Any]:
         self._socket.settimeout(seconds)
         try:
-            message: dict[str, Any] = json.loads(recv_frame(self._socket))
+            message: dict[str, Any] = recv_message(self._socket)
         except Gone as error:
             return {"failed": f"its process ended ({error})"}
         return message

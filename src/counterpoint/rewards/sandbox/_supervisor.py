@@ -9,7 +9,6 @@ those drawn here.
 """
 
 import contextlib
-import json
 import os
 import random
 import select
@@ -29,18 +28,22 @@ from counterpoint.rewards.sandbox._cage import (
     become,
     confine,
     die_with_parent,
+    end_of,
     enter_namespaces,
+    killed_from_outside,
     mount_folder,
     program_rules,
+    reap,
     threads_of_user,
 )
-from counterpoint.rewards.sandbox._frames import Gone, recv_frame, send_frame
+from counterpoint.rewards.sandbox._frames import Gone, recv_message, send_message
 from counterpoint.rewards.sandbox._judge import judge
 from counterpoint.rewards.sandbox._limits import Limits
 from counterpoint.rewards.sandbox._program import serve_program
 
 _OUT_OF_MEMORY, _PROGRAM_GONE = 3, 4
 _SUPERVISOR_MEGABYTES = 512
+_MEMORY = "most likely because the machine has no memory left"
 
 
 @dataclass(frozen=True)
@@ -57,17 +60,17 @@ def supervise(client: socket.socket, cage: Cage) -> NoReturn:
     """Runs one program from the request in ``client`` to the last frame of its verdict, then exits."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
-        request = json.loads(recv_frame(client))
+        request = recv_message(client)
         limits = Limits(**request["limits"])
         task = _Task(client, cage, limits, _prepare(cage, limits.file_megabytes))
         with contextlib.suppress(Gone):
             end = _run(task, request["sources"])
             if task.home:
                 shutil.rmtree(task.home, ignore_errors=True)
-            send_frame(client, json.dumps(end).encode())
+            send_message(client, end)
     except (Gone, OSError, ValueError, MemoryError) as error:
         with contextlib.suppress(Gone):
-            send_frame(client, json.dumps({"failed": f"{type(error).__name__}: {error}"}).encode())
+            send_message(client, {"failed": f"{type(error).__name__}: {error}"})
     finally:
         os._exit(0)
 
@@ -113,16 +116,9 @@ def _run(task: _Task, sources: list[str]) -> dict[str, str]:
     theirs.close()
     _lock_myself_in(task, finished)
     end = _wait(task, finished, judge_pid, program_pid)
-    _reap(program_pid)
-    _reap(judge_pid)
+    reap(program_pid)
+    reap(judge_pid)
     return end
-
-
-def _reap(pid: int) -> None:
-    """Ends a child of ours, unless it has been reaped already."""
-    with contextlib.suppress(ProcessLookupError, ChildProcessError):
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
 
 
 def _lock_myself_in(task: _Task, finished: int) -> None:
@@ -204,7 +200,7 @@ def _program_process(task: _Task, judge_socket: socket.socket, sources: list[str
     except OSError as error:
         # Before "started" this is the sandbox's failure, and told as one; after it the judge reads no more of it.
         with contextlib.suppress(Gone):
-            send_frame(judge_socket, json.dumps(f"the program's process did not start ({error})").encode())
+            send_message(judge_socket, f"the program's process did not start ({error})")
     finally:
         os._exit(0)
 
@@ -220,39 +216,23 @@ def _wait(task: _Task, finished: int, judge_pid: int, program_pid: int) -> dict[
             if descriptor != finished:
                 return {"end": "abandoned"}
             word = os.read(finished, 1)
-            killed = _end_of_program(program_pid, task.limits, patience=1.0 if word == bytes([_PROGRAM_GONE]) else 0.0)
-            if killed:
-                return {"failed": killed}
+            # A program that the judge saw vanish may still be on its way out.
+            ended = end_of(program_pid, patience=1.0 if word == bytes([_PROGRAM_GONE]) else 0.0)
+            if ended and killed_from_outside(*ended, task.limits.cpu_seconds):
+                return {"failed": f"a program was killed from outside the sandbox, {_MEMORY}"}
             if not word:
-                _reap(program_pid)  # process 1 of a namespace ends after all others are reaped
+                reap(program_pid)  # process 1 of a namespace ends after all others are reaped
                 return _sudden_end_of_judge(judge_pid, task.limits)
             return _end_of_judge(word[0])
     return {"end": "timeout"}
-
-
-def _end_of_program(pid: int, limits: Limits, patience: float) -> str:
-    """Tells whether something outside killed the program, most often for want of memory.
-
-    The program cannot send itself SIGKILL, and the kernel sends it only past the limit on processor time. A program
-    that the judge saw vanish may still be on its way out: it has up to ``patience`` seconds.
-    """
-    end = time.monotonic() + patience
-    reaped, status, usage = os.wait4(pid, os.WNOHANG)
-    while not reaped and time.monotonic() < end:
-        time.sleep(0.002)
-        reaped, status, usage = os.wait4(pid, os.WNOHANG)
-    killed = reaped and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-    if killed and usage.ru_utime + usage.ru_stime < limits.cpu_seconds:
-        return "a program was killed from outside the sandbox, most likely because the machine has no memory left"
-    return ""
 
 
 def _sudden_end_of_judge(pid: int, limits: Limits) -> dict[str, str]:
     _, status, usage = os.wait4(pid, 0)
     name = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else f"code {os.WEXITSTATUS(status)}"
     # Process 1 of a namespace ignores SIGXCPU; past the limit on processor time the kernel ends it with SIGKILL.
-    if name == "SIGKILL" and usage.ru_utime + usage.ru_stime < limits.cpu_seconds:
-        return {"failed": "the tests' process was killed, most likely because the machine has no memory left"}
+    if killed_from_outside(status, usage, limits.cpu_seconds):
+        return {"failed": f"the tests' process was killed, {_MEMORY}"}
     return {"end": f"the tests ended with {name}"}
 
 

@@ -9,7 +9,6 @@ import contextlib
 import gc
 import importlib
 import itertools
-import json
 import os
 import shutil
 import signal
@@ -22,8 +21,15 @@ from pathlib import Path
 from typing import NoReturn
 
 from counterpoint.rewards.sandbox import _landlock, _linux, _seccomp
-from counterpoint.rewards.sandbox._cage import Cage, enter_namespaces, enter_root, make_rules, mount_folder
-from counterpoint.rewards.sandbox._frames import Gone, send_frame
+from counterpoint.rewards.sandbox._cage import (
+    Cage,
+    end_before_others,
+    enter_namespaces,
+    enter_root,
+    make_rules,
+    mount_folder,
+)
+from counterpoint.rewards.sandbox._frames import Gone, send_message
 from counterpoint.rewards.sandbox._supervisor import supervise
 
 # Imported once here, so that programs get them for nothing. Few: each costs every fork a little.
@@ -44,10 +50,9 @@ def main() -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for name in _PRELOADED.split():
         importlib.import_module(name)
-    with contextlib.suppress(OSError):  # where memory runs out, programs are ended before the training process is
-        Path("/proc/self/oom_score_adj").write_text("500")
+    end_before_others()
     cage = prepare(asked_for_processes="processes" in sys.argv)
-    send_frame(control, json.dumps({"namespaces": cage.namespaces, "why": cage.why, "walls": _walls()}).encode())
+    send_message(control, {"namespaces": cage.namespaces, "why": cage.why, "walls": _walls()})
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     if sys.platform == "linux":
         _seccomp.prepare()
@@ -71,7 +76,7 @@ def _serve(control: socket.socket, client: socket.socket, cage: Cage, slot: int)
                 supervise(client, replace(cage, uid=None if cage.uid is None else cage.uid + slot))
         except OSError as error:
             with contextlib.suppress(Gone):
-                send_frame(client, json.dumps({"failed": f"no process could be started: {error}"}).encode())
+                send_message(client, {"failed": f"no process could be started: {error}"})
 
 
 def prepare(asked_for_processes: bool) -> Cage:
