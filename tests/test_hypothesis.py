@@ -59,14 +59,15 @@ def read_or_refused(action):
     return None
 
 
+@pytest.mark.parametrize(("tree", "load"), [(CONFIG, load_config), (STUDY, load_study)], ids=["configuration", "study"])
 @fuzz
-@given(st.data())
-def test_configurations(tmp_path, data):
+@given(data=st.data())
+def test_configurations_and_studies(tmp_path, tree, load, data):
     path = tmp_path / "c.yaml"
-    path.write_text(json.dumps(changed(CONFIG, data)))
-    config = read_or_refused(lambda: load_config(path))
-    if config is not None:
-        config.to_yaml().encode()
+    path.write_text(json.dumps(changed(tree, data)))
+    found = read_or_refused(lambda: load(path))
+    if found is not None:
+        found.to_yaml().encode()
 
 
 @fuzz
@@ -91,16 +92,6 @@ def test_values_under_training(data):
     keys = st.sampled_from(sorted(setting_names()))
     training = data.draw(st.dictionaries(keys, trees, min_size=1, max_size=3))
     assert all(isinstance(message, str) for _, message in setting_findings(training))
-
-
-@fuzz
-@given(st.data())
-def test_studies(tmp_path, data):
-    path = tmp_path / "s.yaml"
-    path.write_text(json.dumps(changed(STUDY, data)))
-    study = read_or_refused(lambda: load_study(path))
-    if study is not None:
-        study.to_yaml().encode()
 
 
 @fuzz

@@ -5,19 +5,18 @@ import contextlib
 import os
 import socket
 import subprocess
-import sys
 import threading
 import time
 import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from counterpoint.errors import RewardError
 from counterpoint.rewards.sandbox._frames import Gone, recv_message, send_message
 from counterpoint.rewards.sandbox._limits import Limits
+from counterpoint.rewards.sandbox._start import SOURCE, start_interpreter
 from counterpoint.rewards.sandbox._tests import read_tests
 
 # Time for starting, killing and cleaning up on a busy machine, on top of a program's own wall time.
@@ -147,18 +146,14 @@ class _Server:
         if self._control is not None and self._process is not None and self._process.poll() is None:
             return self._control
         self._stop()
-        self._control, theirs = socket.socketpair()
-        source = str(Path(__file__).resolve().parents[3])
-        prelude = f"import sys; sys.path.insert(0, {source!r}); "
         asked = os.environ.get("COUNTERPOINT_SANDBOX") == "processes"
-        command = [sys.executable, "-s", "-S", "-P", "-B", "-c", prelude + _START, *(["processes"] if asked else [])]
-        environment = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", "COUNTERPOINT_SOURCE": source}
-        if "LD_LIBRARY_PATH" in os.environ:  # some interpreters do not start without it
-            environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
-        with theirs:
-            self._process = subprocess.Popen(
-                command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, env=environment, cwd="/"
-            )
+        self._process, self._control = start_interpreter(
+            ["-s", "-S"],
+            f"import sys; sys.path.insert(0, {SOURCE!r}); {_START}",
+            "processes" if asked else "",
+            {"COUNTERPOINT_SOURCE": SOURCE},
+            quiet=False,
+        )
         self._control.settimeout(_START_SECONDS)
         try:
             hello = recv_message(self._control)

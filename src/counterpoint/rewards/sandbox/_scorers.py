@@ -11,20 +11,18 @@ import atexit
 import contextlib
 import os
 import pickle
-import socket
-import subprocess
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 from counterpoint.errors import RewardError
 from counterpoint.rewards.sandbox._frames import Gone, recv_message, send_frame
+from counterpoint.rewards.sandbox._start import SOURCE, start_interpreter
 
 # Importing a computer algebra system from a cold disk on a busy machine takes its time, once per worker.
 _START_SECONDS = 120.0
@@ -100,29 +98,13 @@ class Scorers:
 
 class _Worker:
     def __init__(self, name: str) -> None:
-        source = str(Path(__file__).resolve().parents[3])
-        code = f"import sys; sys.path[:] = {[source, *filter(None, sys.path)]!r}; {_START}"
-        self._socket, theirs = socket.socketpair()
-        kept = {
-            key: os.environ[key]
-            for key in ("HOME", "NLTK_DATA", "COUNTERPOINT_SANDBOX", "LD_LIBRARY_PATH")
-            if key in os.environ
-        }
+        code = f"import sys; sys.path[:] = {[SOURCE, *filter(None, sys.path)]!r}; {_START}"
+        kept = {key: os.environ[key] for key in ("HOME", "NLTK_DATA", "COUNTERPOINT_SANDBOX") if key in os.environ}
         single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        environment = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", **single, **kept}
-        with theirs:
-            try:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-B", "-c", code, name],
-                    stdin=theirs.fileno(),
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    env=environment,
-                    cwd="/",
-                )
-            except OSError as error:
-                self._socket.close()
-                raise RewardError(f"The scorer {name!r} could not be started: {error}.") from None
+        try:
+            self._process, self._socket = start_interpreter([], code, name, single | kept, quiet=True)
+        except OSError as error:
+            raise RewardError(f"The scorer {name!r} could not be started: {error}.") from None
         started = self._receive(_START_SECONDS)
         if "ready" not in started:
             self.kill()
