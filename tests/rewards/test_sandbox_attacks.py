@@ -106,5 +106,13 @@ def test_attacks_leave_no_process(verdicts: dict[str, tuple[bool, ...]]) -> None
 
 
 def _processes_of_sandbox_users() -> list[int]:
-    lines = subprocess.run(["ps", "-eo", "pid=,uid="], capture_output=True, text=True, check=True).stdout.splitlines()
-    return [int(pid) for pid, uid in (line.split() for line in lines) if 56_000 <= int(uid) < 58_000]
+    """Those that no other fork server of this machine is still running, as that of a suite beside this one does."""
+    command = ["ps", "-ww", "-eo", "pid=,ppid=,uid=,args="]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    table = [(*map(int, fields), args) for *fields, args in (line.split(maxsplit=3) for line in lines)]
+    server = client._server()._process
+    assert server is not None
+    elsewhere = [pid for pid, _, uid, args in table if uid == 0 and "sandbox._zygote" in args and pid != server.pid]
+    for ancestor in elsewhere:
+        elsewhere += [pid for pid, parent, _, _ in table if parent == ancestor]
+    return [pid for pid, _, uid, _ in table if 56_000 <= uid < 58_000 and pid not in elsewhere]
