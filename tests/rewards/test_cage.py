@@ -227,23 +227,20 @@ assert limits() == [512 << 20, 2, 64, 0], limits()
     program = Program(
         [PROBE],
         (check.replace("NUMBER", "4").replace("FOLDER", "{'.output'}"),),
-        names=("look", "descriptors", "limits"),
     )
     verdict = sandbox.run(program)
     assert verdict.passed == (True,), verdict.detail
     # The same questions, asked inside the process that runs the tests.
-    verdict = sandbox.run(
-        Program(["x = 1\n"], (PROBE + check.replace("NUMBER", "6").replace("FOLDER", "set()"),), names=("x",))
-    )
+    verdict = sandbox.run(Program(["x = 1\n"], (PROBE + check.replace("NUMBER", "6").replace("FOLDER", "set()"),)))
     assert verdict.passed == (True,), verdict.detail
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers of the calls are those of x86_64")
 def test_every_call_that_is_not_listed_is_refused(sandbox: Sandbox) -> None:
     probe = f"NUMBERS = {_refused_calls()!r}\n{PROBE}"
-    verdict = sandbox.run(Program([probe], ("assert calls() == [], calls()",), names=("calls",)))
+    verdict = sandbox.run(Program([probe], ("assert calls() == [], calls()",)))
     assert verdict.passed == (True,), verdict.detail
-    verdict = sandbox.run(Program(["x = 1\n"], (probe + "assert calls() == [], calls()",), names=("x",)))
+    verdict = sandbox.run(Program(["x = 1\n"], (probe + "assert calls() == [], calls()",)))
     assert verdict.passed == (True,), verdict.detail
 
 

@@ -72,11 +72,11 @@ class CodeReward(Reward):
         header = _text(row, "header") or _text(row, "prompt")
         helpers, stub = helper_code(header)
         helpers = f"{before}\n{helpers}"
-        use = read_tests(tuple(tests), setup, helpers, entry_point or stub)
-        if use.problems:
-            raise RewardError(f"the sandbox cannot run these tests: {'; '.join(use.problems)}.")
+        asked = entry_point or stub
+        if problems := read_tests(tuple(tests), setup, helpers, asked).problems:
+            raise RewardError(f"the sandbox cannot run these tests: {'; '.join(problems)}.")
         parts = {"tests": tests, "setup": setup, "before": before, "header": header, "entry_point": entry_point}
-        return parts | {"helpers": helpers, "names": use.names, "modules": use.modules}
+        return parts | {"helpers": helpers, "asked": asked}
 
     def check_rows(self, rows: Sequence[Row]) -> list[str]:
         """Problems of the rows that would stop training later. ``RewardError`` where no sandbox can be had for them."""
@@ -115,8 +115,7 @@ def _program(text: str, row: dict[str, Any]) -> Program:
         tuple(row["tests"]),
         row["setup"],
         row["helpers"],
-        row["names"],
-        row["modules"],
+        row["asked"],
     )
 
 

@@ -95,7 +95,7 @@ class MathReward(Reward):
         for index, gold, answer in open_pairs:
             same = verdicts[gold, answer]
             if same or (same is None and rewards[index] == 0.0):
-                rewards[index] = same and 1.0
+                rewards[index] = None if same is None else 1.0
         return rewards
 
     def _is_comparable(self, answer: str, reference: _Reference) -> bool:

@@ -36,16 +36,14 @@ class Program:
         tests: Test texts, each run after the other; one passes when it raises nothing.
         setup: Run before the tests, where the tests are run: it sees the program's names.
         helpers: Code of the row that tests use, run before ``setup`` where the tests are run.
-        names: What the tests use of the program; None finds it out from the tests.
-        modules: Modules of the standard library that tests use without importing them.
+        entry_point: A name that is asked of the program although ``helpers`` define it or it is a builtin's.
     """
 
     sources: list[str]
     tests: tuple[str, ...]
     setup: str = ""
     helpers: str = ""
-    names: tuple[str, ...] | None = None
-    modules: tuple[str, ...] = ()
+    entry_point: str = ""
 
 
 @dataclass(frozen=True)
@@ -190,12 +188,9 @@ class _Server:
 
 
 def _for_the_judge(program: Program) -> dict[str, Any]:
-    names, modules = program.names, program.modules
-    if names is None:
-        use = read_tests(program.tests, program.setup, program.helpers)
-        names, modules = use.names, use.modules
+    use = read_tests(program.tests, program.setup, program.helpers, program.entry_point)
     fields = {"tests": program.tests, "setup": program.setup, "helpers": program.helpers}
-    return fields | {"names": names, "modules": modules}
+    return fields | {"names": use.names, "modules": use.modules}
 
 
 def _failure(reason: str) -> RewardError:

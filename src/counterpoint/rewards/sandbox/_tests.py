@@ -35,7 +35,7 @@ class TestsUse:
     problems: tuple[str, ...]
 
 
-@functools.lru_cache(1024)
+@functools.lru_cache(4096)
 def read_tests(tests: tuple[str, ...], setup: str = "", helpers: str = "", entry_point: str = "") -> TestsUse:
     """What ``tests`` use, and ``setup``, which runs before them.
 
@@ -51,7 +51,10 @@ def read_tests(tests: tuple[str, ...], setup: str = "", helpers: str = "", entry
     free = sorted(used - defined - (helped - {entry_point}))
     modules = tuple(name for name in free if _is_module(name, trees))
     names = [name for name in free if name not in modules and (name not in _BUILTINS or name == entry_point)]
-    problems = [] if names else _only_builtins(free, names)
+    problems: list[str] = []
+    if not names:  # tests that use no name but builtins test the one builtin's name that they call
+        called = [name for name in free if callable(getattr(builtins, name, None)) and not name[0].isupper()]
+        names, problems = (called, []) if len(called) == 1 else ([], [_doubt(called)])
     trees += [tree for tree in [_parsed(helpers)] if tree]
     problems += [problem for tree in trees for problem in _problems(tree, set(names))]
     return TestsUse(tuple(names), modules, tuple(dict.fromkeys(problems)))
@@ -99,15 +102,10 @@ def _is_module(name: str, trees: Sequence[ast.AST]) -> bool:
     return len(uses) == len(attributes) and all(hasattr(module, node.attr) for node in attributes)
 
 
-def _only_builtins(free: list[str], names: list[str]) -> list[str]:
-    """Tests that use no name but builtins test the one builtin's name that they call; it is put into ``names``."""
-    called = [name for name in free if callable(getattr(builtins, name, None)) and not name[0].isupper()]
-    if len(called) == 1:
-        names += called
-        return []
+def _doubt(called: list[str]) -> str:
     if called:
-        return [f"the tests call {', '.join(called)} and nothing else; name the tested function in 'entry_point'"]
-    return ["the tests use nothing of the program"]
+        return f"the tests call {', '.join(called)} and nothing else; name the tested function in 'entry_point'"
+    return "the tests use nothing of the program"
 
 
 def _problems(tree: ast.Module, names: set[str]) -> Iterator[str]:
