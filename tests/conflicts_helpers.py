@@ -5,6 +5,8 @@ import math
 
 import torch
 
+from counterpoint.anatomy import Anatomy
+
 MLP = ("gate_proj", "up_proj", "down_proj")
 
 
@@ -30,7 +32,7 @@ class Planted:
         self.domains = ("code", "math", "qa", "writing")[:domains]
         self.num_batches = batches
         self.shapes = shapes(**sizes)
-        self.trainable = list(self.shapes)
+        self.anatomy = Anatomy.of({"model.embed_tokens.weight": (10, sizes.get("hidden", 6))} | self.shapes)
         self.noise, self.heavy, self.seed = noise, heavy, seed
         self.calls = []
         self.signal = {}

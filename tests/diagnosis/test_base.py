@@ -24,7 +24,6 @@ from counterpoint.diagnosis.statistics import (
     jaccard_by_chance,
     overlap_p_value,
 )
-from counterpoint.diagnosis.structure import is_output_projection, layer_of, module_of, neuron_axis
 from counterpoint.diagnosis.surrogate import likelihood_loss, log_probs, policy_loss
 
 
@@ -161,30 +160,6 @@ def test_ratios_are_taken_to_the_old_policy():
     model, batch = Bigram(), collate(rollouts().items, pad_id=0)
     old_BT = log_probs(model, batch).detach() - 0.3
     assert policy_loss(model, batch, old_BT).item() == pytest.approx(policy_loss(model, batch).item() * math.exp(0.3))
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("model.layers.3.mlp.gate_proj.weight", (3, 0, 1)),
-        ("model.layers.3.mlp.down_proj.weight", (3, 1, 1)),
-        ("_orig_mod.model.layers.11.mlp.gate_up_proj.weight", (11, 0, 2)),
-        ("transformer.h.2.mlp.c_fc.weight", (2, 1, 1)),
-        ("model.layers.3.self_attn.q_proj.weight", None),
-        ("model.embed_tokens.weight", None),
-    ],
-)
-def test_where_neurons_lie(name, expected):
-    axis = neuron_axis(name)
-    assert (axis and (axis.layer, axis.dim, axis.times)) == expected
-
-
-def test_modules_and_layers_of_parameters():
-    assert module_of("model.layers.2.self_attn.q_proj.weight", (4, 4)) == "layers.2.attention"
-    assert module_of("something.else", (4,)) == "something.else"
-    assert layer_of("model.layers.12.mlp.up_proj.weight") == 12
-    assert layer_of("model.norm.weight") is None
-    assert is_output_projection("model.layers.2.self_attn.o_proj.weight")
 
 
 def test_results_are_json_with_a_schema_and_no_nan():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from counterpoint.anatomy import Anatomy
 from counterpoint.diagnosis.damage_analysis.curvature import Piece, SumLoss, along
 from counterpoint.diagnosis.damage_analysis.parts import (
     block_forms,
@@ -26,6 +27,7 @@ SHAPES = {
     "model.layers.1.self_attn.q_proj.weight": (2, 2),
     LAYER.format(1, "down"): (2, 4),
 }
+ANATOMY = Anatomy.of(SHAPES)
 SIZE = sum(a * b for a, b in SHAPES.values())
 SHARED = {0: torch.tensor([True, False, False, True]), 1: torch.tensor([False, True, False, False])}
 
@@ -69,7 +71,7 @@ def case():
     edit = tensors(9)
     hessian = sum(matrices) / loss.units_P.sum()
     gradient = sum(slopes) / loss.units_P.sum()
-    modules = modules_of(loss.params)
+    modules = modules_of(loss.params, ANATOMY)
     whole = along(loss, {"edit": edit}, by_module(edit, modules), keep=frozenset(["edit"]))
     return loss, edit, hessian, gradient, modules, whole
 
@@ -124,8 +126,8 @@ def brute_mask():
 
 def test_the_shared_route_against_a_mask_written_out(case):
     loss, edit, hessian, gradient, _, whole = case
-    torch.testing.assert_close(flat(on_neurons(edit, SHARED)), flat(edit) * brute_mask())
-    found = route_part(loss, edit, SHARED, whole, "qa", draws=20)
+    torch.testing.assert_close(flat(on_neurons(edit, SHARED, ANATOMY)), flat(edit) * brute_mask())
+    found = route_part(loss, edit, SHARED, whole, "qa", ANATOMY, draws=20)
     d = flat(edit)
     on = d * brute_mask()
     off = d - on
@@ -148,7 +150,7 @@ def test_random_neurons_carry_as_much_as_shared_ones_where_all_are_alike():
     loss = quadratic([torch.eye(SIZE, dtype=torch.float64)])
     edit = {name: torch.ones(shape, dtype=torch.float64) for name, shape in SHAPES.items()}
     whole = along(loss, {"edit": edit})
-    found = route_part(loss, edit, SHARED, whole, "qa", draws=4)
+    found = route_part(loss, edit, SHARED, whole, "qa", ANATOMY, draws=4)
     same = found.random_second
     assert same.value == pytest.approx(found.second_on.value) == pytest.approx(same.low) == pytest.approx(same.high)
     assert found.random_edit_share.value == pytest.approx(found.edit_share)
@@ -191,7 +193,7 @@ def test_random_edits_do_what_the_mean_curvature_does():
     loss = quadratic([torch.eye(SIZE, dtype=torch.float64)])
     edit = tensors(9)
     d = flat(edit)
-    found = random_edit_damage(loss, edit, modules_of(loss.params), draws=3)
+    found = random_edit_damage(loss, edit, modules_of(loss.params, ANATOMY), draws=3)
     expected = float(0.5 * d @ d) / 2
     assert found.low == pytest.approx(expected, rel=1e-5) == pytest.approx(found.high, rel=1e-5)
 
@@ -204,7 +206,7 @@ def conflict(rank=3, prompts=6):
 
 def test_a_planted_conflict_subspace_is_found_and_carries_everything():
     loss, edit = conflict(), tensors(9)
-    modules = modules_of(loss.params)
+    modules = modules_of(loss.params, ANATOMY)
     whole = along(loss, {"edit": edit}, keep=frozenset(["edit"]))
     found = spectrum_of(loss, edit, whole.products["edit"], modules, iterations=8, top=3, draws=400)
     scale = 6 / float(loss.units_P.sum())
@@ -225,7 +227,9 @@ def test_random_directions_of_the_same_modules_carry_more_where_the_damage_is_in
     u = flat({first: tensors(4)[first]})
     loss, edit = quadratic([torch.outer(u, u)] * 4), tensors(9)
     whole = along(loss, {"edit": edit}, keep=frozenset(["edit"]))
-    found = spectrum_of(loss, edit, whole.products["edit"], modules_of(loss.params), iterations=3, top=1, draws=600)
+    found = spectrum_of(
+        loss, edit, whole.products["edit"], modules_of(loss.params, ANATOMY), iterations=3, top=1, draws=600
+    )
     assert found.share.value == pytest.approx(1, abs=1e-9)
     # means of 600 draws that scatter by about 0.7 and 0.25
     assert found.module_random_share.value == pytest.approx(1 / 6, abs=0.09)
@@ -237,7 +241,7 @@ def test_directions_that_fit_one_half_carry_nothing_of_the_other():
     matrices = [torch.outer(u[:, p % 2], u[:, p % 2]) for p in range(6)]
     loss, edit = quadratic(matrices), tensors(9)
     whole = along(loss, {"edit": edit}, keep=frozenset(["edit"]))
-    found = spectrum_of(loss, edit, whole.products["edit"], modules_of(loss.params), iterations=6, top=1)
+    found = spectrum_of(loss, edit, whole.products["edit"], modules_of(loss.params, ANATOMY), iterations=6, top=1)
     assert found.other_half_share.value == pytest.approx(0, abs=1e-9)
 
 

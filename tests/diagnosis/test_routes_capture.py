@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from counterpoint.diagnosis.rollouts import Rollout, Rollouts, collate
-from counterpoint.diagnosis.route_analysis.capture import activity_of, anatomy_of, blocks_of
+from counterpoint.diagnosis.route_analysis.capture import activity_of, blocks_of, sites_of
 from counterpoint.errors import CounterpointError, ModelError, UnsupportedError
 
 SMALL = {
@@ -50,7 +50,7 @@ def rollouts(groups=3, seed=0):
 
 
 def measure(model, items=None, **options):
-    return activity_of(model, anatomy_of(model), items or rollouts(), **{"pad_id": 0, "batch_size": 4} | options)
+    return activity_of(model, sites_of(model), items or rollouts(), **{"pad_id": 0, "batch_size": 4} | options)
 
 
 def hooks(model):
@@ -126,15 +126,15 @@ def test_hooks_are_removed_and_the_mode_is_restored():
 
 def test_an_error_in_the_middle_leaves_no_hook():
     model = llama().train()
-    anatomy, calls = anatomy_of(model), []
+    sites, calls = sites_of(model), []
 
     def stop(count):
         calls.append(hooks(model))
         raise RuntimeError("stopped by the test")
 
     with pytest.raises(RuntimeError, match="stopped"):
-        activity_of(model, anatomy, rollouts(), pad_id=0, on_batch=stop)
-    assert calls == [len(anatomy.sites)], "the test must meet hooks that are there"
+        activity_of(model, sites, rollouts(), pad_id=0, on_batch=stop)
+    assert calls == [len(sites.sites)], "the test must meet hooks that are there"
     assert hooks(model) == 0
     assert model.training
 
@@ -160,9 +160,9 @@ OTHERS = {
 def test_other_architectures(name):
     torch.manual_seed(0)
     model = OTHERS[name]()
-    anatomy, activity = anatomy_of(model), measure(model)
-    assert anatomy.neuron_layers_N.tolist() == [0] * 10 + [1] * 10
-    assert anatomy.head_layers_H.tolist() == ([] if name == "gpt2" else [0] * 4 + [1] * 4)
+    sites, activity = sites_of(model), measure(model)
+    assert sites.neuron_layers_N.tolist() == [0] * 10 + [1] * 10
+    assert sites.head_layers_H.tolist() == [0] * 4 + [1] * 4
     assert (activity.neurons_KN.sum(0) > 0).all()
 
 
@@ -188,17 +188,17 @@ def test_half_precision_is_near_float64():
 
 def test_a_model_without_known_neurons_is_refused():
     model = MixtralForCausalLM(MixtralConfig(**SMALL, num_local_experts=2))
-    with pytest.raises(UnsupportedError, match="MixtralForCausalLM has no MLP whose neurons are known"):
-        anatomy_of(model)
+    with pytest.raises(UnsupportedError, match="MixtralForCausalLM has no dense MLP"):
+        sites_of(model)
     with pytest.raises(ModelError, match="Linear has no configuration of transformers"):
-        anatomy_of(torch.nn.Linear(2, 2))
+        sites_of(torch.nn.Linear(2, 2))
 
 
 def test_heads_that_do_not_divide_their_projection_are_refused():
     model = llama()
     model.config.num_attention_heads = 3
     with pytest.raises(UnsupportedError, match="16 inputs cannot be divided among the 3 heads"):
-        anatomy_of(model)
+        sites_of(model)
 
 
 def test_numbers_that_overflow_are_named():

@@ -6,14 +6,17 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from counterpoint.anatomy import Anatomy
 from counterpoint.checkpoints import compare, open_checkpoint
 from counterpoint.diagnosis import Rollout, Rollouts, routes
 from counterpoint.diagnosis.route_analysis.controls import cosine_interval, draw_controls, sign_noise
 from counterpoint.diagnosis.route_analysis.direction import (
     EditTensors,
     directions,
-    neuron_products,
     verdict_of,
+)
+from counterpoint.diagnosis.route_analysis.direction import (
+    neuron_products as products_of,
 )
 from counterpoint.errors import ModelError
 
@@ -38,6 +41,11 @@ def pair(cosine, seed, elsewhere=0.0):
         c = torch.where(here_N, cosine, elsewhere)
         second[name] = c * first[name] + (1 - c**2).sqrt() * second[name]
     return {"math": first, "qa": second}
+
+
+def neuron_products(edits, layers_N):
+    shapes = {name: tuple(tensor.shape) for name, tensor in edits["math"].items()}
+    return products_of(edits, layers_N, Anatomy.of({"model.embed_tokens.weight": (5, WIDTH)} | shapes))
 
 
 def measure(edits, **options):

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from counterpoint.diagnosis.route_analysis.direction import directions, head_products
+from counterpoint.anatomy import Anatomy
+from counterpoint.diagnosis.route_analysis.direction import directions
+from counterpoint.diagnosis.route_analysis.direction import head_products as products_of
 from counterpoint.errors import ModelError
 
 LAYERS, HEADS, SIZE, WIDTH = 2, 30, 3, 8
@@ -29,6 +31,11 @@ def pair(cosine, seed):
             first[name.format(layer)], second[name.format(layer)] = a, c * a + (1 - c**2).sqrt() * b
         first[f"model.layers.{layer}.self_attn.k_proj.weight"] = torch.ones(SIZE, WIDTH)
     return {"math": first, "qa": second}
+
+
+def head_products(edits, layers_H):
+    shapes = {name: tuple(tensor.shape) for name, tensor in edits["math"].items()}
+    return products_of(edits, layers_H, Anatomy.of({"model.embed_tokens.weight": (5, WIDTH)} | shapes))
 
 
 def measure(edits, shared_H=SHARED_H, **options):

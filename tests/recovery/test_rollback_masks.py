@@ -1,9 +1,11 @@
 """Scores and masks against brute force: coordinates and neurons, everywhere and on a route, and random ones."""
 
+import re
+
 import pytest
 import torch
 
-from counterpoint.diagnosis.structure import neuron_axis
+from counterpoint.anatomy import NeuronAxis
 from counterpoint.recovery.rolling_back.edit import changed_weights
 from counterpoint.recovery.rolling_back.masks import coordinates, neurons, random_coordinates, random_neurons
 from counterpoint.recovery.rolling_back.region import Region
@@ -31,9 +33,15 @@ def held(mask, edit):
     return found
 
 
+def axis_of(name):
+    """Where neurons lie in the tensors of the helpers' models."""
+    found = re.fullmatch(r"model\.layers\.(\d+)\.mlp\.(gate|up|down)_proj\.weight", name)
+    return found and NeuronAxis(int(found[1]), int(found[2] == "down"), 1, found[2])
+
+
 def on_route(name, shape, shared):
     """Bool in the shape of the tensor: weights of shared neurons."""
-    axis = neuron_axis(name)
+    axis = axis_of(name)
     inside = torch.zeros(shape, dtype=torch.bool)
     if axis is not None:
         for neuron in shared[axis.layer].nonzero().flatten().tolist():
@@ -57,7 +65,7 @@ def test_coordinates_are_the_top_of_the_formula(place, rule, shared):
     expected = {}
     for name in edit.names:
         d = (after[name] - before[name]).double()
-        axis = neuron_axis(name)
+        axis = axis_of(name)
         if rule == "damage":
             value = fisher[name].double() * d**2
         elif rule == "magnitude":
@@ -73,7 +81,7 @@ def test_coordinates_are_the_top_of_the_formula(place, rule, shared):
         if shared is not None:
             value = value * on_route(name, d.shape, shared)
         expected[name] = value
-    names = [name for name in changed_weights(edit) if scores.region.holds(name)]
+    names = [name for name in changed_weights(edit) if scores.region.holds(edit.neurons(name))]
     chooser = coordinates(names, scores, nothing)
     joined = torch.cat([value.flatten() for value in expected.values()])
     assert chooser.num_candidates == int((joined > 0).sum())
@@ -112,7 +120,7 @@ def test_neurons_fill_a_budget_of_weights_and_never_exceed_it(place):
         chosen = held(mask, edit)
         assert sum(int(part.sum()) for part in chosen.values()) == mask.num_weights <= count
         assert mask.num_weights == min(count // 36, 40) * 36
-        assert not any(part.any() for name, part in chosen.items() if neuron_axis(name) is None)
+        assert not any(part.any() for name, part in chosen.items() if axis_of(name) is None)
 
 
 def test_random_coordinates_are_changed_ones_of_the_region_and_differ_by_draw(place):

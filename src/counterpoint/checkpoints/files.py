@@ -13,9 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from counterpoint.anatomy import plain_name
 from counterpoint.errors import ModelError
 from counterpoint.inputs import kind_of, read_json, reading
-from counterpoint.surgery.groupings import plain_name
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from counterpoint.anatomy import plain_name
 from counterpoint.checkpoints.files import Stored, read_header
 from counterpoint.errors import ModelError
 from counterpoint.inputs import kind_of, reading
-from counterpoint.surgery.groupings import plain_name
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _FACTOR = re.compile(r"^(.+)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B)(?:\.default)?(?:\.weight)?$")

@@ -79,11 +79,8 @@ def _group_sizes(model: "nn.Module", grouping: str) -> dict[str, tuple[int, int]
 
     tensors: Counter[str] = Counter()
     parameters: Counter[str] = Counter()
-    shapes = {name: (tuple(p.shape), p.requires_grad) for name, p in model.named_parameters()}
-    trainable = {name: shape for name, (shape, requires_grad) in shapes.items() if requires_grad}
-    frozen = [name for name in shapes if name not in trainable]
     sizes = {name: p.numel() for name, p in model.named_parameters()}
-    for name, pieces in group_parameters(trainable, grouping, frozen).items():
+    for name, pieces in group_parameters(model, grouping).items():
         for group in pieces:
             tensors[group] += 1
             parameters[group] += sizes[name] // len(pieces)

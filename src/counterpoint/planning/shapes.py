@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..anatomy import Anatomy
 from ..errors import MissingExtraError, ModelError
 from ..inputs import LIBRARY_FAULTS, MAX_LAYERS, kind_of, refuse_devices
 
@@ -66,6 +67,7 @@ class ModelShapes:
     trained: Mapping[str, Shape]
     """Parameters that are trained: all of them, or the adapters of LoRA."""
     frozen: Mapping[str, Shape]
+    anatomy: Anatomy | None = None
 
     @property
     def num_trained(self) -> int:
@@ -154,6 +156,7 @@ def _shapes_of(model: Any, label: str) -> ModelShapes:
         label,
         {name: shape for name, shape in shapes.items() if named[name].requires_grad},
         {name: shape for name, shape in shapes.items() if not named[name].requires_grad},
+        Anatomy.of(model),
     )
 
 

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..anatomy import Anatomy
 from ..errors import StrategyError
 from .backends import refuse_inexact
 from .buffers import DomainBuffers
@@ -36,8 +37,9 @@ class Surgeon:
     >>> optimizer.step(); optimizer.zero_grad()
 
     Arguments:
-        model_or_named_parameters: a module, or names and parameters. Frozen parameters are left out, tied ones count
-            once. What requires a gradient now is what takes part later.
+        model_or_named_parameters: a module, or names and parameters. Layers and modules are read from the module's
+            tree, or by name where only names are given. Frozen parameters are left out, tied ones count once. What
+            requires a gradient now is what takes part later.
         strategy: a name in ``STRATEGIES`` or ``{"grouping": ..., "weighting": ...}``.
         grouping, weighting: replace that part of the strategy.
         seed: of the private random generators; with the step and the group's name it fixes every random order.
@@ -78,8 +80,10 @@ class Surgeon:
         trainable = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
         if not trainable:
             raise StrategyError("No parameter requires a gradient, so there is nothing to combine.")
+        source = model_or_named_parameters
         shapes = {name: tuple(parameter.shape) for name, parameter in named.items()}
-        self._units = Units(shapes, list(trainable), self.strategy.grouping)
+        anatomy = Anatomy.of(source if isinstance(source, nn.Module) else shapes)
+        self._units = Units({name: shapes[name] for name in trainable}, self.strategy.grouping, anatomy)
         parameters = list(trainable.values())
         store = build_store(buffers, parameters[0].device)
         ddp = _ddp(model_or_named_parameters)

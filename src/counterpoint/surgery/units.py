@@ -6,13 +6,15 @@ gradients serves every grouping.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..anatomy import Anatomy, Shapes
 from ..errors import GroupingError
-from .groupings import Groups, ParameterRule, Shapes, group_parameters, num_experts
+from .groupings import Groups, ParameterRule, group_parameters
 
 
 @dataclass(frozen=True)
@@ -26,16 +28,23 @@ class GroupIndex:
 class Units:
     """The units of a model: every parameter cut as finely as the built-in groupings and one given grouping need.
 
-    ``shapes`` holds every parameter (frozen ones too: they help to tell architectures apart), ``trainable`` the names
-    whose gradients take part, in model order.
+    ``shapes`` holds the parameters whose gradients take part, in model order, ``anatomy`` where they lie; by default
+    it is read from their names. ``also`` are further groupings that are asked for later and may cut finer.
     """
 
-    def __init__(self, shapes: Shapes, trainable: list[str], grouping: str | ParameterRule) -> None:
-        self.names = list(trainable)
-        self._shapes = {name: tuple(shapes[name]) for name in self.names}
-        self._frozen = [name for name in shapes if name not in self._shapes]
-        groups = group_parameters(self._shapes, grouping, self._frozen)
-        self.counts = [math.lcm(num_experts(n, self._shapes[n]), len(groups[n])) for n in self.names]
+    def __init__(
+        self,
+        shapes: Shapes,
+        grouping: str | ParameterRule,
+        anatomy: Anatomy | None = None,
+        also: Sequence[str | ParameterRule] = (),
+    ) -> None:
+        self.names = list(shapes)
+        self._shapes = {name: tuple(shape) for name, shape in shapes.items()}
+        self._anatomy = anatomy or Anatomy.of(shapes)
+        groups = group_parameters(self._shapes, grouping, anatomy=self._anatomy)
+        cuts = [groups, *(group_parameters(self._shapes, other, anatomy=self._anatomy) for other in also)]
+        self.counts = [math.lcm(self._anatomy.place(n).experts, *(len(cut[n]) for cut in cuts)) for n in self.names]
         self._cache: dict[str, GroupIndex] = {}
         self.own = self._number(groups)
         if isinstance(grouping, str):
@@ -50,7 +59,7 @@ class Units:
         """The groups of a grouping; ``GroupingError`` where it cuts a parameter finer than the units."""
         if isinstance(grouping, str) and grouping in self._cache:
             return self._cache[grouping]
-        index = self._number(group_parameters(self._shapes, grouping, self._frozen))
+        index = self._number(group_parameters(self._shapes, grouping, anatomy=self._anatomy))
         if isinstance(grouping, str):
             self._cache[grouping] = index
         return index

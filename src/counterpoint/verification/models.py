@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..surgery.groupings import plain_name
+from ..anatomy import plain_name
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,14 @@
 """``counterpoint diagnose conflicts``: where the gradients of two domains oppose each other, beyond noise."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from counterpoint.errors import CounterpointError
 
-
-class Grouping(StrEnum):
-    """Groupings that conflicts are told for."""
-
-    layer = "layer"
-    module = "module"
-    tensor = "tensor"
+if TYPE_CHECKING:
+    from counterpoint.config import Config
 
 
 def conflicts(
@@ -57,9 +51,15 @@ def conflicts(
         ),
     ] = None,
     adam: Annotated[bool, typer.Option(help="Measure after Adam too, where its state is there.")] = True,
-    by: Annotated[Grouping, typer.Option("--by", help="Groups the tables show. JSON always holds all.")] = (
-        Grouping.module
-    ),
+    by: Annotated[
+        str | None,
+        typer.Option(
+            "--by",
+            metavar="GROUPING",
+            help="Groups the tables show: layer, module, tensor, or package.module:function. "
+            "Default: the configuration's own grouping where that is one of these, else module. JSON holds all.",
+        ),
+    ] = None,
     level: Annotated[float, typer.Option(help="False discovery rate over groups and pairs.")] = 0.05,
     repeats: Annotated[int, typer.Option(min=1, help="Draws of each control.")] = 20,
     window: Annotated[int, typer.Option(min=1, help="With --run: steps of the moving average.")] = 10,
@@ -94,7 +94,7 @@ def conflicts(
         raise CounterpointError(f"--level {level:g} is no rate. Give a number between 0 and 1, e.g. 0.05.")
     if run is not None:
         _refuse_both(model)
-        _over_time(run, window, level, by, json)
+        _over_time(run, window, level, by or "module", json)
         return
     if model is None or config is None:
         raise CounterpointError(
@@ -115,11 +115,12 @@ def conflicts(
         state_beside,
         trained_shapes,
     )
-    from counterpoint.diagnosis.domains_of_config import completions_for, open_subject
+    from counterpoint.diagnosis.domains_of_config import completions_for, config_of, open_subject
 
     check_splits(batches, splits)
     if domain and len(set(domain)) < 2:
         raise CounterpointError(f"A conflict is between two domains; found --domain {domain[0]} alone. Name another.")
+    groupings, shown = _groupings(config_of(config), by)
     given = read_optimizer(optimizer) if optimizer is not None and adam else None
     subject = open_subject(config, model, domain)
     if given is not None:
@@ -141,6 +142,7 @@ def conflicts(
         found = measure(
             subject.model,
             rollouts,
+            groupings=groupings,
             batches=batches,
             splits=splits,
             optimizer_state=state,
@@ -153,7 +155,17 @@ def conflicts(
         )
     if json is not None:
         write_result(json, "conflicts", found)
-    print_conflicts(found, by.value)
+    print_conflicts(found, shown)
+
+
+def _groupings(config: "Config", by: str | None) -> tuple[list[str], str]:
+    """What is measured, and what the tables show: the built-in groupings, the configuration's own, and ``by``."""
+    from counterpoint.diagnosis.conflict_analysis.analysis import ALL_GROUPINGS
+    from counterpoint.surgery import resolve_strategy
+
+    own = "module" if config.strategy.sequential else str(resolve_strategy(config.strategy.spec).grouping)
+    found = dict.fromkeys((*ALL_GROUPINGS, own, *([by] if by else [])))
+    return list(found), by or ("module" if own in ("global", "layer") else own)
 
 
 def _refuse_both(model: str | None) -> None:
@@ -163,13 +175,13 @@ def _refuse_both(model: str | None) -> None:
         )
 
 
-def _over_time(run: Path, window: int, level: float, by: Grouping, json: Path | None) -> None:
+def _over_time(run: Path, window: int, level: float, by: str, json: Path | None) -> None:
     from counterpoint.cli.diagnose.conflicts_tables import print_over_time
     from counterpoint.diagnosis import conflicts_over_time, write_result
 
-    if by is Grouping.tensor:
-        raise CounterpointError("--by tensor: a run records its Grams by module. Give --by module or --by layer.")
+    if by not in ("module", "layer"):
+        raise CounterpointError(f"--by {by}: a run records its Grams by module. Give --by module or --by layer.")
     found = conflicts_over_time(run, window=window, level=level)
     if json is not None:
         write_result(json, "conflicts_over_time", found)
-    print_over_time(found, by.value)
+    print_over_time(found, by)

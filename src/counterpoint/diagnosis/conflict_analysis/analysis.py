@@ -21,7 +21,7 @@ from counterpoint.diagnosis.damage_analysis.curvature import is_out_of_memory
 from counterpoint.diagnosis.rollouts import Rollouts
 from counterpoint.diagnosis.statistics import pairs_of
 from counterpoint.errors import CounterpointError, GroupingError, nearest
-from counterpoint.surgery.groupings import GROUPINGS
+from counterpoint.surgery import group_parameters
 from counterpoint.surgery.units import sum_units
 
 Progress = Callable[[str, int, int], None]
@@ -49,7 +49,7 @@ def conflicts(
     Args:
         model: a causal language model. Dropout is off while it is measured; ``.grad`` and its mode stay as they are.
         rollouts_by_domain: completions, best of this very model (``sample_rollouts``).
-        groupings: any of global, layer, module, tensor, neuron.
+        groupings: any of global, layer, module, tensor, neuron, and any of your own as ``package.module:function``.
         batches: batches of each domain, none of which share a prompt.
         splits: independent splits the batches are gathered in; a divisor of ``batches`` (up to 16 by default).
         optimizer_state: of Adam (``read_optimizer``); everything is then measured in its metric too.
@@ -67,8 +67,7 @@ def conflicts(
         ModelError: nothing to train, or an optimizer state that does not fit.
     """
     source = PolicyGradients(model, rollouts_by_domain, batches, rows)
-    trainable = {name: source.shapes[name] for name in source.trainable}
-    metric = {} if optimizer_state is None else {"adam": adam_metric(optimizer_state, trainable)}
+    metric = {} if optimizer_state is None else {"adam": adam_metric(optimizer_state, source.shapes)}
     training = model.training
     model.eval()
     try:
@@ -126,6 +125,7 @@ def measure(
         source,
         num_splits,
         {name: {key: value.sqrt() for key, value in metric.items()} for name, metric in (metrics or {}).items()},
+        groupings=[name for name in groupings if name not in ALL_GROUPINGS],
         memory_gib=memory_gib,
         on_neurons=neurons.add if neurons else None,
         on_progress=on_progress,
@@ -142,12 +142,11 @@ def measure(
 
 def _check_groupings(groupings: Sequence[str], source: GradientSource) -> None:
     """Before long work: every grouping is known and has a group for every parameter."""
-    frozen = [name for name in source.shapes if name not in set(source.trainable)]
     for name in groupings:
-        if name not in ALL_GROUPINGS:
+        if name not in ALL_GROUPINGS and ":" not in name:
             raise GroupingError(f"Unknown grouping {name!r}; {nearest(name, ALL_GROUPINGS)}")
-        if name in GROUPINGS:
-            GROUPINGS[name]({key: source.shapes[key] for key in source.trainable}, frozen)
+        if name != "neuron":
+            group_parameters(source.shapes, name, anatomy=source.anatomy)
 
 
 def _one_grouping(

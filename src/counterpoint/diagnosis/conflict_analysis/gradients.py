@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from counterpoint.anatomy import Anatomy
 from counterpoint.diagnosis.rollouts import Rollout, Rollouts, collate
 from counterpoint.diagnosis.surrogate import policy_loss
 from counterpoint.errors import CounterpointError, ModelError
@@ -14,7 +15,7 @@ from counterpoint.errors import CounterpointError, ModelError
 class GradientSource(Protocol):
     """Independent, unbiased estimates of each domain's gradient; asked for the same one twice it gives it twice.
 
-    ``shapes`` holds every parameter, frozen ones too; ``trainable`` names those that have gradients, in model order.
+    ``shapes`` holds the parameters that have gradients, in model order, ``anatomy`` where they lie.
     """
 
     @property
@@ -27,11 +28,11 @@ class GradientSource(Protocol):
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """All parameters."""
+        """Parameters with gradients."""
 
     @property
-    def trainable(self) -> list[str]:
-        """Those with gradients."""
+    def anatomy(self) -> Anatomy:
+        """Layers, modules and neurons of the model."""
 
     def gradients(self, domain: int, batch: int, names: Sequence[str]) -> dict[str, Tensor]:
         """The gradients of these parameters on one batch of one domain."""
@@ -64,11 +65,11 @@ class PolicyGradients:
         self.rows = rows
         self.domains = tuple(rollouts)
         self._params = dict(model.named_parameters())
-        self.shapes = {name: tuple(param.shape) for name, param in self._params.items()}
-        self.trainable = [name for name, param in self._params.items() if param.requires_grad]
-        if not self.trainable:
+        self.shapes = {name: tuple(param.shape) for name, param in self._params.items() if param.requires_grad}
+        self.anatomy = Anatomy.of(model)
+        if not self.shapes:
             raise ModelError("No parameter of the model requires a gradient. Unfreeze those whose conflicts you want.")
-        self._device = self._params[self.trainable[0]].device
+        self._device = self._params[next(iter(self.shapes))].device
         self._batches = [_deal(rollouts[domain], num_batches) for domain in self.domains]
         self.prompts = tuple(sum(len({item.group for item in batch}) for batch in found) for found in self._batches)
         self.completions = tuple(sum(map(len, found)) for found in self._batches)

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from counterpoint.anatomy import NeuronAxis
 from counterpoint.diagnosis.conflict_analysis.gradients import GradientSource
 from counterpoint.diagnosis.conflict_analysis.noise import LOWEST_SPLITS
-from counterpoint.diagnosis.structure import module_of, neuron_axis
 from counterpoint.errors import CounterpointError
 from counterpoint.surgery.units import Units
 
@@ -63,6 +63,7 @@ def collect(
     splits: int,
     scales: Mapping[str, Mapping[str, Tensor]] | None = None,
     *,
+    groupings: Sequence[str] = (),
     memory_gib: float = 4.0,
     on_neurons: NeuronGrams | None = None,
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
@@ -73,6 +74,7 @@ def collect(
         source: the gradients.
         splits: K, a divisor of the number of batches; batch n goes to split ``n % K``.
         scales: name of a metric -> for each parameter the square root of the metric's diagonal.
+        groupings: those that will be asked of the units besides the built-in ones.
         memory_gib: what the running sums may take; a part is at least one module.
         on_neurons: told the Grams of neurons.
         on_progress: called after every batch of every domain.
@@ -90,7 +92,7 @@ def collect(
         on_progress("gradients", done, total)
 
     metrics: dict[str, Mapping[str, Tensor]] = {"gradient": {}, **(scales or {})}
-    collectors = [_Collector(source, splits, name, scale) for name, scale in metrics.items()]
+    collectors = [_Collector(source, splits, name, scale, groupings) for name, scale in metrics.items()]
     for names in parts:
         sums = _sum_splits(source, names, splits, collectors, tick)
         for collector in collectors:
@@ -101,8 +103,11 @@ def collect(
 class _Collector:
     """Turns the gradients of one part after the other into the Grams of one metric."""
 
-    def __init__(self, source: GradientSource, splits: int, metric: str, scale: Mapping[str, Tensor]) -> None:
-        units, D = Units(source.shapes, source.trainable, "tensor"), len(source.domains)
+    def __init__(
+        self, source: GradientSource, splits: int, metric: str, scale: Mapping[str, Tensor], groupings: Sequence[str]
+    ) -> None:
+        units, D = Units(source.shapes, "tensor", source.anatomy, groupings), len(source.domains)
+        self._anatomy = source.anatomy
         starts = itertools.accumulate(units.counts, initial=0)
         self._units_of = {
             name: slice(low, low + n) for name, low, n in zip(units.names, starts, units.counts, strict=False)
@@ -126,12 +131,13 @@ class _Collector:
         for name, value_S in sums.items():
             place = self._units_of[name]
             self.grams.splits_USS[place] = _gram(self._scaled(name, value_S), place.stop - place.start)
-            axis = neuron_axis(name)
+            axis = self._anatomy.neuron_axis(name)
             if axis is not None:
                 layers.setdefault(axis.layer, []).append(name)
         for layer, names in layers.items() if on_neurons else ():
             assert on_neurons is not None
-            neurons = [_by_neuron(name, self._scaled(name, sums[name])) for name in names]
+            axes = [(self._anatomy.neuron_axis(name), self._scaled(name, sums[name])) for name in names]
+            neurons = [_by_neuron(axis, value_S) for axis, value_S in axes if axis]
             for gram_MSS in _neuron_grams(neurons):
                 on_neurons(self.grams.metric, layer, gram_MSS)
 
@@ -177,10 +183,8 @@ def _check_finite(value_D: Tensor, name: str, domains: Sequence[str]) -> None:
 def _parts(source: GradientSource, memory_gib: float, copies: int) -> list[list[str]]:
     """Parameters in parts of whole modules, as many as fit into memory as float32 in so many copies."""
     modules: dict[str, list[str]] = {}
-    for name in source.trainable:
-        axis = neuron_axis(name)  # the weights that hold one neuron stay together
-        module = f"layers.{axis.layer}.mlp" if axis else module_of(name, source.shapes[name])
-        modules.setdefault(module, []).append(name)
+    for name in source.shapes:
+        modules.setdefault(source.anatomy.module_of(name), []).append(name)
     parts: list[list[str]] = []
     room = 0.0
     for names in modules.values():
@@ -202,10 +206,8 @@ def _gram(value_S: Tensor, count: int) -> Tensor:
     return total
 
 
-def _by_neuron(name: str, value_S: Tensor) -> Tensor:
+def _by_neuron(axis: NeuronAxis, value_S: Tensor) -> Tensor:
     """The gradients [S, ...] of one MLP weight as [M, S, elements of one neuron]."""
-    axis = neuron_axis(name)
-    assert axis is not None
     value = value_S.movedim(axis.dim + 1, 1).flatten(2)
     value = value.unflatten(1, (axis.times, -1))
     return value.movedim(2, 0).flatten(2)

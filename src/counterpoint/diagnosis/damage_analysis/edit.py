@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 
-from counterpoint.checkpoints import compare, open_checkpoint
+from counterpoint.checkpoints import Conversion, compare, open_checkpoint
 from counterpoint.config import Config
 from counterpoint.diagnosis.domains_of_config import Subject, open_subject
-from counterpoint.errors import ModelError, UnsupportedError
-from counterpoint.surgery.groupings import plain_name
+from counterpoint.errors import ModelError
 
 
 def check_pair(base: str | Path, after: str | Path) -> None:
@@ -41,9 +40,10 @@ def edit_between(base: str | Path, after: str | Path, model: Any) -> dict[str, t
         ModelError: the two are equal, or a tensor holds a number that is not finite.
         UnsupportedError: the checkpoints name their tensors otherwise than the model.
     """
-    params = {plain_name(name): (name, param) for name, param in model.named_parameters()}
-    found = {}
-    for name, before, now in compare(open_checkpoint(base), open_checkpoint(after)):
+    pair = compare(open_checkpoint(base), open_checkpoint(after))
+    conversion = Conversion(model, {name: pair.base.shapes[source] for name, (source, _) in pair.sources.items()})
+    changes: dict[str, torch.Tensor] = {}
+    for name, before, now in pair:
         change = now.double() - before.double()
         if not bool(change.isfinite().all()):
             bad = [int((~tensor.isfinite()).sum()) for tensor in (before, now)]
@@ -51,18 +51,19 @@ def edit_between(base: str | Path, after: str | Path, model: Any) -> dict[str, t
                 f"{name}: of {change.numel()} weights {bad[0]} are NaN or infinite in {base} and {bad[1]} in {after}. "
                 "A loss cannot be measured there; use checkpoints from before the training diverged."
             )
-        if not bool(change.any()):
-            continue
-        if name not in params:
-            raise UnsupportedError(
-                f"{name} changed between the checkpoints, but {type(model).__name__} has no parameter of that name "
-                f"(it has {next(iter(params))}, ...). Save the checkpoints with the model class that loads them."
-            )
-        own, param = params[name]
-        found[own] = change.to(param)
-    if not found:
+        if bool(change.any()):
+            changes[name] = change.to(torch.promote_types(now.dtype, torch.float32))
+    if not changes:
         raise ModelError(
             f"{base} and {after} hold the same weights, so nothing can have been damaged. Give the checkpoint after "
             "the earlier domain's stage as --base and a later one as --after."
         )
+    own = {id(param): name for name, param in model.named_parameters()}
+    found = {}
+    for bundle in conversion.bundles(changes, type(model).__name__):
+        unchanged = {name: pair.base.shapes[pair.sources[name][0]] for name in bundle.stored if name not in changes}
+        parts = changes | {name: torch.zeros(shape) for name, shape in unchanged.items()}
+        for name, value in bundle.to_model(parts.__getitem__).items():
+            param = conversion.params[name]
+            found[own[id(param)]] = value.to(param)
     return found

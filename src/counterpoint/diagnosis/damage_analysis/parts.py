@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from counterpoint.anatomy import Anatomy
 from counterpoint.diagnosis.damage_analysis.curvature import Curvature, Direction, Reduction, SumLoss, along, inner
 from counterpoint.diagnosis.domains_of_config import Progress, silent
 from counterpoint.diagnosis.statistics import Estimate, bootstrap
-from counterpoint.diagnosis.structure import module_of, neuron_axis
 
 Modules = dict[str, tuple[str, ...]]
 """The parameters of every module, in model order."""
@@ -90,11 +90,11 @@ def over_draws(values: Sequence[float]) -> Estimate:
     return Estimate(sum(values) / len(values), min(values), max(values))
 
 
-def modules_of(params: Mapping[str, Tensor]) -> Modules:
+def modules_of(params: Mapping[str, Tensor], anatomy: Anatomy) -> Modules:
     """Parameters by module, in model order."""
     found: dict[str, list[str]] = {}
-    for name, param in params.items():
-        found.setdefault(module_of(name, tuple(param.shape)), []).append(name)
+    for name in params:
+        found.setdefault(anatomy.module_of(name), []).append(name)
     return {module: tuple(names) for module, names in found.items()}
 
 
@@ -153,16 +153,17 @@ def span_of(blocks_PMM: Tensor, edit: Direction, loss: SumLoss, modules: Modules
     return Span(names, forms, tuple(values_M[order].tolist()), tuple(parts_M[order].tolist()))
 
 
-def on_neurons(direction: Direction, chosen: Mapping[int, Tensor]) -> dict[str, Tensor]:
+def on_neurons(direction: Direction, chosen: Mapping[int, Tensor], anatomy: Anatomy) -> dict[str, Tensor]:
     """The part of a direction in the weights of chosen neurons: rows and columns of MLP projections.
 
     Args:
         direction: by parameter name.
         chosen: for each layer a bool vector, true for the chosen neurons.
+        anatomy: of the model whose parameters these are.
     """
     found = {}
     for name, value in direction.items():
-        axis = neuron_axis(name)
+        axis = anatomy.neuron_axis(name)
         if axis is None or axis.layer not in chosen or value.ndim < 2:
             continue
         mask = chosen[axis.layer].to(value.device).repeat(axis.times)
@@ -178,6 +179,7 @@ def route_part(
     shared: Mapping[int, Tensor],
     whole: Curvature,
     other: str,
+    anatomy: Anatomy,
     *,
     draws: int = 5,
     seed: int = 0,
@@ -191,13 +193,14 @@ def route_part(
         shared: the shared neurons by layer, bool.
         whole: ``along`` for ``edit`` with any reduction whose numbers add up to the inner product.
         other: name of the later domain.
+        anatomy: of the model.
         draws: random sets, each with as many neurons in each layer as ``shared``.
         seed: of their private random stream.
         on_progress: called with pieces done.
     """
     generator = torch.Generator().manual_seed(seed)
     sets = {"shared": shared} | {f"random {i}": _shuffled(shared, generator) for i in range(draws)}
-    parts = {name: on_neurons(edit, chosen) for name, chosen in sets.items()}
+    parts = {name: on_neurons(edit, chosen, anatomy) for name, chosen in sets.items()}
     found = along(
         loss,
         parts,

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from counterpoint.anatomy import Anatomy
 from counterpoint.config import Config
 from counterpoint.diagnosis.damage_analysis.curvature import (
     along,
@@ -30,7 +31,7 @@ from counterpoint.diagnosis.damage_analysis.results import Damage, DamageOptions
 from counterpoint.diagnosis.damage_analysis.spectrum import spectrum_of
 from counterpoint.diagnosis.domains_of_config import Progress, Subject
 from counterpoint.diagnosis.rollouts import Rollouts
-from counterpoint.diagnosis.route_analysis.capture import activity_of, anatomy_of
+from counterpoint.diagnosis.route_analysis.capture import activity_of, sites_of
 from counterpoint.diagnosis.route_analysis.overlap import Choice
 from counterpoint.diagnosis.statistics import Estimate
 from counterpoint.errors import CounterpointError
@@ -94,7 +95,7 @@ class Measurement:
                 raise
             raise CounterpointError(self._out_of_memory("one batch of completions")) from error
         norm = float(inner(self.edit, self.edit)) ** 0.5
-        self.kept |= {"text": text, "modules": modules_of(text.loss.params)}
+        self.kept |= {"text": text, "modules": modules_of(text.loss.params, Anatomy.of(self.subject.model))}
         self._note(
             prompts=len(text.tokens_P),
             informative=text.num_informative,
@@ -176,6 +177,7 @@ class Measurement:
                 shared,
                 self.kept["whole"],
                 other.domain,
+                Anatomy.of(self.subject.model),
                 draws=options.draws,
                 seed=options.seed,
                 on_progress=self.on_progress,
@@ -218,17 +220,17 @@ def shared_neurons(
     subject: Subject, rollouts: tuple[Rollouts, Rollouts], fraction: float, batch_size: int
 ) -> Mapping[int, Tensor]:
     """The neurons that are on the routes of both domains, by layer: the top ``fraction`` of each at this model."""
-    anatomy = anatomy_of(subject.model)
-    choice = Choice(anatomy.neuron_layers_N)
+    sites = sites_of(subject.model)
+    choice = Choice(sites.neuron_layers_N)
     pad_id = subject.tokenizer.pad_token_id
     routes = [
         choice.top(
-            activity_of(subject.model, anatomy, part, pad_id=pad_id, batch_size=batch_size).mean("neuron"), fraction
+            activity_of(subject.model, sites, part, pad_id=pad_id, batch_size=batch_size).mean("neuron"), fraction
         )
         for part in rollouts
     ]
     shared_N = routes[0] & routes[1]
-    layers = anatomy.neuron_layers_N
+    layers = sites.neuron_layers_N
     return {int(layer): shared_N[layers == layer] for layer in torch.unique(layers)}
 
 

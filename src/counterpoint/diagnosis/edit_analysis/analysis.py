@@ -7,7 +7,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from counterpoint.checkpoints import Checkpoint, compare, open_checkpoint
+from counterpoint.anatomy import Anatomy
+from counterpoint.checkpoints import Checkpoint, anatomy_of, compare, open_checkpoint
 from counterpoint.diagnosis.edit_analysis.chunks import Thresholds
 from counterpoint.diagnosis.edit_analysis.neurons import NORMS, Layers, change_scores, numbers, top_neurons
 from counterpoint.diagnosis.edit_analysis.overlap import Overlap, overlap
@@ -26,7 +27,6 @@ from counterpoint.diagnosis.edit_analysis.results import (
 )
 from counterpoint.diagnosis.edit_analysis.stream import Options, Progress, TensorEdits, floating_names, stream
 from counterpoint.diagnosis.statistics import pairs_of
-from counterpoint.diagnosis.structure import layer_of, module_of
 from counterpoint.errors import ConfigError
 
 READINGS = ("both", "either")
@@ -68,17 +68,27 @@ def edits(
     _check_options(checkpoints, thresholds, top, norm, permutations)
     opened, before = [open_checkpoint(path) for path in checkpoints], open_checkpoint(base)
     comparisons = [compare(before, after, opened) for after in opened]
-    tensors = stream(comparisons, Options(thresholds, norm, chain), threads, on_progress)
+    anatomy = anatomy_of(before)
+    tensors = stream(comparisons, Options(thresholds, norm, chain, anatomy), threads, on_progress)
     names = _labels(checkpoints)
-    scores = [_scores(tensors, i, norm) for i in range(len(opened))]
+    scores = [_scores(tensors, i, norm, anatomy) for i in range(len(opened))]
     tops = [top_neurons(own, top) for own in scores]
     against = [str(base), *names[:-1]] if chain else [str(base)] * len(names)
     found = tuple(
-        _checkpoint((names[i], str(checkpoints[i]), against[i]), opened[i], tensors, i, thresholds, scores[i], tops[i])
+        _checkpoint(
+            (names[i], str(checkpoints[i]), against[i]), opened[i], tensors, anatomy, i, thresholds, scores[i], tops[i]
+        )
         for i in range(len(opened))
     )
     pairs = tuple(
-        _pair(names[i], names[j], tensors, number, overlap(tops[i], tops[j], permutations, seed) if tops[i] else None)
+        _pair(
+            names[i],
+            names[j],
+            tensors,
+            anatomy,
+            number,
+            overlap(tops[i], tops[j], permutations, seed) if tops[i] else None,
+        )
         for number, (i, j) in enumerate(pairs_of(len(opened)))
     )
     skipped = tuple(sorted(set(comparisons[0].names) - set(floating_names(comparisons))))
@@ -117,17 +127,16 @@ def _labels(paths: Sequence[str | Path]) -> list[str]:
     return [f"{label} ({i})" for i, label in enumerate(labels, 1)]
 
 
-def _scores(tensors: Sequence[TensorEdits], which: int, norm: str) -> Layers:
-    return change_scores(
-        ((t.name, part) for t in tensors if (part := t.sums[which].neurons) is not None),
-        norm,
-    )
+def _scores(tensors: Sequence[TensorEdits], which: int, norm: str, anatomy: Anatomy) -> Layers:
+    parts = ((anatomy.neuron_axis(t.name), t.sums[which].neurons) for t in tensors)
+    return change_scores(((axis, part) for axis, part in parts if axis and part is not None), norm)
 
 
 def _checkpoint(
     called: tuple[str, str, str],
     checkpoint: Checkpoint,
     tensors: Sequence[TensorEdits],
+    anatomy: Anatomy,
     which: int,
     thresholds: Thresholds,
     scores: Layers,
@@ -153,8 +162,8 @@ def _checkpoint(
         rounding,
         tuple(broken),
         part_of("all", tensors, which, thresholds),
-        parts(by_layer(tensors)),
-        parts(by_module(tensors)),
+        parts(by_layer(tensors, anatomy)),
+        parts(by_module(tensors, anatomy)),
         parts({tensor.name: [tensor] for tensor in tensors}),
         scores,
         numbers(top),
@@ -170,27 +179,33 @@ def _dtypes(checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, int]:
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
-def _pair(first: str, second: str, tensors: Sequence[TensorEdits], number: int, shared: Overlap | None) -> PairEdits:
+def _pair(
+    first: str,
+    second: str,
+    tensors: Sequence[TensorEdits],
+    anatomy: Anatomy,
+    number: int,
+    shared: Overlap | None,
+) -> PairEdits:
     def directions(groups: Groups) -> tuple[Direction, ...]:
         return tuple(direction_of(group, members, number) for group, members in groups.items())
 
     whole = direction_of("all", tensors, number)
-    return PairEdits(first, second, shared, whole, directions(by_layer(tensors)), directions(by_module(tensors)))
+    layers, modules = directions(by_layer(tensors, anatomy)), directions(by_module(tensors, anatomy))
+    return PairEdits(first, second, shared, whole, layers, modules)
 
 
-def by_layer(tensors: Sequence[TensorEdits]) -> Groups:
+def by_layer(tensors: Sequence[TensorEdits], anatomy: Anatomy) -> Groups:
     """Tensors of each layer, and those outside the layers by module, in model order."""
     groups: Groups = {}
     for tensor in tensors:
-        layer = layer_of(tensor.name)
-        name = module_of(tensor.name, tensor.shape) if layer is None else f"layers.{layer}"
-        groups.setdefault(name, []).append(tensor)
+        groups.setdefault(anatomy.place(tensor.name).layer, []).append(tensor)
     return groups
 
 
-def by_module(tensors: Sequence[TensorEdits]) -> Groups:
+def by_module(tensors: Sequence[TensorEdits], anatomy: Anatomy) -> Groups:
     """Tensors of each module in model order."""
     groups: Groups = {}
     for tensor in tensors:
-        groups.setdefault(module_of(tensor.name, tensor.shape), []).append(tensor)
+        groups.setdefault(anatomy.module_of(tensor.name), []).append(tensor)
     return groups

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from counterpoint.diagnosis.structure import neuron_axis
+from counterpoint.anatomy import NeuronAxis
 
 NORMS = ("l2", "l1", "max")
 
@@ -17,12 +17,10 @@ Layers = dict[int, Tensor]
 """For each layer one value per neuron."""
 
 
-def change_scores(parts: Iterable[tuple[str, Tensor]], norm: str = "l2") -> Layers:
+def change_scores(parts: Iterable[tuple[NeuronAxis, Tensor]], norm: str = "l2") -> Layers:
     """Scores by layer from what each weight holds of them: sums of squares, of sizes, or largest sizes; float64."""
     layers: Layers = {}
-    for name, part in parts:
-        axis = neuron_axis(name)
-        assert axis is not None, f"{name} holds no neurons"
+    for axis, part in parts:
         folded = part.view(axis.times, -1)
         own = folded.amax(0) if norm == "max" else folded.sum(0)
         before = layers.get(axis.layer)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from counterpoint.anatomy import Anatomy, NeuronAxis
 from counterpoint.checkpoints import Comparison
 from counterpoint.diagnosis.edit_analysis.chunks import (
     BLOCK,
@@ -30,7 +31,6 @@ from counterpoint.diagnosis.edit_analysis.chunks import (
 )
 from counterpoint.diagnosis.edit_analysis.spectrum import Compression, Spectrum, exact_spectrum, is_exact
 from counterpoint.diagnosis.statistics import pairs_of
-from counterpoint.diagnosis.structure import NeuronAxis, neuron_axis
 
 Progress = Callable[[str, int, int], None]
 """``(what, done, total)``."""
@@ -60,11 +60,13 @@ class Options:
         thresholds: of sparsity.
         norm: of a neuron's edit.
         chain: edits are taken from one checkpoint to the next, not from the base.
+        anatomy: where the neurons of each tensor lie.
     """
 
     thresholds: Thresholds
     norm: str = "l2"
     chain: bool = False
+    anatomy: Anatomy = field(default_factory=Anatomy)
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class TensorPass:
             [self.options.thresholds.empty() for _ in self.comparisons],
             [Agreement() for _ in pairs_of(len(self.comparisons))],
         )
-        axis = neuron_axis(self.name) if len(self.shape) == 2 else None
+        axis = self.options.anatomy.neuron_axis(self.name) if len(self.shape) == 2 else None
         matrix = len(self.shape) == 2 and min(self.shape) > 1
         exact = matrix and is_exact(self.shape)
         sketches = [Compression(self.shape) for _ in self.comparisons] if matrix and not exact else []  # type: ignore[arg-type]

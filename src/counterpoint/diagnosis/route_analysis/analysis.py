@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from counterpoint.anatomy import Anatomy
 from counterpoint.diagnosis.domains_of_config import Progress, check_enough, silent
 from counterpoint.diagnosis.rollouts import Rollouts
-from counterpoint.diagnosis.route_analysis.capture import Activity, Anatomy, Tokens, activity_of, anatomy_of
+from counterpoint.diagnosis.route_analysis.capture import Activity, Sites, Tokens, activity_of, sites_of
 from counterpoint.diagnosis.route_analysis.direction import (
     MINIMUM,
     Direction,
@@ -121,22 +122,22 @@ def routes(
         ModelError: edits of another architecture.
     """
     _check(rollouts_by_domain, (fraction, *fractions), edits or {})
-    anatomy = anatomy_of(model)
-    activities = _activities(
-        model, anatomy, rollouts_by_domain, tokenizer.pad_token_id, batch_size, tokens, on_progress
-    )
-    choices = {"neuron": Choice(anatomy.neuron_layers_N, per_layer), "head": Choice(anatomy.head_layers_H, per_layer)}
+    sites = sites_of(model)
+    activities = _activities(model, sites, rollouts_by_domain, tokenizer.pad_token_id, batch_size, tokens, on_progress)
+    choices = {"neuron": Choice(sites.neuron_layers_N, per_layer), "head": Choice(sites.head_layers_H, per_layer)}
     choices = {kind: choice for kind, choice in choices.items() if len(choice.layers_U)}
     stable, overlaps = _overlaps(activities, choices, sorted({fraction, *fractions}), seed)
-    found, non_finite = _directions(activities, choices, fraction, edits or {}, minimum, seed, on_progress)
+    found, non_finite = _directions(
+        activities, choices, fraction, edits or {}, Anatomy.of(model), minimum, seed, on_progress
+    )
     return Routes(
         fraction=fraction,
         per_layer=per_layer,
         tokens=tokens,
         minimum_cosine=minimum,
-        num_neurons=_counts(anatomy.neuron_layers_N),
-        num_heads=_counts(anatomy.head_layers_H),
-        layers_left_out=anatomy.left_out,
+        num_neurons=_counts(sites.neuron_layers_N),
+        num_heads=_counts(sites.head_layers_H),
+        layers_left_out=sites.left_out,
         routes=tuple(_route(rollouts_by_domain[name], one, choices, fraction) for name, one in activities.items()),
         stability=tuple(stable),
         overlaps=tuple(overlaps),
@@ -166,7 +167,7 @@ def _check(rollouts: Mapping[str, Rollouts], fractions: Sequence[float], edits: 
 
 def _activities(
     model: Any,
-    anatomy: Anatomy,
+    sites: Sites,
     rollouts_by_domain: Mapping[str, Rollouts],
     pad_id: int,
     batch_size: int,
@@ -183,7 +184,7 @@ def _activities(
             on_progress(f"routes of {name}", done, total)
 
         found[name] = activity_of(
-            model, anatomy, rollouts, pad_id=pad_id, batch_size=batch_size, tokens=tokens, on_batch=count
+            model, sites, rollouts, pad_id=pad_id, batch_size=batch_size, tokens=tokens, on_batch=count
         )
     return found
 
@@ -225,6 +226,7 @@ def _directions(
     choices: Mapping[str, Choice],
     fraction: float,
     edits: Mapping[str, Mapping[str, Tensor]],
+    anatomy: Anatomy,
     minimum: float,
     seed: int,
     on_progress: Progress,
@@ -232,7 +234,8 @@ def _directions(
     if not edits:
         return [], {}
     measure = {"neuron": neuron_products, "head": head_products}
-    products = {kind: measure[kind](edits, choice.layers_U) for kind, choice in choices.items()}
+    anatomy = getattr(next(iter(edits.values())), "anatomy", anatomy)  # on the disk tensors may lie otherwise
+    products = {kind: measure[kind](edits, choice.layers_U, anatomy) for kind, choice in choices.items()}
     pairs = list(combinations(edits, 2))
     found = []
     for done, (a, b) in enumerate(pairs, 1):

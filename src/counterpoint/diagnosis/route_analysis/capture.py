@@ -15,9 +15,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from counterpoint.anatomy import Anatomy, path_of
 from counterpoint.diagnosis.damage_analysis.curvature import is_out_of_memory
 from counterpoint.diagnosis.rollouts import Rollout, Rollouts, TokenBatch, collate
-from counterpoint.diagnosis.structure import is_output_projection, layer_of, neuron_axis
 from counterpoint.errors import CounterpointError, ModelError, UnsupportedError
 
 Tokens = Literal["completion", "prompt", "all"]
@@ -36,11 +36,11 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Anatomy:
-    """Where neurons and heads are in a model; units are numbered through the layers in order.
+class Sites:
+    """Where neurons and heads arrive in a model; units are numbered through the layers in order.
 
-    ``neuron_layers_N`` and ``head_layers_H`` [int64] tell each unit's layer; ``left_out`` are layers whose MLP is of
-    no known kind (mixtures of experts), and which therefore have no neurons here.
+    ``neuron_layers_N`` and ``head_layers_H`` [int64] tell each unit's layer; ``left_out`` are layers whose feed-forward
+    block is, in whole or in part, of no known kind (experts): it has no neurons here.
     """
 
     sites: tuple[Site, ...]
@@ -64,42 +64,39 @@ class Activity:
         return sums_KU[chosen].sum(0) / self.tokens_K[chosen].sum().clamp(min=1)
 
 
-def anatomy_of(model: Any) -> Anatomy:
+def sites_of(model: Any) -> Sites:
     """The projections of ``model`` that neurons and heads feed.
 
     Raises:
         UnsupportedError: no MLP of a known kind, or heads that do not divide their projection.
     """
-    num_heads = _config(model).num_attention_heads
-    sites, layers = [], set()
+    anatomy, num_heads = Anatomy.of(model), getattr(_config(model), "num_attention_heads", None)
+    sites = []
     for name, module in model.named_modules():
-        layer = layer_of(f"{name}.weight")
-        if layer is None:
+        path = path_of(f"{name}.weight")
+        if not hasattr(getattr(module, "base_layer", module), "weight") or name.endswith(".base_layer"):
             continue
-        layers.add(layer)
-        weight = getattr(getattr(module, "base_layer", module), "weight", None)
-        if weight is None:
-            continue
-        axis = neuron_axis(f"{name}.weight")
-        if axis and axis.dim == _input_dim(module):
-            sites.append(Site(axis.layer, "neuron", weight.shape[axis.dim], module))
-        elif is_output_projection(f"{name}.weight"):
-            _check_heads(name, weight.shape[1], num_heads)
+        axis, layer = anatomy.neurons.get(path), anatomy.outputs.get(path)
+        if axis and axis.part == "down":
+            sites.append(Site(axis.layer, "neuron", _weight(module).shape[1], module))
+        elif layer is not None and num_heads:
+            _check_heads(name, _weight(module).shape[1], num_heads)
             sites.append(Site(layer, "head", num_heads, module))
-    known = {site.layer for site in sites if site.kind == "neuron"}
-    if not known:
+    dense = {site.layer for site in sites if site.kind == "neuron"}
+    if not dense:
         raise UnsupportedError(
-            f"{type(model).__name__} has no MLP whose neurons are known here (gate, up and down projections, or two "
-            "layers as in GPT-2, Phi and GPT-NeoX), so its routes cannot be measured. `counterpoint diagnose edits` "
-            "and `conflicts` work on any model."
+            f"{type(model).__name__} has no dense MLP whose shapes tell its neurons, so its routes cannot be measured. "
+            "`counterpoint diagnose edits` and `conflicts` work on any model."
         )
+    routed = {place.layer for place in anatomy.places.values() if "experts" in place.block.split(".")}
+    left_out = (n for n in anatomy.layers if n not in dense or f"layers.{n}" in routed)
     sites.sort(key=lambda site: site.layer)
-    return Anatomy(tuple(sites), _layers(sites, "neuron"), _layers(sites, "head"), tuple(sorted(layers - known)))
+    return Sites(tuple(sites), _layers(sites, "neuron"), _layers(sites, "head"), tuple(left_out))
 
 
 def activity_of(
     model: Any,
-    anatomy: Anatomy,
+    sites: Sites,
     rollouts: Rollouts,
     *,
     pad_id: int,
@@ -115,7 +112,7 @@ def activity_of(
         CounterpointError: a contribution is no number (naming the layer), or memory does not suffice.
     """
     blocks = blocks_of(rollouts)
-    sums = _Sums(anatomy, len(blocks))
+    sums = _Sums(sites, len(blocks))
     device = next(model.parameters()).device
     backbone = _backbone(model)
     with _measuring(model), sums.listening():
@@ -147,12 +144,12 @@ def blocks_of(rollouts: Rollouts) -> list[list[Rollout]]:
 class _Sums:
     """Receives what arrives at every site and adds it to the current block."""
 
-    def __init__(self, anatomy: Anatomy, blocks: int) -> None:
-        self._anatomy = anatomy
-        self._maps = [_column_norms(site) if site.kind == "neuron" else _head_maps(site) for site in anatomy.sites]
+    def __init__(self, sites: Sites, blocks: int) -> None:
+        self._sites = sites.sites
+        self._maps = [_column_norms(site) if site.kind == "neuron" else _head_maps(site) for site in self._sites]
         self._sums = [
             torch.zeros(blocks, site.units, dtype=torch.float64, device=scale.device)
-            for site, scale in zip(anatomy.sites, self._maps, strict=True)
+            for site, scale in zip(self._sites, self._maps, strict=True)
         ]
         self._tokens_K = torch.zeros(blocks, dtype=torch.float64)
         self._block = 0
@@ -166,7 +163,7 @@ class _Sums:
     def listening(self) -> Iterator[None]:
         handles: list[Any] = []
         try:
-            for i, site in enumerate(self._anatomy.sites):
+            for i, site in enumerate(self._sites):
                 handles.append(site.module.register_forward_pre_hook(self._hook(i)))
             yield
         finally:
@@ -174,7 +171,7 @@ class _Sums:
                 handle.remove()
 
     def _hook(self, i: int) -> Callable[..., None]:
-        add = _neuron_sums if self._anatomy.sites[i].kind == "neuron" else _head_sums
+        add = _neuron_sums if self._sites[i].kind == "neuron" else _head_sums
 
         def hear(module: Any, args: tuple[Tensor, ...]) -> None:
             x_SF = args[0].flatten(0, -2).index_select(0, self._rows.to(args[0].device))
@@ -183,7 +180,7 @@ class _Sums:
         return hear
 
     def activity(self) -> Activity:
-        for site, sums in zip(self._anatomy.sites, self._sums, strict=True):
+        for site, sums in zip(self._sites, self._sums, strict=True):
             if not bool(sums.isfinite().all()):
                 raise CounterpointError(
                     f"Layer {site.layer}: contributions of {site.kind}s are not finite numbers. The model overflows on "
@@ -192,7 +189,7 @@ class _Sums:
         return Activity(self._joined("neuron"), self._joined("head"), self._tokens_K)
 
     def _joined(self, kind: str) -> Tensor:
-        parts = [s.cpu() for site, s in zip(self._anatomy.sites, self._sums, strict=True) if site.kind == kind]
+        parts = [s.cpu() for site, s in zip(self._sites, self._sums, strict=True) if site.kind == kind]
         return torch.cat(parts, 1) if parts else torch.zeros(len(self._tokens_K), 0, dtype=torch.float64)
 
 

@@ -12,10 +12,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from counterpoint.checkpoints import Comparison
+from counterpoint.anatomy import Anatomy, NeuronAxis, path_of
+from counterpoint.checkpoints import Comparison, anatomy_of
 from counterpoint.diagnosis.route_analysis.controls import MIN_NEURONS, cosine_interval, draw_controls, sign_noise
 from counterpoint.diagnosis.statistics import Estimate
-from counterpoint.diagnosis.structure import NeuronAxis, is_output_projection, layer_of, neuron_axis
 from counterpoint.errors import ModelError
 
 Verdict = Literal["synergy", "neutral", "conflict", "too few neurons", "too few heads", "no edit"]
@@ -66,6 +66,7 @@ class EditTensors(Mapping[str, Tensor]):
 
     def __init__(self, comparison: Comparison) -> None:
         self._comparison = comparison
+        self.anatomy = anatomy_of(comparison.base)
 
     def __getitem__(self, name: str) -> Tensor:
         in_base, in_after = self._comparison.sources[name]
@@ -108,7 +109,7 @@ class Products:
         return torch.stack([self.products_NWDD[:, :, one, other] for one, other in pairs], -1)
 
 
-def neuron_products(edits: Mapping[str, Mapping[str, Tensor]], neuron_layers_N: Tensor) -> Products:
+def neuron_products(edits: Mapping[str, Mapping[str, Tensor]], neuron_layers_N: Tensor, anatomy: Anatomy) -> Products:
     """Inner products of every pair of ``edits`` (domain -> parameter name -> edit), a weight of each at a time.
 
     Raises:
@@ -119,12 +120,12 @@ def neuron_products(edits: Mapping[str, Mapping[str, Tensor]], neuron_layers_N: 
     non_finite: dict[str, int] = {}
     seen = set()
     for name in edits[domains[0]]:
-        axis = neuron_axis(name)
+        axis = anatomy.neuron_axis(name)
         if axis is None:
             continue
         inside_N = neuron_layers_N == axis.layer
         tensors = [_finite(domain, name, edits[domain], non_finite) for domain in domains]
-        for part, rows in zip(_parts(name), zip(*(_by_neuron(t, axis) for t in tensors), strict=True), strict=True):
+        for part, rows in zip(_parts(axis), zip(*(_by_neuron(t, axis) for t in tensors), strict=True), strict=True):
             if any(len(edit_NM) != int(inside_N.sum()) for edit_NM in rows):
                 raise ModelError(
                     f"{name}: layer {axis.layer} has {len(rows[0])} neurons in the edit and {int(inside_N.sum())} in "
@@ -138,7 +139,7 @@ def neuron_products(edits: Mapping[str, Mapping[str, Tensor]], neuron_layers_N: 
     return Products(domains, found, non_finite)
 
 
-def head_products(edits: Mapping[str, Mapping[str, Tensor]], head_layers_H: Tensor) -> Products:
+def head_products(edits: Mapping[str, Mapping[str, Tensor]], head_layers_H: Tensor, anatomy: Anatomy) -> Products:
     """The same by attention head: its rows of the query projection, its columns of the output projection.
 
     A query projection that is fused with others, or that does not divide among the heads, is left out.
@@ -150,8 +151,8 @@ def head_products(edits: Mapping[str, Mapping[str, Tensor]], head_layers_H: Tens
     found = torch.zeros(len(head_layers_H), len(HEAD_PARTS), len(domains), len(domains), dtype=torch.float64)
     non_finite: dict[str, int] = {}
     for name in edits[domains[0]]:
-        layer = layer_of(name)
-        if layer is None or not is_output_projection(name):
+        layer = anatomy.outputs.get(path_of(name))
+        if layer is None:
             continue
         inside_H = head_layers_H == layer
         heads, query = int(inside_H.sum()), f"{name.rsplit('.', 2)[0]}.q_proj.weight"
@@ -232,12 +233,8 @@ def _share(values_N: Tensor, chosen_N: Tensor) -> float:
     return float(values_N[chosen_N].sum()) / total if total else math.nan
 
 
-def _parts(name: str) -> tuple[int, ...]:
-    if "gate_up" in name:
-        return (0, 1)
-    if "gate_proj" in name:
-        return (0,)
-    return (1,) if any(key in name for key in ("up_proj", "fc1", "c_fc", "h_to_4h")) else (2,)
+def _parts(axis: NeuronAxis) -> tuple[int, ...]:
+    return (0, 1) if axis.times == 2 else (PARTS.index(axis.part),)
 
 
 def _by_neuron(edit: Tensor, axis: NeuronAxis) -> tuple[Tensor, ...]:

@@ -11,9 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from counterpoint.checkpoints import compare, open_checkpoint
+from counterpoint.anatomy import NeuronAxis
+from counterpoint.checkpoints import anatomy_of, compare, open_checkpoint
 from counterpoint.diagnosis.edit_analysis.neurons import change_scores
-from counterpoint.diagnosis.structure import neuron_axis
 from counterpoint.disk import write_bytes
 from counterpoint.errors import RunError
 
@@ -51,14 +51,16 @@ class Distances:
 
 def squares(reference: str | Path, checkpoint: str | Path) -> dict[str, Tensor]:
     """Sums of squares of ``checkpoint - reference``, float64: each layer's neurons by its number, and ``whole``."""
-    parts: list[tuple[str, Tensor]] = []
+    parts: list[tuple[NeuronAxis, Tensor]] = []
+    base = open_checkpoint(reference)
+    anatomy = anatomy_of(base)
     whole = torch.zeros((), dtype=torch.float64)
-    for name, before, now in compare(open_checkpoint(reference), open_checkpoint(checkpoint)):
+    for name, before, now in compare(base, open_checkpoint(checkpoint)):
         change = (now.double() - before.double()).square()
         whole += change.sum()
-        axis = neuron_axis(name)
+        axis = anatomy.neuron_axis(name)
         if axis is not None and change.ndim == 2:
-            parts.append((name, change.sum(1 - axis.dim)))
+            parts.append((axis, change.sum(1 - axis.dim)))
     # added up as sizes are, because these are squares already
     return {_WHOLE: whole} | {str(layer): own for layer, own in change_scores(parts, "l1").items()}
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from counterpoint.anatomy import Anatomy
 from counterpoint.config import Config
 from counterpoint.diagnosis.damage_analysis.curvature import along, inner
 from counterpoint.diagnosis.damage_analysis.edit import edit_between, open_at
@@ -51,7 +52,7 @@ def curvature_on(
     """
     opened = open_at(config, reference, [domain])
     rollouts = _completions(opened, options, on_progress)[domain]
-    part = on_neurons(edit_between(reference, model, opened.model), neurons)
+    part = on_neurons(edit_between(reference, model, opened.model), neurons, Anatomy.of(opened.model))
     length = float(inner(part, part))
     if not length:
         raise CounterpointError("the two checkpoints do not differ on the neurons of the route.")

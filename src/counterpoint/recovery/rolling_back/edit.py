@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from counterpoint.checkpoints import Comparison, compare, open_checkpoint
+from counterpoint.anatomy import Anatomy, NeuronAxis
+from counterpoint.checkpoints import Comparison, anatomy_of, compare, open_checkpoint
 from counterpoint.errors import ModelError
 
 Watch = Callable[[int, int], None]
@@ -22,6 +23,8 @@ class Edit:
     own: Comparison | None
     names: tuple[str, ...]
     """The tensors of floating-point numbers, each weight once, in model order."""
+    anatomy: Anatomy
+    """Where they lie in the model."""
 
     @property
     def num_weights(self) -> int:
@@ -31,6 +34,10 @@ class Edit:
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of one tensor."""
         return self.pair.base.shapes[self.pair.sources[name][0]]
+
+    def neurons(self, name: str) -> NeuronAxis | None:
+        """Where the neurons of one tensor lie; None where it holds none."""
+        return self.anatomy.neuron_axis(name)
 
     def size(self, name: str) -> int:
         """Weights of one tensor."""
@@ -78,7 +85,7 @@ def open_edit(before: str | Path, after: str | Path, base: str | Path | None = N
             "be restored apart. Use checkpoints of one run."
         )
     names = tuple(name for name in pair.names if last.dtypes[pair.sources[name][1]].is_floating_point)
-    return Edit(pair, own, names)
+    return Edit(pair, own, names, anatomy_of(first))
 
 
 def changed_weights(edit: Edit, watch: Watch = lambda done, total: None) -> Mapping[str, int]:

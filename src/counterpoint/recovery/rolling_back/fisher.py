@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from counterpoint.anatomy import plain_name
 from counterpoint.diagnosis.damage_analysis.curvature import is_out_of_memory
 from counterpoint.diagnosis.domains_of_config import Progress, silent
 from counterpoint.diagnosis.rollouts import Rollouts, collate
 from counterpoint.diagnosis.surrogate import log_probs
 from counterpoint.errors import CounterpointError
-from counterpoint.surgery.groupings import plain_name
 
 
 def diagonal_fisher(

@@ -1,13 +1,13 @@
 """Sets of weights to restore: the top coordinates of a ranking or its top neurons, for any number of budgets."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from counterpoint.diagnosis.structure import neuron_axis
+from counterpoint.anatomy import Anatomy
 from counterpoint.recovery.rolling_back.edit import Edit, Watch
 from counterpoint.recovery.rolling_back.ranking import Cut, Ranking
 from counterpoint.recovery.rolling_back.region import Region, gather, spread
@@ -79,10 +79,11 @@ class NeuronMask:
 
     chosen: Mapping[int, Tensor]
     num_weights: int
+    anatomy: Anatomy
 
     def of(self, name: str) -> Tensor | None:
         """Their rows and columns in one tensor."""
-        axis = neuron_axis(name)
+        axis = self.anatomy.neuron_axis(name)
         if axis is None or not bool(self.chosen.get(axis.layer, torch.zeros(1)).any()):
             return None
         return spread(self.chosen[axis.layer], axis)
@@ -94,6 +95,7 @@ class Neurons:
 
     scores: Mapping[int, Tensor]
     sizes: Mapping[int, int]
+    anatomy: Anatomy = field(default_factory=Anatomy)
 
     @property
     def num_candidates(self) -> int:
@@ -113,7 +115,9 @@ class Neurons:
             chosen_U = torch.zeros(len(scores_U), dtype=torch.bool)
             chosen_U[taken] = True
             parts = chosen_U.split([len(own) for own in self.scores.values()])
-            masks.append(NeuronMask(dict(zip(self.scores, parts, strict=True)), int(sizes_U[taken].sum())))
+            masks.append(
+                NeuronMask(dict(zip(self.scores, parts, strict=True)), int(sizes_U[taken].sum()), self.anatomy)
+            )
         return masks
 
 
@@ -127,14 +131,14 @@ def neurons(scores: WeightScores, watch: Watch) -> Neurons:
     edit, sizes = scores.edit, _neuron_sizes(scores.edit)
     totals: dict[int, Tensor] = {}
     for done, name in enumerate(edit.names, 1):
-        axis = neuron_axis(name)
+        axis = edit.neurons(name)
         if axis is not None:
             own_N = gather(scores.squared(name), axis)
             totals[axis.layer] = totals[axis.layer] + own_N if axis.layer in totals else own_N
         watch(done, len(edit.names))
     if scores.rule == "activity":
         totals = {layer: scores.activity[layer].double() * (own > 0) for layer, own in totals.items()}
-    return Neurons(dict(sorted(totals.items())), sizes)
+    return Neurons(dict(sorted(totals.items())), sizes, edit.anatomy)
 
 
 def random_neurons(edit: Edit, region: Region, seed: int, draw: int) -> Neurons:
@@ -144,7 +148,7 @@ def random_neurons(edit: Edit, region: Region, seed: int, draw: int) -> Neurons:
     for layer, own_N in changed.scores.items():
         generator = torch.Generator().manual_seed(private_seed(seed, draw, layer))
         orders[layer] = (1 - torch.rand(len(own_N), generator=generator, dtype=torch.float64)) * (own_N > 0)
-    return Neurons(orders, changed.sizes)
+    return Neurons(orders, changed.sizes, edit.anatomy)
 
 
 def random_coordinates(edit: Edit, region: Region, names: Sequence[str], seed: int, draw: int) -> Coordinates:
@@ -156,7 +160,7 @@ def _neuron_sizes(edit: Edit) -> dict[int, int]:
     """Weights of one neuron by layer."""
     sizes: dict[int, int] = {}
     for name in edit.names:
-        axis = neuron_axis(name)
+        axis = edit.neurons(name)
         if axis is not None:
             sizes[axis.layer] = sizes.get(axis.layer, 0) + edit.size(name) * axis.times // edit.shape(name)[axis.dim]
     return sizes

@@ -1,6 +1,6 @@
 """A checkpoint with part of an edit undone: in a model for a while, or on the disk. Both hold the same bits."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,11 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from counterpoint.checkpoints import write_checkpoint
-from counterpoint.errors import UnsupportedError
+from counterpoint.checkpoints import Conversion, write_checkpoint
 from counterpoint.recovery.rolling_back.edit import Edit, wide
 from counterpoint.recovery.rolling_back.masks import Mask
-from counterpoint.surgery.groupings import plain_name
 
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 
@@ -42,22 +40,32 @@ class Site:
     """A model whose weights are set to any patch of an edit; what it was before does not matter."""
 
     def __init__(self, model: Any, edit: Edit, changed: Mapping[str, int]) -> None:
-        """Raises ``UnsupportedError`` where the edit changed a tensor that the model has under no name."""
-        params = {plain_name(name): param for name, param in model.named_parameters()}
-        for name in changed:
-            if name not in params:
-                raise UnsupportedError(
-                    f"{name} changed between the checkpoints, but {type(model).__name__} has no parameter of that name "
-                    f"(it has {next(iter(params))}, ...). Save the checkpoints with the model class that loads them."
-                )
+        """Raises ``UnsupportedError`` where the edit changed a tensor that the model has no parameter for."""
         self.edit = edit
-        self.params = {name: params[name] for name in edit.names if name in params}
+        self.shapes = {name: edit.shape(name) for name in edit.names}
+        self.conversion = Conversion(model, self.shapes)
+        self.conversion.bundles(changed, type(model).__name__)
+        known = [name for name in edit.names if name in self.conversion.by_stored]
+        self.bundles = self.conversion.bundles(known, type(model).__name__)
 
     def hold(self, tensor_of: Callable[[str], Tensor]) -> None:
-        """Copies ``tensor_of(name)`` into every parameter."""
+        """Copies ``tensor_of(name)`` of every stored tensor into the model's parameters."""
         with torch.no_grad():
-            for name, param in self.params.items():
-                param.copy_(tensor_of(name))
+            for bundle in self.bundles:
+                for name, value in bundle.to_model(tensor_of).items():
+                    self.conversion.params[name].copy_(value)
+
+    def params_of(self, names: Iterable[str]) -> list[str]:
+        """The model's parameters that hold these stored tensors."""
+        return [param for bundle in self.conversion.bundles(names, "the model") for param in bundle.params]
+
+    def to_disk(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``values`` of some of the model's parameters as they lie in the stored tensors."""
+        found: dict[str, Tensor] = {}
+        for bundle in self.bundles:
+            if all(name in values for name in bundle.params):
+                found |= bundle.to_disk({name: values[name] for name in bundle.params}, self.shapes)
+        return found
 
 
 def write_patch(patch: Patch, out: Path, on_progress: Callable[[str, int, int], None]) -> Path:

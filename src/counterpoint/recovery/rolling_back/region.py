@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from counterpoint.diagnosis.structure import NeuronAxis, neuron_axis
+from counterpoint.anatomy import NeuronAxis
 
 
 @dataclass(frozen=True)
@@ -16,18 +16,16 @@ class Region:
     neurons_only: bool = False
     shared: Mapping[int, Tensor] | None = None
 
-    def holds(self, name: str) -> bool:
-        """Whether any weight of the tensor may be restored."""
-        axis = neuron_axis(name)
+    def holds(self, axis: NeuronAxis | None) -> bool:
+        """Whether any weight of a tensor with these neurons (None: without) may be restored."""
         if self.shared is not None:
             return axis is not None and bool(self.shared.get(axis.layer, torch.zeros(1)).any())
         return axis is not None or not self.neurons_only
 
-    def limit(self, name: str, scores: Tensor) -> Tensor:
+    def limit(self, axis: NeuronAxis | None, scores: Tensor) -> Tensor:
         """Scores of the tensor with 0 outside the region."""
-        if not self.holds(name):
+        if not self.holds(axis):
             return torch.zeros_like(scores)
-        axis = neuron_axis(name)
         if self.shared is None or axis is None:
             return scores
         return scores * spread(self.shared[axis.layer], axis)

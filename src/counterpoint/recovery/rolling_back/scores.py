@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from counterpoint.diagnosis.structure import neuron_axis
 from counterpoint.recovery.rolling_back.edit import Edit
 from counterpoint.recovery.rolling_back.region import Region, spread
 
@@ -48,11 +47,11 @@ class WeightScores:
 
     def __call__(self, name: str) -> Tensor:
         """One tensor's scores: float32, not negative."""
-        return self.region.limit(name, self._anywhere(name)).float()
+        return self.region.limit(self.edit.neurons(name), self._anywhere(name)).float()
 
     def squared(self, name: str) -> Tensor:
         """What is summed over a neuron: ``F d^2`` and not its root where the rule is ``damage``; float64."""
-        scores = self.region.limit(name, self._anywhere(name)).double()
+        scores = self.region.limit(self.edit.neurons(name), self._anywhere(name)).double()
         return scores.square() if self.rule == "damage" else scores
 
     def _anywhere(self, name: str) -> Tensor:
@@ -69,7 +68,7 @@ class WeightScores:
         return opposition(d, self.edit.own_change(name))
 
     def _activity(self, name: str, d: Tensor) -> Tensor:
-        axis = neuron_axis(name)
+        axis = self.edit.neurons(name)
         if axis is None or axis.layer not in self.activity:
             return torch.zeros_like(d)
         return d.abs() * spread(self.activity[axis.layer].to(d), axis)
@@ -97,7 +96,7 @@ class RandomScores:
         d = self.edit.change(name)
         generator = torch.Generator().manual_seed(private_seed(self.seed, self.draw, name))
         order = 1 - torch.rand(d.shape, generator=generator)
-        return self.region.limit(name, order * (d != 0))
+        return self.region.limit(self.edit.neurons(name), order * (d != 0))
 
 
 def private_seed(*parts: int | str) -> int:

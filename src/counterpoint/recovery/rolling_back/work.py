@@ -12,7 +12,7 @@ from counterpoint.config import Config
 from counterpoint.diagnosis.damage_analysis.stages import shared_neurons
 from counterpoint.diagnosis.domains_of_config import Progress, Subject, completions_for, open_subject
 from counterpoint.diagnosis.rollouts import Rollouts
-from counterpoint.diagnosis.route_analysis.capture import activity_of, anatomy_of
+from counterpoint.diagnosis.route_analysis.capture import activity_of, sites_of
 from counterpoint.diagnosis.statistics import Estimate
 from counterpoint.diagnosis.threads import threads_for
 from counterpoint.recovery.rolling_back.comparison import beyond, change, restored, row
@@ -86,9 +86,11 @@ class Work:
         region = Region(options.unit == "neurons" or options.score == "activity", shared)
         scores = WeightScores(options.score, self.edit, region)
         if options.score == "damage":
-            names = [name for name in self.changed if region.holds(name)]
-            fisher = diagonal_fisher(bench.subject.model, rollouts[domain], names, self.on_progress)
-            scores = replace(scores, fisher=fisher)
+            names = [name for name in self.changed if region.holds(self.edit.neurons(name))]
+            fisher = diagonal_fisher(
+                bench.subject.model, rollouts[domain], bench.site.params_of(names), self.on_progress
+            )
+            scores = replace(scores, fisher=bench.site.to_disk(fisher))
         elif options.score == "activity":
             scores = replace(scores, activity=_activity(bench.subject, rollouts[domain], options.batch_size))
         return region, scores
@@ -113,7 +115,7 @@ class Work:
         )
 
     def _candidates(self, region: Region, scores: WeightScores) -> list[Candidate]:
-        names = [name for name in self.changed if region.holds(name)]
+        names = [name for name in self.changed if region.holds(self.edit.neurons(name))]
         passes = _Passes(self.on_progress)
         chooser = chooser_of(scores, self.options.unit, names, passes)
         self._note(num_candidates=chooser.num_candidates)
@@ -191,10 +193,10 @@ def open_merged(config: Config, edit: Edit) -> Subject:
 
 def _activity(subject: Subject, rollouts: Rollouts, batch_size: int) -> dict[int, Tensor]:
     """Mean contribution of every neuron by layer."""
-    anatomy = anatomy_of(subject.model)
+    sites = sites_of(subject.model)
     pad_id = subject.tokenizer.pad_token_id
-    mean_N = activity_of(subject.model, anatomy, rollouts, pad_id=pad_id, batch_size=batch_size).mean("neuron")
-    layers_N = anatomy.neuron_layers_N
+    mean_N = activity_of(subject.model, sites, rollouts, pad_id=pad_id, batch_size=batch_size).mean("neuron")
+    layers_N = sites.neuron_layers_N
     return {int(layer): mean_N[layers_N == layer] for layer in torch.unique(layers_N)}
 
 
