@@ -63,13 +63,13 @@ class Conversion:
         model: a model of transformers, on any device (``meta`` too).
         shapes: of the stored tensors.
 
-    ``by_stored`` and ``by_param`` give the bundle of a tensor or of a parameter (plain names). Stored tensors that the
-    model has no place for are in neither.
+    ``params`` are the model's parameters and buffers by plain name, ``by_stored`` and ``by_param`` the bundle of a stored
+    tensor or of one of them. Stored tensors that the model has no place for are in neither.
     """
 
     def __init__(self, model: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self.shapes = shapes
-        self.params = {plain_name(name): param for name, param in model.named_parameters(remove_duplicate=False)}
+        self.params = {plain_name(name): tensor for name, tensor in model.state_dict(keep_vars=True).items()}
         self.by_stored: dict[str, Bundle] = {}
         self.by_param: dict[str, Bundle] = {}
         for bundle in _bundles(model, set(self.params), shapes):
@@ -98,7 +98,7 @@ class Conversion:
         found = Anatomy(layers=inside.layers)
         for name in self.shapes:
             path, bundle = path_of(name), self.by_stored.get(name)
-            if bundle is None:
+            if bundle is None or path_of(bundle.params[0]) not in inside.places:  # a buffer is no parameter
                 found.places[path] = outside.place(name)
                 continue
             place = inside.place(bundle.params[0])

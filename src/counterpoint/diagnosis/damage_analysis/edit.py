@@ -9,7 +9,7 @@ import torch
 from counterpoint.checkpoints import Conversion, compare, open_checkpoint
 from counterpoint.config import Config
 from counterpoint.diagnosis.domains_of_config import Subject, open_subject
-from counterpoint.errors import ModelError
+from counterpoint.errors import ModelError, UnsupportedError
 
 
 def check_pair(base: str | Path, after: str | Path) -> None:
@@ -65,5 +65,10 @@ def edit_between(base: str | Path, after: str | Path, model: Any) -> dict[str, t
         parts = changes | {name: torch.zeros(shape) for name, shape in unchanged.items()}
         for name, value in bundle.to_model(parts.__getitem__).items():
             param = conversion.params[name]
+            if id(param) not in own:
+                raise UnsupportedError(
+                    f"{name} changed between the checkpoints and is a buffer of {type(model).__name__}, no parameter, so "
+                    "the loss has no derivative along it. Give checkpoints that differ in parameters alone."
+                )
             found[own[id(param)]] = value.to(param)
     return found
