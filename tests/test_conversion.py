@@ -9,7 +9,13 @@ from transformers import AutoModelForCausalLM
 
 from counterpoint.anatomy import Anatomy
 from counterpoint.checkpoints import Conversion, anatomy_of, open_checkpoint
+from counterpoint.diagnosis.damage_analysis.edit import edit_between
 from counterpoint.errors import UnsupportedError
+from counterpoint.recovery.rolling_back.edit import changed_weights, open_edit
+from counterpoint.recovery.rolling_back.masks import coordinates
+from counterpoint.recovery.rolling_back.patch import Patch, Site, write_patch
+from counterpoint.recovery.rolling_back.region import Region
+from counterpoint.recovery.rolling_back.scores import WeightScores
 from counterpoint.surgery import group_parameters
 from families import FAMILIES, build, groups_of
 
@@ -61,6 +67,61 @@ def test_stored_tensors_lie_where_the_models_parameters_do(saved):
     assert {axis.layer for axis in anatomy.neurons.values()} == {
         axis.layer for axis in Anatomy.of(model).neurons.values()
     }
+
+
+MERGED = ["mixtral", "qwen3_moe", "deepseek_v3", "gpt_oss", "gpt_neox", "llama"]
+"""Families whose checkpoints keep apart, or call otherwise, what the model holds; and one whose do not."""
+
+
+@pytest.fixture(params=MERGED)
+def edited(request, tmp_path):
+    """Two checkpoints whose models differ in every parameter but the embedding, and these models."""
+    model = build(request.param, seed=1)
+    model.save_pretrained(tmp_path / "before")
+    with torch.no_grad():
+        for name, param in model.named_parameters():
+            if "embed" not in name:
+                param.add_(0.01 * torch.randn_like(param))
+    model.save_pretrained(tmp_path / "after")
+    loaded = [AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("before", "after")]
+    return tmp_path, *loaded
+
+
+def test_the_edit_in_memory_is_the_difference_of_the_models(edited):
+    folder, before, after = edited
+    change = edit_between(folder / "before", folder / "after", before)
+    later = dict(after.named_parameters())
+    for name, param in before.named_parameters():
+        difference = (later[name] - param).detach()
+        torch.testing.assert_close(change.get(name, torch.zeros_like(param)), difference, rtol=0, atol=1e-6)
+
+
+def test_any_patch_is_held_in_memory_and_written_to_the_disk(edited):
+    folder, before, after = edited
+    edit = open_edit(folder / "before", folder / "after")
+    site = Site(after, edit, changed_weights(edit))
+    site.hold(edit.before)
+    for (name, held), param in zip(after.named_parameters(), before.parameters(), strict=True):
+        assert torch.equal(held, param), name
+    some = coordinates(edit.names, WeightScores("magnitude", edit, Region()), lambda done, total: None)
+    (mask,) = some.masks([500], lambda done, total: None)
+    patch = Patch(edit, mask)
+    site.hold(patch)
+    written = AutoModelForCausalLM.from_pretrained(write_patch(patch, folder / "out", lambda what, done, total: None))
+    for (name, held), param in zip(after.named_parameters(), written.named_parameters(), strict=True):
+        assert torch.equal(held, param[1]), name
+
+
+def test_numbers_of_parameters_lie_in_the_stored_tensors_as_the_weights_do(edited):
+    folder, before, _ = edited
+    edit = open_edit(folder / "before", folder / "after")
+    site = Site(before, edit, changed_weights(edit))
+    values = {name: param.detach() for name, param in before.named_parameters()}
+    assert set(site.params_of(edit.names)) >= set(values)
+    stored = site.to_disk(values)
+    for name, value in stored.items():
+        assert torch.equal(value, edit.before(name)), name
+    assert {name for name in edit.names if name not in stored} == {n for n in edit.names if "correction_bias" in n}
 
 
 def test_without_a_configuration_names_have_to_do(tmp_path):

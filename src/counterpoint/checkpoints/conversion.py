@@ -63,8 +63,8 @@ class Conversion:
         model: a model of transformers, on any device (``meta`` too).
         shapes: of the stored tensors.
 
-    ``params`` are the model's parameters and buffers by plain name, ``by_stored`` and ``by_param`` the bundle of a stored
-    tensor or of one of them. Stored tensors that the model has no place for are in neither.
+    ``params`` are the model's parameters and buffers by plain name, ``by_stored`` and ``by_param`` the bundle of a
+    stored tensor or of one of them. Stored tensors that the model has no place for are in neither.
     """
 
     def __init__(self, model: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:

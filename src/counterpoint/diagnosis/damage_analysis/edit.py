@@ -67,8 +67,8 @@ def edit_between(base: str | Path, after: str | Path, model: Any) -> dict[str, t
             param = conversion.params[name]
             if id(param) not in own:
                 raise UnsupportedError(
-                    f"{name} changed between the checkpoints and is a buffer of {type(model).__name__}, no parameter, so "
-                    "the loss has no derivative along it. Give checkpoints that differ in parameters alone."
+                    f"{name} changed between the checkpoints and is a buffer of {type(model).__name__}, no parameter, "
+                    "so the loss has no derivative along it. Give checkpoints that differ in parameters alone."
                 )
             found[own[id(param)]] = value.to(param)
     return found
