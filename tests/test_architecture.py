@@ -25,7 +25,7 @@ ALLOWED = {
     "config": {"errors", "inputs", "rewards", "pocket", "disk"},
     "surgery": {"errors", "anatomy"},
     "domains": {"errors", "inputs", "config", "rewards", "pocket"},
-    "evaluation": {"errors", "domains", "launch", "rewards"},
+    "evaluation": {"errors", "config", "domains", "launch", "rewards"},
     "fetch": {"errors", "evaluation"},
     "models": {"errors", "inputs", "config", "pocket"},
     "training": {

@@ -71,4 +71,4 @@ def test_all_declared_end_tokens_end_a_completion(pocket):
 
 
 def test_plain_prompts_are_used_as_they_are(pocket):
-    assert render_prompt(pocket[1], "1+1=") == "1+1="
+    assert render_prompt(pocket[1], "1+1=", {}) == "1+1="

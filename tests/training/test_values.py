@@ -2,12 +2,14 @@
 
 import dataclasses
 import inspect
+import sys
 import warnings
 
 import pytest
 import yaml
 from trl import GRPOConfig, GRPOTrainer
 
+import counterpoint.training.values as values
 from counterpoint.config import load_config, parse_config
 from counterpoint.errors import ConfigError
 from counterpoint.training import check_config
@@ -64,6 +66,9 @@ def config(**training):
         ("lr_scheduler_kwargs", {"x": 1}),
         ("lr_scheduler_kwargs", "x"),
         ("generation_kwargs", {"x": 1}),
+        ("generation_kwargs", {"stop_strings": ["a"]}),
+        ("optim", "lomo"),
+        ("optim", "galore_adamw_layerwise"),
         ("cache_implementation", "x"),
         ("gradient_checkpointing_kwargs", {"x": 1}),
         ("sync_ref_model", True),
@@ -74,6 +79,28 @@ def test_a_wrong_value_is_refused_by_its_key(key, wrong):
     problems = check_config(parse_config(config(**{key: wrong})))
     assert len(problems) >= 1
     assert problems[0].startswith(f"training.{key}: ")
+
+
+@pytest.mark.parametrize(
+    ("key", "training"),
+    [
+        ("use_vllm", {"use_vllm": True}),
+        ("use_liger_kernel", {"use_liger_kernel": True}),
+        ("optim", {"optim": "adamw_8bit"}),
+        ("optim", {"optim": "galore_adamw", "optim_target_modules": ["attn"]}),
+        ("optim", {"optim": "apollo_adamw", "optim_target_modules": "all-linear"}),
+        ("report_to", {"report_to": "wandb"}),
+        ("report_to", {"report_to": "flyte"}),
+    ],
+)
+def test_a_missing_package_is_named_before_training(key, training, monkeypatch):
+    for module in ("bitsandbytes", "galore_torch", "apollo_torch", "wandb", "flytekit"):
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(values, "is_vllm_available", lambda: False)
+    monkeypatch.setattr(values, "is_liger_kernel_available", lambda: False)
+    (problem,) = check_config(parse_config(config(**training)))
+    assert problem.startswith(f"training.{key}: ")
+    assert "install" in problem
 
 
 def test_the_place_in_the_file_is_told(tmp_path):

@@ -196,16 +196,10 @@ def _counter(what: str, total: int, on_progress: Progress) -> Callable[[int], No
 
 
 def _sampling(config: Config, seed: int) -> Sampling:
-    """As in training: its temperature, nucleus and longest completion."""
+    """As in training: its prompts, sampling and longest completion."""
     settings = config.training
     longest = settings.get("max_completion_length") or config.evaluation.max_new_tokens or Sampling.max_new_tokens
-    return Sampling(
-        temperature=settings.get("temperature", Sampling.temperature),
-        top_p=settings.get("top_p", Sampling.top_p),
-        max_new_tokens=longest,
-        batch_size=config.evaluation.batch_size,
-        seed=seed,
-    )
+    return Sampling.of_training(settings, max_new_tokens=longest, batch_size=config.evaluation.batch_size, seed=seed)
 
 
 def _has_tokenizer(model: ModelConfig) -> bool:

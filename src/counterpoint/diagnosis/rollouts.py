@@ -118,7 +118,7 @@ def sample_rollouts(
     items = []
     for i, (row, completion) in enumerate(zip(chosen, completions, strict=True)):
         prompt = row["prompt"]
-        text = render_prompt(tokenizer, prompt)
+        text = render_prompt(tokenizer, prompt, sampling.chat_template_kwargs)
         ids = tokenizer(text, add_special_tokens=isinstance(prompt, str))["input_ids"]
         items.append(Rollout(i // samples, tuple(ids), completion.ids, rewards[i], 0.0, completion.truncated))
     return Rollouts(domain.name, with_advantages(items))

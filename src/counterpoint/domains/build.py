@@ -74,7 +74,8 @@ def build_domain(name: str, config: Config, tokenizer: Any) -> Domain:
     domain = config.domains[name]
     rewards = build_rewards(domain)
     limit = domain.max_prompt_tokens or config.max_prompt_tokens
-    maker = _RowMaker.build(name, domain, rewards, tokenizer, limit)
+    rendering = config.training.get("chat_template_kwargs") or {}
+    maker = _RowMaker.build(name, domain, rewards, tokenizer, limit, rendering)
     train = maker.make(read_source(domain.source, domain.limit))
     size = domain.evaluation.size or config.evaluation.prompts
     if domain.evaluation.source is None and not isinstance(domain.source, PocketSource):
@@ -125,10 +126,17 @@ class _RowMaker:
     drop_unusable: bool
     tokenizer: Any
     max_tokens: int
+    chat_template_kwargs: Mapping[str, Any]
 
     @classmethod
     def build(
-        cls, name: str, domain: DomainConfig, rewards: Sequence[WeightedReward], tokenizer: Any, max_tokens: int
+        cls,
+        name: str,
+        domain: DomainConfig,
+        rewards: Sequence[WeightedReward],
+        tokenizer: Any,
+        max_tokens: int,
+        chat_template_kwargs: Mapping[str, Any],
     ) -> "_RowMaker":
         functions = [reward.function for reward in rewards]
         required = [column for function in functions for column in getattr(function, "columns", ())]
@@ -141,7 +149,17 @@ class _RowMaker:
         drop = domain.unusable_rows == "drop"
         undeclared = any(not hasattr(function, "columns") for function in functions)
         return cls(
-            name, rewards, prompter, columns, spare, undeclared, domain.filter or {}, drop, tokenizer, max_tokens
+            name,
+            rewards,
+            prompter,
+            columns,
+            spare,
+            undeclared,
+            domain.filter or {},
+            drop,
+            tokenizer,
+            max_tokens,
+            chat_template_kwargs,
         )
 
     def make(self, raw: Sequence[Row]) -> _Made:
@@ -152,7 +170,7 @@ class _RowMaker:
         """
         numbers = [number for number, row in enumerate(raw, start=1) if self._wanted(number, row)]
         rows = [self._row(number, raw[number - 1]) for number in numbers]
-        lengths = prompt_lengths([row["prompt"] for row in rows], self.tokenizer)
+        lengths = prompt_lengths([row["prompt"] for row in rows], self.tokenizer, self.chat_template_kwargs)
         short = [index for index, length in enumerate(lengths) if length <= self.max_tokens]
         problems = {index: problem for index in short if (problem := self._problem(rows[index])) is not None}
         if problems and not self.drop_unusable:

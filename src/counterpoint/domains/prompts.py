@@ -4,7 +4,7 @@ import hashlib
 import json
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -91,7 +91,9 @@ def prompt_key(prompt: Prompt) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def prompt_lengths(prompts: Sequence[Prompt], tokenizer: Any) -> list[int]:
+def prompt_lengths(
+    prompts: Sequence[Prompt], tokenizer: Any, chat_template_kwargs: Mapping[str, Any] | None = None
+) -> list[int]:
     """Tokens of each prompt, as the model will see it.
 
     Raises:
@@ -99,6 +101,7 @@ def prompt_lengths(prompts: Sequence[Prompt], tokenizer: Any) -> list[int]:
     """
     if not prompts:
         return []
+    chosen = {"add_generation_prompt": True, "tokenize": False, **(chat_template_kwargs or {})}
     chat = not isinstance(prompts[0], str)
     texts: list[str] = []
     with _time_limit() as start:
@@ -108,7 +111,7 @@ def prompt_lengths(prompts: Sequence[Prompt], tokenizer: Any) -> list[int]:
                 continue
             start()
             try:
-                texts.append(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
+                texts.append(tokenizer.apply_chat_template(prompt, **chosen))
             except _FAULTS as error:
                 raise DomainError(f"the model's chat template refuses the prompt: {error}.") from error
     return [len(ids) for ids in tokenizer(texts, add_special_tokens=not chat)["input_ids"]]

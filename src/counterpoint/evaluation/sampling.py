@@ -6,10 +6,10 @@ Legend: B rows of a batch, T tokens.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 import torch
 from transformers import GenerationConfig
@@ -24,13 +24,52 @@ Prompt = str | list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn. ``temperature=0`` is greedy decoding."""
+    """How completions are drawn. ``temperature=0`` is greedy decoding.
+
+    ``options`` are further settings of ``transformers.GenerationConfig``, ``chat_template_kwargs`` what the chat
+    template is given beside the messages.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
     max_new_tokens: int = 256
     batch_size: int = 64
     seed: int = 0
+    top_k: int = 0
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of_training(cls, training: Mapping[str, Any], **own: Any) -> Self:
+        """What the settings ``training`` of TRL say of prompts and sampling; ``own`` ones stand above them."""
+        options = dict(training.get("generation_kwargs") or {})
+        given = {**training, **options}
+        named = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "chat_template_kwargs")
+        chosen = {name: given[name] for name in named if given.get(name) is not None}
+        for name in {"temperature", "top_p", "min_p", "repetition_penalty"} & chosen.keys():
+            chosen[name] = float(chosen[name])  # generation refuses a temperature of 1 that is no float
+        if given.get("cache_implementation") is not None:
+            options["cache_implementation"] = given["cache_implementation"]
+        return cls(**chosen | own, options=options)
+
+    def settings(self) -> dict[str, Any]:
+        """Those settings of ``GenerationConfig`` that TRL gives in training, so that what it leaves to the model's own
+        generation settings is left to them here too.
+        """
+        sampled = self.temperature > 0
+        return {
+            "cache_implementation": None,
+            **self.options,
+            "max_new_tokens": self.max_new_tokens,
+            "do_sample": sampled,
+            "temperature": self.temperature if sampled else None,
+            "top_p": self.top_p if sampled else None,
+            "top_k": self.top_k if sampled else None,
+            "min_p": self.min_p if sampled else None,
+            "repetition_penalty": self.repetition_penalty,
+        }
 
 
 @dataclass(frozen=True)
@@ -46,11 +85,11 @@ class Completion:
     ids: tuple[int, ...] = ()
 
 
-def render_prompt(tokenizer: Any, prompt: Prompt) -> str:
+def render_prompt(tokenizer: Any, prompt: Prompt, chat_template_kwargs: Mapping[str, Any]) -> str:
     """The text that the model sees for a plain prompt or a list of chat messages."""
     if isinstance(prompt, str):
         return prompt
-    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False, **chat_template_kwargs)
 
 
 def generate(
@@ -101,23 +140,18 @@ def _batch_seed(seed: int, number: int) -> int:
 
 def _generate_batch(model: Any, tokenizer: Any, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion]:
     chat = not isinstance(prompts[0], str)
-    texts = [render_prompt(tokenizer, prompt) for prompt in prompts]
+    texts = [render_prompt(tokenizer, prompt, sampling.chat_template_kwargs) for prompt in prompts]
     inputs = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=not chat)
     inputs = {key: inputs[key].to(model.device) for key in ("input_ids", "attention_mask")}
     stop_ids = end_token_ids(model, tokenizer)
-    sampled = sampling.temperature > 0
-    config = GenerationConfig(
-        max_new_tokens=sampling.max_new_tokens,
-        do_sample=sampled,
-        temperature=sampling.temperature if sampled else None,
-        top_p=sampling.top_p if sampled else None,
-        top_k=0 if sampled else None,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=stop_ids,
-        bos_token_id=tokenizer.bos_token_id,
-    )
+    settings = sampling.settings() | {
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": stop_ids,
+        "bos_token_id": tokenizer.bos_token_id,
+    }
     try:
-        output_BT = model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]
+        output_BT = model.generate(**inputs, generation_config=GenerationConfig(**settings))
+        output_BT = output_BT[:, inputs["input_ids"].shape[1] :]
     except RuntimeError as error:
         if "probability tensor contains" not in str(error):
             raise

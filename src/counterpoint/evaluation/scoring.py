@@ -6,8 +6,9 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
+from counterpoint.config import Config
 from counterpoint.domains import Domain, WeightedReward
 from counterpoint.domains.domain_rewards import build_domain_rewards
 from counterpoint.errors import RewardError
@@ -64,6 +65,20 @@ class EvaluationPlan:
     greedy: bool = True
     examples: int = 8
     sampling: Sampling = field(default_factory=Sampling)
+
+    @classmethod
+    def of_config(cls, config: Config, max_new_tokens: int | None) -> Self:
+        """How a run's domains are evaluated; ``max_new_tokens`` is used where the configuration gives none."""
+        settings = config.evaluation
+        sampling = Sampling.of_training(
+            config.training,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            max_new_tokens=settings.max_new_tokens or max_new_tokens or Sampling.max_new_tokens,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+        )
+        return cls(settings.samples, settings.greedy, config.run.samples, sampling)
 
 
 def evaluate(
@@ -129,7 +144,7 @@ def _evaluate_domain(
         seconds=time.perf_counter() - start,
         scores=tuple(scores),
         examples=tuple(
-            _sample(tokenizer, rows[i * plan.samples], completions[i * plan.samples], rewards[i * plan.samples])
+            _sample(plan, tokenizer, rows[i * plan.samples], completions[i * plan.samples], rewards[i * plan.samples])
             for i in range(0, len(prompts), step)
         )[: plan.examples],
     )
@@ -179,10 +194,12 @@ def _part(domain: str, reward: WeightedReward, value: float | None) -> float:
     return part
 
 
-def _sample(tokenizer: Any, row: Mapping[str, Any], completion: Completion, reward: float) -> Sample:
+def _sample(
+    plan: EvaluationPlan, tokenizer: Any, row: Mapping[str, Any], completion: Completion, reward: float
+) -> Sample:
     answer = row.get("answer")
     return Sample(
-        prompt=masked(render_prompt(tokenizer, row["prompt"])),
+        prompt=masked(render_prompt(tokenizer, row["prompt"], plan.sampling.chat_template_kwargs)),
         completion=masked(completion.text),
         reward=reward,
         reference=None if answer is None else masked(str(answer)),

@@ -9,9 +9,8 @@ from pathlib import Path
 from counterpoint.checkpoints import check_output, open_checkpoint
 from counterpoint.config import Config
 from counterpoint.errors import CounterpointError
-from counterpoint.evaluation import evaluate
+from counterpoint.evaluation import EvaluationPlan, evaluate
 from counterpoint.models import load_model
-from counterpoint.training.evaluations import evaluation_plan
 from counterpoint.training.preflight import Plan, plan_run
 from counterpoint.training.settings import grpo_config
 
@@ -62,7 +61,7 @@ def choose_scale(
 def _score(plan: Plan, checkpoint: Path, prompts: int, on_progress: Progress) -> float:
     config = plan.config
     args = grpo_config(config, "unused")
-    settings = replace(evaluation_plan(config, args.max_completion_length), greedy=False)
+    settings = replace(EvaluationPlan.of_config(config, args.max_completion_length), greedy=False)
     domains = [replace(domain, evaluation=domain.train[-prompts:]) for domain in plan.domains]
     model = load_model(config.model.model_copy(update={"path": str(checkpoint), "lora": None})).to(args.device)
     scores = evaluate(model, plan.tokenizer, domains, settings, on_progress)

@@ -2,31 +2,13 @@
 
 from collections.abc import Sequence
 
-from counterpoint.config import Config
-from counterpoint.evaluation import DomainScore, EvaluationPlan, Sampling, evaluate
+from counterpoint.evaluation import DomainScore, EvaluationPlan, evaluate
 from counterpoint.launch import Launch
 from counterpoint.runs import RunDirectory
 from counterpoint.training.course import Looks
 from counterpoint.training.preflight import Plan
 from counterpoint.training.reporter import Reporter
 from counterpoint.training.trainer import DomainGRPOTrainer
-
-
-def evaluation_plan(config: Config, max_new_tokens: int | None) -> EvaluationPlan:
-    """How a run's domains are evaluated; ``max_new_tokens`` is used where the configuration gives none."""
-    settings = config.evaluation
-    return EvaluationPlan(
-        samples=settings.samples,
-        greedy=settings.greedy,
-        examples=config.run.samples,
-        sampling=Sampling(
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            max_new_tokens=settings.max_new_tokens or max_new_tokens or Sampling.max_new_tokens,
-            batch_size=settings.batch_size,
-            seed=settings.seed,
-        ),
-    )
 
 
 class Evaluations:
@@ -61,7 +43,7 @@ class Evaluations:
             trainer.accelerator.unwrap_model(trainer.model),
             self.plan.tokenizer,
             self.plan.domains,
-            evaluation_plan(self.plan.config, trainer.max_completion_length),
+            EvaluationPlan.of_config(self.plan.config, trainer.max_completion_length),
             lambda domain, done, total: self.reporter.evaluating(when, domain, done, total),
             self.launch,
         )

@@ -1,7 +1,6 @@
 """One run on its way: stage after stage along its course, evaluated, recorded, and taken up again after a kill."""
 
 import itertools
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from counterpoint.training.interrupt import Interrupt
 from counterpoint.training.preflight import Plan
 from counterpoint.training.reporter import Reporter
 from counterpoint.training.resuming import resume_point
-from counterpoint.training.settings import output_dir
+from counterpoint.training.settings import clear_output
 from counterpoint.training.stage_trainer import build_trainer, continued_checkpoint
 from counterpoint.training.stages import Stage
 from counterpoint.training.trainer import DomainGRPOTrainer
@@ -96,7 +95,7 @@ class Execution:
             self.run.path / "grams.safetensors", tuple(d.name for d in self.plan.domains), self.config.strategy.label
         )
         self.recorder.truncate_after(self.done_steps)
-        shutil.rmtree(output_dir(self.run), ignore_errors=True)
+        clear_output(self.run)
         entries = sorted(self.run.state["stages"], key=lambda entry: entry["last_step"])
         looks = self.evaluations.looks()
         whole = list(itertools.takewhile(lambda entry: self.done_steps >= entry["last_step"] in looks, entries))
@@ -126,7 +125,7 @@ class Execution:
             self.reporter.message(f"The last whole checkpoint is {checkpoints[-1][1]}")
 
     def _close(self) -> None:
-        shutil.rmtree(output_dir(self.run), ignore_errors=True)
+        clear_output(self.run)
         entries, said = self.course.closing(self.done, self.evaluations.looks())
         self.run.update(steps=self.done_steps, **entries)
         if said:
@@ -229,7 +228,7 @@ class Execution:
             return self.run.checkpoint_path(self.done_steps)
         if stage.taken:
             stopped = next(part.last_step for part in reversed(self.done) if part.kind == "train")
-            return continued_checkpoint(self.run, stopped, stage.first_step, self.launch)
+            return continued_checkpoint(self.run, stage, stopped, self.launch)
         return None
 
     def _on_interrupt(self) -> None:

@@ -12,7 +12,7 @@ class Interrupt:
     """A context in which SIGTERM and the first SIGINT are only remembered.
 
     A launcher that is stopped with Ctrl-C sends its ranks SIGTERM besides the terminal's SIGINT, so only a second
-    SIGINT means that the user cannot wait.
+    SIGINT means that the user cannot wait. Outside the main thread nothing hears signals; only ``request`` works there.
 
     Args:
         on_request: called once, when the first signal arrives.
@@ -25,8 +25,9 @@ class Interrupt:
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "Interrupt":
-        for name in (signal.SIGINT, signal.SIGTERM):
-            self._previous[name] = signal.signal(name, self._remember)
+        if _hears_signals():
+            for name in (signal.SIGINT, signal.SIGTERM):
+                self._previous[name] = signal.signal(name, self._remember)
         return self
 
     def __exit__(
@@ -50,13 +51,18 @@ class Interrupt:
         self.request()
 
 
+def _hears_signals() -> bool:
+    """Python lets only the main thread handle signals."""
+    return threading.current_thread() is threading.main_thread()
+
+
 @contextlib.contextmanager
 def sigterm_as_ctrl_c() -> Iterator[None]:
     """Lets SIGTERM end what stands outside of training steps, an evaluation say, in order: by a KeyboardInterrupt.
 
-    A second one is ignored. Only the main thread hears signals; elsewhere nothing happens.
+    A second one is ignored. Outside the main thread nothing happens.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if not _hears_signals():
         yield
         return
 

@@ -6,13 +6,12 @@ from pathlib import Path
 
 from counterpoint.config import Config, load_config
 from counterpoint.errors import RunError
-from counterpoint.evaluation import DomainScore, evaluate
+from counterpoint.evaluation import DomainScore, EvaluationPlan, evaluate
 from counterpoint.launch import Launch
 from counterpoint.models import load_model
 from counterpoint.runs import Bystander, RunDirectory
 from counterpoint.runs.seals import check_config
 from counterpoint.training.course import Course, Planned
-from counterpoint.training.evaluations import evaluation_plan
 from counterpoint.training.execution import Execution, Interrupted, OnCheckpoint, ignore_checkpoint
 from counterpoint.training.interrupt import sigterm_as_ctrl_c
 from counterpoint.training.preflight import Plan, needed_bytes, plan_run
@@ -118,7 +117,7 @@ def evaluate_model(config: Config, reporter: Reporter | None = None) -> list[Dom
         model,
         plan.tokenizer,
         plan.domains,
-        evaluation_plan(config, args.max_completion_length),
+        EvaluationPlan.of_config(config, args.max_completion_length),
         lambda domain, done, total: reporter.evaluating("eval", domain, done, total),
         Launch.join(),
     )

@@ -1,5 +1,6 @@
 """From a configuration to TRL's: what is passed on unchanged and what counterpoint sets itself."""
 
+import shutil
 from typing import Any
 
 import torch
@@ -8,9 +9,25 @@ from trl import GRPOConfig
 from counterpoint.config import Config
 from counterpoint.errors import ConfigError
 from counterpoint.runs import RunDirectory
+from counterpoint.training.stages import Stage
 from counterpoint.training.values import build_config, setting_findings, setting_names
 
-__all__ = ["grpo_config", "output_dir", "setting_findings", "setting_names", "uses_cpu"]
+__all__ = [
+    "CONTINUED",
+    "TRACKERS",
+    "clear_output",
+    "grpo_config",
+    "output_dir",
+    "setting_findings",
+    "setting_names",
+    "uses_cpu",
+]
+
+TRACKERS = "trackers"
+"""Folder of a run with one folder of TRL's own for each stage."""
+
+CONTINUED = "continued"
+"""Beside unfinished checkpoints: the links from which an interrupted stage goes on."""
 
 
 def grpo_config(config: Config, output_dir: str, max_steps: int | None = None, *, rehearse: bool = False) -> GRPOConfig:
@@ -52,6 +69,17 @@ def uses_cpu(config: Config) -> bool:
     return config.run.device == "cpu" or not torch.accelerator.is_available()
 
 
-def output_dir(run: RunDirectory) -> str:
-    """Where TRL keeps its own files of a run, unfinished checkpoints included."""
-    return str(run.path / "trainer")
+def output_dir(run: RunDirectory, stage: Stage) -> str:
+    """TRL's own folder of a stage: what trackers write stays there, checkpoints leave it when they are whole."""
+    return str(run.path / TRACKERS / f"stage-{stage.index + 1}")
+
+
+def clear_output(run: RunDirectory) -> None:
+    """Removes unfinished checkpoints and TRL's model cards; what trackers wrote stays."""
+    for folder in (run.path / TRACKERS).glob("stage-*"):
+        for unfinished in (*folder.glob("checkpoint-*"), folder / CONTINUED):
+            shutil.rmtree(unfinished, ignore_errors=True)
+        (folder / "README.md").unlink(missing_ok=True)
+    for folder in (*(run.path / TRACKERS).glob("stage-*"), run.path / TRACKERS):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()

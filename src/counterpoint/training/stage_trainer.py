@@ -10,7 +10,7 @@ from counterpoint.launch import Launch
 from counterpoint.models import load_model, lora_config
 from counterpoint.runs import RunDirectory
 from counterpoint.training.preflight import Plan, strategy_spec
-from counterpoint.training.settings import grpo_config, output_dir
+from counterpoint.training.settings import CONTINUED, grpo_config, output_dir
 from counterpoint.training.stages import Stage
 from counterpoint.training.support import check_checkpoints
 from counterpoint.training.trainer import DomainGRPOTrainer
@@ -26,7 +26,8 @@ def build_trainer(plan: Plan, run: RunDirectory, stage: Stage, start: Path | Non
     """
     config = plan.config
     domains = [domain for domain in plan.domains if domain.name in stage.domains]
-    args = grpo_config(config, output_dir(run), stage.num_steps)
+    args = grpo_config(config, output_dir(run, stage), stage.num_steps)
+    args.run_name = run.path.name
     args.reward_weights = [reward.weight for domain in domains for reward in domain.rewards]
     if stage.kind == "refresh":
         args.seed += stage.index
@@ -55,18 +56,18 @@ def build_trainer(plan: Plan, run: RunDirectory, stage: Stage, start: Path | Non
     return trainer
 
 
-def continued_checkpoint(run: RunDirectory, stopped: int, weights: int, launch: Launch) -> Path:
-    """A checkpoint with the model after step ``weights`` and everything else from step ``stopped``.
+def continued_checkpoint(run: RunDirectory, stage: Stage, stopped: int, launch: Launch) -> Path:
+    """A checkpoint with the model before ``stage`` and everything else from step ``stopped``.
 
-    From it an interrupted stage goes on after a refresh: with its own optimizer state, schedule, random numbers and
-    order of prompts. It is made of links and costs no space.
+    From it ``stage``, which was interrupted, goes on after a refresh: with its own optimizer state, schedule, random
+    numbers and order of prompts. It is made of links and costs no space.
     """
-    folder = Path(output_dir(run)) / "continued"
+    folder = Path(output_dir(run, stage)) / CONTINUED
 
     def link() -> None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        for step, wants_state in ((stopped, True), (weights, False)):
+        for step, wants_state in ((stopped, True), (stage.first_step, False)):
             for file in run.checkpoint_path(step).resolve().iterdir():
                 if any(part in file.name for part in _STATE) == wants_state:
                     (folder / file.name).symlink_to(file)

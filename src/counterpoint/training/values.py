@@ -16,6 +16,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from torch.utils.checkpoint import checkpoint
 from transformers import GenerationConfig, Trainer, get_scheduler
 from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
+from transformers.integrations.integration_utils import is_flytekit_available
 from trl import GRPOConfig
 from trl.import_utils import is_liger_kernel_available, is_vllm_available
 
@@ -148,26 +149,38 @@ def _rehearse(args: Any) -> None:
     _check_installed(args)
     if args.sync_ref_model and args.beta == 0.0:
         raise ValueError("sync_ref_model needs the reference model that only a beta above 0 makes")
-    if args.optim_target_modules is None:
-        model: Any = torch.nn.ParameterList([torch.zeros(1)])
-        kind, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
-        optimizer = kind(model.parameters(), **options)
-        steps = args.max_steps if args.max_steps > 0 else 1000
-        schedule = get_scheduler(
-            args.lr_scheduler_type, optimizer, args.get_warmup_steps(steps), steps, args.lr_scheduler_kwargs
-        )
-        optimizer.step()
-        schedule.step()
+    _rehearse_optimizer(args)
     if args.gradient_checkpointing and args.gradient_checkpointing_kwargs:
         checkpoint(torch.neg, torch.zeros(1, requires_grad=True), **args.gradient_checkpointing_kwargs)
     if not args.use_vllm:
         _check_generation(args)
 
 
+def _rehearse_optimizer(args: Any) -> None:
+    if "lomo" in args.optim or args.optim.endswith("_layerwise"):
+        raise ValueError("it takes its steps inside backward, before the domains' gradients are combined")
+    model: Any = torch.nn.ParameterList([torch.zeros(1)])
+    try:
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
+    except ValueError:
+        if args.optim_target_modules is None:
+            raise
+        return  # the modules that it is for are not in this model
+    optimizer = kind(model.parameters(), **options)
+    steps = args.max_steps if args.max_steps > 0 else 1000
+    schedule = get_scheduler(
+        args.lr_scheduler_type, optimizer, args.get_warmup_steps(steps), steps, args.lr_scheduler_kwargs
+    )
+    optimizer.step()
+    schedule.step()
+
+
 def _check_generation(args: Any) -> None:
     chosen = args.generation_kwargs or {}
     if unknown := set(chosen) - set(vars(GenerationConfig())):
         raise ValueError(f"generation has no setting {', '.join(sorted(unknown))}")
+    if chosen.get("stop_strings"):
+        raise ValueError("stop_strings need the tokenizer, which TRL does not give to generation")
     names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "cache_implementation")
     given = {name: getattr(args, name) for name in names} | chosen
     GenerationConfig(do_sample=True, max_new_tokens=args.max_completion_length, **given).validate(strict=True)
@@ -182,7 +195,8 @@ def _check_installed(args: Any) -> None:
         TorchDynamoPlugin(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
     get_reporting_integration_callbacks(args.report_to)
     for name in args.report_to:
-        if name not in (*get_available_reporting_integrations(), "flyte"):  # flyte says so itself
+        known = is_flytekit_available() if name == "flyte" else name in get_available_reporting_integrations()
+        if not known:
             raise ImportError(f"{name} is not installed")
 
 

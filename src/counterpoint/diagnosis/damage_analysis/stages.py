@@ -35,7 +35,7 @@ from counterpoint.diagnosis.route_analysis.capture import activity_of, sites_of
 from counterpoint.diagnosis.route_analysis.overlap import Choice
 from counterpoint.diagnosis.statistics import Estimate
 from counterpoint.errors import CounterpointError
-from counterpoint.evaluation import EvaluationPlan, Sampling, evaluate
+from counterpoint.evaluation import EvaluationPlan, evaluate
 from counterpoint.evaluation.intervals import difference_interval
 
 
@@ -236,10 +236,8 @@ def shared_neurons(
 
 def sampled_plan(config: Config) -> EvaluationPlan:
     """Sampled evaluation as in the configuration, without greedy decoding."""
-    settings = config.evaluation
-    longest = settings.max_new_tokens or config.training.get("max_completion_length") or Sampling.max_new_tokens
-    sampling = Sampling(settings.temperature, settings.top_p, longest, settings.batch_size, settings.seed)
-    return EvaluationPlan(samples=settings.samples, greedy=False, examples=0, sampling=sampling)
+    plan = EvaluationPlan.of_config(config, config.training.get("max_completion_length"))
+    return replace(plan, greedy=False, examples=0)
 
 
 def _renamed(what: str, on_progress: Progress) -> Progress:
