@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from counterpoint.config import parse_config
 from counterpoint.diagnosis.whole_run.analysis import DiagnoseOptions, plan_diagnosis
@@ -22,6 +21,7 @@ from counterpoint.study.folder import StudyFolder
 from counterpoint.study.jobs import plan_jobs
 from counterpoint.study.summary import summarize
 from damaged_files import damaged_bytes, damaged_json, damaged_lines
+from gram_files import write_grams
 from planted_diagnosis import write_diagnosis
 from planted_recovery import write_recovery
 from planted_runs import STEPS, write_run
@@ -60,9 +60,8 @@ def whole(tmp_path_factory):
         folder = path / "checkpoints" / f"step-{step}"
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
-    grams = {"step": torch.arange(1, 21), "gram": torch.rand(20, 2, 2, 2), "weights": torch.ones(20, 1, 2)}
-    names = {"groups": '["layers.0.mlp", "norm"]', "domains": '["code", "math"]', "strategy_groups": '["all"]'}
-    save_file(grams, path / "grams.safetensors", names)
+    gram = torch.rand(20, 2, 2, 2)
+    write_grams(path / "grams.jsonl", gram, ["layers.0.mlp", "norm"], ["code", "math"], strategy_groups=["all"])
     write_diagnosis(path, list(PLANTED), ["layers.0.mlp"])
     write_recovery(path, list(PLANTED))
     for part in plan_diagnosis(path, OPTIONS).parts:

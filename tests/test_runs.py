@@ -9,13 +9,16 @@ import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 
 from counterpoint.config import parse_config
 from counterpoint.disk import check_disk, disk_errors
 from counterpoint.errors import RunError
 from counterpoint.runs import RunDirectory, write_json, write_text
-from counterpoint.runs.seals import check_seal, cut_to, seal
+from counterpoint.runs.grams import gram_line, read_grams
+from counterpoint.runs.seals import Sealer, check_seal, cut_to
+from gram_files import write_grams
 
 
 @pytest.fixture
@@ -85,7 +88,7 @@ def test_what_came_after_a_seal_is_cut_and_what_came_before_is_as_it_was(tmp_pat
         run.append_metrics({"step": 1, "loss": 0.5})
         run.append_samples([{"step": 0, "completion": "é\u2028x"}])
         before = {name: (run.path / name).read_bytes() for name in ("metrics.jsonl", "samples.jsonl")}
-        sealed = seal(run.path, 1)
+        sealed = run.seal(1)
         run.append_metrics({"step": 2, "loss": 0.25})
         run.append_eval({"step": 2})
         with (run.path / "samples.jsonl").open("ab") as file:
@@ -94,6 +97,38 @@ def test_what_came_after_a_seal_is_cut_and_what_came_before_is_as_it_was(tmp_pat
         cut_to(run.path, sealed)
     assert {name: (run.path / name).read_bytes() for name in before} == before
     assert (run.path / "evals.jsonl").read_bytes() == b""
+
+
+def test_a_seal_of_a_growing_run_is_that_of_one_read_anew_and_reads_what_is_new_alone(tmp_path, config):
+    with RunDirectory.create(tmp_path / "one", config) as run:
+        for step in range(1, 4):
+            run.append_metrics({"step": step})
+            run.append_grams(gram_line(step, ["mlp"], ["a", "b"], np.eye(2)[None], ["mlp"], np.ones((1, 2))))
+            grown = run.seal(step)
+            assert grown == Sealer(run.path).seal(step)
+        path = run.path / "metrics.jsonl"
+        path.write_bytes(path.read_bytes().replace(b"2", b"7"))
+        assert run.seal(3) == grown
+        with pytest.raises(RunError, match=r"metrics.jsonl"):
+            check_seal(run.path, grown)
+
+
+def test_grams_are_read_as_they_were_written_and_a_torn_line_costs_that_line(tmp_path):
+    path, stream = tmp_path / "grams.jsonl", np.random.default_rng(0)
+    gram_SGDD = stream.standard_normal((3, 2, 3, 3)).astype(np.float32)
+    gram_SGDD[1, :, 1] = gram_SGDD[1, :, :, 1] = np.nan
+    write_grams(path, gram_SGDD, ["mlp", "norm"], ["a", "b", "c"], [4, 8, 12], ["all"])
+    found = read_grams(path)
+    np.testing.assert_array_equal(found.gram_SGDD, gram_SGDD)
+    np.testing.assert_array_equal(found.weights_SKD[:, 0], [[1, 1, 1], [1, np.nan, 1], [1, 1, 1]])
+    assert (found.step_S.tolist(), found.groups, found.strategy_groups) == ([4, 8, 12], ("mlp", "norm"), ("all",))
+    path.write_bytes(path.read_bytes()[:-20])
+    assert read_grams(path).step_S.tolist() == [4, 8]
+    whole = path.read_text().splitlines(keepends=True)[0]
+    for bad in (whole.replace('"norm"', '"other"'), whole.replace('["a", "b"', '["a", "a"'), whole[:-9] + '"}\n'):
+        path.write_text(whole + bad)
+        with pytest.raises(RunError, match=r"grams.jsonl, line 2: .*cannot be read"):
+            read_grams(path)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +146,7 @@ def test_sealed_lines_that_are_lost_or_changed_are_named(damage, message, tmp_pa
     with RunDirectory.create(tmp_path / "one", config) as run:
         for step in (1, 2, 3):
             run.append_metrics({"step": step, "loss": 0.5})
-    sealed = seal(run.path, 3)
+    sealed = run.seal(3)
     path = run.path / "metrics.jsonl"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(RunError, match=message):

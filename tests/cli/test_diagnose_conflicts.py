@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from counterpoint.cli.app import app
@@ -12,6 +11,7 @@ from counterpoint.config import ModelConfig
 from counterpoint.diagnosis.rollouts import Rollout, Rollouts, save_rollouts, with_advantages
 from counterpoint.errors import CounterpointError
 from counterpoint.models import load_model
+from gram_files import write_grams
 
 CONFIG = """
 model: pocket
@@ -73,8 +73,7 @@ def test_the_sentence_the_tables_and_the_json(config, completions, tmp_path):
 def test_over_the_steps_of_a_run(tmp_path):
     gram = torch.eye(2).repeat(40, 2, 1, 1)
     gram[:, 0, 0, 1] = gram[:, 0, 1, 0] = -0.3 + 0.1 * torch.randn(40, generator=torch.Generator().manual_seed(0))
-    names = {"groups": json.dumps(["layers.0.mlp", "norm"]), "domains": json.dumps(["code", "math"])}
-    save_file({"step": torch.arange(40), "gram": gram}, tmp_path / "grams.safetensors", names)
+    write_grams(tmp_path / "grams.jsonl", gram, ["layers.0.mlp", "norm"], ["code", "math"])
     found = run("--run", tmp_path, "--json", tmp_path / "c.json")
     assert found.exit_code == 0, found.exception
     assert "Over 40 recorded steps, 1 of 1 (module, pair of domains) combinations conflict" in found.output

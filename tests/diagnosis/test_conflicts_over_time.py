@@ -1,15 +1,14 @@
 """Conflicts over a run: planted means are found, neighbours that resemble each other are not counted twice."""
 
-import json
 import math
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from counterpoint.diagnosis import conflicts_over_time
 from counterpoint.diagnosis.conflict_analysis.over_time import block_means
 from counterpoint.errors import CounterpointError, RunError
+from gram_files import write_grams
 
 GROUPS = ("embedding", "layers.0.attention", "layers.0.mlp", "layers.1.attention", "layers.1.mlp")
 DOMAINS = ("code", "math", "qa")
@@ -22,9 +21,7 @@ def write(folder, cosine_TG, absent=(), domains=DOMAINS):
     gram[:, :, 0, 1] = gram[:, :, 1, 0] = 6 * cosine_TG
     for step, domain in absent:
         gram[step, :, domain] = gram[step, :, :, domain] = torch.nan
-    metadata = {"groups": json.dumps(GROUPS[:groups]), "domains": json.dumps(domains)}
-    tensors = {"step": torch.arange(1, steps + 1), "gram": gram, "weights": torch.ones(steps, 1, len(domains))}
-    save_file(tensors, folder / "grams.safetensors", metadata)
+    write_grams(folder / "grams.jsonl", gram, GROUPS[:groups], domains, strategy_groups=["all"])
     return folder
 
 
@@ -99,6 +96,7 @@ def test_runs_that_cannot_tell_are_refused(tmp_path):
         conflicts_over_time(write(tmp_path, noise(30), absent=turns))
     with pytest.raises(CounterpointError, match="Give a window of 1 or more"):
         conflicts_over_time(write(tmp_path, noise(30)), window=0)
-    (tmp_path / "grams.safetensors").write_bytes(b"torn")
-    with pytest.raises(RunError, match="the Grams cannot be read"):
+    path = tmp_path / "grams.jsonl"
+    path.write_text(path.read_text() + path.read_text().splitlines()[0][:-9] + '"}\n')
+    with pytest.raises(RunError, match=r"grams.jsonl, line 31: the Grams cannot be read"):
         conflicts_over_time(tmp_path)

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from safetensors.numpy import save_file
 
 from chromium import program
+from gram_files import write_grams
 
 DOMAINS = ("math", "code", "qa", "writing")
 MODULES = (
@@ -69,7 +69,7 @@ def write_run(
                 for i in range(4)
             ]  # fmt: skip
     write_lines(path / "samples.jsonl", rows)
-    write_grams(path / "grams.safetensors", rng, domains, steps, modules, strategy)
+    write_grams(path / "grams.jsonl", grams(rng, domains, steps, modules), modules, sorted(domains))
     return path
 
 
@@ -120,24 +120,13 @@ def evals(domains, steps, lift):
     return rows
 
 
-def write_grams(path, rng, domains, steps, modules, strategy):
+def grams(rng, domains, steps, modules):
     count = len(domains)
     gradients = rng.standard_normal((steps, len(modules), count, 200)).astype(np.float32)
     # One pair that truly clashes in one module, so that the picture has something to show.
     if count > 1 and len(modules) > 4:
         gradients[:, 4, 1] -= 0.5 * gradients[:, 4, 0]
-    gram = np.einsum("sgdp,sgep->sgde", gradients, gradients)
-    tensors = {
-        "step": np.arange(1, steps + 1, dtype=np.int64),
-        "gram": gram,
-        "weights": np.ones((steps, len(modules), count), dtype=np.float32),
-    }
-    texts = {"groups": modules, "domains": sorted(domains), "strategy_groups": modules}
-    save_file(
-        tensors,
-        path,
-        {"strategy": json.dumps(strategy), **{key: json.dumps(list(value)) for key, value in texts.items()}},
-    )
+    return np.einsum("sgdp,sgep->sgde", gradients, gradients)
 
 
 def write_json(path, value):

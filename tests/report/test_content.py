@@ -6,7 +6,6 @@ import sys
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from counterpoint.errors import RunError
 from counterpoint.evaluation.intervals import difference_interval
@@ -17,6 +16,7 @@ from counterpoint.report._detail import Detail
 from counterpoint.report._overview_figure import _bars
 from counterpoint.report._read import RUN_FILES, read_run
 from counterpoint.report._run_figures import run_figures as figures
+from gram_files import write_grams
 from report_page import cells
 
 
@@ -120,8 +120,7 @@ def test_absent_domains_are_gaps_and_not_zeros(run_dir):
     grams = read_run(run_dir).grams
     gram = grams.gram_SGDD.astype(np.float32)
     gram[:30, :, 0, :] = gram[:30, :, :, 0] = np.nan
-    texts = {"groups": json.dumps(grams.groups), "domains": json.dumps(grams.domains)}
-    save_file({"step": grams.step_S, "gram": gram}, run_dir / "grams.safetensors", texts)
+    write_grams(run_dir / "grams.jsonl", gram, grams.groups, grams.domains)
     plane = content_of(run_dir)["cosines"]["cosine"][0]
     assert plane[0][0] is None
     assert plane[0][59] is not None
@@ -175,7 +174,7 @@ def test_samples_keep_file_order_and_are_not_selected_by_reward(run_dir):
         "metrics.jsonl",
         "evals.jsonl",
         "samples.jsonl",
-        "grams.safetensors",
+        "grams.jsonl",
     ],
 )
 @pytest.mark.parametrize("damage", ["missing", "empty", "torn", "garbage", "wrong shape"])

@@ -118,7 +118,9 @@ def test_many_domains_and_modules_stay_below_six_megabytes(tmp_path, make_run):
 def test_a_run_of_one_domain_after_another_has_no_map_of_cosines():
     gram_SGDD = np.full((4, 3, 2, 2), np.nan)
     gram_SGDD[:2, :, 0, 0] = gram_SGDD[2:, :, 1, 1] = 1.0
-    alone = Grams(np.arange(4), gram_SGDD, ("embedding", "layers.0.mlp", "norm"), ("code", "math"))
+    alone = Grams(
+        np.arange(4), gram_SGDD, ("embedding", "layers.0.mlp", "norm"), ("code", "math"), np.zeros((4, 0, 2)), ()
+    )
     assert module_cosines(alone, LEVELS[0]) is None
     gram_SGDD[0] = 0.5
     assert module_cosines(alone, LEVELS[0])["negative_share"] == 0

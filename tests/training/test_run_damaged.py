@@ -23,7 +23,7 @@ pytestmark = [
 CLOCKS = {"time", "step_time", "step_seconds", "seconds"}
 STEPS, EVERY = 5, 2
 
-LINES = ("metrics.jsonl", "evals.jsonl", "samples.jsonl")
+LINES = ("metrics.jsonl", "evals.jsonl", "samples.jsonl", "grams.jsonl")
 
 
 class Killed(BaseException):
@@ -99,9 +99,6 @@ def names(folder):
 def assert_identical(ours, theirs):
     for name in LINES:
         assert lines(ours, name) == lines(theirs, name), name
-    grams = [load_file(folder / "grams.safetensors") for folder in (ours, theirs)]
-    for name in ("step", "gram", "weights"):
-        assert torch.equal(*(found[name].nan_to_num(nan=-7.0) for found in grams)), name
     (last, _) = max(RunDirectory(theirs).checkpoints())
     last = f"checkpoints/step-{last}"
     for name in ("model.safetensors", "counterpoint_state.json", "scheduler.pt"):

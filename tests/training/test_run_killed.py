@@ -9,9 +9,7 @@ import sys
 import time
 
 import pytest
-import torch
 import yaml
-from safetensors.torch import load_file
 
 CLOCKS = {"time", "step_time", "step_seconds", "seconds"}
 
@@ -76,13 +74,6 @@ def lines(folder, name):
     return [{k: v for k, v in row.items() if k not in CLOCKS} for row in rows]
 
 
-def assert_same_tensors(ours, theirs):
-    ours, theirs = load_file(ours), load_file(theirs)
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        assert torch.equal(ours[name].nan_to_num(nan=-7.0), theirs[name].nan_to_num(nan=-7.0)), name
-
-
 @pytest.fixture(scope="module")
 def whole(tiny_model, tmp_path_factory):
     """A run that nobody stopped."""
@@ -98,9 +89,8 @@ def test_a_killed_run_resumes_with_the_same_numbers(step, whole, tiny_model, tmp
     killed = tmp_path / "killed"
     run_to_the_end("train", "--resume", killed)
 
-    for name in ("metrics.jsonl", "evals.jsonl", "samples.jsonl"):
+    for name in ("metrics.jsonl", "evals.jsonl", "samples.jsonl", "grams.jsonl"):
         assert lines(killed, name) == lines(whole, name), name
-    assert_same_tensors(killed / "grams.safetensors", whole / "grams.safetensors")
     last = "checkpoints/step-12/model.safetensors"
     assert (killed / last).read_bytes() == (whole / last).read_bytes()
 

@@ -14,6 +14,7 @@ import counterpoint.training.stage_trainer as stage_trainer
 from counterpoint.config import parse_config
 from counterpoint.diagnosis.domains_of_config import completions_for, open_subject
 from counterpoint.errors import DomainError
+from counterpoint.runs.grams import read_grams
 from counterpoint.training import train
 from counterpoint.training.preflight import total_steps
 from trainer_helpers import digits, grpo_args
@@ -171,3 +172,11 @@ def test_trackers_get_the_runs_name_and_keep_their_files(tiny_model, tmp_path, m
         assert json.loads((folder / "runs" / "events").read_text()) == {"name": "my-run"}
         assert list((folder / "completions").glob("*.parquet"))
         assert not list(folder.glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("strategy", ["mixed", "mgs"])
+def test_grams_are_recorded_every_so_many_steps(tiny_model, tmp_path, strategy):
+    settings = {"strategy": strategy, "evaluation": {"before": False, "prompts": 2, "samples": 1, "greedy": False}}
+    every = {"run": {"dir": str(tmp_path), "device": "cpu", "grams_every": 3}}
+    run = train(config(tiny_model, tmp_path, {"max_steps": 5}, **settings, **every), "run")
+    assert read_grams(run.path / "grams.jsonl").step_S.tolist() == [1, 4]

@@ -184,7 +184,7 @@ class RunConfig(Section):
     )
     save_every: int = Field(default=50, gt=0, description="Steps between checkpoints.")
     keep: int | None = Field(default=2, gt=0, description="Newest checkpoints that are kept; null keeps all.")
-    grams_every: int = Field(default=1, gt=0, description="Steps between records in `grams.safetensors`.")
+    grams_every: int = Field(default=1, gt=0, description="Steps between records in `grams.jsonl`.")
     samples: int = Field(default=8, ge=0, description="Completions kept per domain and evaluation in `samples.jsonl`.")
     device: Literal["auto", "cpu"] = Field(default="auto", description="`auto` uses a GPU where there is one.")
 

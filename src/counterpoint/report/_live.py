@@ -18,7 +18,7 @@ PAUSE_SECONDS = 2.0
 BUSY_SHARE = 0.1
 """The largest share of one core that may go into making the page: it runs beside a training."""
 
-WATCHED = (*RUN_FILES, "environment.json", "samples.jsonl", "grams.safetensors", "study.json")
+WATCHED = (*RUN_FILES, "environment.json", "samples.jsonl", "grams.jsonl", "study.json")
 
 Make = Callable[[str], tuple[str, dict[str, object]]]
 

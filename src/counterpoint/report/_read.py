@@ -77,7 +77,7 @@ def read_run(path: Path) -> RunData:
         metrics=_rows(path / "metrics.jsonl", notes),
         evals=_rows(path / "evals.jsonl", notes),
         samples=_rows(path / "samples.jsonl", notes),
-        grams=_grams(path / "grams.safetensors", notes),
+        grams=_grams(path / "grams.jsonl", notes),
         diagnosis=_diagnosis(path / "diagnosis", notes),
         recovery=_recovery(path, notes),
         notes=tuple(notes),

@@ -20,6 +20,7 @@ from typing import Any, Protocol, Self
 from counterpoint.disk import append_line, check_disk, disk_errors, take_lock, write_json, write_text
 from counterpoint.errors import RunError
 from counterpoint.runs.records import LINE_FILES, AnyObject, Record, RunState, read_json, read_lines, write_checked
+from counterpoint.runs.seals import Sealer
 
 _PACKAGES = ("counterpoint", "torch", "transformers", "trl", "accelerate", "datasets", "peft", "vllm", "torchjd")
 _CHECKPOINT = re.compile(r"step-(0|[1-9][0-9]{0,15})")
@@ -48,6 +49,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: int | None = None
+        self._sealer: Sealer | None = None
 
     @classmethod
     def create(
@@ -135,8 +137,18 @@ class RunDirectory:
         """Append completions to ``samples.jsonl``."""
         append_line(self.path / "samples.jsonl", *lines)
 
+    def append_grams(self, line: Mapping[str, Any]) -> None:
+        """Append one step's inner products to ``grams.jsonl``."""
+        append_line(self.path / "grams.jsonl", line)
+
+    def seal(self, step: int) -> dict[str, Any]:
+        """What the run's files are now, after ``step``; to be asked once the files only grow."""
+        if self._sealer is None:
+            self._sealer = Sealer(self.path)
+        return self._sealer.seal(step)
+
     def lines(self, name: str, kind: type[Record] | None = None) -> list[dict[str, Any]]:
-        """The objects of ``metrics.jsonl``, ``evals.jsonl`` or ``samples.jsonl``; none if it is not there yet.
+        """The objects of ``metrics.jsonl``, ``evals.jsonl`` and the like; none if the file is not there yet.
 
         Raises:
             RunError: a line is not what the file holds, or not of ``kind``, where more is asked of it.
@@ -203,6 +215,9 @@ class Bystander(RunDirectory):
         """Nothing is written."""
 
     def append_samples(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Nothing is written."""
+
+    def append_grams(self, line: Mapping[str, Any]) -> None:
         """Nothing is written."""
 
     def update(self, **fields: Any) -> None:

@@ -1,89 +1,86 @@
-"""Reads ``grams.safetensors``.
+"""The Grams of a run: ``grams.jsonl``, one line per recorded step, read as arrays.
 
-Legend: S recorded steps, G module groups, D domains of the run, K groups of the strategy.
+Legend: S recorded steps, G module groups, D domains, K groups of the strategy.
 """
 
-import hashlib
-import json
-from dataclasses import dataclass, field, replace
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter
-from safetensors import SafetensorError, safe_open
 
 from counterpoint.errors import RunError
-from counterpoint.runs.records import Names
+from counterpoint.runs.records import GramLine, Row, read_lines
 
-FILE = "grams.safetensors"
+FILE = "grams.jsonl"
 
-_NAMES: TypeAdapter[list[str]] = TypeAdapter(Names)
+_REMEDY = "Restore the file from a copy."
 
 
 @dataclass(frozen=True)
 class Grams:
-    """``step_S`` int64, ``gram_SGDD`` as it is kept (float32), NaN where a domain was absent.
-
-    ``weights_SKD`` and ``strategy_groups`` are empty in files that hold Grams alone.
-    """
+    """``step_S`` int64, ``gram_SGDD`` and ``weights_SKD`` float32; domains are sorted, NaN where one was absent."""
 
     step_S: np.ndarray
     gram_SGDD: np.ndarray
     groups: tuple[str, ...]
     domains: tuple[str, ...]
-    weights_SKD: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0)))
-    strategy_groups: tuple[str, ...] = ()
+    weights_SKD: np.ndarray
+    strategy_groups: tuple[str, ...]
 
-    def until(self, step: int) -> "Grams":
-        """The records up to ``step``."""
-        kept = self.step_S <= step
-        weights_SKD = self.weights_SKD[kept] if len(self.weights_SKD) else self.weights_SKD
-        return replace(self, step_S=self.step_S[kept], gram_SGDD=self.gram_SGDD[kept], weights_SKD=weights_SKD)
 
-    @property
-    def digest(self) -> str:
-        """A hash of all of it."""
-        found = hashlib.blake2b(json.dumps([self.groups, self.domains, self.strategy_groups]).encode(), digest_size=16)
-        for array in (self.step_S, self.gram_SGDD, self.weights_SKD):
-            found.update(f"{array.dtype.str}{array.shape}".encode())
-            found.update(np.ascontiguousarray(array).tobytes())
-        return found.hexdigest()
+def gram_line(
+    step: int,
+    groups: Sequence[str],
+    domains: Sequence[str],
+    gram_GDD: np.ndarray,
+    strategy_groups: Sequence[str],
+    weights_KD: np.ndarray,
+) -> Row:
+    """The line of one step, of the domains that took part in it; ``strategy_groups`` are left out where they are
+    ``groups``.
+    """
+    own = {} if tuple(strategy_groups) == tuple(groups) else {"strategy_groups": list(strategy_groups)}
+    names = {"groups": list(groups), "domains": list(domains)} | own
+    return {"step": step, **names, "gram": _text(gram_GDD), "weights": _text(weights_KD)}
 
 
 def read_grams(path: Path) -> Grams:
-    """The Grams of a run.
+    """The Grams of a run that may still be written.
 
     Raises:
         RunError: they cannot be read, or do not fit together.
     """
-    try:
-        with safe_open(path, framework="numpy") as file:
-            names = file.metadata() or {}
-            arrays = {name: np.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 (no dict)
-        found = Grams(arrays["step"], arrays["gram"], _names(names["groups"]), _names(names["domains"]))
-        if "weights" in arrays and "strategy_groups" in names:
-            found = replace(found, weights_SKD=arrays["weights"], strategy_groups=_names(names["strategy_groups"]))
-        _check(found)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RunError(f"{path}: the Grams cannot be read ({reason}). Restore the file from a copy.") from error
-    return found
+    rows = read_lines(path, GramLine, _REMEDY, growing=True)
+    groups, strategy_groups = _names(rows[0]) if rows else ((), ())
+    domains = tuple(sorted({name for row in rows for name in row["domains"]}))
+    gram_SGDD = np.full((len(rows), len(groups), len(domains), len(domains)), np.nan, np.float32)
+    weights_SKD = np.full((len(rows), len(strategy_groups), len(domains)), np.nan, np.float32)
+    for i, row in enumerate(rows):
+        try:
+            if _names(row) != (groups, strategy_groups):
+                raise ValueError("its groups are not those of the first line")
+            index = np.array([domains.index(name) for name in row["domains"]])
+            if len(set(row["domains"])) < len(index):
+                raise ValueError("a domain stands there twice")
+            gram_SGDD[i][:, index[:, None], index] = _array(row["gram"], len(groups), len(index), len(index))
+            weights_SKD[i][:, index] = _array(row["weights"], len(strategy_groups), len(index))
+        except ValueError as error:
+            raise RunError(f"{path}, line {i + 1}: the Grams cannot be read ({error}). {_REMEDY}") from error
+    step_S = np.array([row["step"] for row in rows], np.int64)
+    return Grams(step_S, gram_SGDD, groups, domains, weights_SKD, strategy_groups)
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(_NAMES.validate_python(json.loads(text), strict=True))
+def _names(row: Row) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    groups = tuple(row["groups"])
+    return groups, tuple(row.get("strategy_groups") or groups)
 
 
-def _check(found: Grams) -> None:
-    shape: Any = (len(found.step_S), len(found.groups), len(found.domains), len(found.domains))
-    if found.step_S.ndim != 1 or found.step_S.dtype.kind != "i" or found.gram_SGDD.shape != shape:
-        raise ValueError(
-            f"shape {found.gram_SGDD.shape} does not fit {shape[0]} steps, {shape[1]} groups and {shape[2]} domains"
-        )
-    if found.gram_SGDD.dtype.kind != "f" or found.weights_SKD.dtype.kind != "f":
-        raise ValueError(f"numbers of type {found.gram_SGDD.dtype}")
-    if len(set(found.domains)) < len(found.domains) or len(set(found.groups)) < len(found.groups):
-        raise ValueError("a domain or a group stands there twice")
-    if len(found.weights_SKD) and found.weights_SKD.shape != (shape[0], len(found.strategy_groups), shape[2]):
-        raise ValueError(f"weights of shape {found.weights_SKD.shape} do not fit {shape[0]} steps")
+def _text(array: Any) -> str:
+    return base64.b64encode(np.asarray(array, "<f4").tobytes()).decode()
+
+
+def _array(text: str, *shape: int) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text, validate=True), "<f4").reshape(shape)

@@ -42,11 +42,10 @@ class Sealed(Record):
 
 
 class Seal(Record):
-    """What the files of a run were after ``step``; ``grams`` is the hash of the Grams up to there, None without."""
+    """What the files of a run were after ``step``."""
 
     step: Whole
     files: dict[str, Sealed]
-    grams: str | None
 
 
 class StageEntry(Record):
@@ -153,6 +152,19 @@ class MetricsLine(Record):
     __pydantic_extra__: dict[str, Number | None]
 
 
+class GramLine(Record):
+    """One line of ``grams.jsonl``: inner products [groups, domains, domains] and weights [strategy_groups, domains] of
+    one step, float32 in base64.
+    """
+
+    step: Whole
+    groups: Names
+    domains: Names
+    gram: str
+    weights: str
+    strategy_groups: Names | None = None
+
+
 class AnyObject(RootModel[Row]):
     """Any JSON object."""
 
@@ -161,6 +173,7 @@ LINE_FILES: dict[str, type[Record]] = {
     "metrics.jsonl": MetricsLine,
     "evals.jsonl": EvalLine,
     "samples.jsonl": SampleLine,
+    "grams.jsonl": GramLine,
 }
 """Files of one JSON object per line, each with its ``step``."""
 

@@ -14,8 +14,6 @@ from typing import Any
 
 from counterpoint.disk import disk_errors, sync, sync_folder
 from counterpoint.errors import RunError
-from counterpoint.runs.grams import FILE as GRAMS
-from counterpoint.runs.grams import read_grams
 from counterpoint.runs.records import LINE_FILES, Record, Row, Seal, Sealed, Whole, read_json, read_lines, write_checked
 
 MANIFEST = "manifest.json"
@@ -39,24 +37,45 @@ class Manifest(Record):
 # The files of the run
 
 
-def seal(run: Path, step: int) -> Row:
-    """What the files of ``run`` are now, after ``step``; they have reached the disk."""
-    files = {}
-    for name in (CONFIG, *LINE_FILES):
-        path = run / name
-        if path.exists():
-            sync(path)
-            data = path.read_bytes()
-            files[name] = {"bytes": len(data), "lines": data.count(b"\n"), "blake2b": _digest(data)}
-    sync_folder(run)
-    grams = read_grams(run / GRAMS).digest if (run / GRAMS).exists() else None
-    return {"step": step, "files": files, "grams": grams}
+class Sealer:
+    """Seals the files of ``run`` again and again while they grow; every byte is read and hashed once."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self._hashed = {name: _Hashed() for name in (CONFIG, *LINE_FILES)}
+
+    def seal(self, step: int) -> Row:
+        """What the files are now, after ``step``; they have reached the disk."""
+        files = {}
+        for name, hashed in self._hashed.items():
+            if (self.run / name).exists():
+                sync(self.run / name)
+                files[name] = hashed.up_to_now(self.run / name)
+        sync_folder(self.run)
+        return {"step": step, "files": files}
+
+
+class _Hashed:
+    """The hash of a growing file as far as it was read."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(digest_size=16)
+        self._bytes = self._lines = 0
+
+    def up_to_now(self, path: Path) -> Row:
+        with path.open("rb") as file:
+            file.seek(self._bytes)
+            while data := file.read(_READ_BYTES):
+                self._hash.update(data)
+                self._bytes += len(data)
+                self._lines += data.count(b"\n")
+        return {"bytes": self._bytes, "lines": self._lines, "blake2b": self._hash.hexdigest()}
 
 
 def empty_seal(seal: Mapping[str, Any] | None) -> Row:
     """The seal of a run before its first line; of ``seal``, a later one, the configuration is kept."""
     files = {} if seal is None else {name: part for name, part in seal["files"].items() if name == CONFIG}
-    return {"step": 0, "files": files, "grams": None}
+    return {"step": 0, "files": files}
 
 
 def check_seal(run: Path, seal: Mapping[str, Any]) -> None:
@@ -69,11 +88,6 @@ def check_seal(run: Path, seal: Mapping[str, Any]) -> None:
     for name in LINE_FILES:
         if name in seal["files"]:
             _check_lines(run / name, seal["files"][name], seal["step"])
-    if seal["grams"] is not None and read_grams(run / GRAMS).until(seal["step"]).digest != seal["grams"]:
-        raise RunError(
-            f"{run / GRAMS}: holds other Grams than were recorded up to step {seal['step']}. "
-            "Restore the file from a copy."
-        )
 
 
 def check_config(run: Path, seal: Mapping[str, Any]) -> None:

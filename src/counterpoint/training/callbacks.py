@@ -11,8 +11,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from counterpoint.launch import Launch
 from counterpoint.runs import RunDirectory
-from counterpoint.runs.seals import move_folder, seal, write_manifest
-from counterpoint.training.grams import GramRecorder
+from counterpoint.runs.grams import gram_line
+from counterpoint.runs.seals import move_folder, write_manifest
 from counterpoint.training.interrupt import Interrupt
 from counterpoint.training.reporter import Reporter
 from counterpoint.training.stages import Stage
@@ -54,18 +54,20 @@ def _clean(logs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class GramWriter(TrainerCallback):
-    """Keeps the Grams of the steps that are recorded; ``recorder`` is None on ranks that write nothing."""
+    """One line of ``grams.jsonl`` for the first of every ``every`` steps of a stage."""
 
-    def __init__(self, recorder: GramRecorder | None, stage: Stage, trainer: Any) -> None:
-        self.recorder, self.stage, self.trainer = recorder, stage, trainer
-        self._seen: Any = None
+    def __init__(self, run: RunDirectory, stage: Stage, trainer: Any, every: int) -> None:
+        self.run, self.stage, self.trainer, self.every = run, stage, trainer, every
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Appends the record that this step left, if it left one."""
         record = self.trainer.last_record
-        if self.recorder is not None and record is not None and record is not self._seen and record.finite:
-            self.recorder.add(self.stage.offset + state.global_step, record, self.trainer.metrics_grouping)
-        self._seen = record
+        if not state.is_world_process_zero or (state.global_step - 1) % self.every:
+            return
+        if record is not None and record.finite:
+            groups, gram_GDD = record.regroup(self.trainer.metrics_grouping)
+            step = self.stage.offset + state.global_step
+            self.run.append_grams(gram_line(step, groups, record.domains, gram_GDD, record.groups, record.weights_GD))
 
 
 class Evaluator(TrainerCallback):
@@ -144,7 +146,7 @@ class CheckpointMover(TrainerCallback):
     def _move(self, source: Path, target: Path, step: int) -> None:
         if not source.exists():
             return
-        write_manifest(source, step, seal(self.run.path, step))
+        write_manifest(source, step, self.run.seal(step))
         if target.exists():
             shutil.rmtree(target)
         target.parent.mkdir(parents=True, exist_ok=True)

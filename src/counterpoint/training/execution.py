@@ -7,12 +7,10 @@ from typing import Any
 
 from counterpoint.launch import Launch
 from counterpoint.runs import RunDirectory
-from counterpoint.runs.seals import seal
 from counterpoint.training.callbacks import AtStart, CheckpointMover, Evaluator, GramWriter, MetricsWriter, Stopper
 from counterpoint.training.course import Course, ended_at
 from counterpoint.training.disk import explain_disk_errors
 from counterpoint.training.evaluations import Evaluations, with_look
-from counterpoint.training.grams import GramRecorder
 from counterpoint.training.interrupt import Interrupt
 from counterpoint.training.preflight import Plan
 from counterpoint.training.reporter import Reporter
@@ -55,7 +53,6 @@ class Execution:
         self.course, self.on_checkpoint = course, on_checkpoint
         self.config = plan.config
         self.evaluations = Evaluations(plan, run, launch, reporter)
-        self.recorder: GramRecorder | None = None
         self.start = launch.share(lambda: resume_point(run))
         self.done_steps = self.start.step
         self.done: list[Stage] = []
@@ -91,15 +88,11 @@ class Execution:
     def _take_up(self) -> list[Stage]:
         """The stages that ended before the start; what a killed run wrote after it is forgotten and written again."""
         self.start.forget_later(self.run)
-        self.recorder = GramRecorder(
-            self.run.path / "grams.safetensors", tuple(d.name for d in self.plan.domains), self.config.strategy.label
-        )
-        self.recorder.truncate_after(self.done_steps)
         clear_output(self.run)
         entries = sorted(self.run.state["stages"], key=lambda entry: entry["last_step"])
         looks = self.evaluations.looks()
         whole = list(itertools.takewhile(lambda entry: self.done_steps >= entry["last_step"] in looks, entries))
-        self.run.update(stages=whole, seal=seal(self.run.path, self.done_steps))
+        self.run.update(stages=whole, seal=self.run.seal(self.done_steps))
         return [Stage.from_json(i, entry) for i, entry in enumerate(whole)]
 
     def _next(self) -> Stage | None:
@@ -166,7 +159,7 @@ class Execution:
         scores = self.evaluations.make(trainer, when)
         if self.launch.first:
             self.evaluations.write(scores, when, step, stage)
-            self.run.update(seal=seal(self.run.path, step))
+            self.run.update(seal=self.run.seal(step))
 
     def _evaluate_within(self, trainer: DomainGRPOTrainer, stage: Stage, step: int) -> bool:
         """Evaluates in the middle of a stage, and says whether it ends here."""
@@ -241,7 +234,7 @@ class Execution:
     def _callbacks(self, trainer: DomainGRPOTrainer, stage: Stage, look: Callable[[int], bool]) -> list[Any]:
         kept = {part.last_step for part in (*self.done, stage)}
         return [
-            GramWriter(self.recorder, stage, trainer),
+            GramWriter(self.run, stage, trainer, self.config.run.grams_every),
             Evaluator(lambda step: self._looks_at(stage, step), stage, look),
             MetricsWriter(self.run, stage, self.course.total(self.done, stage), self.reporter),
             CheckpointMover(self.run, stage, self.config.run.keep, kept, self.launch, self.on_checkpoint),
@@ -255,4 +248,4 @@ class Execution:
             part.to_json() | {"checkpoint": str(folder)} for part, folder in zip(self.done, folders, strict=True)
         ]
         last = self.done[-1].last_step
-        self.run.update(stages=entries, steps=self.course.total(self.done, None), seal=seal(self.run.path, last))
+        self.run.update(stages=entries, steps=self.course.total(self.done, None), seal=self.run.seal(last))

@@ -9,7 +9,6 @@ from typing import Any
 
 from counterpoint.errors import RunError
 from counterpoint.runs import RunDirectory
-from counterpoint.runs.grams import FILE as GRAMS
 from counterpoint.runs.seals import check_checkpoint, check_seal, cut_to, empty_seal
 
 Check = Callable[[int], Mapping[str, Any]]
@@ -26,8 +25,6 @@ class ResumePoint:
     def forget_later(self, run: RunDirectory) -> None:
         """Removes what the run wrote after this point; it will be written again."""
         cut_to(run.path, self.seal)
-        if self.seal["grams"] is None:
-            (run.path / GRAMS).unlink(missing_ok=True)
         for step, folder in run.checkpoint_folders():
             if step > self.step:
                 shutil.rmtree(folder)

@@ -82,7 +82,7 @@ def conflicts_over_time(run: str | Path, *, window: int = 10, level: float = 0.0
     """Cosines of all pairs of domains over a run's steps, by module, layer and globally.
 
     Args:
-        run: a run directory, or a ``grams.safetensors``.
+        run: a run directory, or a ``grams.jsonl``.
         window: recorded steps of the moving average.
         level: the false discovery rate.
 

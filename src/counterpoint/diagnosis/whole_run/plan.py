@@ -18,7 +18,7 @@ def plan_parts(
     planned = [_behaviour(workshop, alone), _edits(workshop, points)]
     for point in measuring_points(points, legs):
         planned += _at_point(workshop, point, legs)
-    if any(len(stage.domains) > 1 for stage in history.stages) and (workshop.run / "grams.safetensors").is_file():
+    if any(len(stage.domains) > 1 for stage in history.stages) and (workshop.run / "grams.jsonl").is_file():
         planned.append(_over_time(workshop))
     names: set[str] = set()
     for leg in legs:
@@ -70,7 +70,7 @@ def _at_point(workshop: Workshop, point: Point, legs: Sequence[Leg]) -> list[Par
 
 
 def _over_time(workshop: Workshop) -> Part:
-    inputs = {"grams": file_digest(workshop.run / "grams.safetensors"), "version": VERSION}
+    inputs = {"grams": file_digest(workshop.run / "grams.jsonl"), "version": VERSION}
     return Part("conflicts-over-time", "conflicts_over_time", inputs, workshop.over_time)
 
 
