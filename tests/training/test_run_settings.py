@@ -2,6 +2,7 @@
 
 import json
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
@@ -180,3 +181,24 @@ def test_grams_are_recorded_every_so_many_steps(tiny_model, tmp_path, strategy):
     every = {"run": {"dir": str(tmp_path), "device": "cpu", "grams_every": 3}}
     run = train(config(tiny_model, tmp_path, {"max_steps": 5}, **settings, **every), "run")
     assert read_grams(run.path / "grams.jsonl").step_S.tolist() == [1, 4]
+
+
+def test_a_stage_is_gone_before_the_next_ones_model_is_loaded(tiny_model, tmp_path, monkeypatch):
+    stages, load = [], stage_trainer.load_model
+
+    class Watch(TrainerCallback):
+        def on_train_end(self, args, state, control, model=None, optimizer=None, **kwargs):
+            moments = [value for entry in optimizer.state.values() for value in entry.values()]
+            stages.append([weakref.ref(thing) for thing in (model, optimizer, moments[-1])])
+
+    def loading(*args):
+        assert [ref() for refs in stages for ref in refs if ref() is not None] == []
+        return load(*args)
+
+    build = stage_trainer.DomainGRPOTrainer.__init__
+    monkeypatch.setattr(
+        stage_trainer.DomainGRPOTrainer, "__init__", lambda *args, **kwargs: build(*args, callbacks=[Watch()], **kwargs)
+    )
+    monkeypatch.setattr(stage_trainer, "load_model", loading)
+    train(config(tiny_model, tmp_path, {"max_steps": 2}, strategy="sequential"), "run")
+    assert len(stages) == 2

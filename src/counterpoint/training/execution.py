@@ -16,7 +16,7 @@ from counterpoint.training.preflight import Plan
 from counterpoint.training.reporter import Reporter
 from counterpoint.training.resuming import resume_point
 from counterpoint.training.settings import clear_output
-from counterpoint.training.stage_trainer import build_trainer, continued_checkpoint
+from counterpoint.training.stage_trainer import build_trainer, continued_checkpoint, free_memory
 from counterpoint.training.stages import Stage
 from counterpoint.training.trainer import DomainGRPOTrainer
 from counterpoint.training.trainer_state import read_numbers
@@ -129,18 +129,27 @@ class Execution:
             stage = ended_at(stage, self.done_steps)
         finished = stage.last_step <= self.done_steps
         if not (finished and self.evaluations.has(stage.last_step)):
-            trainer = self._trainer(stage, finished)
-            if stage.first_step == 0 and self.config.evaluation.before and not self.evaluations.has(0):
-                self._evaluate_before(trainer)
-                if reason := self._reason(stage, 0):
-                    self.reporter.message(reason)
-                    return
-            if not finished:
-                stage = self._train_stage(trainer, stage)
-            if not self.evaluations.has(stage.last_step):
-                self._evaluate_end(trainer, stage)
+            worked = self._work(stage, finished)
+            free_memory()  # trainer and callbacks hold each other, so only a collection ends them
+            if worked is None:
+                return
+            stage = worked
         self.done.append(stage)
         self._record_stages()
+
+    def _work(self, stage: Stage, finished: bool) -> Stage | None:
+        """Trains and evaluates, and returns the stage as it became; None where nothing was to be done."""
+        trainer = self._trainer(stage, finished)
+        if stage.first_step == 0 and self.config.evaluation.before and not self.evaluations.has(0):
+            self._evaluate_before(trainer)
+            if reason := self._reason(stage, 0):
+                self.reporter.message(reason)
+                return None
+        if not finished:
+            stage = self._train_stage(trainer, stage)
+        if not self.evaluations.has(stage.last_step):
+            self._evaluate_end(trainer, stage)
+        return stage
 
     def _reason(self, stage: Stage, step: int) -> str | None:
         """Why ``stage`` ends after ``step``, from what is recorded; None where it does not, or ends there anyway."""

@@ -1,8 +1,10 @@
 """The trainer of one stage, and the checkpoint from which it starts or goes on."""
 
+import gc
 import shutil
 from pathlib import Path
 
+import torch
 from transformers.trainer_callback import PrinterCallback
 
 from counterpoint.errors import ConfigError, CounterpointError
@@ -54,6 +56,13 @@ def build_trainer(plan: Plan, run: RunDirectory, stage: Stage, start: Path | Non
     check_checkpoints(trainer.accelerator)
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def free_memory() -> None:
+    """Gives back the memory of a trainer that nobody uses any more, before the next model is loaded."""
+    gc.collect()
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
 
 
 def continued_checkpoint(run: RunDirectory, stage: Stage, stopped: int, launch: Launch) -> Path:
