@@ -1,5 +1,6 @@
 """Loads policies and tokenizers, and says plainly when a path is not one."""
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,15 @@ def check_model(model: ModelConfig) -> int:
     Raises:
         ModelError: the path is not a causal language model.
     """
+    return sum(param.numel() for param in skeleton(model).parameters())
+
+
+def skeleton(model: ModelConfig) -> torch.nn.Module:
+    """The model on the meta device: names and shapes without weights, and without adapters.
+
+    Raises:
+        ModelError: the path is not a causal language model.
+    """
     folder = Path(resolve_path(model))
     path = _adapter_base(str(folder)) or str(folder)
     try:
@@ -71,18 +81,35 @@ def check_model(model: ModelConfig) -> int:
             f"model.path {folder}: no .safetensors weights there, found {found}. Save the model with save_pretrained; "
             "pickled weights are not read."
         )
-    return _count_params(config, model)
-
-
-def _count_params(config: Any, model: ModelConfig) -> int:
     try:
         if getattr(config, "num_hidden_layers", None) and config.num_hidden_layers > MAX_LAYERS:
             raise ValueError(f"it has {config.num_hidden_layers} layers; at most {MAX_LAYERS} are built")
         with torch.device("meta"):
-            built = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+            built: torch.nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
     except _FAULTS as error:
         raise ModelError(_not_a_model(resolve_path(model), "causal language model", error)) from error
-    return sum(param.numel() for param in built.parameters())
+    return built
+
+
+def with_adapters(model: ModelConfig, built: torch.nn.Module) -> torch.nn.Module:
+    """A :func:`skeleton` with the adapters that are trained, where there are any.
+
+    Raises:
+        ModelError: the model has none of the modules that are to be adapted.
+    """
+    folder = resolve_path(model)
+    try:
+        if _adapter_base(folder) is not None:
+            chosen = _import_peft().PeftConfig.from_pretrained(folder)
+        elif (chosen := lora_config(model)) is None:
+            return built
+        chosen.inference_mode = False
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # training gives them again
+            adapted: torch.nn.Module = _import_peft().get_peft_model(built, chosen)
+    except _FAULTS as error:
+        raise ModelError(f"model.lora: PEFT cannot adapt {folder}: {error}") from error
+    return adapted
 
 
 def load_model(model: ModelConfig, start: Path | None = None) -> Any:

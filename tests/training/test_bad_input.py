@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import signal
+import sys
+import types
 
 import pytest
 import torch
@@ -13,7 +15,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from counterpoint.config import parse_config
-from counterpoint.errors import ConfigError, DivergedError, DomainError, ModelError, RewardError, RunError
+from counterpoint.errors import (
+    ConfigError,
+    DivergedError,
+    DomainError,
+    GroupingError,
+    ModelError,
+    RewardError,
+    RunError,
+)
 from counterpoint.models import check_model, load_model, load_tokenizer
 from counterpoint.runs import RunDirectory
 from counterpoint.training import Interrupted, check_config, plan_run, resume, train
@@ -274,3 +284,23 @@ def test_sequential_leaves_a_checkpoint_and_an_evaluation_of_all_domains_after_e
     lines = run.lines("metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(1, 7))
     assert ["reward/math" in line for line in lines] == [False, False, True, True, False, False]
+
+
+def test_a_grouping_without_a_group_for_some_parameter_is_refused_before_weights_are_read(
+    tiny_model, tmp_path, monkeypatch
+):
+    rules = types.ModuleType("own_rules")
+    rules.by = lambda name, shape: "" if "mlp" in name else "all"
+    monkeypatch.setitem(sys.modules, "own_rules", rules)
+    monkeypatch.setattr("counterpoint.training.stage_trainer.load_model", lambda *_: pytest.fail("weights were read"))
+    strategy = {"grouping": "own_rules:by", "weighting": "pcgrad"}
+    with pytest.raises(GroupingError, match="mlp"):
+        train(parse_config(settings(tiny_model, tmp_path, strategy=strategy)), "x")
+    assert not (tmp_path / "run").exists()
+
+
+def test_adapters_for_modules_that_the_model_lacks_are_refused_before_weights_are_read(tiny_model, tmp_path):
+    model = {"path": str(tiny_model), "lora": {"r": 2, "target_modules": ["nowhere"]}}
+    with pytest.raises(ModelError, match=r"model.lora: .*nowhere"):
+        train(parse_config(settings(tiny_model, tmp_path) | {"model": model}), "x")
+    assert not (tmp_path / "run").exists()

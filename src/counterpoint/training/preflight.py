@@ -4,13 +4,14 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
 from trl import GRPOConfig
 
 from counterpoint.config import Config
 from counterpoint.domains import Domain, load_domains
 from counterpoint.errors import ConfigError, CounterpointError
-from counterpoint.models import check_model, load_tokenizer
-from counterpoint.surgery import resolve_strategy
+from counterpoint.models import load_tokenizer, skeleton, with_adapters
+from counterpoint.surgery import group_parameters, resolve_strategy
 from counterpoint.training.quotas import check_strategy, quota_sampler
 from counterpoint.training.settings import grpo_config
 from counterpoint.training.stages import Stage, plan_stages
@@ -61,15 +62,28 @@ def check_shares(config: Config, args: GRPOConfig, sizes: dict[str, int]) -> Non
         check_strategy(resolve_strategy(strategy_spec(config)), sampler)
 
 
+def check_groups(config: Config, model: nn.Module) -> None:
+    """Refuses a strategy whose grouping has no group for some parameter that is trained.
+
+    Raises:
+        GroupingError: naming the parameter.
+    """
+    shapes = {name: tuple(param.shape) for name, param in model.named_parameters() if param.requires_grad}
+    frozen = [name for name, param in model.named_parameters() if not param.requires_grad]
+    group_parameters(shapes, resolve_strategy(strategy_spec(config)).grouping, frozen)
+
+
 def plan_run(config: Config) -> Plan:
     """A checked :class:`Plan`: settings, model, tokenizer, then the rows of all domains.
 
     Raises:
-        ConfigError, ModelError, DomainError, RewardError, UnsupportedError: what is wrong and what to do.
+        ConfigError, ModelError, GroupingError, DomainError, RewardError, UnsupportedError: what is wrong, what to do.
     """
     if problems := check_config(config):
         raise ConfigError("\n".join(problems))
-    num_params = check_model(config.model)
+    model = skeleton(config.model)
+    num_params = sum(param.numel() for param in model.parameters())
+    check_groups(config, with_adapters(config.model, model))
     tokenizer = load_tokenizer(config.model)
     domains = tuple(load_domains(config, tokenizer))
     args = grpo_config(config, "unused")
