@@ -181,3 +181,9 @@ def test_differences_of_unbounded_scores_are_plain_t():
 def test_errors_say_what_was_found(call, message):
     with pytest.raises(CounterpointError, match=message):
         call()
+
+
+def test_prompts_without_a_score_are_left_out():
+    assert mean_interval([0.5, None, 1.0]) == mean_interval([0.5, 1.0])
+    before, after = [0.0, None, 1.0, 0.25], [1.0, 0.5, None, 0.5]
+    assert difference_interval(before, after) == difference_interval([0.0, 0.25], [1.0, 0.5])

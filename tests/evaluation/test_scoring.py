@@ -27,7 +27,8 @@ def right(completions, answer, **_):
 
 def test_rewards_are_summed_by_weight():
     both = domain(WeightedReward("right", 1.0, right), WeightedReward("half", 0.5, lambda prompts, **_: [1, None]))
-    assert score_rows(both, both.evaluation, completions("a", "x")) == [1.5, 0.0]
+    found = score_rows(both, both.evaluation, completions("a", "x"))
+    assert found.totals == [1.5, 0.0]
 
 
 def test_chat_completions_reach_rewards_as_messages():
@@ -65,7 +66,7 @@ def test_async_rewards_are_awaited():
         return [0.5] * len(prompts)
 
     both = domain(WeightedReward("judge", 2.0, judge))
-    assert score_rows(both, both.evaluation, completions("a", "b")) == [1.0, 1.0]
+    assert score_rows(both, both.evaluation, completions("a", "b")).totals == [1.0, 1.0]
 
 
 def test_evaluate_scores_prompts_not_samples():
@@ -92,3 +93,57 @@ def test_evaluate_scores_prompts_not_samples():
     assert line["domain"] == "math"
     assert math.isclose(line["mean"], score.mean)
     assert "examples" not in line
+
+
+def test_what_no_function_scores_has_no_reward():
+    some = domain(WeightedReward("some", 2.0, lambda prompts, **_: [None, 0.5]))
+    found = score_rows(some, some.evaluation, completions("a", "x"))
+    assert (found.totals, found.parts) == ([None, 1.0], {"some": [None, 0.5]})
+
+
+@pytest.fixture(scope="module")
+def pocket():
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    return (
+        AutoModelForCausalLM.from_pretrained(model_path()),
+        AutoTokenizer.from_pretrained(model_path(), padding_side="left"),
+    )
+
+
+ROWS = [TASKS["math"].generate("test", i) for i in range(4)]
+SHORT = EvaluationPlan(samples=3, examples=4, sampling=Sampling(max_new_tokens=2))
+
+
+def evaluated(pocket, *rewards):
+    (score,) = evaluate(*pocket, [domain(*rewards, rows=ROWS)], SHORT)
+    return score
+
+
+def test_unscored_completions_are_counted_and_stand_in_no_mean(pocket):
+    def judge(prompts, **_):
+        """Leaves out the first prompt, and the first sample of the second; gives 1 to all others."""
+        left_out = 4 if len(prompts) == 12 else 1
+        return [None] * left_out + [1.0] * (len(prompts) - left_out)
+
+    score = evaluated(pocket, WeightedReward("judge", 1.0, judge))
+    assert (score.scores, score.mean, score.greedy) == ((None, 1.0, 1.0, 1.0), 1.0, 1.0)
+    assert (score.prompts, score.unscored) == (4, 5)
+    assert score.low == mean_interval([1.0] * 3).low
+    line = score.to_json()
+    assert line["scores"][0] is None
+    assert line["unscored"] == 5
+    assert score.examples[0].reward is None
+    nothing = WeightedReward("judge", 1.0, lambda prompts, **_: [None] * len(prompts))
+    with pytest.raises(RewardError, match="none of 12 completions was scored"):
+        evaluated(pocket, nothing)
+
+
+def test_the_parts_of_a_reward_are_told_where_there_are_several(pocket):
+    one = WeightedReward("one", 1.0, lambda prompts, **_: [1.0] * len(prompts))
+    half = WeightedReward("half", 3.0, lambda prompts, **_: [None, *[0.5] * (len(prompts) - 1)])
+    assert "parts" not in evaluated(pocket, one).to_json()
+    assert "unscored" not in evaluated(pocket, one).to_json()
+    score = evaluated(pocket, one, half)
+    assert score.to_json()["parts"] == {"one": 1.0, "half": 0.5}
+    assert score.scores == (2.0, 2.5, 2.5, 2.5)

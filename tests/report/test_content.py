@@ -116,6 +116,27 @@ def test_cosines_are_those_of_the_grams(run_dir):
     assert cosines["overall"][0][4]["negative"] == 1.0
 
 
+def test_the_parts_of_a_reward_and_what_was_not_scored_stand_beside_the_total(run_dir):
+    path = run_dir / "evals.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        if row["domain"] == "math":
+            row |= {"parts": {"right <b>": 0.25 if row["when"] == "before" else 0.5, "form": None}, "unscored": 7}
+            row["scores"] = [None, 0.25, 0.5, 0.75 if row["when"] == "before" else 1.0]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    content = content_of(run_dir)
+    first = content["evaluation"]["rows"][0]
+    assert first["parts"] == [
+        {"part": "right <b>", "before": 0.25, "after": 0.5},
+        {"part": "form", "before": None, "after": None},
+    ]
+    whole = difference_interval([0.25, 0.5, 0.75], [0.25, 0.5, 1.0])
+    assert first["interval"] == {"low": whole.low, "high": whole.high}
+    page = write_report(run_dir).read_text()
+    assert 'class="part"><th scope="row">right &lt;b&gt;</th><td>0.25</td><td>0.50</td><td>+0.25</td>' in page
+    assert "7 not scored" in page
+
+
 def test_absent_domains_are_gaps_and_not_zeros(run_dir):
     grams = read_run(run_dir).grams
     gram = grams.gram_SGDD.astype(np.float32)

@@ -15,9 +15,12 @@ import counterpoint.training.stage_trainer as stage_trainer
 from counterpoint.config import parse_config
 from counterpoint.diagnosis.domains_of_config import completions_for, open_subject
 from counterpoint.errors import DomainError
+from counterpoint.report import write_report
 from counterpoint.runs.grams import read_grams
 from counterpoint.training import train
+from counterpoint.training.execution import no_signal
 from counterpoint.training.preflight import total_steps
+from counterpoint.training.reporter import Silent
 from trainer_helpers import digits, grpo_args
 
 pytestmark = [
@@ -202,3 +205,37 @@ def test_a_stage_is_gone_before_the_next_ones_model_is_loaded(tiny_model, tmp_pa
     monkeypatch.setattr(stage_trainer, "load_model", loading)
     train(config(tiny_model, tmp_path, {"max_steps": 2}, strategy="sequential"), "run")
     assert len(stages) == 2
+
+
+def teach(share, step=1, **rewards):
+    return (
+        {"step": step}
+        | {f"zero_advantage/{d}": share for d in rewards}
+        | {f"reward/{d}": r for d, r in rewards.items()}
+    )
+
+
+def test_domains_without_any_signal_are_named():
+    assert no_signal([]) is None
+    assert no_signal([teach(1.0, math=0.0, code=0.5), teach(0.75, 2, math=0.25, code=0.5)]) is None
+    assert "from rewards: " in no_signal([teach(1.0, math=0.0), teach(1.0, 2, code=1.0)])
+    assert "(mean 0.000 in math, 1.000 in code)" in no_signal([teach(1.0, math=0.0), teach(1.0, 2, code=1.0)])
+    assert no_signal([teach(1.0, math=0.0) | teach(0.5, code=1.0)]).startswith("Nothing was learned in math: ")
+
+
+def test_a_run_in_which_nothing_was_learned_says_so(tiny_model, tmp_path, monkeypatch):
+    heard = Listener()
+    run = train(config(tiny_model, tmp_path, domains={"math": {"source": "pocket"}}), "run", heard)
+    assert run.state["no_signal"] == heard.heard[-1]
+    assert run.state["no_signal"].startswith("Nothing was learned from rewards: ")
+    assert "Nothing was learned from rewards: " in write_report(run.path).read_text()
+
+
+class Listener(Silent):
+    """Keeps the messages."""
+
+    def __init__(self):
+        self.heard = []
+
+    def message(self, text):
+        self.heard.append(text)

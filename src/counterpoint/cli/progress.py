@@ -68,7 +68,7 @@ class ConsoleReporter:
 
     def evaluated(self, when: str, step: int, scores: "Sequence[DomainScore]") -> None:
         """Prints the scores of an evaluation."""
-        text = "  ".join(f"{s.domain} {s.mean:.3f} [{s.low:.3f}, {s.high:.3f}]" for s in scores)
+        text = "  ".join(f"{s.domain} {s.mean:.3f} [{s.low:.3f}, {s.high:.3f}]{_parts(s)}" for s in scores)
         self.message(f"{self.label}step {step}, {when}: {text}")
 
     def training(self, step: int, total: int, metrics: Mapping[str, Any]) -> None:
@@ -111,6 +111,13 @@ class ConsoleReporter:
         self.console.print(
             f"{name} {done}/{total}{left}  {note}".rstrip(), soft_wrap=True, highlight=False, markup=False
         )
+
+
+def _parts(score: "DomainScore") -> str:
+    """What the reward's functions gave, and how many completions none of them scored."""
+    said = [f"{name} {'-' if mean is None else f'{mean:.3f}'}" for name, mean in score.parts.items()]
+    said += [f"{score.unscored} not scored"] if score.unscored else []
+    return f" ({', '.join(said)})" if said else ""
 
 
 def _is_reward(key: str, value: Any) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from counterpoint.runs import RunDirectory
@@ -21,10 +22,13 @@ def print_run_table(runs: Sequence[RunDirectory], console: Console | None = None
     for run in runs:
         table.add_column(run.state["strategy"], justify="right")
     domains = list(dict.fromkeys(name for scores in after.values() for name in scores))
-    for domain in domains:
-        cells = [cell(before.get(domain))] if before else []
-        table.add_row(domain, *cells, *(cell(scores.get(domain)) for scores in after.values()))
     columns = ([before] if before else []) + list(after.values())
+    for domain in domains:
+        lines = [scores.get(domain, {}) for scores in columns]
+        table.add_row(domain, *(cell(line) for line in lines))
+        for part in dict.fromkeys(name for line in lines for name in line.get("parts") or ()):
+            means = [(line.get("parts") or {}).get(part) for line in lines]
+            table.add_row(escape(f"  {part}"), *("-" if mean is None else f"{mean:.3f}" for mean in means), style="dim")
     table.add_section()
     table.add_row("average", *(average(scores) for scores in columns))
     (console or Console()).print(table)

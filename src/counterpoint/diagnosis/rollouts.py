@@ -114,7 +114,7 @@ def sample_rollouts(
         )
     chosen = [row for row in rows[:prompts] for _ in range(samples)]
     completions = generate(model, tokenizer, [row["prompt"] for row in chosen], sampling, on_batch)
-    rewards = score_rows(domain, chosen, completions)
+    rewards = [reward or 0.0 for reward in score_rows(domain, chosen, completions).totals]  # None counts as 0
     items = []
     for i, (row, completion) in enumerate(zip(chosen, completions, strict=True)):
         prompt = row["prompt"]

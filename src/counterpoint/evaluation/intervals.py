@@ -26,6 +26,9 @@ from statistics import NormalDist
 
 from counterpoint.errors import CounterpointError
 
+Scores = Sequence[float | None]
+"""One number per prompt, the mean over its samples; None where no sample of the prompt could be scored."""
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -37,11 +40,12 @@ class Interval:
     num_prompts: int
 
 
-def mean_interval(per_prompt_means: Sequence[float], confidence: float = 0.95) -> Interval:
+def mean_interval(per_prompt_means: Scores, confidence: float = 0.95) -> Interval:
     """The mean score over prompts with its interval, for prompts drawn independently from a domain.
 
     Args:
-        per_prompt_means: one number per prompt, the mean over that prompt's samples [num_prompts].
+        per_prompt_means: one number per prompt, the mean over that prompt's samples [num_prompts]; prompts without
+            a score are left out.
         confidence: the nominal coverage, e.g. 0.95.
 
     Scores outside [0, 1] (a reward model's, say) have no known bounds and get the plain t interval. One prompt tells
@@ -50,15 +54,17 @@ def mean_interval(per_prompt_means: Sequence[float], confidence: float = 0.95) -
     Raises:
         CounterpointError: no prompts, a score that is not finite, or a confidence outside (0, 1).
     """
-    scores = _checked(per_prompt_means, "per_prompt_means")
+    scores = _checked([score for score in per_prompt_means if score is not None], "per_prompt_means")
     quantile = _quantile(len(scores), confidence)
     if min(scores) < 0 or max(scores) > 1:
         return _t_interval(scores, quantile)
     return _score_interval(scores, quantile)
 
 
-def difference_interval(before: Sequence[float], after: Sequence[float], confidence: float = 0.95) -> Interval:
+def difference_interval(before: Scores, after: Scores, confidence: float = 0.95) -> Interval:
     """The mean change ``after - before`` with its interval, paired: entry i of both is the same prompt [num_prompts].
+
+    Prompts without a score in one of them are left out.
 
     Pairing removes what makes prompts differ from each other, so this is narrower than comparing two separate
     intervals. Differences of scores in [0, 1] lie in [-1, 1] and are treated as scores on that range.
@@ -66,12 +72,13 @@ def difference_interval(before: Sequence[float], after: Sequence[float], confide
     Raises:
         CounterpointError: sequences of unequal length, and everything ``mean_interval`` refuses.
     """
-    first, second = _checked(before, "before"), _checked(after, "after")
-    if len(first) != len(second):
+    if len(before) != len(after):
         raise CounterpointError(
-            f"before and after must score the same prompts in the same order; found {len(first)} and {len(second)} "
+            f"before and after must score the same prompts in the same order; found {len(before)} and {len(after)} "
             "prompts. Evaluate both on one held-out set."
         )
+    both = [(b, a) for b, a in zip(before, after, strict=True) if b is not None and a is not None]
+    first, second = _checked([b for b, _ in both], "before"), _checked([a for _, a in both], "after")
     changes = [b - a for a, b in zip(first, second, strict=True)]
     quantile = _quantile(len(changes), confidence)
     if min(first + second) < 0 or max(first + second) > 1:

@@ -21,11 +21,11 @@ from counterpoint.rewards.values import LARGEST_PART
 
 @dataclass(frozen=True)
 class Sample:
-    """One completion with its reward; ``reference`` is the row's ``answer``, where it has one."""
+    """One completion with its reward, None where it was not scored; ``reference`` is the row's ``answer``, if any."""
 
     prompt: str
     completion: str
-    reward: float
+    reward: float | None
     reference: str | None
 
 
@@ -36,6 +36,9 @@ class DomainScore:
     ``mean`` with its 95 % interval ``low``, ``high`` over prompts (samples of one prompt are not independent);
     ``greedy`` is the mean reward of greedy decoding; ``scores`` the mean per prompt, in the order of the held-out rows;
     ``completion_length`` in tokens; ``truncated`` the share that reached the limit; ``seconds`` of wall time.
+    ``parts`` holds the mean of every reward function, without its weight, where the domain has several. Completions
+    that no function scored are left out of all means; ``unscored`` counts them, greedy ones too. None stands for the
+    score of a prompt without any, and for ``greedy`` where nothing was scored.
     """
 
     domain: str
@@ -48,13 +51,17 @@ class DomainScore:
     completion_length: float
     truncated: float
     seconds: float
-    scores: tuple[float, ...]
+    scores: tuple[float | None, ...]
+    parts: Mapping[str, float | None] = field(default_factory=dict)
+    unscored: int = 0
     examples: tuple[Sample, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The fields of one line of ``evals.jsonl``."""
-        fields = {key: value for key, value in vars(self).items() if key != "examples"}
-        return {**fields, "scores": [round(score, 6) for score in self.scores]}
+        fields = {key: value for key, value in vars(self).items() if key not in ("examples", "parts", "unscored")}
+        fields["scores"] = [None if score is None else round(score, 6) for score in self.scores]
+        seldom = {"parts": dict(self.parts), "unscored": self.unscored}
+        return fields | {key: value for key, value in seldom.items() if value}
 
 
 @dataclass(frozen=True)
@@ -127,8 +134,13 @@ def _evaluate_domain(
     rows = [row for row in domain.evaluation for _ in range(plan.samples)]
     completions = generate(model, tokenizer, repeated, plan.sampling, report, launch)
     rewards = launch.share(lambda: score_rows(domain, rows, completions))
-    greedy = _greedy(model, tokenizer, domain, plan, report, launch) if plan.greedy else None
-    scores = [statistics.fmean(rewards[i : i + plan.samples]) for i in range(0, len(rewards), plan.samples)]
+    greedy = _greedy(model, tokenizer, domain, plan, report, launch) if plan.greedy else []
+    scores = [mean(rewards.totals[i : i + plan.samples]) for i in range(0, len(rows), plan.samples)]
+    if not any(score is not None for score in scores):
+        raise RewardError(
+            f"domain {domain.name!r}: none of {len(rows)} completions was scored, every reward function returned None "
+            "for each. Give the domain a reward that scores its held-out rows."
+        )
     interval = mean_interval(scores)
     step = max(1, len(prompts) // max(1, plan.examples))
     return DomainScore(
@@ -136,16 +148,18 @@ def _evaluate_domain(
         mean=interval.mean,
         low=interval.low,
         high=interval.high,
-        greedy=greedy,
+        greedy=mean(greedy),
         prompts=len(prompts),
         samples=plan.samples,
         completion_length=statistics.fmean(c.num_tokens for c in completions),
         truncated=statistics.fmean(c.truncated for c in completions),
         seconds=time.perf_counter() - start,
         scores=tuple(scores),
+        parts={name: mean(values) for name, values in rewards.parts.items()} if len(domain.rewards) > 1 else {},
+        unscored=[*rewards.totals, *greedy].count(None),
         examples=tuple(
-            _sample(plan, tokenizer, rows[i * plan.samples], completions[i * plan.samples], rewards[i * plan.samples])
-            for i in range(0, len(prompts), step)
+            _sample(plan, tokenizer, rows[i], completions[i], rewards.totals[i])
+            for i in range(0, len(rows), step * plan.samples)
         )[: plan.examples],
     )
 
@@ -157,19 +171,34 @@ def _greedy(
     plan: EvaluationPlan,
     report: Callable[[int], None],
     launch: Launch,
-) -> float:
+) -> list[float | None]:
     prompts = [row["prompt"] for row in domain.evaluation]
     completions = generate(model, tokenizer, prompts, replace(plan.sampling, temperature=0.0), report, launch)
-    return statistics.fmean(launch.share(lambda: score_rows(domain, domain.evaluation, completions)))
+    return launch.share(lambda: score_rows(domain, domain.evaluation, completions)).totals
 
 
-def score_rows(domain: Domain, rows: Sequence[Mapping[str, Any]], completions: Sequence[Completion]) -> list[float]:
-    """Weighted total reward per row, 0 where every reward function left the row out.
+def mean(values: Sequence[float | None]) -> float | None:
+    """The mean of those that are there; None without any."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """The weighted total of every row, None where every reward function left it out, and what each function gave."""
+
+    totals: list[float | None]
+    parts: dict[str, list[float | None]]
+
+
+def score_rows(domain: Domain, rows: Sequence[Mapping[str, Any]], completions: Sequence[Completion]) -> Rewards:
+    """The rewards of one completion per row.
 
     Raises:
         RewardError: a function raised (naming the row and its completion) or returned something that is no reward.
     """
-    totals = [0.0] * len(rows)
+    totals: list[float | None] = [None] * len(rows)
+    parts: dict[str, list[float | None]] = {}
     chat = not isinstance(rows[0]["prompt"], str)
     texts = [[{"role": "assistant", "content": c.text}] if chat else c.text for c in completions]
     columns = {key: [row.get(key) for row in rows] for row in rows[:1] for key in row if key != "prompt"}
@@ -179,13 +208,15 @@ def score_rows(domain: Domain, rows: Sequence[Mapping[str, Any]], completions: S
     for reward, function in zip(domain.rewards, functions, strict=True):
         values = function(prompts=[row["prompt"] for row in rows], completions=texts, **columns)
         values = asyncio.run(values) if inspect.iscoroutine(values) else values
-        for i, value in enumerate(values):
-            totals[i] += _part(domain.name, reward, value)
-    return totals
+        parts[reward.name] = list(values)
+        for i, value in enumerate(parts[reward.name]):
+            if value is not None:
+                totals[i] = (totals[i] or 0.0) + _part(domain.name, reward, value)
+    return Rewards(totals, parts)
 
 
-def _part(domain: str, reward: WeightedReward, value: float | None) -> float:
-    part = reward.weight * (0.0 if value is None else value)
+def _part(domain: str, reward: WeightedReward, value: float) -> float:
+    part = reward.weight * value
     if abs(part) > LARGEST_PART:
         raise RewardError(
             f"domain {domain!r}: reward {reward.name!r} is {value:g} and its weight {reward.weight:g}; their product "
@@ -195,7 +226,7 @@ def _part(domain: str, reward: WeightedReward, value: float | None) -> float:
 
 
 def _sample(
-    plan: EvaluationPlan, tokenizer: Any, row: Mapping[str, Any], completion: Completion, reward: float
+    plan: EvaluationPlan, tokenizer: Any, row: Mapping[str, Any], completion: Completion, reward: float | None
 ) -> Sample:
     answer = row.get("answer")
     return Sample(

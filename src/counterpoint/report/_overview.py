@@ -48,6 +48,7 @@ def overview(run: RunData, domains: list[str]) -> dict[str, Any]:
         "steps": last_step,
         "planned_steps": int(planned) if planned > (last_step or 0) else None,
         "status": clean(status, 40),
+        "no_signal": clean(run.info.get("no_signal") or "", 1000),
         "status_words": STATUS.get(status, "status unknown"),
         "started": _moment(run.info.get("started")),
         "ended": _moment(run.info.get("ended")),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from counterpoint.evaluation.intervals import difference_interval
+from counterpoint.report._fields import row_of
 from counterpoint.report._read import RunData
 from counterpoint.report._text import clean, number
 
@@ -19,7 +20,8 @@ def evaluation(run: RunData, domains: list[str]) -> dict[str, Any]:
     rows = []
     for name in domains:
         before, after = _first(run, name), _last(run, name)
-        rows.append({"domain": clean(name, 60), "before": before, "after": after, **_change(before, after)})
+        row = {"domain": clean(name, 60), "before": before, "after": after, "parts": _parts(before, after)}
+        rows.append(row | _change(before, after))
     scored = [row for row in rows if row["before"] and row["after"]]
     average = None
     if len(scored) > 1:
@@ -66,10 +68,19 @@ def _change(before: Score | None, after: Score | None) -> dict[str, Any]:
     return {"change": after["mean"] - before["mean"], "interval": _paired(before, after), "apart": apart}
 
 
+def _parts(before: Score | None, after: Score | None) -> list[dict[str, Any]]:
+    """What every function of the domain's reward gave on average, where it has several."""
+    found = [{} if score is None else score["parts"] for score in (before, after)]
+    return [
+        {"part": name, "before": found[0].get(name), "after": found[1].get(name)} for name in {**found[0], **found[1]}
+    ]
+
+
 def _paired(before: Score, after: Score) -> dict[str, float] | None:
     """The 95 % interval of the change over the same prompts; None where the runs did not keep a score per prompt."""
     pairs = before["scores"], after["scores"]
-    if not pairs[0] or len(pairs[0]) != len(pairs[1]):
+    both = [pair for pair in zip(*pairs, strict=False) if None not in pair]
+    if not both or len(pairs[0]) != len(pairs[1]):
         return None
     interval = difference_interval(*pairs)
     return {"low": interval.low, "high": interval.high}
@@ -108,6 +119,8 @@ def _score(row: dict[str, Any]) -> Score | None:
         "mean": mean,
         "low": low if whole else None,
         "high": high if whole else None,
-        "scores": [score for value in row.get("scores") or () if (score := number(value)) is not None],
+        "scores": [number(value) for value in row.get("scores") or ()],
+        "parts": {clean(name, 60): number(part) for name, part in row_of(row.get("parts")).items()},
+        "unscored": int(number(row.get("unscored")) or 0),
         **{key: number(row.get(key)) for key in ("greedy", "prompts", "samples", "completion_length", "truncated")},
     }

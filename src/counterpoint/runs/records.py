@@ -65,7 +65,7 @@ class FormerEntry(Record):
     mean: float
     low: float
     high: float
-    scores: list[Number] | None
+    scores: list[Number | None] | None
 
 
 class RefreshEntry(Record):
@@ -89,6 +89,7 @@ class RunState(Record):
     steps: Whole
     stages: list[StageEntry]
     refresh: RefreshEntry | None = None
+    no_signal: str | None = None
     seal: Seal | None = None
 
 
@@ -123,7 +124,9 @@ class EvalLine(MeanLine):
     completion_length: Number
     truncated: Number
     seconds: Number
-    scores: Annotated[list[Number], Field(min_length=1)]
+    scores: Annotated[list[Number | None], Field(min_length=1)]
+    parts: dict[str, Number | None] | None = None
+    unscored: Whole = 0
 
 
 class SampleLine(Record):

@@ -8,13 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
+from counterpoint.evaluation.intervals import Scores
 from counterpoint.training.stages import Stage
 
-Scores = Mapping[str, Sequence[float]]
-"""The mean score of every held-out prompt, by domain; the same prompts in the same order at every evaluation."""
-
-Looks = Mapping[int, Scores]
-"""The evaluations of all domains by the run's step."""
+Looks = Mapping[int, Mapping[str, Scores]]
+"""The scores of every held-out prompt by the run's step and domain; the same prompts in the same order each time."""
 
 
 class Course(Protocol):

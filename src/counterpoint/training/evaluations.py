@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from counterpoint.evaluation import DomainScore, EvaluationPlan, evaluate
+from counterpoint.evaluation.intervals import Scores
 from counterpoint.launch import Launch
 from counterpoint.runs import RunDirectory
 from counterpoint.training.course import Looks
@@ -24,10 +25,10 @@ class Evaluations:
             domains.setdefault((line["when"], line["step"]), set()).add(line["domain"])
         return {key for key, names in domains.items() if names >= {domain.name for domain in self.plan.domains}}
 
-    def looks(self) -> dict[int, dict[str, tuple[float, ...]]]:
+    def looks(self) -> dict[int, dict[str, Scores]]:
         """The scores of every whole evaluation by step and domain. Only the first rank may ask."""
         whole = self.whole()
-        found: dict[int, dict[str, tuple[float, ...]]] = {}
+        found: dict[int, dict[str, Scores]] = {}
         for line in self.run.lines("evals.jsonl"):
             if (line["when"], line["step"]) in whole:
                 found.setdefault(line["step"], {})[line["domain"]] = tuple(line["scores"])
@@ -63,5 +64,5 @@ class Evaluations:
 
 
 def with_look(looks: Looks, step: int, scores: Sequence[DomainScore]) -> Looks:
-    """``looks`` with one that is not written yet, in the digits in which it will be."""
+    """``looks`` with these scores, rounded as ``evals.jsonl`` rounds them, so that a resumed run decides alike."""
     return {**looks, step: {score.domain: tuple(score.to_json()["scores"]) for score in scores}}

@@ -1,7 +1,8 @@
 """One run on its way: stage after stage along its course, evaluated, recorded, and taken up again after a kill."""
 
 import itertools
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,33 @@ from counterpoint.training.trainer_state import read_numbers
 
 OnCheckpoint = Callable[[int, Path], None]
 """``(step, folder)`` of a checkpoint that was just written."""
+
+
+def no_signal(metrics: Sequence[Mapping[str, Any]]) -> str | None:
+    """A sentence on domains that taught nothing in any step: all completions of each prompt had the same reward."""
+    shares: dict[str, list[float]] = {}
+    rewards: dict[str, list[float]] = {}
+    for line in metrics:
+        for key, value in line.items():
+            kind, _, domain = key.partition("/")
+            if value is not None and kind in ("zero_advantage", "reward"):
+                (shares if kind == "zero_advantage" else rewards).setdefault(domain, []).append(value)
+    silent = [domain for domain, values in shares.items() if min(values) > 1 - 1e-6]
+    if not silent:
+        return None
+    what = (
+        "Nothing was learned from rewards"
+        if len(silent) == len(shares)
+        else f"Nothing was learned in {', '.join(silent)}"
+    )
+    means = ", ".join(f"{statistics.fmean(rewards[name]):.3f} in {name}" for name in silent if rewards.get(name))
+    return (
+        f"{what}: in every step all completions of each prompt had the same reward (mean {means or 'unknown'}), so "
+        "every advantage was 0. Read samples.jsonl. Where answers are wrong, use easier prompts, a longer "
+        "max_completion_length, or a reward that gives parts of the score; where right answers score 0, correct the "
+        "reward (counterpoint score); where all are right, use harder prompts. More num_generations or a higher "
+        "temperature make answers differ."
+    )
 
 
 class Interrupted(KeyboardInterrupt):
@@ -120,9 +148,11 @@ class Execution:
     def _close(self) -> None:
         clear_output(self.run)
         entries, said = self.course.closing(self.done, self.evaluations.looks())
-        self.run.update(steps=self.done_steps, **entries)
-        if said:
-            self.reporter.message(said)
+        silent = no_signal(self.run.lines("metrics.jsonl"))
+        self.run.update(steps=self.done_steps, **entries, **({"no_signal": silent} if silent else {}))
+        for sentence in (said, silent):
+            if sentence:
+                self.reporter.message(sentence)
 
     def _run_stage(self, stage: Stage) -> None:
         if self._reason(stage, self.done_steps):  # it ended here before the run was killed

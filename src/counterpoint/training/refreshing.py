@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from counterpoint.evaluation.intervals import Scores, difference_interval
 from counterpoint.training.course import Looks
 from counterpoint.training.falls import Former, is_back, is_harmed
 from counterpoint.training.stages import Stage
@@ -92,5 +93,5 @@ def sentence(stop: Stop, domain: str, harmed: str | None) -> str:
     return f"{domain} is not back within the interval of its former score."
 
 
-def _loss(before: Sequence[float], now: Sequence[float]) -> float:
-    return sum(before) / len(before) - sum(now) / len(now)
+def _loss(before: Scores, now: Scores) -> float:
+    return -difference_interval(before, now).mean

@@ -11,13 +11,13 @@ Then the interrupted stage goes on where it was: optimizer, schedule and order o
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from counterpoint.config import RecoveryConfig
-from counterpoint.evaluation.intervals import difference_interval
-from counterpoint.training.course import Looks, Scores
+from counterpoint.evaluation.intervals import Scores, difference_interval
+from counterpoint.training.course import Looks
 from counterpoint.training.falls import LEVEL, Former, has_fallen
 from counterpoint.training.refreshing import outcome, sentence
 from counterpoint.training.stages import Stage
@@ -90,9 +90,9 @@ class Watched:
         refreshes = sum(part.num_steps for part in extra if part.kind == "refresh")
         return sum(configured.num_steps for configured in self.stages) + refreshes
 
-    def former(self, done: Sequence[Stage], looks: Looks) -> dict[str, Sequence[float]]:
+    def former(self, done: Sequence[Stage], looks: Looks) -> dict[str, Scores]:
         """The scores of every domain at the end of its own, last whole stage."""
-        found: dict[str, Sequence[float]] = {}
+        found: dict[str, Scores] = {}
         number = 0
         for part in done:
             if part.kind == "train" and part.num_steps == self.stages[number].num_steps:
@@ -104,7 +104,7 @@ class Watched:
         """The entry ``watch``: the tests, the refreshes, their steps, and what is still fallen."""
         refreshes = [part for part in done if part.kind == "refresh"]
         former = self.former(done, looks)
-        now: Scores = looks[done[-1].last_step] if done else {}
+        now = looks[done[-1].last_step] if done else {}
         left = [name for name, scores in former.items() if has_fallen(scores, now[name], self.level)]
         steps = sum(part.num_steps for part in refreshes)
         watch = {
@@ -132,7 +132,7 @@ class Watched:
             taken = part.num_steps
         return _Place(number, taken, refreshed)
 
-    def _fallen(self, done: Sequence[Stage], now: Scores, looks: Looks, place: _Place) -> list[str]:
+    def _fallen(self, done: Sequence[Stage], now: Mapping[str, Scores], looks: Looks, place: _Place) -> list[str]:
         """Domains that have fallen and may be refreshed once more, the deepest fall first."""
         stage = self.stages[place.number]
         in_training = stage.domains if place.taken < stage.num_steps else ()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from counterpoint.errors import RunError
+from counterpoint.evaluation.intervals import Scores
 from counterpoint.runs import RunDirectory
 
 Line = Mapping[str, Any]
@@ -32,14 +33,14 @@ class History:
     metrics: Sequence[Line]
     samples: Sequence[Line]
 
-    def scores(self, domain: str, step: int) -> Sequence[float] | None:
+    def scores(self, domain: str, step: int) -> Scores | None:
         """The mean score of every held-out prompt of ``domain`` at ``step``; None where it was not evaluated."""
         line = self.evaluations.get((domain, step))
         return None if line is None else line["scores"]
 
-    def known_scores(self, domain: str, step: int) -> Sequence[float]:
+    def known_scores(self, domain: str, step: int) -> Scores:
         """The same where it is known that the domain was evaluated."""
-        found: Sequence[float] = self.evaluations[domain, step]["scores"]
+        found: Scores = self.evaluations[domain, step]["scores"]
         return found
 
     def moment(self, step: int) -> str:

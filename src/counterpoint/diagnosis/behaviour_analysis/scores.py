@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from counterpoint.diagnosis.behaviour_analysis.history import History, TrainedStage
 from counterpoint.diagnosis.statistics import Estimate
 from counterpoint.diagnosis.whole_run.sentences import UNKNOWN
-from counterpoint.evaluation.intervals import difference_interval
+from counterpoint.evaluation.intervals import Scores, difference_interval
 
 LEVEL = 0.05
 """Chance, over all comparisons of a table together, of calling any of them a change where there is none."""
@@ -155,7 +155,7 @@ def _rigidity(history: History, stage: TrainedStage, domain: str, alone: History
     return Rigidity(domain, after, gain, alone_gain, difference[1], level[1], verdict)
 
 
-def _no_comparison(domain: str, steps: int, base: Sequence[float] | None, alone: History | None) -> str:
+def _no_comparison(domain: str, steps: int, base: Scores | None, alone: History | None) -> str:
     """Why ``alone`` says nothing about ``domain``; empty where it does."""
     if alone is None:
         return f"no run trains {domain} alone from the same model (give one with --alone {domain}=RUN)."
@@ -184,16 +184,16 @@ def _rigidity_verdict(difference: str, level: str) -> str:
     return "learned more" if difference == level == "rose" else NOISE
 
 
-def _gains(before: Sequence[float], after: Sequence[float]) -> list[float]:
-    """Gains of scores in [0, 1], which lie in [-1, 1], moved into [0, 1]."""
-    return [(b - a + 1) / 2 for a, b in zip(before, after, strict=True)]
+def _gains(before: Scores, after: Scores) -> list[float | None]:
+    """Gains of scores in [0, 1], which lie in [-1, 1], moved into [0, 1]; None where a prompt lacks a score."""
+    return [None if a is None or b is None else (b - a + 1) / 2 for a, b in zip(before, after, strict=True)]
 
 
 def _doubled(estimate: Estimate) -> Estimate:
     return Estimate(2 * estimate.value, 2 * estimate.low, 2 * estimate.high)
 
 
-def _intervals(before: Sequence[float], after: Sequence[float], comparisons: int) -> tuple[Estimate, Estimate]:
+def _intervals(before: Scores, after: Scores, comparisons: int) -> tuple[Estimate, Estimate]:
     """The change with its 95 % interval, and with the one that holds for all comparisons at once."""
     found = [difference_interval(before, after, 1 - LEVEL / m) for m in (1, comparisons)]
     plain, corrected = (Estimate(interval.mean, interval.low, interval.high) for interval in found)

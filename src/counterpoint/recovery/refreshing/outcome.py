@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from counterpoint.diagnosis.statistics import Estimate
-from counterpoint.evaluation.intervals import Interval, difference_interval, mean_interval
+from counterpoint.evaluation.intervals import Interval, Scores, difference_interval, mean_interval
 from counterpoint.recovery.refreshing.contraction import fit_rate, verdict_of
 from counterpoint.recovery.refreshing.results import Contraction, Look
 from counterpoint.runs import RunDirectory
@@ -12,19 +12,19 @@ from counterpoint.training.refreshing import outcome
 
 NOT_THERE = "The difference to the reference does not touch the neurons of the route, so nothing can shrink there."
 
-Looks = Mapping[int, Mapping[str, Sequence[float]]]
+Looks = Mapping[int, Mapping[str, Scores]]
 
 
-def read_looks(run: RunDirectory) -> dict[int, dict[str, tuple[float, ...]]]:
+def read_looks(run: RunDirectory) -> dict[int, dict[str, Scores]]:
     """The scores of every prompt at every evaluation of all domains, by step."""
-    found: dict[int, dict[str, tuple[float, ...]]] = {}
+    found: dict[int, dict[str, Scores]] = {}
     for line in run.lines("evals.jsonl"):
         found.setdefault(line["step"], {})[line["domain"]] = tuple(line["scores"])
     domains = set(run.state["domains"])
     return {step: found[step] for step in sorted(found) if found[step].keys() >= domains}
 
 
-def estimates(scores: Mapping[str, Sequence[float]]) -> dict[str, Estimate]:
+def estimates(scores: Mapping[str, Scores]) -> dict[str, Estimate]:
     """Mean score of every domain with its interval."""
     return {name: _estimate(mean_interval(values)) for name, values in scores.items()}
 

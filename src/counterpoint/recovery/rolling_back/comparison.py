@@ -6,7 +6,7 @@ from statistics import fmean, variance
 
 from counterpoint.diagnosis.statistics import Estimate
 from counterpoint.evaluation import DomainScore
-from counterpoint.evaluation.intervals import difference_interval, student_quantile
+from counterpoint.evaluation.intervals import Scores, difference_interval, student_quantile
 from counterpoint.recovery.rolling_back.results import Reported
 from counterpoint.recovery.rolling_back.trials import Scored
 
@@ -29,7 +29,7 @@ def beyond(own: DomainScore, random: Sequence[DomainScore]) -> Estimate:
     return Estimate(found.mean, found.low, found.high)
 
 
-def restored(before: Sequence[float], after: Sequence[float], now: Sequence[Sequence[float]]) -> Estimate:
+def restored(before: Scores, after: Scores, now: Sequence[Scores]) -> Estimate:
     """``(now - after) / (before - after)``: the part of a loss that came back, with Fieller's interval over prompts.
 
     The interval is that of a ratio of two means from the same prompts: all ratios r for which ``back - r gone`` has a
@@ -42,8 +42,13 @@ def restored(before: Sequence[float], after: Sequence[float], now: Sequence[Sequ
         after: after it [P].
         now: of one or several models, whose mean is taken [P] each.
     """
-    gone = [b - a for b, a in zip(before, after, strict=True)]
-    back = [n - a for n, a in zip(_means(now), after, strict=True)]
+    gone, back = [], []
+    for b, a, n in zip(before, after, _means(now), strict=True):
+        if b is not None and a is not None and n is not None:
+            gone.append(b - a)
+            back.append(n - a)
+    if not gone:
+        return Estimate(math.nan, -math.inf, math.inf)
     top, bottom, count = fmean(back), fmean(gone), len(gone)
     if count < 2 or bottom == 0:
         return Estimate(top / bottom if bottom else math.nan, -math.inf, math.inf)
@@ -59,5 +64,10 @@ def restored(before: Sequence[float], after: Sequence[float], now: Sequence[Sequ
     return Estimate(top / bottom, (b - half) / a, (b + half) / a)
 
 
-def _means(scores: Sequence[Sequence[float]]) -> list[float]:
-    return [fmean(values) for values in zip(*scores, strict=True)]
+def _means(scores: Sequence[Scores]) -> list[float | None]:
+    """The mean over models of every prompt's score; None where one of them lacks it."""
+    found: list[float | None] = []
+    for values in zip(*scores, strict=True):
+        known = [value for value in values if value is not None]
+        found.append(fmean(known) if len(known) == len(values) else None)
+    return found
