@@ -1,0 +1,34 @@
+"""The table after training: every domain before and after, the functions of its reward below it."""
+
+import io
+
+from rich.console import Console
+
+from counterpoint.cli.progress import ConsoleReporter
+from counterpoint.cli.tables import print_run_table
+from counterpoint.config import parse_config
+from counterpoint.evaluation import DomainScore
+from counterpoint.runs import RunDirectory
+
+
+def score(mean, parts=None, unscored=0):
+    return DomainScore("math", mean, mean, mean, None, 1, 1, 3.0, 0.0, 0.1, (mean,), parts or {}, unscored)
+
+
+def test_the_parts_of_a_reward_stand_below_their_domain(tmp_path):
+    run = RunDirectory.create(tmp_path / "run", parse_config({"domains": {"math": {"source": "pocket"}}}))
+    for step, when, form in ((0, "before", 0.125), (3, "after", None)):
+        line = score(0.5, {"right": 0.25, "form [x]": form}).to_json()
+        run.append_eval({"step": step, "when": when, "stage": None} | line)
+    console = Console(file=io.StringIO(), width=100)
+    print_run_table([run], console)
+    rows = [line.replace("│", " ").split() for line in console.file.getvalue().splitlines()]
+    run.close()
+    assert any(row[-2:] == ["0.250", "0.250"] and "right" in row for row in rows)
+    assert any(row[-2:] == ["0.125", "-"] and "[x]" in row for row in rows)
+
+
+def test_an_evaluation_is_told_with_its_parts_and_what_was_not_scored():
+    console = Console(file=io.StringIO(), width=200)
+    ConsoleReporter(console).evaluated("after", 3, [score(0.5, {"right": 0.25, "form": None}, 2)])
+    assert "math 0.500 [0.500, 0.500] (right 0.250, form -, 2 not scored)" in console.file.getvalue()
