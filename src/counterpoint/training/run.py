@@ -48,12 +48,10 @@ def train(
         Interrupted: the user pressed Ctrl-C; everything up to the last whole step is saved.
     """
     plan = plan_run(config)
-    launch = Launch.join()
     path = Path(config.run.dir) / (config.run.name or name)
     facts = {} if refresh is None else {"refresh": refresh.to_json()}
     opening = functools.partial(RunDirectory.create, path, config, needed_bytes(plan), facts)
-    with sigterm_as_ctrl_c(), _first_opens(launch, path, opening) as run:
-        return _execution(plan, run, launch, reporter, refresh, on_checkpoint).execute()
+    return _execute(plan, path, opening, reporter, refresh, on_checkpoint)
 
 
 def resume(
@@ -73,27 +71,22 @@ def resume(
     plan = plan_run(load_config(opened.config_path))
     stored = opened.state.get("refresh")
     refresh = None if stored is None else RefreshPlan.from_json(stored)
-    launch = Launch.join()
-    with sigterm_as_ctrl_c(), _first_opens(launch, path, lambda: RunDirectory.open(path)) as run:
-        return _execution(plan, run, launch, reporter, refresh, on_checkpoint).execute()
+    return _execute(plan, path, lambda: RunDirectory.open(path), reporter, refresh, on_checkpoint)
 
 
-def _first_opens(launch: Launch, path: Path, opening: Callable[[], RunDirectory]) -> RunDirectory:
-    """The run, opened for writing on the first rank; the others get a view that writes nothing."""
-    opened: list[RunDirectory] = []
-    launch.share(lambda: opened.append(opening()))
-    return opened[0] if opened else Bystander(path)
-
-
-def _execution(
+def _execute(
     plan: Plan,
-    run: RunDirectory,
-    launch: Launch,
+    path: Path,
+    opening: Callable[[], RunDirectory],
     reporter: Reporter | None,
     refresh: RefreshPlan | None,
     on_checkpoint: OnCheckpoint,
-) -> Execution:
-    return Execution(plan, run, launch, reporter or Silent(), _course(plan, refresh), on_checkpoint)
+) -> RunDirectory:
+    """The run from where it stands to its end; the first rank opens it for writing, the others write nothing."""
+    launch, opened = Launch.join(), []
+    launch.share(lambda: opened.append(opening()))
+    with sigterm_as_ctrl_c(), opened[0] if opened else Bystander(path) as run:
+        return Execution(plan, run, launch, reporter or Silent(), _course(plan, refresh), on_checkpoint).execute()
 
 
 def _course(plan: Plan, refresh: RefreshPlan | None) -> Course:
