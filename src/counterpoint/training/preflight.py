@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
 from trl import GRPOConfig
 
 from counterpoint.config import Config
@@ -62,17 +61,6 @@ def check_shares(config: Config, args: GRPOConfig, sizes: dict[str, int]) -> Non
         check_strategy(resolve_strategy(strategy_spec(config)), sampler)
 
 
-def check_groups(config: Config, model: nn.Module) -> None:
-    """Refuses a strategy whose grouping has no group for some parameter that is trained.
-
-    Raises:
-        GroupingError: naming the parameter.
-    """
-    shapes = {name: tuple(param.shape) for name, param in model.named_parameters() if param.requires_grad}
-    frozen = [name for name, param in model.named_parameters() if not param.requires_grad]
-    group_parameters(shapes, resolve_strategy(strategy_spec(config)).grouping, frozen)
-
-
 def plan_run(config: Config) -> Plan:
     """A checked :class:`Plan`: settings, model, tokenizer, then the rows of all domains.
 
@@ -83,7 +71,8 @@ def plan_run(config: Config) -> Plan:
         raise ConfigError("\n".join(problems))
     model = skeleton(config.model)
     num_params = sum(param.numel() for param in model.parameters())
-    check_groups(config, with_adapters(config.model, model))
+    # raises where a parameter has no group
+    group_parameters(with_adapters(config.model, model), resolve_strategy(strategy_spec(config)).grouping)
     tokenizer = load_tokenizer(config.model)
     domains = tuple(load_domains(config, tokenizer))
     args = grpo_config(config, "unused")
