@@ -68,7 +68,7 @@ def train_case(model: str, folder: Path, case: Case, world: int, cls: type | Non
     from transformers import AutoTokenizer
 
     from counterpoint.training import DomainGRPOTrainer
-    from counterpoint.training.reduction import Reduction, plain_names
+    from counterpoint.training.backends import Reduction, plain_names
 
     names = list(MORE_DATA)[: case.num_domains]
     settings = {"max_steps": 4, "learning_rate": 1e-3, "gradient_checkpointing": False} | case.settings
@@ -214,7 +214,7 @@ def shard_on_cpu() -> dict[str, Any]:
 
 def train_unaveraged(model: str, folder: Path, names: list[str]) -> dict[str, Any]:
     """The same where nobody averages gradients over ranks: what goes wrong if ``average_over`` is forgotten."""
-    from counterpoint.training.reduction import Reduction
+    from counterpoint.training.backends import Reduction
 
     Reduction.group = property(lambda self: None)
     return train_cases(model, folder, names)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from counterpoint.training.advantages import EPSILON, nanstd, rescale_per_domain, total_rewards
+from counterpoint.training.batches import EPSILON, nanstd, rescale_per_domain, total_rewards
 from counterpoint.training.metrics import zero_advantage_share
 
 

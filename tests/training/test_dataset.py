@@ -2,7 +2,7 @@ import pytest
 from datasets import Dataset
 
 from counterpoint.errors import DomainError
-from counterpoint.training.dataset import combine_domains
+from counterpoint.training.batches import combine_domains
 
 
 def test_domains_with_columns_of_different_types_live_together():

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from counterpoint.training.regroup import DOMAIN_KEY, PROMPT_KEY, domain_of, regroup
+from counterpoint.training.batches import DOMAIN_KEY, PROMPT_KEY, domain_of, regroup
 
 
 def shuffled_buffer(counts, micro_batches, seed=0):

@@ -12,8 +12,7 @@ from counterpoint.config import parse_config
 from counterpoint.errors import DomainError, StrategyError, UnsupportedError
 from counterpoint.surgery import resolve_strategy
 from counterpoint.training import DomainGRPOTrainer, check_config
-from counterpoint.training.reduction import plain_names
-from counterpoint.training.support import check_accelerator, check_checkpoints, check_devices, separable
+from counterpoint.training.backends import check_accelerator, check_checkpoints, check_devices, plain_names, separable
 from trainer_helpers import DATA, REWARDS, grpo_args
 
 pytestmark = [

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 from counterpoint.errors import DivergedError, DomainError, RewardError, UnsupportedError
 from counterpoint.surgery import STRATEGIES, cosines
 from counterpoint.training import DomainGRPOTrainer
+from counterpoint.training.batches import DOMAIN_KEY
 from counterpoint.training.metrics import metrics_grouping
-from counterpoint.training.regroup import DOMAIN_KEY
 from trainer_helpers import DATA, REWARDS, digits, grpo_args
 
 pytestmark = [

@@ -10,7 +10,7 @@ import torch
 
 from counterpoint.errors import GroupingError
 from counterpoint.surgery import Record, Strategy, conflict_rate, cosines, group_parameters, removed_share
-from counterpoint.training.advantages import nanstd, total_rewards
+from counterpoint.training.batches import nanstd, total_rewards
 
 
 def batch_metrics(

@@ -9,10 +9,10 @@ from counterpoint.errors import ConfigError, CounterpointError
 from counterpoint.launch import Launch
 from counterpoint.models import load_model, lora_config
 from counterpoint.runs import RunDirectory
+from counterpoint.training.backends import check_checkpoints
 from counterpoint.training.preflight import Plan, strategy_spec
 from counterpoint.training.settings import grpo_config, output_dir
 from counterpoint.training.stages import Stage
-from counterpoint.training.support import check_checkpoints
 from counterpoint.training.trainer import DomainGRPOTrainer
 
 _STATE = ("optimizer", "scheduler", "scaler", "rng_state", "trainer_state", "training_args", "counterpoint_")

@@ -1,31 +1,52 @@
 """``trl.GRPOTrainer`` for several domains: exact shares, one gradient per domain, any strategy to combine them."""
 
+import json
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch.utils.data import Sampler
 from transformers.trainer_utils import get_last_checkpoint
-from trl import GRPOConfig
+from trl import GRPOConfig, GRPOTrainer
 
-from counterpoint.domains.domain_rewards import DomainRewards, build_domain_rewards
-from counterpoint.errors import DomainError, RunError, StrategyError, nearest
+from counterpoint.domains.domain_rewards import DomainRewards, SharedErrors, build_domain_rewards
+from counterpoint.errors import DivergedError, DomainError, RunError, StrategyError, nearest
+from counterpoint.runs.records import Record as JsonRecord
+from counterpoint.runs.records import Row, Whole, read_json
 from counterpoint.surgery import Record, Strategy, Surgeon, resolve_strategy
 from counterpoint.surgery.strategies import needs_halves
-from counterpoint.training.dataset import Rows, combine_domains
-from counterpoint.training.generation import DomainGeneration
-from counterpoint.training.metrics import PER_MICRO_BATCH, metrics_grouping, surgery_metrics
-from counterpoint.training.quotas import check_strategy, quota_sampler
-from counterpoint.training.reduction import Reduction, plain_names
-from counterpoint.training.regroup import Buffer, domain_of, regroup
-from counterpoint.training.shared_errors import SharedErrors
-from counterpoint.training.support import check_accelerator, check_args, separable, tensor_parallel
-from counterpoint.training.trainer_state import TrainerState, load_state, save_state
+from counterpoint.training.backends import (
+    Reduction,
+    check_accelerator,
+    check_args,
+    plain_names,
+    separable,
+    tensor_parallel,
+)
+from counterpoint.training.batches import (
+    DOMAIN_KEY,
+    PROMPT_KEY,
+    Buffer,
+    Rows,
+    check_size,
+    combine_domains,
+    domain_of,
+    regroup,
+    rescale_per_domain,
+    total_rewards,
+)
+from counterpoint.training.config import check_strategy, quota_sampler
+from counterpoint.training.metrics import PER_MICRO_BATCH, batch_metrics, metrics_grouping, surgery_metrics
+
+STATE_FILE = "counterpoint_state.json"
+BUFFER_FILE = "counterpoint_buffer.safetensors"
 
 
-class DomainGRPOTrainer(DomainGeneration):
+class DomainGRPOTrainer(GRPOTrainer):
     """GRPO on several domains at once, their gradients combined by a strategy (MGS by default, arXiv 2602.02301).
 
     Every micro-batch holds one domain; each domain's gradient of a step is collected and the strategy combines them
@@ -60,6 +81,8 @@ class DomainGRPOTrainer(DomainGeneration):
     _tag_names: ClassVar[list[str]] = ["trl", "grpo", "counterpoint"]  # type: ignore[misc]
 
     args: GRPOConfig  # type: ignore[assignment]
+    model: Any
+    num_generations: int
     _buffered_inputs: list[Buffer] | None  # type: ignore[assignment]
 
     def __init__(
@@ -160,6 +183,72 @@ class DomainGRPOTrainer(DomainGeneration):
             [units * geometry.unit_micro_batches for units in sampler.quotas.counts(first + i)]
             for i in range(geometry.period_quota_steps)
         ]
+
+    # Generation
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self._rewards_BF = super()._calculate_rewards(*args, **kwargs)
+        self._errors.raise_together(self.accelerator)
+        check_size(self._rewards_BF, self.reward_weights, self.reward_func_names)
+        return self._rewards_BF
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Buffer:
+        rows = self.domain_rows if self.model.training else self.eval_rows
+        assert rows is not None
+        output = self._sample(rows.expand(inputs))
+        domain_B = torch.tensor([self.domains.index(e["domain"]) for e in inputs], device=self.accelerator.device)
+        output[DOMAIN_KEY] = domain_B
+        output[PROMPT_KEY] = torch.arange(len(inputs), device=domain_B.device) // self.num_generations
+        all_domain_B = self.accelerator.gather(domain_B)
+        self._normalise_advantages(output, all_domain_B)
+        self._log_batch(output, all_domain_B)
+        return output
+
+    def _sample(self, rows: list[dict[str, Any]]) -> Buffer:
+        try:
+            return super()._generate_and_score_completions(rows)
+        except RuntimeError as error:
+            if "probability tensor contains" not in str(error):
+                raise
+            raise self._diverged("the model's probabilities are not numbers") from error
+
+    def _normalise_advantages(self, output: Buffer, all_domain_B: torch.Tensor) -> None:
+        normalised_sum = self.multi_objective_aggregation == "normalize_then_sum"
+        if self.scale_rewards != "batch" and not normalised_sum:
+            return
+        all_B = rescale_per_domain(
+            self.accelerator.gather(output["advantages"]),
+            total_rewards(self._rewards_BF, self.reward_weights),
+            all_domain_B,
+            normalised_sum=normalised_sum,
+        )
+        num_local = len(output["advantages"])
+        output["advantages"] = all_B[self.accelerator.process_index * num_local :][:num_local]
+
+    def _log_batch(self, output: Buffer, all_domain_B: torch.Tensor) -> None:
+        mode = "train" if self.model.training else "eval"
+        completion_ids, mask = output["completion_ids"], output["completion_mask"]
+        ended_B = torch.isin(completion_ids, torch.tensor(self.eos_token_ids, device=completion_ids.device)).any(dim=1)
+        # a truncated completion fills the width; mask_truncated_completions has set its mask to zero
+        lengths_B = self.accelerator.gather(mask.sum(dim=1).masked_fill(~ended_B, completion_ids.shape[1]))
+        metrics = batch_metrics(
+            self.domains,
+            all_domain_B,
+            self._rewards_BF,
+            self.reward_weights,
+            self.reward_func_names,
+            lengths_B,
+            self.accelerator.gather(~ended_B),
+            self.num_generations if mode == "train" else self.num_generations_eval or self.num_generations,
+        )
+        for key, value in metrics.items():
+            self._metrics[mode][key].append(value)
+
+    def _diverged(self, what: str) -> DivergedError:
+        return DivergedError(
+            f"Step {self.state.global_step + 1}: {what}. Start a new run, from the last checkpoint as its model if you "
+            "like, with a lower learning_rate or a smaller max_grad_norm."
+        )
 
     # Training
 
@@ -272,3 +361,97 @@ class DomainGRPOTrainer(DomainGeneration):
         if found is None:
             raise RunError(f"{self.args.output_dir} holds no checkpoint to resume from. Train without resuming.")
         return found
+
+
+class _Numbers(JsonRecord):
+    micro_step: Whole
+    micro_batches: Whole
+    num_ranks: Whole
+    surgeon: Row
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """The micro-step counter, the surgeon's state and the completions that are still to be trained on.
+
+    ``buffer`` is None where the next step generates anew. Each rank has completions of its own.
+    """
+
+    micro_step: int
+    surgeon: dict[str, Any]
+    buffer: list[Buffer] | None
+
+
+def save_state(folder: Path, state: TrainerState, rank: int, num_ranks: int) -> None:
+    """Writes what rank ``rank`` must add to TRL's checkpoint in ``folder``.
+
+    Raises:
+        RunError: the buffer holds something that is no tensor, so it cannot be kept without pickling.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for i, micro_batch in enumerate(state.buffer or ()):
+        for key, value in micro_batch.items():
+            if value is None:
+                continue
+            if not isinstance(value, torch.Tensor):
+                raise RunError(
+                    f"Checkpoint {folder}: the generation buffer holds {key!r} of type {type(value).__name__}, which "
+                    "cannot be saved. Save at a generation boundary: make save_steps a multiple of "
+                    "steps_per_generation * num_iterations / gradient_accumulation_steps."
+                )
+            tensors[f"{i}/{key}"] = value.detach().cpu().contiguous().clone()
+    if tensors:
+        save_file(tensors, _ranked(folder, BUFFER_FILE, rank))
+    if rank == 0:
+        numbers = {
+            "micro_step": state.micro_step,
+            "micro_batches": len(state.buffer or ()),
+            "num_ranks": num_ranks,
+            "surgeon": state.surgeon,
+        }
+        (folder / STATE_FILE).write_text(json.dumps(numbers))
+
+
+def load_state(folder: Path, rank: int, num_ranks: int, device: torch.device) -> TrainerState:
+    """What :func:`save_state` wrote.
+
+    Raises:
+        RunError: the folder was not written by a ``DomainGRPOTrainer``, or by one with another number of ranks.
+    """
+    state = read_numbers(folder, num_ranks)
+    if not state["micro_batches"]:
+        return TrainerState(state["micro_step"], state["surgeon"], None)
+    buffer: list[Buffer] = [{} for _ in range(state["micro_batches"])]
+    for name, tensor in load_file(_ranked(folder, BUFFER_FILE, rank)).items():
+        i, key = name.split("/", 1)
+        buffer[int(i)][key] = tensor.to(device)
+    return TrainerState(state["micro_step"], state["surgeon"], buffer)
+
+
+def read_numbers(folder: Path, num_ranks: int) -> dict[str, Any]:
+    """The part of the state that all ranks share, once it is known to fit ``num_ranks`` of them.
+
+    Raises:
+        RunError: as :func:`load_state`.
+    """
+    if not (folder / STATE_FILE).exists():
+        raise RunError(
+            f"Checkpoint {folder}: no {STATE_FILE}, so it was not written by counterpoint. Resume from one that was, "
+            "or start a new run with it as the model."
+        )
+    state = read_json(folder / STATE_FILE, _Numbers, "Resume from another checkpoint.")
+    if state["num_ranks"] != num_ranks:
+        raise RunError(
+            f"Checkpoint {folder}: written by {_processes(state['num_ranks'])}, and this is {_processes(num_ranks)}. "
+            "Which prompts a step holds depends on that number, so the run would not go on with the same numbers. "
+            f"Resume with {_processes(state['num_ranks'])}, or start a new run with the checkpoint as its model."
+        )
+    return state
+
+
+def _processes(number: int) -> str:
+    return "one process" if number == 1 else f"{number} processes"
+
+
+def _ranked(folder: Path, name: str, rank: int) -> Path:
+    return folder / (name if rank == 0 else f"rank-{rank}-{name}")

@@ -1,4 +1,4 @@
-"""The quota sampler of a TRL configuration, and what a strategy needs of it."""
+"""What a configuration of training asks of every step: which prompts it holds, and what a strategy needs of them."""
 
 from collections.abc import Mapping
 

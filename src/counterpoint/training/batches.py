@@ -1,0 +1,252 @@
+"""What a step holds: rows of several domains behind one index, micro-batches of one domain, advantages inside a domain.
+
+Legend: B rows of a batch, F reward functions, T tokens.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from counterpoint.errors import DomainError, RewardError
+from counterpoint.rewards.values import LARGEST_PART
+
+Rows = Any
+"""A sequence of mappings from column to value: a list of rows or a ``datasets.Dataset``."""
+
+Buffer = dict[str, Any]
+
+DOMAIN_KEY = "domain_id"
+"""Key of the ``[B]`` int64 tensor that names each row's domain in a generation buffer."""
+
+PROMPT_KEY = "prompt_id"
+"""Key of the ``[B]`` int64 tensor that is equal for completions of one prompt, and for no others of the buffer."""
+
+EPSILON = 1e-4
+"""TRL's own constant beside a standard deviation, kept so that one domain alone reproduces TRL."""
+
+
+# Rows
+
+
+@dataclass(frozen=True)
+class DomainRows:
+    """Rows of all domains behind one index.
+
+    ``index`` is what TRL iterates (columns ``prompt``, ``domain``, ``row``); ``rows[domain][row]`` is the full row.
+    Columns of different domains need no common type this way.
+    """
+
+    index: Dataset
+    rows: Mapping[str, Rows]
+    domains: tuple[str, ...]
+
+    @property
+    def offsets(self) -> dict[str, list[int]]:
+        """Positions in ``index`` of each domain's rows, in order."""
+        positions: dict[str, list[int]] = {name: [] for name in self.domains}
+        for position, name in enumerate(self.index["domain"]):
+            positions[name].append(position)
+        return positions
+
+    def expand(self, examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Full rows of ``examples`` of the index, all with the same keys; ``None`` where a domain lacks a column."""
+        full = [{**self.rows[e["domain"]][e["row"]], "domain": e["domain"], "row": e["row"]} for e in examples]
+        keys = sorted({key for row in full for key in row})
+        return [{key: row.get(key) for key in keys} for row in full]
+
+
+def combine_domains(data: Dataset | Mapping[str, Rows], where: str = "train_dataset") -> DomainRows:
+    """One :class:`DomainRows` from a dataset with a ``domain`` column or a mapping from domain to rows.
+
+    Raises:
+        DomainError: no ``domain`` or ``prompt`` column, an empty domain, or chat and plain prompts mixed.
+    """
+    rows = dict(data) if isinstance(data, Mapping) and not isinstance(data, Dataset) else _split(data, where)
+    if not rows:
+        raise DomainError(f"{where}: no domains. Give a mapping from domain to rows, or rows with a 'domain' column.")
+    prompts: list[Any] = []
+    names: list[str] = []
+    positions: list[int] = []
+    for name, domain_rows in rows.items():
+        if len(domain_rows) == 0:
+            raise DomainError(f"{where}[{name!r}]: the domain has no rows. Give it some or leave it out.")
+        for i, row in enumerate(domain_rows):
+            if "prompt" not in row:
+                raise DomainError(f"{where}[{name!r}]: row {i} has no 'prompt' column; it has {sorted(row)}.")
+            prompts.append(row["prompt"])
+            names.append(name)
+            positions.append(i)
+    _check_one_kind(where, names, prompts)
+    index = Dataset.from_dict({"prompt": prompts, "domain": names, "row": positions})
+    return DomainRows(index, rows, tuple(rows))
+
+
+def _split(data: Any, where: str) -> dict[str, Rows]:
+    if not isinstance(data, Dataset):
+        raise DomainError(
+            f"{where}: expected a datasets.Dataset with a 'domain' column or a mapping from domain to rows, found "
+            f"{type(data).__name__}. Streams cannot be used: exact shares need rows that can be indexed."
+        )
+    if "domain" not in data.column_names:
+        raise DomainError(
+            f"{where}: no 'domain' column; it has {data.column_names}. Add one that names each row's domain, or pass "
+            "a mapping from domain to dataset."
+        )
+    positions: dict[str, list[int]] = {}
+    for i, name in enumerate(data["domain"]):
+        positions.setdefault(name, []).append(i)
+    return {name: data.select(index) for name, index in positions.items()}
+
+
+def _check_one_kind(where: str, names: Sequence[str], prompts: Sequence[Any]) -> None:
+    kinds: dict[str, str] = {}
+    for name, prompt in zip(names, prompts, strict=True):
+        kinds.setdefault("plain text" if isinstance(prompt, str) else "messages", name)
+    if len(kinds) > 1:
+        raise DomainError(
+            f"{where}: prompts of {kinds['plain text']!r} are plain text and those of {kinds['messages']!r} are chat "
+            "messages. One batch holds one kind: give all domains a chat template, or none (chat: false)."
+        )
+
+
+# Micro-batches
+
+
+def domain_of(micro_batch: Buffer) -> int:
+    """The one domain id of a domain-pure micro-batch."""
+    return int(micro_batch[DOMAIN_KEY][0])
+
+
+def regroup(
+    buffer: Sequence[Buffer], steps: Sequence[Sequence[int]] | None = None, *, halves: bool = False
+) -> list[Buffer]:
+    """The rows of ``buffer`` as equally many, equally large micro-batches of one domain each.
+
+    Rows keep their order inside a domain; micro-batches of a domain lie next to each other inside an optimizer step, in
+    the order of domain ids.
+
+    Args:
+        buffer: micro-batches of B rows each: ``[B, ...]`` tensors or lists of length B; 0-d tensors belong to all rows.
+        steps: for every optimizer step that the buffer covers, the number of micro-batches of each domain id; None for
+            a buffer that lies inside one step.
+        halves: order a domain's rows by prompt, so that its micro-batches at even and at odd places of a step hold
+            different prompts (one prompt lies in both where a half is no whole number of them).
+
+    Raises:
+        AssertionError: rows that do not fill whole micro-batches, or not the steps; the quota sampler prevents this.
+    """
+    rows = _concatenate(buffer)
+    size = rows[DOMAIN_KEY].shape[0] // len(buffer)
+    chunks = {domain_id: _chunks(rows, domain_id, size, halves) for domain_id in rows[DOMAIN_KEY].unique().tolist()}
+    arrange = _in_halves if halves else list
+    if steps is None:
+        return [_select(rows, index_B) for domain_id in sorted(chunks) for index_B in arrange(chunks[domain_id])]
+    ordered = []
+    for counts in steps:
+        for domain_id, count in enumerate(counts):
+            own = chunks.get(domain_id, [])
+            assert len(own) >= count, f"domain {domain_id}: {len(own)} micro-batches left, a step needs {count}"
+            ordered += arrange(own[:count])
+            chunks[domain_id] = own[count:]
+    assert not any(chunks.values()), "rows are left over after the last step"
+    return [_select(rows, index_B) for index_B in ordered]
+
+
+def _chunks(rows: Buffer, domain_id: int, size: int, by_prompt: bool) -> list[torch.Tensor]:
+    index_B = (rows[DOMAIN_KEY] == domain_id).nonzero().squeeze(1)
+    if by_prompt:
+        index_B = index_B[rows[PROMPT_KEY][index_B].argsort(stable=True)]
+    assert len(index_B) % size == 0, f"domain {domain_id}: {len(index_B)} rows do not fill micro-batches of {size}"
+    return list(index_B.split(size))
+
+
+def _in_halves(chunks: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The first half of ``chunks`` at even places, the second at odd ones."""
+    middle = (len(chunks) + 1) // 2
+    return [chunk for pair in zip_longest(chunks[:middle], chunks[middle:]) for chunk in pair if chunk is not None]
+
+
+def _concatenate(buffer: Sequence[Buffer]) -> Buffer:
+    first = buffer[0]
+    return {
+        key: value
+        if value is None or (isinstance(value, torch.Tensor) and value.ndim == 0)
+        else torch.cat([part[key] for part in buffer])
+        if isinstance(value, torch.Tensor)
+        else [item for part in buffer for item in part[key]]
+        for key, value in first.items()
+    }
+
+
+def _select(rows: Buffer, index_B: torch.Tensor) -> Buffer:
+    return {
+        key: value
+        if value is None or (isinstance(value, torch.Tensor) and value.ndim == 0)
+        else value[index_B]
+        if isinstance(value, torch.Tensor)
+        else [value[i] for i in index_B.tolist()]
+        for key, value in rows.items()
+    }
+
+
+# Advantages
+#
+# TRL's scale_rewards="group" and "none" never look across prompts, so nothing changes there. "batch" and the last step
+# of multi_objective_aggregation="normalize_then_sum" divide by one standard deviation over the whole batch: a domain
+# with wide rewards (a chat score) would shrink one with narrow rewards (0/1 math). Here the batch means the domain's.
+
+
+def total_rewards(rewards_BF: torch.Tensor, weights_F: torch.Tensor) -> torch.Tensor:
+    """Weighted sum of reward functions ``[B]``; NaN where every function returned none."""
+    total_B = (rewards_BF * weights_F.to(rewards_BF)).nansum(dim=1)
+    return total_B.masked_fill(rewards_BF.isnan().all(dim=1), torch.nan)
+
+
+def check_size(rewards_BF: torch.Tensor, weights_F: torch.Tensor, names: Sequence[str]) -> None:
+    """Refuses rewards whose squares would leave float32: every advantage of their domain would be zero.
+
+    Raises:
+        RewardError: a reward times its weight is larger than ``LARGEST_PART``, naming the function.
+    """
+    largest_F = (rewards_BF * weights_F.to(rewards_BF)).abs().nan_to_num(nan=0.0).amax(dim=0)
+    for name, largest in zip(names, largest_F.tolist(), strict=True):
+        if largest > LARGEST_PART:
+            raise RewardError(
+                f"reward {name!r} gives {largest:g} with its weight; it may not exceed {LARGEST_PART:g}. Scale the "
+                "reward, or give it a smaller weight."
+            )
+
+
+def nanstd(values_B: torch.Tensor) -> torch.Tensor:
+    """Unbiased standard deviation of the finite entries, a 0-d tensor; 0 when there are fewer than two."""
+    finite = values_B[~values_B.isnan()]
+    return finite.std() if len(finite) > 1 else values_B.new_zeros(())
+
+
+def rescale_per_domain(
+    advantages_B: torch.Tensor, rewards_B: torch.Tensor, domain_B: torch.Tensor, *, normalised_sum: bool
+) -> torch.Tensor:
+    """Advantages ``[B]`` with the batch's statistics replaced by the domain's.
+
+    Args:
+        advantages_B: TRL's advantages, divided by the standard deviation of the whole batch.
+        rewards_B: total rewards (NaN where unscorable).
+        domain_B: int64 domain ids.
+        normalised_sum: True for ``normalize_then_sum``, whose last step also centres over the batch; there the
+            advantages themselves are standardised inside the domain.
+    """
+    scored_B = ~rewards_B.isnan()
+    result = torch.zeros_like(advantages_B)
+    batch_std = nanstd(rewards_B) + EPSILON
+    for domain_id in domain_B.unique():
+        own_B = (domain_B == domain_id) & scored_B
+        if normalised_sum:
+            values = advantages_B[own_B]
+            result[own_B] = (values - values.mean()) / (nanstd(values) + EPSILON)
+        else:
+            result[own_B] = advantages_B[own_B] * batch_std / (nanstd(rewards_B[own_B]) + EPSILON)
+    return result
