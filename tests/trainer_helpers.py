@@ -4,7 +4,8 @@ import warnings
 
 import torch
 from transformers import TrainerCallback
-from trl import GRPOConfig
+
+from counterpoint.training import DomainGRPOConfig
 
 DATA = {
     "math": [{"prompt": f"{i}+{i}=", "answer": str(2 * i)} for i in range(7)],
@@ -44,7 +45,7 @@ def grpo_args(folder, **overrides):
     } | overrides
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return GRPOConfig(**settings)
+        return DomainGRPOConfig(**settings)
 
 
 class GradientTape(TrainerCallback):

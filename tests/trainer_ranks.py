@@ -27,12 +27,11 @@ class Case:
     num_domains: int = 2
     accumulation: int = 8
     lora: bool = False
-    trainer: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
 
 
 CASES = {
-    "mixed": Case("mixed", trainer={"grams_every": 2}),
+    "mixed": Case("mixed", settings={"grams_every": 2}),
     "mgs": Case("mgs"),
     "mgs-tensor, 3 domains": Case("mgs-tensor", num_domains=3, accumulation=12),
     "mgs, 4 domains, clipped": Case("mgs", num_domains=4, settings={"max_grad_norm": 0.1}),
@@ -92,12 +91,10 @@ def train_case(model: str, folder: Path, case: Case, world: int, cls: type | Non
         trainer = Recording(
             model,
             {name: MORE_REWARDS[name] for name in names},
-            grpo_args(folder, **settings),
+            grpo_args(folder, strategy=case.strategy, **settings),
             {name: MORE_DATA[name] for name in names},
-            strategy=case.strategy,
             processing_class=AutoTokenizer.from_pretrained(model, padding_side="left"),
             peft_config=_lora() if case.lora else None,
-            **case.trainer,
         )
         trainer.train()
     unwrapped = trainer.accelerator.unwrap_model(trainer.model)

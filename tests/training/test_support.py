@@ -33,8 +33,8 @@ def accelerator(kind, *, fsdp2=False, tp=False, state_dict=StateDictType.FULL_ST
 @pytest.mark.parametrize(
     ("back_end", "message"),
     [
-        (accelerator(DistributedType.DEEPSPEED), "DeepSpeed steps the optimizer inside backward.*Use FSDP2"),
-        (accelerator(DistributedType.FSDP), "FSDP1 keeps flat parameters.*Use FSDP2"),
+        (accelerator(DistributedType.DEEPSPEED), "DeepSpeed keeps .* steps the optimizer inside backward.*Use FSDP2"),
+        (accelerator(DistributedType.FSDP), "FSDP1 .* keeps flat parameters.*Use FSDP2"),
         (accelerator(DistributedType.MEGATRON_LM), "MEGATRON_LM: domain gradients were never shown.*Use DDP or FSDP2"),
         (accelerator(DistributedType.XLA), "XLA: domain gradients were never shown"),
         (accelerator(DistributedType.MULTI_GPU, tp=True), "Tensor parallelism: TRL gives every rank.*Use FSDP2"),
@@ -72,7 +72,7 @@ def test_one_process_with_several_gpus_is_refused():
 
 def build(model, tokenizer, folder, strategy, **settings):
     return DomainGRPOTrainer(
-        str(model), REWARDS, grpo_args(folder, **settings), DATA, strategy=strategy, processing_class=tokenizer
+        str(model), REWARDS, grpo_args(folder, strategy=strategy, **settings), DATA, processing_class=tokenizer
     )
 
 
@@ -119,9 +119,7 @@ def test_the_surgeon_is_there_from_the_start_in_one_process(tiny_model, tiny_tok
 
 def test_buffers_are_the_surgeons(tiny_model, tiny_tokenizer, tmp_path):
     with pytest.raises(StrategyError, match="disk"):
-        DomainGRPOTrainer(
-            str(tiny_model), REWARDS, grpo_args(tmp_path), DATA, processing_class=tiny_tokenizer, buffers="disk"
-        ).train()
+        grpo_args(tmp_path, buffers="disk")
 
 
 def test_wrappers_leave_no_trace_in_names():

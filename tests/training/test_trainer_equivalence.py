@@ -1,9 +1,10 @@
 """``mixed`` is TRL's own gradient: the installed TRL runs beside ours on the same prompts and completions."""
 
 import pytest
+from datasets import Dataset
 from trl import GRPOTrainer
 
-from counterpoint.domains.domain_rewards import build_domain_rewards
+from counterpoint.domains.domain_rewards import DOMAIN_COLUMN, build_domain_rewards
 from counterpoint.training import DomainGRPOTrainer
 from trainer_helpers import DATA, REWARDS, GradientTape, grpo_args, relative_error, total_norm
 
@@ -18,15 +19,21 @@ def train_ours(model, tokenizer, folder, strategy="mixed", data=DATA, rewards=RE
     trainer = DomainGRPOTrainer(
         str(model),
         rewards,
-        grpo_args(folder, **overrides),
+        grpo_args(folder, strategy=strategy, shares=shares, **overrides),
         data,
-        strategy=strategy,
-        shares=shares,
         processing_class=tokenizer,
         callbacks=[tape],
     )
     trainer.train()
     return trainer, tape.steps
+
+
+def flat(ours):
+    """The rows of all domains as plain TRL takes them, in the order of our index."""
+    rows = ours.domain_rows
+    places = [rows.place(example) for example in rows.index]
+    full = zip(rows.expand(places), places, strict=True)
+    return Dataset.from_list([{**row, DOMAIN_COLUMN: domain} for row, (domain, _) in full])
 
 
 def train_trl(model, tokenizer, folder, ours, **overrides):
@@ -42,7 +49,7 @@ def train_trl(model, tokenizer, folder, ours, **overrides):
         str(model),
         build_domain_rewards(REWARDS, list(DATA)),
         grpo_args(folder, **overrides),
-        ours.domain_rows.index,
+        flat(ours),
         processing_class=tokenizer,
         callbacks=[tape],
     )

@@ -26,9 +26,8 @@ def build(model, tokenizer, folder, tape=None, strategy="mgs", **overrides):
     return DomainGRPOTrainer(
         str(model),
         REWARDS,
-        grpo_args(folder, **settings),
+        grpo_args(folder, strategy=strategy, **settings),
         DATA,
-        strategy=strategy,
         processing_class=tokenizer,
         callbacks=[tape] if tape else None,
     )

@@ -3,15 +3,18 @@
 Legend: B rows of a batch, F reward functions, T tokens.
 """
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from functools import cached_property
+from itertools import accumulate, zip_longest
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict, IterableDatasetDict
+from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
-from counterpoint.errors import DomainError, RewardError
+from counterpoint.errors import DomainError, RewardError, UnsupportedError
 from counterpoint.rewards.values import LARGEST_PART
 
 Rows = Any
@@ -34,64 +37,114 @@ EPSILON = 1e-4
 
 @dataclass(frozen=True)
 class DomainRows:
-    """Rows of all domains behind one index.
+    """Rows of all domains behind one index, so that columns of different domains need no common type.
 
-    ``index`` is what TRL iterates (columns ``prompt``, ``domain``, ``row``); ``rows[domain][row]`` is the full row.
-    Columns of different domains need no common type this way.
+    ``index`` is what TRL iterates; its one column holds places over all domains. It is called ``prompt`` because that
+    is the column that TRL keeps under ``remove_unused_columns=True``.
     """
 
-    index: Dataset
     rows: Mapping[str, Rows]
-    domains: tuple[str, ...]
+    unnamed: bool = False
+    """Whether the rows have no domain at all; then they stand under one empty name."""
 
     @property
-    def offsets(self) -> dict[str, list[int]]:
-        """Positions in ``index`` of each domain's rows, in order."""
-        positions: dict[str, list[int]] = {name: [] for name in self.domains}
-        for position, name in enumerate(self.index["domain"]):
-            positions[name].append(position)
-        return positions
+    def domains(self) -> tuple[str, ...]:
+        """Names of the domains in the order of the index."""
+        return tuple(self.rows)
 
-    def expand(self, examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Full rows of ``examples`` of the index, all with the same keys; ``None`` where a domain lacks a column."""
-        full = [{**self.rows[e["domain"]][e["row"]], "domain": e["domain"], "row": e["row"]} for e in examples]
-        keys = sorted({key for row in full for key in row})
-        return [{key: row.get(key) for key in keys} for row in full]
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of rows of each domain."""
+        return {name: len(rows) for name, rows in self.rows.items()}
+
+    @cached_property
+    def index(self) -> Dataset:
+        """The dataset for TRL."""
+        return Dataset.from_dict({"prompt": range(self._ends[-1])})
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        return list(accumulate(self.sizes.values()))
+
+    def place(self, example: Mapping[str, Any]) -> tuple[str, int]:
+        """Domain and row number of an example of the index."""
+        position = example["prompt"]
+        at = bisect_right(self._ends, position)
+        return self.domains[at], position - (self._ends[at - 1] if at else 0)
+
+    def expand(self, places: Sequence[tuple[str, int]], columns: Collection[str] | None = None) -> list[dict[str, Any]]:
+        """The rows at ``places`` with a column ``domain`` where they have none, all with the same keys.
+
+        A column that a domain lacks is None, but for the prompt, which some environment may give.
+
+        Args:
+            columns: all that is kept; everything by default.
+        """
+        named: list[dict[str, Any]] = [{} if self.unnamed else {"domain": name} for name, _ in places]
+        full = [base | self.rows[name][row] for base, (name, row) in zip(named, places, strict=True)]
+        keys = sorted({key for row in full for key in row if columns is None or key in columns})
+        return [{key: row.get(key) for key in keys if key in row or key != "prompt"} for row in full]
 
 
-def combine_domains(data: Dataset | Mapping[str, Rows], where: str = "train_dataset") -> DomainRows:
+def combine_domains(
+    data: Dataset | Mapping[str, Rows], where: str = "train_dataset", *, needs_prompt: bool = True, alone: str = ""
+) -> DomainRows:
     """One :class:`DomainRows` from a dataset with a ``domain`` column or a mapping from domain to rows.
 
+    Args:
+        data: the rows.
+        where: what messages call them.
+        needs_prompt: whether every row needs a prompt; False where an environment gives it.
+        alone: the only domain there can be, to which rows without a ``domain`` column then belong.
+
     Raises:
-        DomainError: no ``domain`` or ``prompt`` column, an empty domain, or chat and plain prompts mixed.
+        DomainError: no ``domain`` or ``prompt`` column, an empty domain, a stream, or chat and plain prompts mixed.
     """
-    rows = dict(data) if isinstance(data, Mapping) and not isinstance(data, Dataset) else _split(data, where)
+    if isinstance(data, DatasetDict | IterableDatasetDict):
+        raise DomainError(
+            f"{where}: a {type(data).__name__} holds splits ({', '.join(map(str, data))}), and splits are no domains. "
+            f"Pass one of them, such as data['{next(iter(data), 'train')}'] with a 'domain' column, or a plain mapping "
+            "from domain to dataset."
+        )
+    rows = dict(data) if isinstance(data, Mapping) else _split(data, where, alone)
     if not rows:
         raise DomainError(f"{where}: no domains. Give a mapping from domain to rows, or rows with a 'domain' column.")
-    prompts: list[Any] = []
-    names: list[str] = []
-    positions: list[int] = []
+    kinds: dict[str, str] = {}
     for name, domain_rows in rows.items():
+        here = f"{where}[{name!r}]"
+        if not hasattr(domain_rows, "__len__") or not hasattr(domain_rows, "__getitem__"):
+            raise DomainError(f"{here}: {_stream(domain_rows)}")
         if len(domain_rows) == 0:
-            raise DomainError(f"{where}[{name!r}]: the domain has no rows. Give it some or leave it out.")
-        for i, row in enumerate(domain_rows):
-            if "prompt" not in row:
-                raise DomainError(f"{where}[{name!r}]: row {i} has no 'prompt' column; it has {sorted(row)}.")
-            prompts.append(row["prompt"])
-            names.append(name)
-            positions.append(i)
-    _check_one_kind(where, names, prompts)
-    index = Dataset.from_dict({"prompt": prompts, "domain": names, "row": positions})
-    return DomainRows(index, rows, tuple(rows))
+            raise DomainError(f"{here}: the domain has no rows. Give it some or leave it out.")
+        # all rows of a Dataset have the same columns and types, and reading one may decode an image
+        for i, row in enumerate([domain_rows[0]] if isinstance(domain_rows, Dataset) else domain_rows):
+            if needs_prompt and "prompt" not in row:
+                raise DomainError(f"{here}: row {i} has no 'prompt' column; it has {sorted(row)}.")
+            kinds.setdefault("plain text" if isinstance(row.get("prompt"), str) else "messages", name)
+    if len(kinds) > 1:
+        raise DomainError(
+            f"{where}: prompts of {kinds['plain text']!r} are plain text and those of {kinds['messages']!r} are chat "
+            "messages. One batch holds one kind: give all domains a chat template, or none (chat: false)."
+        )
+    return DomainRows(rows)
 
 
-def _split(data: Any, where: str) -> dict[str, Rows]:
+def _stream(data: Any) -> str:
+    return (
+        f"rows must be a datasets.Dataset or a list, found {type(data).__name__}. Streams cannot be used: exact shares "
+        "need rows that can be indexed."
+    )
+
+
+def _split(data: Any, where: str, alone: str) -> dict[str, Rows]:
     if not isinstance(data, Dataset):
         raise DomainError(
-            f"{where}: expected a datasets.Dataset with a 'domain' column or a mapping from domain to rows, found "
-            f"{type(data).__name__}. Streams cannot be used: exact shares need rows that can be indexed."
+            f"{where}: expected a datasets.Dataset with a 'domain' column or a mapping from domain to rows; "
+            f"{_stream(data)}"
         )
     if "domain" not in data.column_names:
+        if alone:
+            return {alone: data}
         raise DomainError(
             f"{where}: no 'domain' column; it has {data.column_names}. Add one that names each row's domain, or pass "
             "a mapping from domain to dataset."
@@ -100,17 +153,6 @@ def _split(data: Any, where: str) -> dict[str, Rows]:
     for i, name in enumerate(data["domain"]):
         positions.setdefault(name, []).append(i)
     return {name: data.select(index) for name, index in positions.items()}
-
-
-def _check_one_kind(where: str, names: Sequence[str], prompts: Sequence[Any]) -> None:
-    kinds: dict[str, str] = {}
-    for name, prompt in zip(names, prompts, strict=True):
-        kinds.setdefault("plain text" if isinstance(prompt, str) else "messages", name)
-    if len(kinds) > 1:
-        raise DomainError(
-            f"{where}: prompts of {kinds['plain text']!r} are plain text and those of {kinds['messages']!r} are chat "
-            "messages. One batch holds one kind: give all domains a chat template, or none (chat: false)."
-        )
 
 
 # Micro-batches
@@ -139,7 +181,8 @@ def regroup(
     Raises:
         AssertionError: rows that do not fill whole micro-batches, or not the steps; the quota sampler prevents this.
     """
-    rows = _concatenate(buffer)
+    rows: Buffer = split_pixel_values_by_grid(_concatenate(buffer))  # images by row, as TRL itself cuts a batch
+    _check_rows(rows)
     size = rows[DOMAIN_KEY].shape[0] // len(buffer)
     chunks = {domain_id: _chunks(rows, domain_id, size, halves) for domain_id in rows[DOMAIN_KEY].unique().tolist()}
     arrange = _in_halves if halves else list
@@ -174,7 +217,7 @@ def _concatenate(buffer: Sequence[Buffer]) -> Buffer:
     first = buffer[0]
     return {
         key: value
-        if value is None or (isinstance(value, torch.Tensor) and value.ndim == 0)
+        if _is_shared(value)
         else torch.cat([part[key] for part in buffer])
         if isinstance(value, torch.Tensor)
         else [item for part in buffer for item in part[key]]
@@ -182,15 +225,43 @@ def _concatenate(buffer: Sequence[Buffer]) -> Buffer:
     }
 
 
+def _check_rows(rows: Buffer) -> None:
+    """Refuses what could not be cut by completion; TRL has more kinds of images with every version."""
+    num_rows = rows[DOMAIN_KEY].shape[0]
+    for key, value in rows.items():
+        if value is not None and not _is_shared(value) and len(value) != num_rows:
+            raise UnsupportedError(
+                f"{key!r} of this model's batches has {len(value)} rows for {num_rows} completions, so nobody can say "
+                "which belong to which domain. Train with text alone, or with another vision-language model."
+            )
+
+
+def _is_shared(value: Any) -> bool:
+    """Whether all rows have the one value: a number of the batch, or nothing at all."""
+    return value is None or (isinstance(value, torch.Tensor) and value.ndim == 0)
+
+
 def _select(rows: Buffer, index_B: torch.Tensor) -> Buffer:
-    return {
+    chosen = index_B.tolist()
+    cut = {
         key: value
-        if value is None or (isinstance(value, torch.Tensor) and value.ndim == 0)
+        if _is_shared(value)
         else value[index_B]
         if isinstance(value, torch.Tensor)
-        else [value[i] for i in index_B.tolist()]
+        else [value[i] for i in chosen]
         for key, value in rows.items()
     }
+    if cut.get("num_images") is not None and not any(cut["num_images"]):
+        # a micro-batch of a domain without images, in a batch that has some: to the model it is text
+        return {key: value for key, value in cut.items() if key not in _IMAGES}
+    return unsplit_pixel_values_by_grid(cut)
+
+
+_IMAGES = (
+    *("pixel_values", "image_grid_thw", "image_position_ids", "pixel_attention_mask", "spatial_shapes", "image_sizes"),
+    *("num_images", "num_tiles"),
+)
+"""Keys of a batch that only images have."""
 
 
 # Advantages

@@ -21,7 +21,8 @@ from counterpoint.training.resuming import resume_point
 from counterpoint.training.settings import output_dir
 from counterpoint.training.stage_trainer import build_trainer, continued_checkpoint
 from counterpoint.training.stages import Stage
-from counterpoint.training.trainer import DomainGRPOTrainer, read_numbers
+from counterpoint.training.state import read_numbers
+from counterpoint.training.trainer import DomainGRPOTrainer
 
 OnCheckpoint = Callable[[int, Path], None]
 """``(step, folder)`` of a checkpoint that was just written."""

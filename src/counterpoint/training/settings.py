@@ -3,18 +3,20 @@
 from typing import Any
 
 import torch
-from trl import GRPOConfig
 
 from counterpoint.config import Config
 from counterpoint.errors import ConfigError
 from counterpoint.runs import RunDirectory
+from counterpoint.training.config import DomainGRPOConfig
 from counterpoint.training.values import build_config, setting_findings, setting_names
 
 __all__ = ["grpo_config", "output_dir", "setting_findings", "setting_names", "uses_cpu"]
 
 
-def grpo_config(config: Config, output_dir: str, max_steps: int | None = None, *, rehearse: bool = False) -> GRPOConfig:
-    """The ``trl.GRPOConfig`` of a run; ``max_steps`` replaces the configured number for one stage of several.
+def grpo_config(
+    config: Config, output_dir: str, max_steps: int | None = None, *, rehearse: bool = False
+) -> DomainGRPOConfig:
+    """The ``DomainGRPOConfig`` of a run; ``max_steps`` replaces the configured number for one stage of several.
 
     With ``rehearse`` optimizer, schedule and the like are built once, to see that they can be.
 

@@ -27,6 +27,9 @@ def build_trainer(plan: Plan, run: RunDirectory, stage: Stage, start: Path | Non
     config = plan.config
     domains = [domain for domain in plan.domains if domain.name in stage.domains]
     args = grpo_config(config, output_dir(run), stage.num_steps)
+    args.strategy, args.share_rule = strategy_spec(config), config.share_rule
+    args.shares = {domain.name: domain.share for domain in domains}
+    args.buffers, args.grams_every = config.surgery.buffers, config.run.grams_every
     args.reward_weights = [reward.weight for domain in domains for reward in domain.rewards]
     if stage.kind == "refresh":
         args.seed += stage.index
@@ -38,11 +41,6 @@ def build_trainer(plan: Plan, run: RunDirectory, stage: Stage, start: Path | Non
             {domain.name: {reward.name: reward.function for reward in domain.rewards} for domain in domains},
             args,
             {domain.name: domain.train for domain in domains},
-            strategy=strategy_spec(config),
-            shares={domain.name: domain.share for domain in domains},
-            share_rule=config.share_rule,
-            grams_every=config.run.grams_every,
-            buffers=config.surgery.buffers,
             processing_class=plan.tokenizer,
             peft_config=peft,
         )
