@@ -22,6 +22,10 @@ def digits(completions, **_):
     return [sum(ch.isdigit() for ch in c) / max(1, len(c)) for c in completions]
 
 
+def shortness(completions, **_):
+    return [1 / (1 + len(c)) for c in completions]
+
+
 REWARDS = {"math": digits, "code": letters}
 
 

@@ -308,16 +308,18 @@ def rescale_per_domain(
         rewards_B: total rewards (NaN where unscorable).
         domain_B: int64 domain ids.
         normalised_sum: True for ``normalize_then_sum``, whose last step also centres over the batch; there the
-            advantages themselves are standardised inside the domain.
+            advantages ``a = (r - mean) / (std + EPSILON)`` are all that is known of the sums r. Inside the domain
+            ``(r - mean_d) / (std_d + EPSILON)`` is ``(a - mean_d(a)) / (std_d(a) + 1 - std(a))``.
     """
     scored_B = ~rewards_B.isnan()
     result = torch.zeros_like(advantages_B)
     batch_std = nanstd(rewards_B) + EPSILON
+    rest = 1 - nanstd(advantages_B[scored_B])
     for domain_id in domain_B.unique():
         own_B = (domain_B == domain_id) & scored_B
         if normalised_sum:
             values = advantages_B[own_B]
-            result[own_B] = (values - values.mean()) / (nanstd(values) + EPSILON)
+            result[own_B] = (values - values.mean()) / (nanstd(values) + rest)
         else:
             result[own_B] = advantages_B[own_B] * batch_std / (nanstd(rewards_B[own_B]) + EPSILON)
     return result
