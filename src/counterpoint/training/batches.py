@@ -75,7 +75,7 @@ class DomainRows:
     def expand(self, places: Sequence[tuple[str, int]], columns: Collection[str] | None = None) -> list[dict[str, Any]]:
         """The rows at ``places`` with a column ``domain`` where they have none, all with the same keys.
 
-        A column that a domain lacks is None, but for the prompt, which some environment may give.
+        A column that a domain lacks is None, but for the prompt, which an environment may give.
 
         Args:
             columns: all that is kept; everything by default.
@@ -110,12 +110,14 @@ def combine_domains(
     if not rows:
         raise DomainError(f"{where}: no domains. Give a mapping from domain to rows, or rows with a 'domain' column.")
     kinds: dict[str, str] = {}
+    pictured: dict[bool, str] = {}
     for name, domain_rows in rows.items():
         here = f"{where}[{name!r}]"
         if not hasattr(domain_rows, "__len__") or not hasattr(domain_rows, "__getitem__"):
             raise DomainError(f"{here}: {_stream(domain_rows)}")
         if len(domain_rows) == 0:
             raise DomainError(f"{here}: the domain has no rows. Give it some or leave it out.")
+        pictured[bool({"image", "images"} & {*domain_rows[0]})] = name
         # all rows of a Dataset have the same columns and types, and reading one may decode an image
         for i, row in enumerate([domain_rows[0]] if isinstance(domain_rows, Dataset) else domain_rows):
             if needs_prompt and "prompt" not in row:
@@ -125,6 +127,11 @@ def combine_domains(
         raise DomainError(
             f"{where}: prompts of {kinds['plain text']!r} are plain text and those of {kinds['messages']!r} are chat "
             "messages. One batch holds one kind: give all domains a chat template, or none (chat: false)."
+        )
+    if len(pictured) > 1:
+        raise DomainError(
+            f"{where}: prompts of {pictured[True]!r} have images and those of {pictured[False]!r} have none. TRL cannot "
+            "generate for both in one batch: train them in one run after the other, or give every prompt an image."
         )
     return DomainRows(rows)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from trl import GRPOConfig
 
@@ -113,6 +114,22 @@ def load_state(
         listed = key.endswith(_LIST)
         buffer[int(i)][key.removesuffix(_LIST)] = tensor.tolist() if listed else tensor.to(device)
     return TrainerState(state["micro_step"], state["surgeon"], buffer)
+
+
+def load_renamed(model: Any, folder: Path) -> bool:
+    """Loads the weights of ``folder`` where transformers saved them under names that the model does not have.
+
+    It does so for mixtures of experts and some vision-language models, and its ``Trainer`` then loads by name: nothing
+    but a warning tells that those weights stay what they were. False where all names are the model's own.
+    """
+    saved: set[str] = set()
+    for file in folder.glob("model*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            saved |= set(tensors.keys())
+    if saved <= set(model.state_dict()):
+        return False
+    model.load_state_dict(type(model).from_pretrained(folder, dtype=model.dtype).state_dict())
+    return True
 
 
 def _check_settings(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

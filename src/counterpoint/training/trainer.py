@@ -50,7 +50,7 @@ from counterpoint.training.metrics import (
     unscaled,
 )
 from counterpoint.training.rewards import Rewards
-from counterpoint.training.state import TrainerState, kept_settings, load_state, save_state
+from counterpoint.training.state import TrainerState, kept_settings, load_renamed, load_state, save_state
 
 
 class DomainGRPOTrainer(GRPOTrainer):
@@ -504,6 +504,12 @@ class DomainGRPOTrainer(GRPOTrainer):
             )
             self._step, self._surgeon_state, self._buffered_inputs = state.micro_step, state.surgeon, state.buffer
         return super().train(checkpoint, *args, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        plain = self.accelerator.unwrap_model(self.model if model is None else model)
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # these keep a copy of their own
+        if sharded or not load_renamed(plain, Path(resume_from_checkpoint)):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _resolve_checkpoint(self, requested: str | Path | bool | None) -> str | None:
         if isinstance(requested, str | Path):
