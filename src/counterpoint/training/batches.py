@@ -130,8 +130,8 @@ def combine_domains(
         )
     if len(pictured) > 1:
         raise DomainError(
-            f"{where}: prompts of {pictured[True]!r} have images and those of {pictured[False]!r} have none. TRL cannot "
-            "generate for both in one batch: train them in one run after the other, or give every prompt an image."
+            f"{where}: prompts of {pictured[True]!r} have images and those of {pictured[False]!r} have none. TRL has "
+            "no batches of both: train them one after the other, or give every prompt an image."
         )
     return DomainRows(rows)
 
