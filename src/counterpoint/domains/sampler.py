@@ -124,6 +124,20 @@ class QuotaSampler:
         ]
         return [domain for _, domain, _ in sorted(placed)]
 
+    def generation_quotas(self, micro_step: int) -> list[list[int]] | None:
+        """Micro-batches of each domain in every step of the generation made at ``micro_step``.
+
+        None where a step holds several generations, or a part of them over and over.
+        """
+        geometry = self.geometry
+        if geometry.steps_per_generation < geometry.accumulation:
+            return None
+        steps = geometry.period_quota_steps
+        first = micro_step // (geometry.steps_per_generation * geometry.iterations) * steps
+        return [
+            [units * geometry.unit_micro_batches for units in self.quotas.counts(first + step)] for step in range(steps)
+        ]
+
     @property
     def _repeats(self) -> int:
         return self.geometry.iterations * self.geometry.steps_per_generation

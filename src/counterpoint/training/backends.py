@@ -84,6 +84,26 @@ def check_args(args: Any) -> None:
         )
 
 
+def balancing_loss(coefficient: float, asked: float | None) -> tuple[float, str]:
+    """The coefficient of a mixture's balancing loss to train with, and what to say of it.
+
+    TRL adds that loss by default. It depends on which rows share a micro-batch, and is no sum over rows, so that with
+    micro-batches of one domain it is another loss; here it must be asked for.
+
+    Args:
+        coefficient: TRL's own, from the configuration of the model if not from the user.
+        asked: ``router_aux_loss_coef`` of the user.
+    """
+    if asked is not None:
+        message = f"router_aux_loss_coef={asked}: each domain balances its experts for itself, unlike in TRL."
+        return asked, message
+    return 0.0, (
+        f"This mixture of experts has router_aux_loss_coef={coefficient}. Its balancing loss depends on which rows "
+        "share a micro-batch, and here each holds one domain, so it is left out. Set router_aux_loss_coef="
+        f"{coefficient} to have each domain balance its experts for itself."
+    )
+
+
 def check_peft(peft_config: Any) -> None:
     """Refuses adapters without a gradient of their own in each module.
 

@@ -5,7 +5,7 @@ Legend: B rows of a batch, F reward functions, T tokens.
 
 from bisect import bisect_right
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, zip_longest
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset, DatasetDict, IterableDatasetDict
 from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
-from counterpoint.errors import DomainError, RewardError, UnsupportedError
+from counterpoint.errors import DomainError, RewardError, UnsupportedError, nearest
 from counterpoint.rewards.values import LARGEST_PART
 
 Rows = Any
@@ -87,7 +87,11 @@ class DomainRows:
 
 
 def combine_domains(
-    data: Dataset | Mapping[str, Rows], where: str = "train_dataset", *, needs_prompt: bool = True, alone: str = ""
+    data: Dataset | Mapping[str, Rows] | None,
+    where: str = "train_dataset",
+    *,
+    needs_prompt: bool = True,
+    alone: str = "",
 ) -> DomainRows:
     """One :class:`DomainRows` from a dataset with a ``domain`` column or a mapping from domain to rows.
 
@@ -100,6 +104,8 @@ def combine_domains(
     Raises:
         DomainError: no ``domain`` or ``prompt`` column, an empty domain, a stream, or chat and plain prompts mixed.
     """
+    if data is None:
+        raise DomainError(f"{where}: none is given. {_NO_ROWS if needs_prompt else _NO_ROWS_OF_AN_ENVIRONMENT}")
     if isinstance(data, DatasetDict | IterableDatasetDict):
         raise DomainError(
             f"{where}: a {type(data).__name__} holds splits ({', '.join(map(str, data))}), and splits are no domains. "
@@ -134,6 +140,31 @@ def combine_domains(
             "no batches of both: train them one after the other, or give every prompt an image."
         )
     return DomainRows(rows)
+
+
+_NO_ROWS = "Give a mapping from domain to rows, or rows with a 'domain' column."
+_NO_ROWS_OF_AN_ENVIRONMENT = (
+    "Even where the environment makes every prompt, rows say which domain a step's prompts belong to. Give each domain "
+    "a few rows that the environment may ignore, such as {'game': [{'level': 1}, {'level': 2}]}."
+)
+
+
+def held_out_rows(data: Any, where: str, domains: Sequence[str], *, any_domain: bool, needs_prompt: bool) -> DomainRows:
+    """Rows to evaluate, which belong to ``domains``.
+
+    Args:
+        any_domain: whether rows may have no domain, because no reward asks for it.
+
+    Raises:
+        DomainError: as :func:`combine_domains`, or a domain that is none of ``domains``.
+    """
+    alone = domains[0] if len(domains) == 1 else ""
+    if isinstance(data, Dataset) and "domain" not in data.column_names and any_domain and not alone:
+        return replace(combine_domains({"": data}, where, needs_prompt=needs_prompt), unnamed=True)
+    rows = combine_domains(data, where, needs_prompt=needs_prompt, alone=alone)
+    if unknown := sorted(set(rows.domains) - set(domains)):
+        raise DomainError(f"{where}: {unknown[0]!r} is no domain of train_dataset; {nearest(unknown[0], domains)}")
+    return rows
 
 
 def _stream(data: Any) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOConfig
 
 from counterpoint.errors import RunError
@@ -114,6 +115,22 @@ def load_state(
         listed = key.endswith(_LIST)
         buffer[int(i)][key.removesuffix(_LIST)] = tensor.tolist() if listed else tensor.to(device)
     return TrainerState(state["micro_step"], state["surgeon"], buffer)
+
+
+def find_checkpoint(requested: str | Path | bool | None, output_dir: str) -> str | None:
+    """The checkpoint that was asked for, the newest of ``output_dir`` where it is True; None for a new training.
+
+    Raises:
+        RunError: there is none.
+    """
+    if isinstance(requested, str | Path):
+        return str(requested)
+    if not requested:
+        return None
+    found = get_last_checkpoint(output_dir)
+    if found is None:
+        raise RunError(f"{output_dir} holds no checkpoint to resume from. Train without resuming.")
+    return found
 
 
 def load_renamed(model: Any, folder: Path) -> bool:

@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,14 +10,14 @@ import torch
 from datasets import Dataset
 from torch import nn
 from torch.utils.data import Sampler
-from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOConfig, GRPOTrainer
 
 from counterpoint.domains.domain_rewards import DOMAIN_COLUMN, ROW_COLUMN, DomainRewards
-from counterpoint.errors import DivergedError, DomainError, RunError, StrategyError, nearest
+from counterpoint.errors import DivergedError, StrategyError
 from counterpoint.surgery import Record, Surgeon, needs_halves, resolve_strategy
 from counterpoint.training.backends import (
     Reduction,
+    balancing_loss,
     check_accelerator,
     check_args,
     check_model,
@@ -36,6 +35,7 @@ from counterpoint.training.batches import (
     check_size,
     combine_domains,
     domain_of,
+    held_out_rows,
     regroup,
     rescale_per_domain,
     total_rewards,
@@ -50,7 +50,14 @@ from counterpoint.training.metrics import (
     unscaled,
 )
 from counterpoint.training.rewards import Rewards
-from counterpoint.training.state import TrainerState, kept_settings, load_renamed, load_state, save_state
+from counterpoint.training.state import (
+    TrainerState,
+    find_checkpoint,
+    kept_settings,
+    load_renamed,
+    load_state,
+    save_state,
+)
 
 
 class DomainGRPOTrainer(GRPOTrainer):
@@ -136,8 +143,6 @@ class DomainGRPOTrainer(GRPOTrainer):
         if isinstance(model, nn.Module):
             check_model(model, self.strategy)
         self._needs_prompt = environment_factory is None
-        if train_dataset is None:
-            raise DomainError(_no_data(environment_factory))
         self.domain_rows = combine_domains(train_dataset, needs_prompt=self._needs_prompt)
         self.domains = self.domain_rows.domains
         sizes = self.domain_rows.sizes
@@ -155,22 +160,10 @@ class DomainGRPOTrainer(GRPOTrainer):
         self._surgeon_state: dict[str, Any] = {}
         self.last_record: Record | None = None
         """What the last step that kept domains apart left."""
-        super().__init__(
-            model,
-            self._rewards.functions,
-            args,
-            self.domain_rows.index,
-            None if self.eval_rows is None else self.eval_rows.index,
-            processing_class,
-            self._rewards.processing_classes,
-            callbacks,
-            optimizers,
-            quantization_config,
-            peft_config,
-            tools,
-            rollout_func,
-            environment_factory,
-        )
+        taken: list[Any] = [model, self._rewards.functions, args, self.domain_rows.index]
+        taken += [self.eval_rows and self.eval_rows.index, processing_class, self._rewards.processing_classes]
+        taken += [callbacks, optimizers, quantization_config, peft_config, tools, rollout_func, environment_factory]
+        super().__init__(*taken)
         self._rewards.limit(self.reward_funcs, self.reward_func_names)
         self._balance_experts()
         self._separable = separable(self.accelerator) and not tensor_parallel(self.accelerator)
@@ -184,19 +177,11 @@ class DomainGRPOTrainer(GRPOTrainer):
         check_model(self.model, self.strategy)
 
     def _balance_experts(self) -> None:
-        """TRL adds a mixture's balancing loss by default; it is no sum over rows, so here it must be asked for."""
         if not self.aux_loss_enabled:
             return
-        coefficient = self.router_aux_loss_coef
-        if self.args.router_aux_loss_coef is None:
-            self.router_aux_loss_coef, self.aux_loss_enabled = 0.0, False
-            message = (
-                f"This mixture of experts has router_aux_loss_coef={coefficient}. Its balancing loss depends on which "
-                "rows share a micro-batch, and here each holds one domain, so it is left out. Set "
-                f"router_aux_loss_coef={coefficient} to have each domain balance its experts for itself."
-            )
-        else:
-            message = f"router_aux_loss_coef={coefficient}: each domain balances its experts for itself, unlike in TRL."
+        asked = self.args.router_aux_loss_coef
+        self.router_aux_loss_coef, message = balancing_loss(self.router_aux_loss_coef, asked)
+        self.aux_loss_enabled = self.router_aux_loss_coef != 0.0
         if self.accelerator.is_main_process:
             warnings.warn(message, UserWarning, stacklevel=3)
 
@@ -218,23 +203,14 @@ class DomainGRPOTrainer(GRPOTrainer):
         if self._surgeon is None:
             if self.accelerator.num_processes > 1 and not self.is_in_train:
                 raise StrategyError("The Surgeon is made when training starts. Ask in a callback, or afterwards.")
-            self._surgeon = self._build_surgeon()
+            reduction = Reduction.of(self.model_wrapped)
+            named = plain_names(self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False))
+            reduction.check(named)
+            own = {"seed": self.args.seed, "buffers": self._own["buffers"]}
+            self._surgeon = Surgeon(named, self.strategy, average_over=reduction.group, **own)
+            if self._surgeon_state:
+                self._surgeon.load_state_dict(self._surgeon_state)
         return self._surgeon
-
-    def _build_surgeon(self) -> Surgeon:
-        reduction = Reduction.of(self.model_wrapped)
-        named = plain_names(self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False))
-        reduction.check(named)
-        surgeon = Surgeon(
-            named,
-            self.strategy,
-            seed=self.args.seed,
-            buffers=self._own["buffers"],
-            average_over=reduction.group,
-        )
-        if self._surgeon_state:
-            surgeon.load_state_dict(self._surgeon_state)
-        return surgeon
 
     # Rows: TRL iterates an index, and gets the full rows when it generates.
 
@@ -242,15 +218,9 @@ class DomainGRPOTrainer(GRPOTrainer):
         return self._sampler  # type: ignore[return-value]
 
     def _held_out_rows(self, data: Any, where: str) -> DomainRows:
-        alone = self.domains[0] if len(self.domains) == 1 else ""
-        if isinstance(data, Dataset) and not (alone or self._rewards.by_domain or "domain" in data.column_names):
-            return replace(combine_domains({"": data}, where, needs_prompt=self._needs_prompt), unnamed=True)
-        rows = combine_domains(data, where, needs_prompt=self._needs_prompt, alone=alone)
-        if unknown := sorted(set(rows.domains) - set(self.domains)):
-            raise DomainError(
-                f"{where}: {unknown[0]!r} is no domain of train_dataset; {nearest(unknown[0], self.domains)}"
-            )
-        return rows
+        return held_out_rows(
+            data, where, self.domains, any_domain=not self._rewards.by_domain, needs_prompt=self._needs_prompt
+        )
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -392,7 +362,8 @@ class DomainGRPOTrainer(GRPOTrainer):
             return inputs
         assert self._buffered_inputs is not None
         if self._buffered_inputs is not before:
-            self._buffered_inputs = regroup(self._buffered_inputs, self._step_quotas(), halves=self._halves)
+            steps = self._sampler.generation_quotas(self._step)
+            self._buffered_inputs = regroup(self._buffered_inputs, steps, halves=self._halves)
         self._begin_micro_batch()
         return self._buffered_inputs[self._slot]
 
@@ -406,18 +377,6 @@ class DomainGRPOTrainer(GRPOTrainer):
             each = self.accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False)
             reduction = Reduction.of(self.model_wrapped)
             self._micro_batch.enter_context(reduction.backward(reduce=self._collects or each))
-
-    def _step_quotas(self) -> list[list[int]] | None:
-        """Micro-batches of each domain in every step of the generation just made; None where a step holds several."""
-        sampler, geometry = self._sampler, self._sampler.geometry
-        if geometry.steps_per_generation < geometry.accumulation:
-            return None
-        period = self._step // (geometry.steps_per_generation * geometry.iterations)
-        first = period * geometry.period_quota_steps
-        return [
-            [units * geometry.unit_micro_batches for units in sampler.quotas.counts(first + i)]
-            for i in range(geometry.period_quota_steps)
-        ]
 
     @property
     def _separates_domains(self) -> bool:
@@ -492,7 +451,7 @@ class DomainGRPOTrainer(GRPOTrainer):
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """``GRPOTrainer.train``; a resumed run continues with the numbers of one that was never interrupted."""
         self._forget()
-        checkpoint = self._resolve_checkpoint(resume_from_checkpoint)
+        checkpoint = find_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
         if checkpoint is not None:
             accelerator = self.accelerator
             state = load_state(
@@ -511,29 +470,9 @@ class DomainGRPOTrainer(GRPOTrainer):
         if sharded or not load_renamed(plain, Path(resume_from_checkpoint)):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
-    def _resolve_checkpoint(self, requested: str | Path | bool | None) -> str | None:
-        if isinstance(requested, str | Path):
-            return str(requested)
-        if not requested:
-            return None
-        found = get_last_checkpoint(str(self.args.output_dir))
-        if found is None:
-            raise RunError(f"{self.args.output_dir} holds no checkpoint to resume from. Train without resuming.")
-        return found
-
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """TRL's model card with the domains, the strategy and the last held-out rewards."""
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero():
             shares = self._own["shares"] or dict.fromkeys(self.domains, 1.0)
             add_domains(Path(str(self.args.output_dir)) / "README.md", self.strategy, shares, self.held_out)
-
-
-def _no_data(environment_factory: Any) -> str:
-    if environment_factory is None:
-        return "train_dataset: none is given. Give a mapping from domain to rows, or rows with a 'domain' column."
-    return (
-        "train_dataset: none is given. Even where the environment makes every prompt, rows say which domain a step's "
-        "prompts belong to. Give each domain a few rows that the environment may ignore, such as "
-        "{'game': [{'level': 1}, {'level': 2}]}."
-    )
