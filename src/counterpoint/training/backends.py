@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from counterpoint.errors import UnsupportedError
 from counterpoint.surgery import Strategy, group_parameters
-from counterpoint.surgery.backends import DEEPSPEED, FSDP1, refuse_inexact
+from counterpoint.surgery.refusals import DEEPSPEED, FSDP1
 
 _DDP = {kind for kind in DistributedType if kind.value.startswith("MULTI_")}
 """What accelerate calls DDP on each kind of device."""
@@ -131,7 +131,6 @@ def check_model(model: nn.Module, strategy: Strategy) -> None:
     if getattr(model, "is_distributed_loading_by_transformers", False):
         raise UnsupportedError(f"{_UNPROVEN.format('A model sharded by from_pretrained')} Use DDP or FSDP2.")
     named = plain_names(model)
-    refuse_inexact(model, named)
     shapes = {name: tuple(param.shape) for name, param in named.items()}
     trained = {name: shape for name, shape in shapes.items() if named[name].requires_grad}
     group_parameters(trained, strategy.grouping, [name for name in shapes if name not in trained])

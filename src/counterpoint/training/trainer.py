@@ -14,7 +14,8 @@ from trl import GRPOConfig, GRPOTrainer
 
 from counterpoint.domains.domain_rewards import DOMAIN_COLUMN, ROW_COLUMN, DomainRewards
 from counterpoint.errors import DivergedError, StrategyError
-from counterpoint.surgery import Record, Surgeon, needs_halves, resolve_strategy
+from counterpoint.surgery import Record, Surgeon, resolve_strategy
+from counterpoint.surgery.strategies import needs_halves
 from counterpoint.training.backends import (
     Reduction,
     balancing_loss,
