@@ -27,13 +27,13 @@ warnings.filterwarnings("ignore")
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, TrainerState
 from transformers.trainer_callback import PrinterCallback
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
 
-from counterpoint.domains.domain_rewards import build_domain_rewards
+from counterpoint.domains.domain_rewards import DOMAIN_COLUMN, build_domain_rewards
 from counterpoint.pocket import model_path
 from counterpoint.pocket.tasks import TASKS
 from counterpoint.rewards import build_reward
-from counterpoint.training import DomainGRPOTrainer
+from counterpoint.training import DomainGRPOConfig, DomainGRPOTrainer
 
 KINDS = ("trl", "mixed", "mgs")
 TARGETS = {"mixed": 1.10, "mgs": 1.15}
@@ -88,9 +88,10 @@ class StepClock(TrainerCallback):
             self.cpu.append(time.process_time() - self._start[1])
 
 
-def config(folder: str, steps: int) -> GRPOConfig:
+def config(folder: str, steps: int, strategy: str = "mixed") -> DomainGRPOConfig:
     """128 completions a step, 32 of each domain."""
-    return GRPOConfig(
+    return DomainGRPOConfig(
+        strategy=strategy,
         output_dir=folder,
         per_device_train_batch_size=32,
         gradient_accumulation_steps=4,
@@ -115,16 +116,17 @@ def build(kind: str, folder: str, steps: int) -> GRPOTrainer:
     model = AutoModelForCausalLM.from_pretrained(model_path())
     tokenizer = AutoTokenizer.from_pretrained(model_path(), padding_side="left")
     if kind == "trl":
-        ours = DomainGRPOTrainer(
-            model, rewards, config(folder, steps), data, strategy="mixed", processing_class=tokenizer
-        )
+        ours = DomainGRPOTrainer(model, rewards, config(folder, steps, "mixed"), data, processing_class=tokenizer)
 
         class SameOrder(GRPOTrainer):
             def _get_train_sampler(self, dataset: object = None) -> object:
                 return ours._sampler
 
             def _generate_and_score_completions(self, inputs: list[dict]) -> dict:
-                return super()._generate_and_score_completions(ours.domain_rows.expand(inputs))
+                places = [ours.domain_rows.place(example) for example in inputs]
+                rows = ours.domain_rows.expand(places)
+                owned = [row | {DOMAIN_COLUMN: domain} for row, (domain, _) in zip(rows, places, strict=True)]
+                return super()._generate_and_score_completions(owned)
 
         model = AutoModelForCausalLM.from_pretrained(model_path())
         trainer: GRPOTrainer = SameOrder(
@@ -135,9 +137,7 @@ def build(kind: str, folder: str, steps: int) -> GRPOTrainer:
             processing_class=tokenizer,
         )
     else:
-        trainer = DomainGRPOTrainer(
-            model, rewards, config(folder, steps), data, strategy=kind, processing_class=tokenizer
-        )
+        trainer = DomainGRPOTrainer(model, rewards, config(folder, steps, kind), data, processing_class=tokenizer)
     trainer.remove_callback(PrinterCallback)
     return trainer
 

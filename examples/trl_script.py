@@ -11,19 +11,18 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
 
 from datasets import Dataset
-from trl import GRPOConfig
 
 from counterpoint.pocket import model_path
 from counterpoint.pocket.tasks import TASKS
 from counterpoint.rewards import build_reward
-from counterpoint.training import DomainGRPOTrainer
+from counterpoint.training import DomainGRPOConfig, DomainGRPOTrainer
 
 data = {name: Dataset.from_list([TASKS[name].generate("train", i) for i in range(512)]) for name in ("math", "code")}
 
 trainer = DomainGRPOTrainer(
     model=str(model_path()),
     reward_funcs={"math": build_reward("pocket"), "code": build_reward("pocket")},
-    args=GRPOConfig(
+    args=DomainGRPOConfig(
         output_dir="runs/trl-script",
         per_device_train_batch_size=32,
         gradient_accumulation_steps=4,
@@ -37,9 +36,9 @@ trainer = DomainGRPOTrainer(
         report_to="none",
         activation_checkpointing=False,
         bf16=False,
+        strategy="mgs",
     ),
     train_dataset=data,
-    strategy="mgs",
 )
 trainer.train()
 

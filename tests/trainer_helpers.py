@@ -4,7 +4,8 @@ import warnings
 
 import torch
 from transformers import TrainerCallback
-from trl import GRPOConfig
+
+from counterpoint.training import DomainGRPOConfig
 
 DATA = {
     "math": [{"prompt": f"{i}+{i}=", "answer": str(2 * i)} for i in range(7)],
@@ -19,6 +20,10 @@ def letters(completions, **_):
 
 def digits(completions, **_):
     return [sum(ch.isdigit() for ch in c) / max(1, len(c)) for c in completions]
+
+
+def shortness(completions, **_):
+    return [1 / (1 + len(c)) for c in completions]
 
 
 REWARDS = {"math": digits, "code": letters}
@@ -44,7 +49,7 @@ def grpo_args(folder, **overrides):
     } | overrides
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return GRPOConfig(**settings)
+        return DomainGRPOConfig(**settings)
 
 
 class GradientTape(TrainerCallback):

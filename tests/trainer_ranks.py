@@ -27,12 +27,11 @@ class Case:
     num_domains: int = 2
     accumulation: int = 8
     lora: bool = False
-    trainer: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
 
 
 CASES = {
-    "mixed": Case("mixed", trainer={"grams_every": 2}),
+    "mixed": Case("mixed", settings={"grams_every": 2}),
     "mgs": Case("mgs"),
     "mgs-tensor, 3 domains": Case("mgs-tensor", num_domains=3, accumulation=12),
     "mgs, 4 domains, clipped": Case("mgs", num_domains=4, settings={"max_grad_norm": 0.1}),
@@ -67,8 +66,9 @@ def train_case(model: str, folder: Path, case: Case, world: int, cls: type | Non
     """Trains ``case`` on this rank of ``world`` and gives weights and Grams as plain arrays."""
     from transformers import AutoTokenizer
 
+    from counterpoint.anatomy import parameters_of
     from counterpoint.training import DomainGRPOTrainer
-    from counterpoint.training.reduction import Reduction, plain_names
+    from counterpoint.training.backends import Reduction
 
     names = list(MORE_DATA)[: case.num_domains]
     settings = {"max_steps": 4, "learning_rate": 1e-3, "gradient_checkpointing": False} | case.settings
@@ -92,16 +92,14 @@ def train_case(model: str, folder: Path, case: Case, world: int, cls: type | Non
         trainer = Recording(
             model,
             {name: MORE_REWARDS[name] for name in names},
-            grpo_args(folder, **settings),
+            grpo_args(folder, strategy=case.strategy, **settings),
             {name: MORE_DATA[name] for name in names},
-            strategy=case.strategy,
             processing_class=AutoTokenizer.from_pretrained(model, padding_side="left"),
             peft_config=_lora() if case.lora else None,
-            **case.trainer,
         )
         trainer.train()
     unwrapped = trainer.accelerator.unwrap_model(trainer.model)
-    weights = {name: _whole(p).numpy() for name, p in plain_names(unwrapped).items() if p.requires_grad}
+    weights = {name: _whole(p).numpy() for name, p in parameters_of(unwrapped).items() if p.requires_grad}
     return {
         "weights": weights,
         "grams": records,
@@ -214,7 +212,7 @@ def shard_on_cpu() -> dict[str, Any]:
 
 def train_unaveraged(model: str, folder: Path, names: list[str]) -> dict[str, Any]:
     """The same where nobody averages gradients over ranks: what goes wrong if ``average_over`` is forgotten."""
-    from counterpoint.training.reduction import Reduction
+    from counterpoint.training.backends import Reduction
 
     Reduction.group = property(lambda self: None)
     return train_cases(model, folder, names)

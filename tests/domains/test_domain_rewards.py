@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from counterpoint.domains.domain_rewards import build_domain_rewards
+from counterpoint.domains.domain_rewards import DOMAIN_COLUMN, ROW_COLUMN, build_domain_rewards
 from counterpoint.errors import RewardError
 
 
@@ -11,8 +11,8 @@ def batch(domains=("math", "code", "math")):
         "prompts": [f"p{i}" for i in range(len(domains))],
         "completions": [f"c{i}" for i in range(len(domains))],
         "completion_ids": [[i] for i in range(len(domains))],
-        "domain": list(domains),
-        "row": list(range(10, 10 + len(domains))),
+        DOMAIN_COLUMN: list(domains),
+        ROW_COLUMN: list(range(10, 10 + len(domains))),
         "answer": [str(i) for i in range(len(domains))],
         "trainer_state": object(),
     }
@@ -100,7 +100,7 @@ def test_log_extra_is_laid_out_over_the_whole_batch():
     [
         ({"math": len}, "no reward for domain 'code'"),
         ({"math": len, "code": len, "qa": len}, "'qa' is no domain"),
-        ({"math": len, "code": 3}, "must be a function, found int"),
+        ({"math": len, "code": 3}, "expected a function, found int"),
     ],
 )
 def test_bad_mappings_are_refused(rewards, message):

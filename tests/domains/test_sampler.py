@@ -142,18 +142,29 @@ def make(sizes, **changes):
 
 def test_epochs_follow_each_other_as_one_long_epoch():
     sizes = {"a": 5, "b": 3}
-    long, short = make(sizes, num_steps=12), make(sizes, num_steps=4)
-    rows = []
+    sampler = make(sizes)
+    prompts = []
     for epoch in range(3):
-        short.set_epoch(epoch)
-        rows += list(short)
-    assert rows == list(long)
+        sampler.set_epoch(epoch)
+        prompts += [fetch[start] for fetch in fetches(sampler)[0][::4] for start in (0, 4, 8, 12)]
+    for name, first, after in (("a", 0, 5), ("b", 5, 8)):
+        stream = DomainStream(sizes[name], 0, name)
+        drawn = [row - first for row in prompts if first <= row < after]
+        assert drawn == [stream[i] for i in range(12)]
 
 
-def test_num_steps_is_rounded_up_to_whole_generations():
-    assert make({"a": 5}, num_steps=7).steps_per_epoch == 7
-    assert make({"a": 5}, num_steps=7, steps_per_generation=8).steps_per_epoch == 8
-    assert make({"a": 5}, num_steps=7, iterations=3).steps_per_epoch == 9
+def test_an_epoch_is_rounded_up_to_whole_generations():
+    assert make({"a": 25}).steps_per_epoch == 7
+    assert make({"a": 25}, steps_per_generation=8).steps_per_epoch == 8
+    assert make({"a": 25}, iterations=3).steps_per_epoch == 21
+
+
+def test_without_shuffling_every_pass_keeps_the_order_of_the_rows_inside_each_domain():
+    sampler = make({"a": 3, "b": 2}, shuffle=False)
+    sampler.set_epoch(1)
+    prompts = [fetch[start] for fetch in fetches(sampler)[0][::4] for start in (0, 4, 8, 12)]
+    assert [row for row in prompts if row < 3] == [1, 2, 0, 1]  # the second epoch goes on after four rows
+    assert [row for row in prompts if row >= 3] == [3, 4, 3, 4]
 
 
 def test_an_epoch_draws_as_many_prompts_as_there_are_rows():
@@ -182,7 +193,7 @@ def test_the_loader_of_torch_and_accelerate_reads_it_as_simulated():
     from accelerate.data_loader import prepare_data_loader
     from torch.utils.data import DataLoader
 
-    sampler = make({"a": 9, "b": 4}, world=2, steps_per_generation=8, iterations=2, num_steps=8)
+    sampler = make({"a": 9, "b": 4}, world=2, steps_per_generation=8, iterations=2)
     data = list(range(13))
     expected = fetches(sampler)
     for rank in range(2):

@@ -15,7 +15,7 @@ import torch
 from typer.testing import CliRunner
 
 from counterpoint.cli.app import app
-from counterpoint.domains.domain_rewards import build_domain_rewards
+from counterpoint.domains.domain_rewards import DOMAIN_COLUMN, ROW_COLUMN, build_domain_rewards
 from counterpoint.errors import RewardError
 from counterpoint.rewards import build_reward
 
@@ -198,8 +198,9 @@ def call(function):
     arguments = {
         "prompts": ["p", "q", "x"],
         "completions": ["a", "b", "c"],
-        "domain": ["d", "d", "e"],
-        "row": [3, 4, 5],
+        "answer": ["1", "2", "3"],
+        DOMAIN_COLUMN: ["d", "d", "e"],
+        ROW_COLUMN: [3, 4, 5],
     }
     values = reward(**arguments)
     return asyncio.run(values) if asyncio.iscoroutine(values) else values

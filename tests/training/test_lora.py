@@ -26,9 +26,8 @@ def test_adapters_are_grouped_by_module_and_nothing_else_moves(tiny_model, tiny_
     trainer = DomainGRPOTrainer(
         str(tiny_model),
         REWARDS,
-        grpo_args(tmp_path, beta=0.05),
+        grpo_args(tmp_path, beta=0.05, strategy="mgs"),
         DATA,
-        strategy="mgs",
         processing_class=tiny_tokenizer,
         peft_config=peft.LoraConfig(r=2, target_modules=TARGETS, task_type="CAUSAL_LM"),
     )

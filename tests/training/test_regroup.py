@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from counterpoint.training.regroup import DOMAIN_KEY, PROMPT_KEY, domain_of, regroup
+from counterpoint.errors import UnsupportedError
+from counterpoint.training.batches import DOMAIN_KEY, PROMPT_KEY, domain_of, regroup
 
 
 def shuffled_buffer(counts, micro_batches, seed=0):
@@ -115,3 +116,46 @@ def test_one_prompt_lies_in_both_halves_where_a_half_is_no_whole_number_of_promp
         part[PROMPT_KEY] = part["value"] // 6  # two prompts over three micro-batches of four
     first, second = prompts_of_halves(regroup(buffer, halves=True), 0)
     assert len(first & second) == 1
+
+
+def images(num_images, key="pixel_values"):
+    """A buffer of one micro-batch of four rows: two patches for every image, which say whose they are."""
+    rows = torch.arange(len(num_images))
+    owner = rows.repeat_interleave(2 * torch.tensor(num_images)).float()
+    return {
+        DOMAIN_KEY: rows % 2,
+        PROMPT_KEY: rows,
+        "image_grid_thw": torch.tensor([[1, 1, 2]] * sum(num_images)),
+        "num_images": num_images,
+        key: owner.unsqueeze(1),
+    }
+
+
+def test_images_go_with_their_rows():
+    whole = images([2, 1, 0, 1])
+    halves = [
+        {key: value[:2] for key, value in whole.items() if key in (DOMAIN_KEY, PROMPT_KEY, "num_images")},
+        {key: value[2:] for key, value in whole.items() if key in (DOMAIN_KEY, PROMPT_KEY, "num_images")},
+    ]
+    halves[0] |= {"pixel_values": whole["pixel_values"][:6], "image_grid_thw": whole["image_grid_thw"][:3]}
+    halves[1] |= {"pixel_values": whole["pixel_values"][6:], "image_grid_thw": whole["image_grid_thw"][3:]}
+    first, second = regroup(halves)
+    assert (first[PROMPT_KEY].tolist(), first["num_images"]) == ([0, 2], [2, 0])
+    assert first["pixel_values"].squeeze(1).tolist() == [0, 0, 0, 0]
+    assert (second[PROMPT_KEY].tolist(), second["num_images"]) == ([1, 3], [1, 1])
+    assert second["pixel_values"].squeeze(1).tolist() == [1, 1, 3, 3]
+
+
+def test_a_micro_batch_without_images_is_text_to_the_model():
+    whole = images([1, 0, 1, 0])
+    parts = [{key: value[i : i + 2] for key, value in whole.items() if key != "pixel_values"} for i in (0, 2)]
+    for part, pixels in zip(parts, whole["pixel_values"].split(2), strict=True):
+        part |= {"pixel_values": pixels, "image_grid_thw": torch.tensor([[1, 1, 2]])}
+    first, second = regroup(parts)
+    assert first["pixel_values"].squeeze(1).tolist() == [0, 0, 2, 2]
+    assert set(second) == {DOMAIN_KEY, PROMPT_KEY}
+
+
+def test_what_cannot_be_cut_by_completion_is_refused_by_name():
+    with pytest.raises(UnsupportedError, match="'later_pixels' of this model's batches has 8 rows for 4 completions"):
+        regroup([images([1, 1, 1, 1], "later_pixels") | {"image_grid_thw": torch.zeros(4, 3)}])

@@ -12,6 +12,12 @@ EXPECTED = {
     "training_step": ["self", "model", "inputs", "num_items_in_batch"],
     "_get_train_sampler": ["self", "dataset"],
     "_save_checkpoint": ["self", "model", "trial"],
+    "_generate": ["self", "prompts"],
+    "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
+    "create_accelerator_and_postprocess": ["self"],
+    "create_model_card": ["self", "model_name", "dataset_name", "tags"],
+    "evaluate": ["self", "eval_dataset", "ignore_keys", "metric_key_prefix"],
+    "predict": ["self", "test_dataset", "ignore_keys", "metric_key_prefix"],
     "train": ["self", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
 }
 
@@ -21,6 +27,12 @@ def test_overridden_methods_have_the_signature_we_rely_on(method):
     assert list(inspect.signature(getattr(GRPOTrainer, method)).parameters) == EXPECTED[method]
 
 
-@pytest.mark.parametrize("name", ["_buffered_inputs", "_step", "_metrics", "reward_weights", "eos_token_ids"])
+READ = [
+    *("_buffered_inputs", "_step", "_metrics", "reward_weights", "reward_funcs", "reward_func_names", "eos_token_ids"),
+    *("aux_loss_enabled", "router_aux_loss_coef", "num_generations_eval"),
+]
+
+
+@pytest.mark.parametrize("name", READ)
 def test_attributes_we_read_are_still_set(name):
     assert f"self.{name} = " in inspect.getsource(GRPOTrainer.__init__)

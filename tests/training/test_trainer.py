@@ -5,14 +5,12 @@ import math
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM
 
 from counterpoint.errors import DivergedError, DomainError, RewardError, UnsupportedError
-from counterpoint.surgery import STRATEGIES, cosines
+from counterpoint.surgery import cosines
 from counterpoint.training import DomainGRPOTrainer
-from counterpoint.training.metrics import metrics_grouping
-from counterpoint.training.regroup import DOMAIN_KEY
-from trainer_helpers import DATA, REWARDS, digits, grpo_args
+from counterpoint.training.batches import DOMAIN_KEY
+from trainer_helpers import DATA, REWARDS, digits, grpo_args, letters
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -21,12 +19,8 @@ pytestmark = [
 
 
 def build(model, tokenizer, folder, data=DATA, rewards=REWARDS, cls=DomainGRPOTrainer, **kwargs):
-    own = {
-        key: kwargs.pop(key)
-        for key in ("strategy", "shares", "share_rule", "grams_every", "eval_dataset")
-        if key in kwargs
-    }
-    return cls(str(model), rewards, grpo_args(folder, **kwargs), data, processing_class=tokenizer, **own)
+    eval_dataset = kwargs.pop("eval_dataset", None)
+    return cls(str(model), rewards, grpo_args(folder, **kwargs), data, eval_dataset, processing_class=tokenizer)
 
 
 class Watching(DomainGRPOTrainer):
@@ -107,14 +101,6 @@ def test_the_number_of_metrics_does_not_grow_with_the_model(tiny_model, tiny_tok
     assert not [key for key in trainer.state.log_history[0] if "layers" in key]
 
 
-def test_a_model_that_no_rule_knows_can_still_be_mixed(tiny_model):
-    odd = torch.nn.ModuleDict({"unheard_of": torch.nn.Linear(2, 2)})
-    known = AutoModelForCausalLM.from_pretrained(tiny_model)
-    assert metrics_grouping(known, STRATEGIES["mixed"]) == "module"
-    assert metrics_grouping(odd, STRATEGIES["mixed"]) == "global"
-    assert metrics_grouping(odd, STRATEGIES["mgs-tensor"]) == "tensor"
-
-
 def test_several_rewards_of_a_domain_are_logged_apart(tiny_model, tiny_tokenizer, tmp_path):
     def constant(completions, **_):
         return [0.25] * len(completions)
@@ -142,11 +128,22 @@ def test_a_dataset_with_a_domain_column_trains_like_a_mapping(tiny_model, tiny_t
 def test_trls_own_evaluation_tells_domains_apart(tiny_model, tiny_tokenizer, tmp_path):
     held_out = {"code": [{"prompt": f'dup("{c}")=', "answer": c + c} for c in "xyz"]}
     settings = {"max_steps": 1, "per_device_eval_batch_size": 4, "num_generations_eval": 2}
-    trainer = build(tiny_model, tiny_tokenizer, tmp_path, eval_dataset=held_out, **settings)
+    rewards, seen = (
+        {
+            "math": digits,
+            "code": lambda completions, **_: seen.extend(letters(completions)) or seen[-len(completions) :],
+        },
+        [],
+    )
+    trainer = build(tiny_model, tiny_tokenizer, tmp_path, rewards=rewards, eval_dataset=held_out, **settings)
     trainer.train()
+    seen.clear()
     metrics = trainer.evaluate()
-    assert metrics["eval_reward/code"] == pytest.approx(metrics["eval_reward"])
+    assert len(seen) == 6  # batches of 4 and 2: a mean over batches would count the last two rows twice
+    assert metrics["eval_reward/code"] == pytest.approx(sum(seen) / 6)
+    assert metrics["eval_reward"] != pytest.approx(metrics["eval_reward/code"])
     assert "eval_reward/math" not in metrics
+    assert trainer.held_out == {"code": metrics["eval_reward/code"]}
 
 
 def test_evaluating_an_unknown_domain_is_refused(tiny_model, tiny_tokenizer, tmp_path):

@@ -1,11 +1,13 @@
 """``mixed`` is TRL's own gradient: the installed TRL runs beside ours on the same prompts and completions."""
 
 import pytest
+from datasets import Dataset
 from trl import GRPOTrainer
 
-from counterpoint.domains.domain_rewards import build_domain_rewards
+from counterpoint.domains.domain_rewards import DOMAIN_COLUMN, build_domain_rewards
 from counterpoint.training import DomainGRPOTrainer
-from trainer_helpers import DATA, REWARDS, GradientTape, grpo_args, relative_error, total_norm
+from counterpoint.training.backends import PROVEN
+from trainer_helpers import DATA, REWARDS, GradientTape, grpo_args, relative_error, shortness, total_norm
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -18,10 +20,8 @@ def train_ours(model, tokenizer, folder, strategy="mixed", data=DATA, rewards=RE
     trainer = DomainGRPOTrainer(
         str(model),
         rewards,
-        grpo_args(folder, **overrides),
+        grpo_args(folder, strategy=strategy, shares=shares, **overrides),
         data,
-        strategy=strategy,
-        shares=shares,
         processing_class=tokenizer,
         callbacks=[tape],
     )
@@ -29,7 +29,15 @@ def train_ours(model, tokenizer, folder, strategy="mixed", data=DATA, rewards=RE
     return trainer, tape.steps
 
 
-def train_trl(model, tokenizer, folder, ours, **overrides):
+def flat(ours):
+    """The rows of all domains as plain TRL takes them, in the order of our index."""
+    rows = ours.domain_rows
+    places = [rows.place(example) for example in rows.index]
+    full = zip(rows.expand(places), places, strict=True)
+    return Dataset.from_list([{**row, DOMAIN_COLUMN: domain} for row, (domain, _) in full])
+
+
+def train_trl(model, tokenizer, folder, ours, rewards=REWARDS, **overrides):
     """Plain TRL on the rows that ours drew, in the same order."""
 
     class Reference(GRPOTrainer):
@@ -40,9 +48,9 @@ def train_trl(model, tokenizer, folder, ours, **overrides):
     tape = GradientTape()
     trainer = Reference(
         str(model),
-        build_domain_rewards(REWARDS, list(DATA)),
+        build_domain_rewards(rewards, list(ours.domains)),
         grpo_args(folder, **overrides),
-        ours.domain_rows.index,
+        flat(ours),
         processing_class=tokenizer,
         callbacks=[tape],
     )
@@ -50,14 +58,33 @@ def train_trl(model, tokenizer, folder, ours, **overrides):
     return tape.steps
 
 
-@pytest.mark.parametrize("loss_type", ["dapo", "grpo", "dr_grpo", "cispo", "sapo"])
-def test_mixed_gives_trls_own_gradient(loss_type, tiny_model, tiny_tokenizer, tmp_path):
-    trainer, ours = train_ours(tiny_model, tiny_tokenizer, tmp_path / "ours", loss_type=loss_type)
-    reference = train_trl(tiny_model, tiny_tokenizer, tmp_path / "trl", trainer, loss_type=loss_type)
-    assert len(ours) == len(reference) == 3
+ALLOWED = [(key, value) for key, values in PROVEN.items() for value in values]
+
+PER_DOMAIN = ("batch", "normalize_then_sum")
+"""Statistics that are a domain's own, so TRL's where there is one."""
+
+
+@pytest.mark.parametrize(("key", "value"), ALLOWED)
+def test_mixed_gives_trls_own_gradient_under_every_setting_that_is_allowed(
+    key, value, tiny_model, tiny_tokenizer, tmp_path
+):
+    domains = ["math"] if value in PER_DOMAIN else list(DATA)
+    rewards = {name: [REWARDS[name], shortness] for name in domains}
+    data, settings = {name: DATA[name] for name in domains}, {key: value, "max_steps": 2}
+    trainer, ours = train_ours(tiny_model, tiny_tokenizer, tmp_path / "ours", data=data, rewards=rewards, **settings)
+    reference = train_trl(tiny_model, tiny_tokenizer, tmp_path / "trl", trainer, rewards, **settings)
+    assert len(ours) == len(reference) == 2
     for mine, theirs in zip(ours, reference, strict=True):
         assert total_norm(theirs) > 1e-3
         assert relative_error(mine, theirs) < 1e-6
+
+
+@pytest.mark.parametrize("value", PER_DOMAIN)
+def test_statistics_of_a_batch_are_each_domains_own_so_not_trls(value, tiny_model, tiny_tokenizer, tmp_path):
+    key = next(key for key, values in PROVEN.items() if value in values)
+    trainer, ours = train_ours(tiny_model, tiny_tokenizer, tmp_path / "ours", **{key: value}, max_steps=1)
+    reference = train_trl(tiny_model, tiny_tokenizer, tmp_path / "trl", trainer, **{key: value}, max_steps=1)
+    assert relative_error(ours[0], reference[0]) > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -66,7 +93,11 @@ def test_mixed_gives_trls_own_gradient(loss_type, tiny_model, tiny_tokenizer, tm
         {"steps_per_generation": 2},
         {"num_iterations": 2, "max_steps": 4},
         {"beta": 0.1, "loss_type": "grpo"},
-        {"scale_rewards": "none"},
+        {
+            "multi_objective_aggregation": "sum_then_normalize",
+            "importance_sampling_level": "sequence",
+            "loss_type": "grpo",
+        },
         {"mask_truncated_completions": True},
     ],
     ids=lambda o: ",".join(f"{k}={v}" for k, v in o.items()),

@@ -26,9 +26,8 @@ def build(model, tokenizer, folder, tape=None, strategy="mgs", **overrides):
     return DomainGRPOTrainer(
         str(model),
         REWARDS,
-        grpo_args(folder, **settings),
+        grpo_args(folder, strategy=strategy, **settings),
         DATA,
-        strategy=strategy,
         processing_class=tokenizer,
         callbacks=[tape] if tape else None,
     )
@@ -117,7 +116,7 @@ def test_mixing_saves_where_no_surgeon_can_be_made(tiny_model, tiny_tokenizer, t
     def refuse(self):
         raise UnsupportedError("flattened")
 
-    monkeypatch.setattr(DomainGRPOTrainer, "_build_surgeon", refuse)
+    monkeypatch.setattr(DomainGRPOTrainer, "surgeon", property(refuse))
     whole, resumed = (build(tiny_model, tiny_tokenizer, tmp_path, strategy="mixed") for _ in range(2))
     whole._separable = resumed._separable = False
     whole.train()

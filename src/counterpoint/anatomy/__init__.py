@@ -25,9 +25,9 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from ._layer import Layer, NeuronAxis, Place
-from ._tree import EMBEDDING, OTHER_MODALITY, Node, Shapes, Tree, path_of, plain_name
+from ._tree import EMBEDDING, OTHER_MODALITY, Node, Shapes, Tree, parameters_of, path_of, plain_name
 
-__all__ = ["Anatomy", "NeuronAxis", "Place", "Shapes", "path_of", "plain_name"]
+__all__ = ["Anatomy", "NeuronAxis", "Place", "Shapes", "parameters_of", "path_of", "plain_name"]
 
 _FINAL_NORM = re.compile(
     r"(?:final_|out_|output_)?(?:layer_?norm|norm)(?:_f)?|ln_f|ln_out|norm_f|out_norm", re.IGNORECASE

@@ -24,6 +24,11 @@ def plain_name(name: str) -> str:
     return _WRAPPERS.sub("", name).removeprefix("base_model.model.")
 
 
+def parameters_of(module: nn.Module) -> dict[str, nn.Parameter]:
+    """A module's parameters, each once, by their names without the parts that wrappers put in."""
+    return {_WRAPPERS.sub("", name): param for name, param in module.named_parameters()}
+
+
 def path_of(name: str) -> str:
     """The name as the rules see it: no wrappers, and an adapted or saved module under its own name."""
     return _PEFT.sub("", plain_name(name + ".")).rstrip(".")

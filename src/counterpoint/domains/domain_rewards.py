@@ -2,55 +2,125 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from counterpoint.errors import RewardError
 from counterpoint.rewards.values import Blame, numbers_of, shorten
 
 RewardFunction = Callable[..., Any]
-DomainRewards = Mapping[str, RewardFunction | Sequence[RewardFunction] | Mapping[str, RewardFunction]]
-"""Domain -> one function, several, or several by the name they have in the metrics."""
+RewardSource = Any
+"""A reward function, or what else TRL takes for one: the id of a reward model, or the model itself."""
+
+DomainRewards = Mapping[str, RewardSource | Sequence[RewardSource] | Mapping[str, RewardSource]]
+"""Domain -> one reward, several, or several by the name they have in the metrics."""
+
+DOMAIN_COLUMN = "counterpoint_domain"
+"""Argument of these functions: the domain of every completion. Not handed on, so that columns keep their names."""
+
+ROW_COLUMN = "counterpoint_row"
+"""Argument of these functions: the place of every completion's row in its domain, for messages. Not handed on."""
 
 _PER_ROW = ("prompts", "completions", "completion_ids")
 
 
-def reward_name(function: RewardFunction) -> str:
-    """The name of a reward function in logs: its ``__name__``, else its class's."""
-    return getattr(function, "__name__", type(function).__name__)
+def reward_name(reward: RewardSource) -> str:
+    """The name of a reward in logs: its ``__name__``, the last part of a model's id, else its class's."""
+    model_id = reward if isinstance(reward, str) else getattr(getattr(reward, "config", None), "_name_or_path", "")
+    if model_id:
+        return str(model_id).rstrip("/").split("/")[-1]
+    return str(getattr(reward, "__name__", type(reward).__name__))
 
 
-def build_domain_rewards(rewards: DomainRewards, domains: Sequence[str]) -> list["RewardFunction"]:
-    """TRL reward functions for a mapping from domain to one or several functions.
+def named_rewards(entry: Any) -> list[tuple[str, RewardSource]]:
+    """The rewards of one domain, each with its name."""
+    if isinstance(entry, Mapping):
+        return list(entry.items())
+    several = entry if isinstance(entry, Sequence) and not isinstance(entry, str) else [entry]
+    return [(reward_name(reward), reward) for reward in several]
+
+
+def check_domains(rewards: DomainRewards, domains: Sequence[str]) -> None:
+    """Refuses rewards that leave out a domain, or name one that is not there.
 
     Raises:
-        RewardError: a domain has no reward, a reward names no domain, or one is not a function.
+        RewardError: naming the domain.
     """
-    if missing := [name for name in domains if name not in rewards]:
+    if missing := [name for name in domains if name not in rewards or not named_rewards(rewards[name])]:
         raise RewardError(
             f"reward_funcs: no reward for domain {missing[0]!r}. Give every domain of {list(domains)} one."
         )
     if unknown := [name for name in rewards if name not in domains]:
         raise RewardError(f"reward_funcs: {unknown[0]!r} is no domain of the data. The data has {list(domains)}.")
-    return [_wrap(domain, name, function) for domain in domains for name, function in _named(rewards[domain])]
 
 
-def _named(entry: Any) -> list[tuple[str, RewardFunction]]:
-    if isinstance(entry, Mapping):
-        return list(entry.items())
-    functions = entry if isinstance(entry, Sequence) and not isinstance(entry, str) else [entry]
-    return [(reward_name(function), function) for function in functions]
+def build_domain_rewards(rewards: DomainRewards, domains: Sequence[str]) -> list[RewardFunction]:
+    """TRL reward functions for a mapping from domain to one or several functions.
+
+    Raises:
+        RewardError: a domain has no reward, a reward names no domain, or one is not a function.
+    """
+    check_domains(rewards, domains)
+    return [
+        of_one_domain(domain, name, reward) for domain in domains for name, reward in named_rewards(rewards[domain])
+    ]
 
 
-def _wrap(domain: str, name: str, function: RewardFunction) -> RewardFunction:
+def of_one_domain(domain: str, name: str, function: RewardFunction) -> RewardFunction:
+    """``function`` as a TRL reward function that scores the rows of ``domain`` alone.
+
+    Raises:
+        RewardError: it is not a function.
+    """
     if not callable(function) or hasattr(function, "parameters"):
-        raise RewardError(
-            f"reward_funcs[{domain!r}]: a domain's reward must be a function, found {type(function).__name__}. "
-            "Wrap a reward model in a function that returns one number per completion."
-        )
+        raise RewardError(f"reward_funcs[{domain!r}]: expected a function, found {type(function).__name__}.")
     is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
     reward = _async_reward(domain, name, function) if is_async else _sync_reward(domain, name, function)
     reward.__name__ = f"{domain}/{name}"
     return reward
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """The rows of one domain in a batch: their places in it, their places in the domain, and their arguments."""
+
+    places: list[int]
+    rows: list[int]
+    arguments: dict[str, Any]
+    num_rows: int
+
+    @classmethod
+    def of(cls, domain: str, arguments: dict[str, Any]) -> "_Batch":
+        num_rows = len(arguments["prompts"])
+        domains = arguments.pop(DOMAIN_COLUMN)
+        rows = arguments.pop(ROW_COLUMN, range(num_rows))
+        places = [i for i, name in enumerate(domains) if name == domain]
+        own = {
+            key: [value[i] for i in places] if _is_per_row(key, value, num_rows) else value
+            for key, value in arguments.items()
+        }
+        batch = cls(places, [rows[i] for i in places], own, num_rows)
+        if "log_extra" in arguments:
+            own["log_extra"] = batch._log_extra(domain, arguments["log_extra"])
+        return batch
+
+    def spread(self, values: Sequence[Any]) -> list[Any]:
+        """One value for every row of the batch, None for those of other domains."""
+        full: list[Any] = [None] * self.num_rows
+        for place, value in zip(self.places, values, strict=True):
+            full[place] = value
+        return full
+
+    def _log_extra(self, domain: str, log_extra: Callable[[str, list[Any]], None]) -> Callable[[str, list[Any]], None]:
+        return lambda column, values: log_extra(f"{domain}/{column}", self.spread(values))
+
+    def row_text(self, position: int) -> str:
+        prompt, completion = (shorten(self.arguments[key][position], 160) for key in ("prompts", "completions"))
+        return f"row {self.rows[position]} (prompt {prompt}, completion {completion})"
+
+
+def _is_per_row(key: str, value: Any, num_rows: int) -> bool:
+    return key in _PER_ROW or (isinstance(value, list) and len(value) == num_rows)
 
 
 def _blame(domain: str, name: str, culprit: str) -> Blame:
@@ -60,84 +130,43 @@ def _blame(domain: str, name: str, culprit: str) -> Blame:
 
 def _sync_reward(domain: str, name: str, function: RewardFunction) -> RewardFunction:
     def reward(**arguments: Any) -> list[float | None]:
-        rows, own = _own_rows(domain, arguments)
-        if not rows:
-            return [None] * len(arguments["prompts"])
+        batch = _Batch.of(domain, arguments)
+        if not batch.places:
+            return [None] * batch.num_rows
         try:
-            with _blame(domain, name, f"its {len(rows)} completions together"):
-                values = function(**own)
+            with _blame(domain, name, f"its {len(batch.places)} completions together"):
+                values = function(**batch.arguments)
         except RewardError:
-            _score_one_by_one(domain, name, function, own)
+            _score_one_by_one(domain, name, function, batch)
             raise
-        with _blame(domain, name, "what it returned"):
-            return _scatter(domain, name, rows, own, values, len(arguments["prompts"]))
+        return _numbers(domain, name, batch, values)
 
     return reward
-
-
-def _score_one_by_one(domain: str, name: str, function: RewardFunction, own: Mapping[str, Any]) -> None:
-    """Raises the error of the first row that fails alone, naming that row."""
-    num_rows = len(own["prompts"])
-    for i in range(num_rows):
-        single = {k: [v[i]] if _is_per_row(k, v, num_rows) else v for k, v in own.items() if k != "log_extra"}
-        single |= {"log_extra": lambda column, values: None} if "log_extra" in own else {}
-        with _blame(domain, name, _row_text(own, i)):
-            function(**single)
 
 
 def _async_reward(domain: str, name: str, function: RewardFunction) -> RewardFunction:
     async def reward(**arguments: Any) -> list[float | None]:
-        rows, own = _own_rows(domain, arguments)
-        if not rows:
-            return [None] * len(arguments["prompts"])
-        with _blame(domain, name, f"its {len(rows)} completions together"):
-            values = await function(**own)
-            return _scatter(domain, name, rows, own, values, len(arguments["prompts"]))
+        batch = _Batch.of(domain, arguments)
+        if not batch.places:
+            return [None] * batch.num_rows
+        with _blame(domain, name, f"its {len(batch.places)} completions together"):
+            values = await function(**batch.arguments)
+        return _numbers(domain, name, batch, values)
 
     return reward
 
 
-def _is_per_row(key: str, value: Any, num_rows: int) -> bool:
-    return key in _PER_ROW or (isinstance(value, list) and len(value) == num_rows)
+def _score_one_by_one(domain: str, name: str, function: RewardFunction, batch: _Batch) -> None:
+    """Raises the error of the first row that fails alone, naming that row."""
+    num_rows = len(batch.arguments["prompts"])  # the function may have emptied its arguments
+    for i in range(num_rows):
+        single = {k: [v[i]] if _is_per_row(k, v, num_rows) else v for k, v in batch.arguments.items()}
+        single |= {"log_extra": lambda column, values: None} if "log_extra" in single else {}
+        with _blame(domain, name, batch.row_text(i)):
+            function(**single)
 
 
-def _own_rows(domain: str, arguments: Mapping[str, Any]) -> tuple[list[int], dict[str, Any]]:
-    num_rows = len(arguments["prompts"])
-    rows = [i for i, name in enumerate(arguments["domain"]) if name == domain]
-    own: dict[str, Any] = {}
-    for key, value in arguments.items():
-        own[key] = [value[i] for i in rows] if _is_per_row(key, value, num_rows) else value
-    if "log_extra" in arguments:
-        own["log_extra"] = _scattered_log_extra(domain, rows, num_rows, arguments["log_extra"])
-    return rows, own
-
-
-def _scattered_log_extra(
-    domain: str, rows: list[int], num_rows: int, log_extra: Callable[[str, list[Any]], None]
-) -> Callable[[str, list[Any]], None]:
-    def log(column: str, values: list[Any]) -> None:
-        full: list[Any] = [None] * num_rows
-        for i, value in zip(rows, values, strict=True):
-            full[i] = value
-        log_extra(f"{domain}/{column}", full)
-
-    return log
-
-
-def _scatter(
-    domain: str, name: str, rows: list[int], own: Mapping[str, Any], values: Any, num_rows: int
-) -> list[float | None]:
-    full: list[float | None] = [None] * num_rows
+def _numbers(domain: str, name: str, batch: _Batch, values: Any) -> list[float | None]:
     where = f"domain {domain!r}: reward {name!r}"
-    for row, value in zip(rows, numbers_of(values, len(rows), where, lambda i: _row_text(own, i)), strict=True):
-        full[row] = value
-    return full
-
-
-def _row_text(own: Mapping[str, Any], position: int) -> str:
-    row = own["row"][position] if "row" in own else position
-    return f"row {row} (prompt {_clip(own['prompts'][position])}, completion {_clip(own['completions'][position])})"
-
-
-def _clip(value: Any) -> str:
-    return shorten(value, 160)
+    with _blame(domain, name, "what it returned"):
+        return batch.spread(numbers_of(values, len(batch.places), where, batch.row_text))

@@ -13,23 +13,28 @@ from counterpoint.errors import DomainError
 class DomainStream:
     """An endless order of the rows of one domain: every pass holds each row once, each pass is shuffled anew.
 
+    With ``shuffle=False`` every pass keeps the order of the rows.
+
     >>> stream = DomainStream(3, seed=0, name="math")
     >>> sorted(stream[position] for position in range(3))
     [0, 1, 2]
     """
 
-    def __init__(self, num_rows: int, seed: int, name: str) -> None:
+    def __init__(self, num_rows: int, seed: int, name: str, shuffle: bool = True) -> None:
         if num_rows < 1:
             raise DomainError(f"The domain {name!r} has no rows. Give it some or leave it out.")
         self.num_rows = num_rows
         self.seed = seed
         self.name = name
+        self.shuffle = shuffle
         self._pass = -1
         self._order: list[int] = []
 
     def __getitem__(self, position: int) -> int:
         """The row at ``position`` (from 0) of the endless order."""
         number, within = divmod(position, self.num_rows)
+        if not self.shuffle:
+            return within
         if number != self._pass:
             text = f"{self.seed}\n{self.name}\n{number}"
             self._order = list(range(self.num_rows))
@@ -54,9 +59,8 @@ class QuotaSampler:
         sizes: rows of each domain; they stand in this order in the one dataset that TRL indexes.
         shares: relative share of each domain, the same names.
         rule: ``exact`` or ``carry``, see ``Quotas``.
-        num_steps: optimizer steps of an epoch, rounded up to whole generations; by default as many as it takes to draw
-            as many prompts as there are rows.
         seed: seed of the order inside each domain.
+        shuffle: whether each pass over a domain's rows has an order of its own; False keeps the order of the rows.
         num_generations, rows_per_device, accumulation, steps_per_generation, iterations, world: see ``Geometry``.
 
     Raises:
@@ -76,7 +80,7 @@ class QuotaSampler:
         world: int = 1,
         seed: int = 0,
         rule: str = "exact",
-        num_steps: int | None = None,
+        shuffle: bool = True,
     ) -> None:
         if set(sizes) != set(shares):
             raise DomainError(f"Shares are given for {sorted(shares)}, but the domains are {sorted(sizes)}.")
@@ -87,14 +91,14 @@ class QuotaSampler:
         )
         check_shares(shares, self.geometry, rule)
         self.quotas = Quotas(shares, self.geometry.quota_units, rule)
-        self._streams = [DomainStream(size, seed, name) for name, size in sizes.items()]
+        self._streams = [DomainStream(size, seed, name, shuffle) for name, size in sizes.items()]
         self._offsets = [sum(list(sizes.values())[:index]) for index in range(len(sizes))]
-        self._periods = self._periods_per_epoch(sum(sizes.values()), num_steps)
+        self._periods = self._periods_per_epoch(sum(sizes.values()))
         self.epoch = 0
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps of one pass over the sampler."""
+        """Optimizer steps of one pass over the sampler: as many as draw as many prompts as there are rows."""
         return self._periods * self.geometry.period_steps
 
     def __len__(self) -> int:
@@ -120,14 +124,26 @@ class QuotaSampler:
         ]
         return [domain for _, domain, _ in sorted(placed)]
 
+    def generation_quotas(self, micro_step: int) -> list[list[int]] | None:
+        """Micro-batches of each domain in every step of the generation made at ``micro_step``.
+
+        None where a step holds several generations, or a part of them over and over.
+        """
+        geometry = self.geometry
+        if geometry.steps_per_generation < geometry.accumulation:
+            return None
+        steps = geometry.period_quota_steps
+        first = micro_step // (geometry.steps_per_generation * geometry.iterations) * steps
+        return [
+            [units * geometry.unit_micro_batches for units in self.quotas.counts(first + step)] for step in range(steps)
+        ]
+
     @property
     def _repeats(self) -> int:
         return self.geometry.iterations * self.geometry.steps_per_generation
 
-    def _periods_per_epoch(self, num_rows: int, num_steps: int | None) -> int:
+    def _periods_per_epoch(self, num_rows: int) -> int:
         geometry = self.geometry
-        if num_steps is not None:
-            return math.ceil(num_steps / geometry.period_steps)
         prompts = geometry.world * geometry.quota_units * geometry.unit_prompts * geometry.period_quota_steps
         return math.ceil(num_rows / prompts)
 

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from counterpoint.config import Config
 from counterpoint.domains import Domain, WeightedReward
-from counterpoint.domains.domain_rewards import build_domain_rewards
+from counterpoint.domains.domain_rewards import DOMAIN_COLUMN, ROW_COLUMN, build_domain_rewards
 from counterpoint.errors import RewardError
 from counterpoint.evaluation.intervals import mean_interval
 from counterpoint.evaluation.sampling import ALONE, Completion, Sampling, generate, render_prompt
@@ -201,8 +201,11 @@ def score_rows(domain: Domain, rows: Sequence[Mapping[str, Any]], completions: S
     parts: dict[str, list[float | None]] = {}
     chat = not isinstance(rows[0]["prompt"], str)
     texts = [[{"role": "assistant", "content": c.text}] if chat else c.text for c in completions]
-    columns = {key: [row.get(key) for row in rows] for row in rows[:1] for key in row if key != "prompt"}
-    columns |= {"domain": [domain.name] * len(rows), "row": list(range(len(rows)))}
+    columns: dict[str, list[Any]] = {
+        key: [row.get(key) for row in rows] for row in rows[:1] for key in row if key != "prompt"
+    }
+    columns = {"domain": [domain.name] * len(rows)} | columns
+    columns |= {DOMAIN_COLUMN: [domain.name] * len(rows), ROW_COLUMN: list(range(len(rows)))}
     named = {reward.name: reward.function for reward in domain.rewards}
     functions = build_domain_rewards({domain.name: named}, [domain.name])
     for reward, function in zip(domain.rewards, functions, strict=True):

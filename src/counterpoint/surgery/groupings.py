@@ -12,11 +12,12 @@ Experts that are stored fused, all in one parameter, are cut into equal slices a
 LoRA factors of fused experts mix the experts in one matrix and form one group per layer, ``layers.0.experts``.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
-from ..anatomy import Anatomy, Place, Shapes, plain_name
+from ..anatomy import Anatomy, Place, Shapes, parameters_of, plain_name
 from ..errors import GroupingError
 from ._outside import import_function
 
@@ -53,17 +54,18 @@ def group_parameters(
     Raises:
         GroupingError: an unknown grouping, or one that gives no group or cuts a parameter unevenly.
     """
-    named = source.named_parameters() if isinstance(source, nn.Module) else source.items()
-    shapes = {name: tuple(getattr(param, "shape", param)) for name, param in named}
+    shapes = {name: tuple(getattr(found, "shape", found)) for name, found in _named(source).items()}
     if names is None:
-        names = (
-            [n for n, p in source.named_parameters() if p.requires_grad] if isinstance(source, nn.Module) else shapes
-        )
+        names = [name for name, found in _named(source).items() if getattr(found, "requires_grad", True)]
     if isinstance(grouping, str) and grouping in GROUPINGS:
         rule, places = GROUPINGS[grouping], anatomy or Anatomy.of(source)
         return {name: rule(name, places.place(name)) for name in names}
     own = import_function(grouping, "grouping", GROUPINGS, GroupingError) if isinstance(grouping, str) else grouping
     return {name: _apply(own, name, shapes[name]) for name in names}
+
+
+def _named(source: nn.Module | Shapes) -> Mapping[str, Any]:
+    return parameters_of(source) if isinstance(source, nn.Module) else source
 
 
 def _apply(rule: Callable[..., object], name: str, shape: tuple[int, ...]) -> tuple[str, ...]:

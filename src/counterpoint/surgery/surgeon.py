@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..anatomy import Anatomy
+from ..anatomy import Anatomy, parameters_of
 from ..errors import StrategyError
 from .backends import refuse_inexact
 from .buffers import DomainBuffers
@@ -223,7 +223,7 @@ class Surgeon:
 
 def _distinct(source: nn.Module | NamedParameters) -> dict[str, nn.Parameter]:
     """Names and parameters, a tied parameter under its first name only."""
-    pairs = source.named_parameters() if isinstance(source, nn.Module) else source
+    pairs = parameters_of(source) if isinstance(source, nn.Module) else source
     pairs = pairs.items() if isinstance(pairs, Mapping) else pairs
     seen: set[int] = set()
     named: dict[str, nn.Parameter] = {}

@@ -65,7 +65,7 @@ class GramWriter(TrainerCallback):
         if not state.is_world_process_zero or (state.global_step - 1) % self.every:
             return
         if record is not None and record.finite:
-            groups, gram_GDD = record.regroup(self.trainer.metrics_grouping)
+            groups, gram_GDD = record.regroup("module")
             step = self.stage.offset + state.global_step
             self.run.append_grams(gram_line(step, groups, record.domains, gram_GDD, record.groups, record.weights_GD))
 

@@ -19,8 +19,8 @@ from counterpoint.training.resuming import resume_point
 from counterpoint.training.settings import clear_output
 from counterpoint.training.stage_trainer import build_trainer, continued_checkpoint, free_memory
 from counterpoint.training.stages import Stage
+from counterpoint.training.state import read_numbers
 from counterpoint.training.trainer import DomainGRPOTrainer
-from counterpoint.training.trainer_state import read_numbers
 
 OnCheckpoint = Callable[[int, Path], None]
 """``(step, folder)`` of a checkpoint that was just written."""

@@ -4,13 +4,14 @@ Legend: D domains, G groups, B rows of the generation batch over all ranks, F re
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+from trl.trainer.utils import nanstd as trl_nanstd
 
-from counterpoint.errors import GroupingError
-from counterpoint.surgery import Record, Strategy, conflict_rate, cosines, group_parameters, removed_share
-from counterpoint.training.advantages import nanstd, total_rewards
+from counterpoint.surgery import Record, conflict_rate, cosines, removed_share
+from counterpoint.training.batches import nanstd, total_rewards
 
 
 def batch_metrics(
@@ -22,11 +23,15 @@ def batch_metrics(
     lengths_B: torch.Tensor,
     truncated_B: torch.Tensor,
     num_generations: int,
-) -> dict[str, float]:
-    """Reward, spread, parts, zero-advantage share, length and truncation of every domain present."""
+) -> dict[str, tuple[float, int]]:
+    """Reward, spread, parts, zero-advantage share, length and truncation of every domain present, with its rows.
+
+    Rows of no domain have the id -1.
+    """
     total_B = total_rewards(rewards_BF, weights_F)
-    metrics: dict[str, float] = {}
-    for domain_id in domain_B.unique().tolist():
+    found: dict[str, tuple[float, int]] = {}
+    for domain_id in domain_B[domain_B >= 0].unique().tolist():
+        metrics: dict[str, float] = {}
         name, own_B = domains[domain_id], domain_B == domain_id
         total = total_B[own_B]
         metrics[f"reward/{name}"] = total.nanmean().item()
@@ -35,13 +40,16 @@ def batch_metrics(
         metrics[f"completion_length/{name}"] = lengths_B[own_B].float().mean().item()
         metrics[f"truncated/{name}"] = truncated_B[own_B].float().mean().item()
         metrics |= _parts(name, reward_names, rewards_BF[own_B])
-    return metrics
+        found |= {key: (value, int(own_B.sum())) for key, value in metrics.items()}
+    return found
 
 
 def zero_advantage_share(total_B: torch.Tensor, num_generations: int) -> float:
     """Share of prompts whose completions all have the same reward, so that they teach nothing."""
-    groups = total_B.nan_to_num(nan=0.0).view(-1, num_generations)
-    return (groups.amax(dim=1) - groups.amin(dim=1) < 1e-8).float().mean().item()
+    if num_generations == 1:
+        return 1.0  # TRL's own answer for one completion of a prompt
+    spread = trl_nanstd(total_B.view(-1, num_generations), dim=1)  # of the scored ones; NaN where there is but one
+    return torch.isclose(spread, torch.zeros_like(spread)).float().mean().item()
 
 
 def _parts(domain: str, reward_names: Sequence[str], rewards_BF: torch.Tensor) -> dict[str, float]:
@@ -55,29 +63,18 @@ def _parts(domain: str, reward_names: Sequence[str], rewards_BF: torch.Tensor) -
     }
 
 
-def metrics_grouping(model: torch.nn.Module, strategy: Strategy) -> Any:
-    """The grouping that metrics and Grams are kept in: modules, or the strategy's own where no rule knows the model."""
-    shapes = {name: tuple(param.shape) for name, param in model.named_parameters() if param.requires_grad}
-    try:
-        group_parameters(shapes, "module")
-    except GroupingError:
-        return strategy.grouping
-    return "module"
-
-
-def surgery_metrics(record: Record, grouping: Any = "module") -> dict[str, float]:
+def surgery_metrics(record: Record) -> dict[str, float]:
     """Global cosine of every pair of domains, conflict rate over modules, and the share that surgery removed.
 
     Every value is an aggregate: the number of keys depends on the domains alone, never on the size of the model.
 
     Args:
         record: what the Surgeon left.
-        grouping: the groups over which the conflict rate is taken, see :func:`metrics_grouping`.
     """
     metrics = {"nonfinite": float(not record.finite), "removed": removed_share(record.gram_GDD, record.weights_GD)}
     if len(record.domains) < 2 or not record.finite:
         return metrics
-    _, gram_GDD = record.regroup(grouping)
+    _, gram_GDD = record.regroup("module")
     global_cosine_DD = cosines(gram_GDD.sum(dim=0))
     metrics["conflict_rate"] = conflict_rate(gram_GDD)
     for i, first in enumerate(record.domains):
@@ -88,6 +85,14 @@ def surgery_metrics(record: Record, grouping: Any = "module") -> dict[str, float
     for i, name in enumerate(record.domains):
         metrics[f"grad_norm/{name}"] = gram_GDD[:, i, i].sum().clamp(min=0).sqrt().item()
     return metrics
+
+
+def unscaled(record: Record, scaler: Any) -> Record:
+    """``record`` in the units of the loss, where fp16 training has scaled the loss up."""
+    if scaler is None or not scaler.is_enabled():
+        return record
+    square = scaler.get_scale() ** 2
+    return replace(record, gram_GDD=record.gram_GDD / square, gram_UDD=record.gram_UDD / square)
 
 
 PER_MICRO_BATCH: Mapping[str, str] = {

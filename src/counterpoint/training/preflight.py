@@ -11,10 +11,10 @@ from counterpoint.domains import Domain, load_domains
 from counterpoint.errors import ConfigError, CounterpointError
 from counterpoint.models import load_tokenizer, skeleton, with_adapters
 from counterpoint.surgery import group_parameters, resolve_strategy
-from counterpoint.training.quotas import check_strategy, quota_sampler
+from counterpoint.training.backends import check_args, check_devices
+from counterpoint.training.config import check_strategy, quota_sampler
 from counterpoint.training.settings import grpo_config
 from counterpoint.training.stages import Stage, plan_stages
-from counterpoint.training.support import check_args, check_devices
 
 
 @dataclass(frozen=True)

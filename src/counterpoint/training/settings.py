@@ -4,11 +4,11 @@ import shutil
 from typing import Any
 
 import torch
-from trl import GRPOConfig
 
 from counterpoint.config import Config
 from counterpoint.errors import ConfigError
 from counterpoint.runs import RunDirectory
+from counterpoint.training.config import DomainGRPOConfig
 from counterpoint.training.stages import Stage
 from counterpoint.training.values import build_config, setting_findings, setting_names
 
@@ -30,8 +30,10 @@ CONTINUED = "continued"
 """Beside unfinished checkpoints: the links from which an interrupted stage goes on."""
 
 
-def grpo_config(config: Config, output_dir: str, max_steps: int | None = None, *, rehearse: bool = False) -> GRPOConfig:
-    """The ``trl.GRPOConfig`` of a run; ``max_steps`` replaces the configured number for one stage of several.
+def grpo_config(
+    config: Config, output_dir: str, max_steps: int | None = None, *, rehearse: bool = False
+) -> DomainGRPOConfig:
+    """The ``DomainGRPOConfig`` of a run; ``max_steps`` replaces the configured number for one stage of several.
 
     With ``rehearse`` optimizer, schedule and the like are built once, to see that they can be.
 

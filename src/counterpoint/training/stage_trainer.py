@@ -11,10 +11,10 @@ from counterpoint.errors import ConfigError, CounterpointError
 from counterpoint.launch import Launch
 from counterpoint.models import load_model, lora_config
 from counterpoint.runs import RunDirectory
+from counterpoint.training.backends import check_checkpoints
 from counterpoint.training.preflight import Plan, strategy_spec
 from counterpoint.training.settings import CONTINUED, grpo_config, output_dir
 from counterpoint.training.stages import Stage
-from counterpoint.training.support import check_checkpoints
 from counterpoint.training.trainer import DomainGRPOTrainer
 
 _STATE = ("optimizer", "scheduler", "scaler", "rng_state", "trainer_state", "training_args", "counterpoint_")
@@ -30,6 +30,9 @@ def build_trainer(plan: Plan, run: RunDirectory, stage: Stage, start: Path | Non
     domains = [domain for domain in plan.domains if domain.name in stage.domains]
     args = grpo_config(config, output_dir(run, stage), stage.num_steps)
     args.run_name = run.path.name
+    args.strategy, args.share_rule = strategy_spec(config), config.share_rule
+    args.shares = {domain.name: domain.share for domain in domains}
+    args.buffers, args.grams_every = config.surgery.buffers, config.run.grams_every
     args.reward_weights = [reward.weight for domain in domains for reward in domain.rewards]
     if stage.kind == "refresh":
         args.seed += stage.index
@@ -41,11 +44,6 @@ def build_trainer(plan: Plan, run: RunDirectory, stage: Stage, start: Path | Non
             {domain.name: {reward.name: reward.function for reward in domain.rewards} for domain in domains},
             args,
             {domain.name: domain.train for domain in domains},
-            strategy=strategy_spec(config),
-            shares={domain.name: domain.share for domain in domains},
-            share_rule=config.share_rule,
-            grams_every=config.run.grams_every,
-            buffers=config.surgery.buffers,
             processing_class=plan.tokenizer,
             peft_config=peft,
         )

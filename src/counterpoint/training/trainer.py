@@ -1,65 +1,117 @@
 """``trl.GRPOTrainer`` for several domains: exact shares, one gradient per domain, any strategy to combine them."""
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from datasets import Dataset
+from torch import nn
 from torch.utils.data import Sampler
-from transformers.trainer_utils import get_last_checkpoint
-from trl import GRPOConfig
+from trl import GRPOConfig, GRPOTrainer
 
-from counterpoint.domains.domain_rewards import DomainRewards, build_domain_rewards
-from counterpoint.errors import DomainError, RunError, StrategyError, nearest
-from counterpoint.surgery import Record, Strategy, Surgeon, resolve_strategy
+from counterpoint.domains.domain_rewards import DOMAIN_COLUMN, ROW_COLUMN, DomainRewards
+from counterpoint.errors import DivergedError, StrategyError
+from counterpoint.surgery import Record, Surgeon, resolve_strategy
 from counterpoint.surgery.strategies import needs_halves
-from counterpoint.training.dataset import Rows, combine_domains
-from counterpoint.training.generation import DomainGeneration
-from counterpoint.training.metrics import PER_MICRO_BATCH, metrics_grouping, surgery_metrics
-from counterpoint.training.quotas import check_strategy, quota_sampler
-from counterpoint.training.reduction import Reduction, plain_names
-from counterpoint.training.regroup import Buffer, domain_of, regroup
-from counterpoint.training.shared_errors import SharedErrors
-from counterpoint.training.support import check_accelerator, check_args, separable, tensor_parallel
-from counterpoint.training.trainer_state import TrainerState, load_state, save_state
+from counterpoint.training.backends import (
+    Reduction,
+    balancing_loss,
+    check_accelerator,
+    check_args,
+    check_model,
+    check_peft,
+    separable,
+    tensor_parallel,
+)
+from counterpoint.training.batches import (
+    DOMAIN_KEY,
+    PROMPT_KEY,
+    Buffer,
+    DomainRows,
+    Rows,
+    check_size,
+    combine_domains,
+    domain_of,
+    held_out_rows,
+    regroup,
+    rescale_per_domain,
+    total_rewards,
+)
+from counterpoint.training.card import PAPER, add_domains
+from counterpoint.training.config import DomainGRPOConfig, check_strategy, own_settings, quota_sampler
+from counterpoint.training.metrics import (
+    PER_MICRO_BATCH,
+    batch_metrics,
+    surgery_metrics,
+    unscaled,
+)
+from counterpoint.training.rewards import Rewards
+from counterpoint.training.state import (
+    TrainerState,
+    find_checkpoint,
+    kept_settings,
+    load_renamed,
+    load_state,
+    save_state,
+)
 
 
-class DomainGRPOTrainer(DomainGeneration):
-    """GRPO on several domains at once, their gradients combined by a strategy (MGS by default, arXiv 2602.02301).
+class DomainGRPOTrainer(GRPOTrainer):
+    """
+    Trainer for Group Relative Policy Optimization on several domains at once, whose gradients a strategy combines:
+    by default Modular Gradient Surgery ([arXiv 2602.02301](https://huggingface.co/papers/2602.02301)).
 
     Every micro-batch holds one domain; each domain's gradient of a step is collected and the strategy combines them
     before clipping. Where nothing conflicts the update is the plain sum, which is TRL's own gradient. On several ranks
     (DDP, FSDP2) each domain's gradient is averaged over all of them, once per optimizer step.
 
-    Overrides of ``GRPOTrainer``: ``_generate_and_score_completions`` (adds the domain, normalises advantages inside
-    it), ``_calculate_rewards`` (keeps the rewards), ``_prepare_inputs`` (domain-pure micro-batches), ``training_step``
-    (collect, combine), ``_get_train_sampler`` (exact shares), ``_save_checkpoint`` and ``train`` (exact resumption).
+    Example:
+
+    ```python
+    >>> trainer = DomainGRPOTrainer(
+    ...     model="Qwen/Qwen3-0.6B",
+    ...     reward_funcs={"math": math_reward, "code": code_reward},
+    ...     args=DomainGRPOConfig(strategy="mgs", gradient_accumulation_steps=8),
+    ...     train_dataset={"math": math, "code": code},
+    ... )
+    >>> trainer.train()
+    ```
 
     Args:
-        model: as in ``GRPOTrainer``.
-        reward_funcs: a mapping from domain to one or several reward functions, or what ``GRPOTrainer`` takes, applied
-            to all domains. Weights go into ``args.reward_weights``, in the order of domains, then functions.
-        train_dataset: a dataset with the columns ``prompt`` and ``domain``, or a mapping from domain to rows.
-        eval_dataset: the same for TRL's own evaluation; its metrics per domain are named ``eval_reward/{domain}`` etc.
-        strategy: a name in ``counterpoint.surgery.STRATEGIES``, ``{"grouping": ..., "weighting": ...}`` or a
-            ``Strategy``.
-        shares: relative share of every step's prompts per domain; equal by default.
-        share_rule: ``exact`` refuses shares that a step cannot meet; ``carry`` meets them over steps.
-        grams_every: steps between records of all Grams. A strategy without surgery costs what TRL costs in between.
-        buffers: where domain gradients wait, ``device``, ``bfloat16`` or ``cpu``; see ``counterpoint.surgery.Surgeon``.
-        kwargs: everything else that ``GRPOTrainer`` takes.
+        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): as in [`~trl.GRPOTrainer`].
+        reward_funcs (`dict` or `RewardFunc | list[RewardFunc]`, *optional*):
+            A mapping from domain to one reward, a list of them, or a mapping from name to reward; a reward is whatever
+            [`~trl.GRPOTrainer`] takes for one. Or what it takes as a whole, applied to all domains. Weights go into
+            `args.reward_weights`, in the order of domains, then rewards.
+        args ([`DomainGRPOConfig`] or [`~trl.GRPOConfig`], *optional*):
+            Configuration of this trainer. A plain [`~trl.GRPOConfig`] has the defaults of what ours adds.
+        train_dataset ([`~datasets.Dataset`] or `dict[str, Dataset | list]`):
+            A dataset with the columns `prompt` and `domain`, or a mapping from domain to rows.
+        eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset | list]`, *optional*):
+            The same for TRL's own evaluation, whose metrics per domain are named `eval_reward/DOMAIN`.
+        reward_processing_classes (*optional*):
+            As in [`~trl.GRPOTrainer`], in the order of the rewards, or a mapping shaped as `reward_funcs` is.
+        processing_class, callbacks, optimizers, quantization_config, peft_config, tools, rollout_func, environment_factory:
+            as in [`~trl.GRPOTrainer`].
 
     Raises:
-        UnsupportedError: a setting or back end under which domain gradients would not be exact.
+        UnsupportedError: a setting, an adapter or a back end under which domain gradients would not be exact.
         DomainError: data without domains, shares that the batch cannot meet, or fewer micro-batches of a domain than
             the strategy needs.
         RewardError: a domain without a reward.
-    """
+        DivergedError: while training, a loss or weights that are no numbers; TRL would go on.
+    """  # noqa: E501
 
     _tag_names: ClassVar[list[str]] = ["trl", "grpo", "counterpoint"]  # type: ignore[misc]
+    _name = "GRPO on several domains"
+    _paper = PAPER
 
     args: GRPOConfig  # type: ignore[assignment]
+    model: Any
+    num_generations: int
     _buffered_inputs: list[Buffer] | None  # type: ignore[assignment]
 
     def __init__(
@@ -67,43 +119,77 @@ class DomainGRPOTrainer(DomainGeneration):
         model: Any,
         reward_funcs: DomainRewards | Any = None,
         args: GRPOConfig | None = None,
-        train_dataset: Any | Mapping[str, Rows] = None,
-        eval_dataset: Any | Mapping[str, Rows] | None = None,
-        *,
-        strategy: str | Mapping[str, Any] | Strategy = "mgs",
-        shares: Mapping[str, float] | None = None,
-        share_rule: str = "exact",
-        grams_every: int = 1,
-        buffers: str = "device",
-        **kwargs: Any,
+        train_dataset: Dataset | Mapping[str, Rows] | None = None,
+        eval_dataset: Dataset | Mapping[str, Rows] | None = None,
+        processing_class: Any = None,
+        reward_processing_classes: Any = None,
+        callbacks: list[Any] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        quantization_config: Any = None,
+        peft_config: Any = None,
+        tools: list[Any] | None = None,
+        rollout_func: Any = None,
+        environment_factory: Any = None,
     ) -> None:
-        args = args or GRPOConfig("counterpoint-grpo")
-        self.strategy = resolve_strategy(strategy)
+        if args is None:
+            name = model if isinstance(model, str) else model.config._name_or_path
+            args = DomainGRPOConfig(f"{name.split('/')[-1]}-GRPO")
+        # All that can be refused is, before TRL loads a model or starts an engine.
         check_args(args)
-        self.domain_rows = combine_domains(train_dataset)
-        self.eval_rows = None if eval_dataset is None else combine_domains(eval_dataset, "eval_dataset")
+        check_peft(peft_config)
+        self._own = own_settings(args)
+        self.strategy = resolve_strategy(self._own["strategy"])
+        if isinstance(model, nn.Module):
+            check_model(model, self.strategy)
+        self._needs_prompt = environment_factory is None
+        self.domain_rows = combine_domains(train_dataset, needs_prompt=self._needs_prompt)
         self.domains = self.domain_rows.domains
-        self._check_eval_domains()
-        self.grams_every, self.buffers = grams_every, buffers
-        self._halves = needs_halves(self.strategy)
-        sizes = {name: len(rows) for name, rows in self.domain_rows.rows.items()}
-        self._sampler = quota_sampler(args, sizes, shares or dict.fromkeys(sizes, 1.0), share_rule)
+        sizes = self.domain_rows.sizes
+        shares = self._own["shares"] or dict.fromkeys(sizes, 1.0)
+        self._sampler = quota_sampler(args, sizes, shares, self._own["share_rule"])
         check_strategy(self.strategy, self._sampler)
-        if isinstance(reward_funcs, Mapping):
-            reward_funcs = build_domain_rewards(reward_funcs, self.domains)
-        self._errors = SharedErrors()
-        rewards: Any = self._errors.hold(reward_funcs) if args.world_size > 1 else reward_funcs
-        eval_index = None if self.eval_rows is None else self.eval_rows.index
-        super().__init__(model, rewards, args, self.domain_rows.index, eval_index, **kwargs)
-        check_accelerator(self.accelerator, surgery=self.strategy.weighting != "ones")
-        self._separable = separable(self.accelerator) and not tensor_parallel(self.accelerator)
-        self.metrics_grouping = metrics_grouping(self.accelerator.unwrap_model(self.model), self.strategy)
-        self.last_record: Record | None = None
+        self._rewards = Rewards(reward_funcs, reward_processing_classes, self.domains)
+        if args.world_size > 1:
+            self._rewards.hold_errors()
+        self.eval_rows = None if eval_dataset is None else self._held_out_rows(eval_dataset, "eval_dataset")
+        self.held_out: dict[str, float] = {}
+        """Last held-out mean reward of each domain, for the model card."""
+        self._halves = needs_halves(self.strategy)
         self._surgeon: Surgeon | None = None
-        self._surgeon_state: dict[str, Any] | None = None
-        self._backward = ExitStack()
+        self._surgeon_state: dict[str, Any] = {}
+        self.last_record: Record | None = None
+        """What the last step that kept domains apart left."""
+        taken: list[Any] = [model, self._rewards.functions, args, self.domain_rows.index]
+        taken += [self.eval_rows and self.eval_rows.index, processing_class, self._rewards.processing_classes]
+        taken += [callbacks, optimizers, quantization_config, peft_config, tools, rollout_func, environment_factory]
+        super().__init__(*taken)
+        self._rewards.limit(self.reward_funcs, self.reward_func_names)
+        self._balance_experts()
+        self._separable = separable(self.accelerator) and not tensor_parallel(self.accelerator)
+        self._forget()
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Refuses back ends and models as soon as both are there: TRL starts vLLM later in its constructor."""
+        super().create_accelerator_and_postprocess()
+        check_accelerator(self.accelerator, surgery=self.strategy.weighting != "ones")
+        check_model(self.model, self.strategy)
+
+    def _balance_experts(self) -> None:
+        if not self.aux_loss_enabled:
+            return
+        asked = self.args.router_aux_loss_coef
+        self.router_aux_loss_coef, message = balancing_loss(self.router_aux_loss_coef, asked)
+        self.aux_loss_enabled = self.router_aux_loss_coef != 0.0
+        if self.accelerator.is_main_process:
+            warnings.warn(message, UserWarning, stacklevel=3)
+
+    def _forget(self) -> None:
+        """Makes ready for the first step of a training."""
+        self._step, self._buffered_inputs = 0, None
+        self._surgeon, self._surgeon_state = None, {}
         self._collects = False
         self._window_loss: torch.Tensor | None = None
+        self._micro_batch = ExitStack()
 
     @property
     def surgeon(self) -> Surgeon:
@@ -114,60 +200,147 @@ class DomainGRPOTrainer(DomainGeneration):
         """
         if self._surgeon is None:
             if self.accelerator.num_processes > 1 and not self.is_in_train:
-                raise StrategyError(
-                    "The Surgeon is made when training starts. Ask for it in a callback, or afterwards."
-                )
-            self._surgeon = self._build_surgeon()
+                raise StrategyError("The Surgeon is made when training starts. Ask in a callback, or afterwards.")
+            reduction = Reduction.of(self.model_wrapped)
+            model = self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False)
+            reduction.check(model)
+            own = {"seed": self.args.seed, "buffers": self._own["buffers"]}
+            self._surgeon = Surgeon(model, self.strategy, average_over=reduction.group, **own)
+            if self._surgeon_state:
+                self._surgeon.load_state_dict(self._surgeon_state)
         return self._surgeon
 
-    def _build_surgeon(self) -> Surgeon:
-        reduction = Reduction.of(self.model_wrapped)
-        named = plain_names(self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False))
-        reduction.check(named)
-        surgeon = Surgeon(named, self.strategy, seed=self.args.seed, buffers=self.buffers, average_over=reduction.group)
-        if self._surgeon_state:
-            surgeon.load_state_dict(self._surgeon_state)
-        return surgeon
-
-    def _check_eval_domains(self) -> None:
-        unknown = set(self.eval_rows.domains) - set(self.domains) if self.eval_rows else set()
-        if unknown:
-            name = sorted(unknown)[0]
-            raise DomainError(f"eval_dataset: {name!r} is no domain of train_dataset; {nearest(name, self.domains)}")
+    # Rows: TRL iterates an index, and gets the full rows when it generates.
 
     def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
         return self._sampler  # type: ignore[return-value]
 
-    def _prepare_inputs(self, generation_batch: Any) -> Buffer:
-        before = self._buffered_inputs
-        inputs = super()._prepare_inputs(generation_batch)
-        if not self.model.training:
-            return inputs
-        assert self._buffered_inputs is not None
-        if self._buffered_inputs is not before:
-            self._buffered_inputs = regroup(self._buffered_inputs, self._step_quotas(), halves=self._halves)
-        self._begin_micro_batch()
-        return self._buffered_inputs[self._slot]
+    def _held_out_rows(self, data: Any, where: str) -> DomainRows:
+        return held_out_rows(
+            data, where, self.domains, any_domain=not self._rewards.by_domain, needs_prompt=self._needs_prompt
+        )
 
-    def _step_quotas(self) -> list[list[int]] | None:
-        """Micro-batches of each domain in every step of the generation just made; None where a step holds several."""
-        sampler, geometry = self._sampler, self._sampler.geometry
-        if geometry.steps_per_generation < geometry.accumulation:
-            return None
-        period = self._step // (geometry.steps_per_generation * geometry.iterations)
-        first = period * geometry.period_quota_steps
-        return [
-            [units * geometry.unit_micro_batches for units in sampler.quotas.counts(first + i)]
-            for i in range(geometry.period_quota_steps)
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """``GRPOTrainer.evaluate``; another dataset may be anything that the constructor takes."""
+        with self._other_rows(eval_dataset, "eval_dataset") as index:
+            metrics: dict[str, float] = super().evaluate(index, ignore_keys, metric_key_prefix)
+        self.held_out |= {name: metrics[key] for name in self.domains if (key := f"eval_reward/{name}") in metrics}
+        return metrics
+
+    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """``GRPOTrainer.predict`` on whatever the constructor takes as an ``eval_dataset``."""
+        with self._other_rows(test_dataset, "test_dataset") as index:
+            return super().predict(
+                index,  # type: ignore[arg-type]
+                *args,
+                **kwargs,
+            )
+
+    @contextmanager
+    def _other_rows(self, data: Any, where: str) -> Iterator[Dataset | None]:
+        """Full rows of ``data`` while TRL iterates the index that this gives."""
+        before = self.eval_rows
+        self.eval_rows = before if data is None else self._held_out_rows(data, where)
+        try:
+            yield None if data is None or self.eval_rows is None else self.eval_rows.index
+        finally:
+            self.eval_rows = before
+
+    # Generation
+
+    def _generate(self, prompts: list[Any]) -> Any:
+        # What TRL counts itself: a mask says which tokens of several turns are the model's own.
+        generated = super()._generate(prompts)
+        _, completion_ids, tool_mask, *_ = generated
+        ends = {*self.eos_token_ids, self._tokenizer.pad_token_id}
+        device = self.accelerator.device
+        lengths = map(len, completion_ids) if tool_mask is None else map(sum, tool_mask)
+        self._lengths_B = torch.tensor(list(lengths), device=device)
+        self._truncated_B = torch.tensor([ids[-1] not in ends for ids in completion_ids], device=device)
+        return generated
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
+        # The domains go to our own reward functions beside the columns: a row may have a column of any name.
+        domains = [domain for domain, _ in self._places]
+        rows = [
+            {**row, DOMAIN_COLUMN: domain, ROW_COLUMN: number}
+            for row, (domain, number) in zip(inputs, self._places, strict=True)
         ]
+        self._rewards.see(domains)
+        if self.log_completions:
+            self._log_completion_extra("domain", domains)
+        self._rewards_BF = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
+        self._rewards.raise_together(self.accelerator.num_processes)
+        check_size(self._rewards_BF, self.reward_weights, self.reward_func_names)
+        return self._rewards_BF
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Buffer:
+        # Full rows in place of places in the index; then the domain of every row, and advantages inside it.
+        rows = self.domain_rows if self.model.training else self.eval_rows
+        assert rows is not None
+        self._places = [rows.place(example) for example in inputs]
+        columns = ("prompt", "image", "images", "domain") if self.args.remove_unused_columns else None
+        output = self._sample(rows.expand(self._places, columns))
+        ids = [self.domains.index(name) if name in self.domains else -1 for name, _ in self._places]
+        domain_B = torch.tensor(ids, device=self.accelerator.device)
+        output[DOMAIN_KEY] = domain_B
+        output[PROMPT_KEY] = torch.arange(len(inputs), device=domain_B.device) // self.num_generations
+        all_domain_B = self.accelerator.gather(domain_B)
+        self._normalise_advantages(output, all_domain_B)
+        self._log_batch(all_domain_B)
+        return output
+
+    def _sample(self, rows: list[dict[str, Any]]) -> Buffer:
+        try:
+            return super()._generate_and_score_completions(rows)
+        except RuntimeError as error:
+            if "probability tensor contains" not in str(error):
+                raise
+            raise self._diverged("the model's probabilities are not numbers") from error
+
+    def _normalise_advantages(self, output: Buffer, all_domain_B: torch.Tensor) -> None:
+        normalised_sum = self.multi_objective_aggregation == "normalize_then_sum"
+        if self.scale_rewards != "batch" and not normalised_sum:
+            return
+        all_B = rescale_per_domain(
+            self.accelerator.gather(output["advantages"]),
+            total_rewards(self._rewards_BF, self.reward_weights),
+            all_domain_B,
+            normalised_sum=normalised_sum,
+        )
+        num_local = len(output["advantages"])
+        output["advantages"] = all_B[self.accelerator.process_index * num_local :][:num_local]
+
+    def _log_batch(self, all_domain_B: torch.Tensor) -> None:
+        mode = "train" if self.model.training else "eval"
+        metrics = batch_metrics(
+            self.domains,
+            all_domain_B,
+            self._rewards_BF,
+            self.reward_weights,
+            self.reward_func_names,
+            self.accelerator.gather(self._lengths_B),
+            self.accelerator.gather(self._truncated_B),
+            self.num_generations if mode == "train" else self.num_generations_eval or self.num_generations,
+        )
+        for key, (value, num_rows) in metrics.items():
+            # TRL averages what stands here over batches; a value for each row makes that an average over rows
+            self._metrics[mode][key] += [value] * num_rows
 
     # Training
+    #
+    # TRL calls training_step for every micro-batch, and that calls _prepare_inputs, then forward and backward. Whether
+    # the back end averages this backward pass over ranks is known only inside _prepare_inputs (it may generate), and
+    # must hold until the pass is over. So training_step opens an ExitStack, _begin_micro_batch enters the back end's
+    # context in it, and the end of training_step leaves both.
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """TRL's step on one micro-batch, then collect at the end of a domain and combine at the end of a window."""
         counts = {key: len(self._metrics["train"][key]) for key in PER_MICRO_BATCH if key in self._metrics["train"]}
         slot = self._slot
-        with ExitStack() as self._backward:
+        with ExitStack() as self._micro_batch:
             loss = super().training_step(model, inputs, num_items_in_batch)
         assert self._buffered_inputs is not None
         domain = self.domains[domain_of(self._buffered_inputs[slot])]
@@ -179,6 +352,19 @@ class DomainGRPOTrainer(DomainGeneration):
             self._end_window()
         return loss
 
+    def _prepare_inputs(self, generation_batch: Any) -> Buffer:
+        # Domain-pure micro-batches in place of those that TRL has just cut.
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if not self.model.training:
+            return inputs
+        assert self._buffered_inputs is not None
+        if self._buffered_inputs is not before:
+            steps = self._sampler.generation_quotas(self._step)
+            self._buffered_inputs = regroup(self._buffered_inputs, steps, halves=self._halves)
+        self._begin_micro_batch()
+        return self._buffered_inputs[self._slot]
+
     def _begin_micro_batch(self) -> None:
         """Settles whether this micro-batch's gradient is collected and averaged, before its forward pass.
 
@@ -188,13 +374,13 @@ class DomainGRPOTrainer(DomainGeneration):
         if self._separates_domains:
             each = self.accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False)
             reduction = Reduction.of(self.model_wrapped)
-            self._backward.enter_context(reduction.backward(reduce=self._collects or each))
+            self._micro_batch.enter_context(reduction.backward(reduce=self._collects or each))
 
     @property
     def _separates_domains(self) -> bool:
         """Whether this step's domains need gradients of their own; plain mixing needs them only to be looked at."""
         if self.strategy.weighting == "ones":
-            return self._separable and self.state.global_step % self.grams_every == 0
+            return self._separable and self.state.global_step % self._own["grams_every"] == 0
         return True
 
     def _domain_ends(self) -> bool:
@@ -209,25 +395,24 @@ class DomainGRPOTrainer(DomainGeneration):
     @property
     def _slot(self) -> int:
         """Position in the generation buffer of the micro-batch that comes next."""
-        assert self.args.steps_per_generation is not None
-        return self._step % self.args.steps_per_generation
+        return self._step % self._sampler.geometry.steps_per_generation
 
     def _generates(self, micro_step: int) -> bool:
         """Whether ``micro_step`` samples new completions."""
-        assert self.args.steps_per_generation is not None
-        return micro_step % (self.args.steps_per_generation * self.num_iterations) == 0
+        return micro_step % (self._sampler.geometry.steps_per_generation * self.num_iterations) == 0
 
     def _end_window(self) -> None:
         assert self._window_loss is not None
         loss, self._window_loss = self._window_loss, None
         losses = self.accelerator.gather(loss.reshape(1))  # ranks must stop together
         if not (finite := losses.isfinite()).all():
-            self.surgeon.reset()
+            if self._surgeon is not None:
+                self._surgeon.reset()
             raise self._diverged(f"the loss is {losses[~finite][0].item()}, so the step was not taken")
         if not self._separates_domains:
             return
-        self.last_record = self.surgeon.combine()
-        for key, value in surgery_metrics(self.last_record, self.metrics_grouping).items():
+        self.last_record = unscaled(self.surgeon.combine(), self.accelerator.scaler)
+        for key, value in surgery_metrics(self.last_record).items():
             self._metrics["train"][key].append(value)
 
     def _copy_metrics(self, domain: str, counts: Mapping[str, int]) -> None:
@@ -236,39 +421,56 @@ class DomainGRPOTrainer(DomainGeneration):
             for value in metrics.get(key, ())[counts.get(key, 0) :]:
                 metrics[f"{name}/{domain}"].append(value)
 
+    def _diverged(self, what: str) -> DivergedError:
+        return DivergedError(
+            f"Step {self.state.global_step + 1}: {what}. Start a new run, from the last checkpoint as its model if you "
+            "like, with a lower learning_rate or a smaller max_grad_norm."
+        )
+
     # Checkpoints
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # Ours first: TRL may push the folder once it has written its own files.
         parts = (getattr(param, "_local_tensor", param) for param in model.parameters() if param.requires_grad)
         finite = torch.tensor([all(bool(part.isfinite().all()) for part in parts)], device=self.accelerator.device)
         if not self.accelerator.gather(finite).all():
             raise self._diverged("weights are no longer numbers, so no checkpoint was written over good ones")
-        super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         buffer = None if self._generates(self._step) else self._buffered_inputs
         # Plain mixing never needs a Surgeon, and works on back ends for which none can be made.
-        surgeon = self._surgeon.state_dict() if self._surgeon else self._surgeon_state or {}
+        surgeon = self._surgeon.state_dict() if self._surgeon else self._surgeon_state
         state = TrainerState(self._step, surgeon, buffer)
-        save_state(folder, state, self.accelerator.process_index, self.accelerator.num_processes)
+        save_state(folder, state, self._kept_settings(), self.accelerator.process_index, self.accelerator.num_processes)
+        super()._save_checkpoint(model, trial)
+
+    def _kept_settings(self) -> dict[str, Any]:
+        return kept_settings(self.args, self._own, self.domain_rows.sizes)
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """``GRPOTrainer.train``; a resumed run continues with the numbers of one that was never interrupted."""
-        checkpoint = self._resolve_checkpoint(resume_from_checkpoint)
+        self._forget()
+        checkpoint = find_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
         if checkpoint is not None:
             accelerator = self.accelerator
             state = load_state(
-                Path(checkpoint), accelerator.process_index, accelerator.num_processes, accelerator.device
+                Path(checkpoint),
+                self._kept_settings(),
+                accelerator.process_index,
+                accelerator.num_processes,
+                accelerator.device,
             )
             self._step, self._surgeon_state, self._buffered_inputs = state.micro_step, state.surgeon, state.buffer
-            self._surgeon = None
         return super().train(checkpoint, *args, **kwargs)
 
-    def _resolve_checkpoint(self, requested: str | Path | bool | None) -> str | None:
-        if isinstance(requested, str | Path):
-            return str(requested)
-        if not requested:
-            return None
-        found = get_last_checkpoint(str(self.args.output_dir))
-        if found is None:
-            raise RunError(f"{self.args.output_dir} holds no checkpoint to resume from. Train without resuming.")
-        return found
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        plain = self.accelerator.unwrap_model(self.model if model is None else model)
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # these keep a copy of their own
+        if sharded or not load_renamed(plain, Path(resume_from_checkpoint)):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """TRL's model card with the domains, the strategy and the last held-out rewards."""
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero():
+            shares = self._own["shares"] or dict.fromkeys(self.domains, 1.0)
+            add_domains(Path(str(self.args.output_dir)) / "README.md", self.strategy, shares, self.held_out)

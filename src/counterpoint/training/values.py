@@ -24,6 +24,7 @@ from counterpoint.config.training_keys import unknown_setting
 from counterpoint.errors import ConfigError
 from counterpoint.inputs import LIBRARY_FAULTS
 from counterpoint.masking import masked_data
+from counterpoint.training.config import DomainGRPOConfig
 
 _COUNT, _POSITIVE, _NOT_NEGATIVE = Field(ge=1, le=1_000_000), Field(gt=0), Field(ge=0)
 _FRACTION, _SOME, _BELOW_ONE = Field(ge=0, le=1), Field(gt=0, le=1), Field(ge=0, lt=1)
@@ -84,8 +85,8 @@ def setting_findings(training: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield key, reason
 
 
-class RunSettings(GRPOConfig):
-    """TRL's settings, which go to trackers and into ``training_args.bin`` without what came from the environment."""
+class RunSettings(DomainGRPOConfig):
+    """Settings that go to trackers and into ``training_args.bin`` without what came from the environment."""
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as trackers get them."""
@@ -98,11 +99,11 @@ class RunSettings(GRPOConfig):
     __str__ = __repr__
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return object.__new__, (GRPOConfig,), masked_data(self.__dict__)
+        return object.__new__, (DomainGRPOConfig,), masked_data(self.__getstate__())
 
 
-def build_config(settings: Mapping[str, Any], training: Mapping[str, Any], *, rehearse: bool) -> GRPOConfig:
-    """The ``trl.GRPOConfig`` of our own ``settings`` and the user's ``training``.
+def build_config(settings: Mapping[str, Any], training: Mapping[str, Any], *, rehearse: bool) -> DomainGRPOConfig:
+    """The ``DomainGRPOConfig`` of our own ``settings`` and the user's ``training``.
 
     Args:
         settings: what counterpoint sets; ``training`` is written over it.
@@ -113,7 +114,7 @@ def build_config(settings: Mapping[str, Any], training: Mapping[str, Any], *, re
         ConfigError: something that a library refuses, named by the key without which it would not.
     """
 
-    def build(chosen: Mapping[str, Any]) -> GRPOConfig:
+    def build(chosen: Mapping[str, Any]) -> DomainGRPOConfig:
         # as its setting's type: generation refuses a temperature of 1 that is no float
         typed = {key: _adapter(key).validate_python(value, strict=True) for key, value in chosen.items()}
         args = RunSettings(**{**settings, **typed})
@@ -131,7 +132,7 @@ def build_config(settings: Mapping[str, Any], training: Mapping[str, Any], *, re
         raise ConfigError(f"{where}: TRL cannot use these settings: {error}") from error
 
 
-def _culprit(build: Callable[[Mapping[str, Any]], GRPOConfig], training: Mapping[str, Any]) -> str | None:
+def _culprit(build: Callable[[Mapping[str, Any]], object], training: Mapping[str, Any]) -> str | None:
     """The first key without which the settings can be built."""
     for key in training:
         try:

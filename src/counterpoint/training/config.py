@@ -1,0 +1,180 @@
+"""``DomainGRPOConfig``: TRL's settings with those of training on several domains, and what they ask of every step."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from trl import GRPOConfig
+
+from counterpoint.domains.sampler import QuotaSampler
+from counterpoint.errors import ConfigError, DomainError, StrategyError, nearest
+from counterpoint.surgery import STRATEGIES, Strategy, resolve_strategy
+from counterpoint.surgery.strategies import needs_halves, protected_domains, weighted_domains
+
+SHARE_RULES = ("exact", "carry")
+BUFFERS = ("device", "bfloat16", "cpu")
+
+
+@dataclass
+class DomainGRPOConfig(GRPOConfig):
+    r"""
+    Configuration class for the [`DomainGRPOTrainer`]: all of [`~trl.GRPOConfig`], parsed, logged and saved as it is.
+
+    ``router_aux_loss_coef=None`` means 0 here, see docs/strategies.md.
+
+    Parameters:
+        strategy (`str`, `dict` or [`~counterpoint.surgery.Strategy`], *optional*, defaults to `"mgs"`):
+            How the domains' gradients are combined: a name in `counterpoint.surgery.STRATEGIES`, or
+            `{"grouping": ..., "weighting": ...}`.
+        shares (`dict[str, float]`, *optional*):
+            Relative share of every step's prompts per domain. `None` means equal shares.
+        share_rule (`str`, *optional*, defaults to `"exact"`):
+            `"exact"` refuses shares that a step cannot meet; `"carry"` meets them over steps.
+        buffers (`str`, *optional*, defaults to `"device"`):
+            Where domain gradients wait for the end of the step: `"device"`, `"bfloat16"` or `"cpu"`.
+        grams_every (`int`, *optional*, defaults to `1`):
+            Optimizer steps between records of all Grams. A strategy without surgery costs what TRL costs in between.
+
+    Raises:
+        StrategyError, DomainError, ConfigError: a value that cannot be used, naming the setting.
+    """
+
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "strategy", "shares"]  # noqa: RUF012 - TRL's own form
+
+    strategy: Strategy | str | dict[str, Any] | None = field(
+        default="mgs",
+        metadata={
+            "help": "How the domains' gradients are combined: mixed, pcgrad, mgs, mgs-tensor, mgs-significant, "
+            "mgs-ema, mgs-shuffled, or a JSON object with the keys grouping and weighting."
+        },
+    )
+    shares: dict[str, float] | str | None = field(
+        default=None,
+        metadata={"help": "JSON object: relative share of every step's prompts per domain. None means equal shares."},
+    )
+    share_rule: str = field(
+        default="exact",
+        metadata={
+            "help": "'exact' refuses shares that a step cannot meet; 'carry' meets them over steps.",
+            "choices": SHARE_RULES,
+        },
+    )
+    buffers: str = field(
+        default="device",
+        metadata={
+            "help": "Where domain gradients wait for the end of the step: 'device', 'bfloat16' (on the device, half as "
+            "large) or 'cpu'.",
+            "choices": BUFFERS,
+        },
+    )
+    grams_every: int = field(default=1, metadata={"help": "Optimizer steps between records of all Grams, at least 1."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.strategy is None:
+            self.strategy = "mgs"
+        resolve_strategy(self.strategy)
+        if self.share_rule not in SHARE_RULES:
+            raise ConfigError(f"share_rule={self.share_rule!r}: {nearest(str(self.share_rule), SHARE_RULES)}")
+        if self.buffers not in BUFFERS:
+            raise StrategyError(f"buffers={self.buffers!r} is unknown: {nearest(str(self.buffers), BUFFERS)}")
+        if type(self.grams_every) is not int or self.grams_every < 1:
+            raise ConfigError(f"grams_every={self.grams_every!r}: it must be a whole number of steps, 1 or more.")
+        _check_shares(self.shares)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as trackers get them, all plain data."""
+        return {**super().to_dict(), "strategy": plain_strategy(self.strategy)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # training_args.bin is a pickle, and a rule that a script defines cannot always be pickled
+        return {**self.__dict__, "strategy": plain_strategy(self.strategy)}
+
+
+def _check_shares(shares: Any) -> None:
+    if shares is None:
+        return
+    if not isinstance(shares, Mapping) or not shares:
+        raise DomainError(f"shares={shares!r}: give a mapping from domain to share, such as {{'math': 2, 'qa': 1}}.")
+    for name, share in shares.items():
+        if type(share) not in (int, float) or not (share > 0 and math.isfinite(share)):
+            raise DomainError(f"shares[{name!r}]={share!r}: a share must be a number above 0.")
+
+
+def own_settings(args: GRPOConfig) -> dict[str, Any]:
+    """What ``DomainGRPOConfig`` adds, as ``args`` has it; the defaults where it is a plain ``GRPOConfig``."""
+    added = {item.name: item.default for item in fields(DomainGRPOConfig)}
+    for item in fields(GRPOConfig):
+        del added[item.name]
+    return {name: getattr(args, name, default) for name, default in added.items()}
+
+
+def plain_strategy(spec: Strategy | str | Mapping[str, Any] | None) -> str | dict[str, Any]:
+    """A strategy as text and numbers: its name, or both its parts, a function as ``module:name``."""
+    strategy = resolve_strategy(spec or "mgs")
+    if STRATEGIES.get(strategy.name) == strategy:
+        return strategy.name
+    return {"grouping": _plain(strategy.grouping), "weighting": _plain(strategy.weighting)}
+
+
+def _plain(part: Any) -> Any:
+    if isinstance(part, Mapping):
+        return {str(key): _plain(value) for key, value in part.items()}
+    if isinstance(part, list | tuple):
+        return [_plain(value) for value in part]
+    if part is None or isinstance(part, str | int | float):
+        return part
+    named = part if hasattr(part, "__qualname__") else type(part)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+def quota_sampler(args: GRPOConfig, sizes: Mapping[str, int], shares: Mapping[str, float], rule: str) -> QuotaSampler:
+    """The order of prompts for training with ``args`` on domains of these sizes and shares.
+
+    Raises:
+        DomainError: a batch that does not fit, or shares that a step of it cannot hold, naming what would do.
+    """
+    assert args.num_generations is not None
+    return QuotaSampler(
+        sizes,
+        shares=shares,
+        num_generations=args.num_generations,
+        rows_per_device=args.per_device_train_batch_size,
+        accumulation=args.gradient_accumulation_steps,
+        steps_per_generation=args.steps_per_generation,
+        iterations=args.num_iterations,
+        world=args.world_size,
+        seed=args.seed,
+        rule=rule,
+        shuffle=args.shuffle_dataset is not False,
+    )
+
+
+def check_strategy(strategy: Strategy, sampler: QuotaSampler) -> None:
+    """Refuses a strategy that names a domain that is not there, or finds only one half of a domain's gradient.
+
+    Raises:
+        DomainError: naming the domain, or saying what to set so that it has two micro-batches in every step.
+    """
+    for verb, names in (("protects", protected_domains(strategy)), ("weights", weighted_domains(strategy))):
+        for name in names:
+            if name not in sampler.domains:
+                raise DomainError(f"The strategy {verb} {name!r}, which is no domain; {nearest(name, sampler.domains)}")
+    if len(sampler.domains) < 2 or not needs_halves(strategy):
+        return
+    geometry = sampler.geometry
+    fewest = [min(counts) for counts in zip(*map(sampler.quotas.counts, range(_STEPS_LOOKED_AT)), strict=True)]
+    for name, units in zip(sampler.domains, fewest, strict=True):
+        found = units * geometry.unit_micro_batches
+        if found < 2:
+            raise DomainError(
+                f"The strategy {strategy.name!r} compares two halves of every domain's gradient, so each domain needs "
+                f"at least 2 micro-batches in every step, and {name!r} has {found}. Double "
+                f"gradient_accumulation_steps (it is {geometry.accumulation}), or halve per_device_train_batch_size "
+                f"(it is {geometry.rows_per_device})."
+            )
+
+
+_STEPS_LOOKED_AT = 64
+"""Steps over which a domain's fewest units are taken; with exact shares every step is the same."""
