@@ -35,6 +35,8 @@ class DomainGRPOConfig(GRPOConfig):
             Where domain gradients wait for the end of the step: `"device"`, `"bfloat16"` or `"cpu"`.
         grams_every (`int`, *optional*, defaults to `1`):
             Optimizer steps between records of all Grams. A strategy without surgery costs what TRL costs in between.
+        run (`str`, *optional*):
+            Run directory to write (`"runs/mine"`), for `counterpoint report`, `diagnose`, `recover` and `study`.
 
     Raises:
         StrategyError, DomainError, ConfigError: a value that cannot be used, naming the setting.
@@ -69,6 +71,13 @@ class DomainGRPOConfig(GRPOConfig):
         },
     )
     grams_every: int = field(default=1, metadata={"help": "Optimizer steps between records of all Grams, at least 1."})
+    run: str | None = field(
+        default=None,
+        metadata={
+            "help": "Run directory to write, as `counterpoint train` does: metrics, Grams, held-out scores with "
+            "intervals, checkpoints. `report`, `diagnose`, `recover` and `study` read it. Needs an eval_dataset."
+        },
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,8 +1,7 @@
 """One run on its way: stage after stage along its course, evaluated, recorded, and taken up again after a kill."""
 
 import itertools
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from counterpoint.training.course import Course, ended_at
 from counterpoint.training.disk import explain_disk_errors
 from counterpoint.training.evaluations import Evaluations, with_look
 from counterpoint.training.interrupt import Interrupt
+from counterpoint.training.metrics import no_signal
 from counterpoint.training.preflight import Plan
 from counterpoint.training.reporter import Reporter
 from counterpoint.training.resuming import resume_point
@@ -24,33 +24,6 @@ from counterpoint.training.trainer import DomainGRPOTrainer
 
 OnCheckpoint = Callable[[int, Path], None]
 """``(step, folder)`` of a checkpoint that was just written."""
-
-
-def no_signal(metrics: Sequence[Mapping[str, Any]]) -> str | None:
-    """A sentence on domains that taught nothing in any step: all completions of each prompt had the same reward."""
-    shares: dict[str, list[float]] = {}
-    rewards: dict[str, list[float]] = {}
-    for line in metrics:
-        for key, value in line.items():
-            kind, _, domain = key.partition("/")
-            if value is not None and kind in ("zero_advantage", "reward"):
-                (shares if kind == "zero_advantage" else rewards).setdefault(domain, []).append(value)
-    silent = [domain for domain, values in shares.items() if min(values) > 1 - 1e-6]
-    if not silent:
-        return None
-    what = (
-        "Nothing was learned from rewards"
-        if len(silent) == len(shares)
-        else f"Nothing was learned in {', '.join(silent)}"
-    )
-    means = ", ".join(f"{statistics.fmean(rewards[name]):.3f} in {name}" for name in silent if rewards.get(name))
-    return (
-        f"{what}: in every step all completions of each prompt had the same reward (mean {means or 'unknown'}), so "
-        "every advantage was 0. Read samples.jsonl. Where answers are wrong, use easier prompts, a longer "
-        "max_completion_length, or a reward that gives parts of the score; where right answers score 0, correct the "
-        "reward (counterpoint score); where all are right, use harder prompts. More num_generations or a higher "
-        "temperature make answers differ."
-    )
 
 
 class Interrupted(KeyboardInterrupt):

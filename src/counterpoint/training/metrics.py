@@ -3,6 +3,7 @@
 Legend: D domains, G groups, B rows of the generation batch over all ranks, F reward functions.
 """
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -102,3 +103,30 @@ PER_MICRO_BATCH: Mapping[str, str] = {
     "cispo_clip_ratio": "clip_ratio",
 }
 """TRL's metrics with one value per micro-batch, and the name of their per-domain copy."""
+
+
+def no_signal(metrics: Sequence[Mapping[str, Any]]) -> str | None:
+    """A sentence on domains that taught nothing in any step: all completions of each prompt had the same reward."""
+    shares: dict[str, list[float]] = {}
+    rewards: dict[str, list[float]] = {}
+    for line in metrics:
+        for key, value in line.items():
+            kind, _, domain = key.partition("/")
+            if value is not None and kind in ("zero_advantage", "reward"):
+                (shares if kind == "zero_advantage" else rewards).setdefault(domain, []).append(value)
+    silent = [domain for domain, values in shares.items() if min(values) > 1 - 1e-6]
+    if not silent:
+        return None
+    what = (
+        "Nothing was learned from rewards"
+        if len(silent) == len(shares)
+        else f"Nothing was learned in {', '.join(silent)}"
+    )
+    means = ", ".join(f"{statistics.fmean(rewards[name]):.3f} in {name}" for name in silent if rewards.get(name))
+    return (
+        f"{what}: in every step all completions of each prompt had the same reward (mean {means or 'unknown'}), so "
+        "every advantage was 0. Read samples.jsonl. Where answers are wrong, use easier prompts, a longer "
+        "max_completion_length, or a reward that gives parts of the score; where right answers score 0, correct the "
+        "reward (counterpoint score); where all are right, use harder prompts. More num_generations or a higher "
+        "temperature make answers differ."
+    )

@@ -1,0 +1,353 @@
+"""A run directory for training from a script: what a run from a configuration leaves, so that every command works on it.
+
+The rows of every domain are kept in the run (``data/DOMAIN.jsonl``, ``data/DOMAIN.held-out.jsonl``) and its
+``config.yaml`` names them, with each reward by its place in a module: ``diagnose`` and ``recover`` sample and score in
+another process.
+"""
+
+import dataclasses
+import json
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from trl import GRPOConfig
+
+from counterpoint.config import Config, parse_config
+from counterpoint.config.training_keys import refused_reason
+from counterpoint.disk import write_text
+from counterpoint.domains.build import Domain, LoadSummary, WeightedReward
+from counterpoint.domains.domain_rewards import named_rewards
+from counterpoint.errors import DomainError, RewardError, RunError
+from counterpoint.evaluation import EvaluationPlan, evaluate
+from counterpoint.launch import Launch
+from counterpoint.rewards import REWARDS, build_reward
+from counterpoint.runs import RunDirectory
+from counterpoint.training.callbacks import AtStart, CheckpointMover, Evaluator, GramWriter, MetricsWriter
+from counterpoint.training.config import plain_strategy
+from counterpoint.training.metrics import no_signal
+from counterpoint.training.reporter import Silent
+from counterpoint.training.resuming import ResumePoint, resume_point
+from counterpoint.training.settings import clear_output, output_dir
+from counterpoint.training.stages import Stage
+
+Rows = Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+class ScriptRun:
+    """The run of one trainer, at ``path``.
+
+    Args:
+        path: the run directory; made when training starts, taken up where training is resumed.
+        args: the trainer's settings. Those that a run needs are set: where TRL writes, a line for every step, and
+            checkpoints that are kept by the run.
+
+    Raises:
+        RunError: a setting under which checkpoints would not stay in the run.
+    """
+
+    def __init__(self, path: str | Path, args: GRPOConfig) -> None:
+        self.path = Path(path)
+        if args.load_best_model_at_end:
+            raise RunError("run=: load_best_model_at_end looks for checkpoints where the run has none. Leave it out.")
+        self.trackers = RunDirectory(self.path)
+        args.output_dir = output_dir(self.trackers, Stage(0, (), 0, 1))
+        args.run_name = args.run_name or self.path.name
+        args.logging_strategy, args.logging_steps, args.logging_first_step = "steps", 1, True
+        self.keep, args.save_total_limit = args.save_total_limit, None
+        args.save_strategy = "steps"
+        self._callbacks: list[Any] = []
+
+    @contextmanager
+    def recording(self, trainer: Any, resume: bool) -> Iterator[str | None]:
+        """Around TRL's training: gives the checkpoint to go on from, writes the run, and says how it ended."""
+        launch = Launch.join()
+        steps = trainer.args.max_steps if trainer.args.max_steps > 0 else trainer.planned_steps()
+        domains = _domains(trainer)
+        stage = Stage(0, tuple(domain.name for domain in domains), 0, steps)
+        config = _config(trainer, self.path, domains, self.keep)
+        opened: list[tuple[RunDirectory, ResumePoint]] = []
+        step = launch.share(lambda: opened.append(self._open(config, domains, resume)) or opened[0][1].step)
+        run = opened[0][0] if opened else None
+        book = _Book(trainer, config, domains, stage, launch, run)
+        status = "failed"
+        try:
+            if step < steps:
+                book.before(step)
+                for old in self._callbacks:
+                    trainer.remove_callback(old)
+                self._callbacks = book.callbacks(self.keep, RunDirectory(self.path))
+                for callback in self._callbacks:
+                    trainer.add_callback(callback)
+            yield str(RunDirectory(self.path).checkpoint_path(step)) if step else None
+            book.after()
+            status = "done"
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
+        finally:
+            if run is not None:
+                run.finish(status)
+                run.close()
+
+    def _open(self, config: Config, domains: Sequence[Domain], resume: bool) -> tuple[RunDirectory, ResumePoint]:
+        """The run and the point it goes on from; on the first rank alone."""
+        if resume:
+            run = RunDirectory.open(self.path)
+            start = resume_point(run)
+            start.forget_later(run)
+            clear_output(run)
+            run.update(status="running", stages=[], seal=run.seal(start.step))
+            return run, start
+        run = RunDirectory.create(self.path, config)
+        for domain in domains:
+            for kind, rows in (("", domain.train), (".held-out", domain.evaluation)):
+                text = "".join(json.dumps(row, default=str) + "\n" for row in rows)
+                write_text(_data_file(self.path, domain.name, kind), text)
+        run.update(rows={domain.name: vars(domain.summary) for domain in domains})
+        return run, resume_point(run)
+
+
+class _Book:
+    """What is written around and during training."""
+
+    def __init__(
+        self,
+        trainer: Any,
+        config: Config,
+        domains: Sequence[Domain],
+        stage: Stage,
+        launch: Launch,
+        run: RunDirectory | None,
+    ) -> None:
+        self.trainer, self.config, self.domains, self.stage = trainer, config, domains, stage
+        self.launch, self.run = launch, run
+
+    def before(self, step: int) -> None:
+        """The evaluation of the untouched model, where it is not there yet."""
+        if step or (self.run and any(line["step"] == 0 for line in self.run.lines("evals.jsonl"))):
+            return
+        if self.trainer.is_fsdp_enabled:  # FSDP2 puts the model on its devices when training starts
+            self.trainer.add_callback(AtStart(lambda: self._evaluate("before", 0, None)))
+        else:
+            self._evaluate("before", 0, None)
+
+    def callbacks(self, keep: int | None, place: RunDirectory) -> list[Any]:
+        """What writes the run during training; the first rank alone writes."""
+        every, run = self.config.evaluation.every, self.run or place
+        return [
+            GramWriter(run, self.stage, self.trainer, self.config.run.grams_every),
+            Evaluator(lambda step: bool(every and step % every == 0), self.stage, self._look),
+            MetricsWriter(run, self.stage, self.stage.last_step, Silent()),
+            CheckpointMover(run, self.stage, keep, {self.stage.last_step}, self.launch, lambda step, folder: None),
+        ]
+
+    def after(self) -> None:
+        """The last evaluation, the stage, and a sentence where nothing taught anything."""
+        last = min(self.trainer.state.global_step, self.stage.last_step)
+        self._evaluate("after", last, 0)
+        if self.run is None:
+            return
+        clear_output(self.run)
+        silent = no_signal(self.run.lines("metrics.jsonl"))
+        folder = str(self.run.checkpoint_path(last).relative_to(self.run.path))
+        entry = dataclasses.replace(self.stage, last_step=last).to_json() | {"checkpoint": folder}
+        self.run.update(
+            stages=[entry], steps=last, seal=self.run.seal(last), **({"no_signal": silent} if silent else {})
+        )
+        if silent:
+            warnings.warn(silent, UserWarning, stacklevel=2)
+
+    def _look(self, step: int) -> bool:
+        self._evaluate("during", step, None)
+        return False
+
+    def _evaluate(self, when: str, step: int, stage: int | None) -> None:
+        trainer = self.trainer
+        scores = evaluate(
+            trainer.accelerator.unwrap_model(trainer.model),
+            trainer.processing_class,
+            self.domains,
+            EvaluationPlan.of_config(self.config, trainer.max_completion_length),
+            launch=self.launch,
+        )
+        trainer.held_out |= {score.domain: score.mean for score in scores}
+        if self.run is None:
+            return
+        for score in scores:
+            self.run.append_samples(
+                [{"step": step, "when": when, "domain": score.domain} | vars(sample) for sample in score.examples]
+            )
+            self.run.append_eval({"step": step, "when": when, "stage": stage} | score.to_json())
+        self.run.update(seal=self.run.seal(step))
+
+
+def check_script(reward_funcs: Any, eval_rows: Any, domains: Sequence[str]) -> None:
+    """Refuses what a run could not be written of, before a model is loaded.
+
+    Raises:
+        DomainError: no held-out rows of some domain.
+        RewardError: a reward that no other process could call.
+    """
+    if eval_rows is None or set(eval_rows.domains) != set(domains):
+        missing = sorted(set(domains) - set(eval_rows.domains if eval_rows else ()))
+        raise DomainError(
+            f"run=: no held-out rows of {', '.join(missing)}. A run scores every domain before and after training: "
+            "pass them as eval_dataset, rows that are not trained on."
+        )
+    for domain, name, reward in _named(reward_funcs, domains):
+        if not callable(reward) or hasattr(reward, "parameters"):
+            raise RewardError(
+                f"run=: the reward {name!r} of {domain!r} is a model, and a run's evaluations call functions. Train "
+                "without run=, or wrap the model in a function."
+            )
+
+
+def _named(reward_funcs: Any, domains: Sequence[str]) -> list[tuple[str, str, Any]]:
+    by_domain = reward_funcs if isinstance(reward_funcs, Mapping) else dict.fromkeys(domains, reward_funcs)
+    return [(domain, name, reward) for domain in domains for name, reward in named_rewards(by_domain[domain])]
+
+
+def _domains(trainer: Any) -> list[Domain]:
+    """The trainer's domains as a run has them."""
+    named = _named(trainer.reward_sources, trainer.domains)
+    weights = trainer.args.reward_weights or [1.0] * len(named)
+    if len(weights) < len(named):  # one list of rewards for all domains
+        weights = list(weights) * len(trainer.domains)
+    rewards: dict[str, list[WeightedReward]] = {name: [] for name in trainer.domains}
+    for (domain, name, function), weight in zip(named, weights, strict=True):
+        rewards[domain].append(WeightedReward(name, weight, function))
+    shares = trainer.shares
+    found = []
+    for name in trainer.domains:
+        train = [{**row, "domain": name} for row in trainer.domain_rows.rows[name]]
+        held_out = [{**row, "domain": name} for row in trainer.eval_rows.rows[name]]
+        summary = LoadSummary(len(train), 0, 0, 0, 0, len(train), len(held_out))
+        found.append(Domain(name, train, held_out, tuple(rewards[name]), shares[name], summary))
+    return found
+
+
+def _data_file(run: Path, domain: str, kind: str) -> Path:
+    return run / "data" / f"{domain}{kind}.jsonl"
+
+
+def _config(trainer: Any, path: Path, domains: Sequence[Domain], keep: int | None) -> Config:
+    """The configuration of the run, from which other commands know its domains, its model and its settings."""
+    args = trainer.args
+    every = int(args.eval_steps) if str(args.eval_strategy.value) == "steps" and args.eval_steps else None
+    return parse_config(
+        {
+            "run": {
+                "name": path.name,
+                "dir": str(path.parent),
+                "seed": args.seed,
+                "save_every": max(1, int(args.save_steps)),
+                "keep": keep,
+                "grams_every": trainer.grams_every,
+                "device": "cpu" if args.use_cpu else "auto",
+            },
+            "model": _model(trainer),
+            "strategy": _strategy(trainer.strategy),
+            "training": _training(args),
+            "evaluation": {"every": every, "prompts": max(len(domain.evaluation) for domain in domains)},
+            "domains": {domain.name: _domain(domain) for domain in domains},
+        }
+    )
+
+
+def _domain(domain: Domain) -> dict[str, Any]:
+    chat = not isinstance(domain.train[0]["prompt"], str)
+    return {
+        "source": {"type": "file", "path": f"data/{domain.name}.jsonl"},
+        "prompt": "{prompt}",
+        "chat": chat,
+        "share": domain.share,
+        "reward": [
+            {"name": reward_path(reward.function), "label": reward.name, "weight": reward.weight}
+            for reward in domain.rewards
+        ],
+        "evaluation": {
+            "source": {"type": "file", "path": f"data/{domain.name}.held-out.jsonl"},
+            "size": len(domain.evaluation),
+        },
+    }
+
+
+def _model(trainer: Any) -> dict[str, Any]:
+    config = trainer.accelerator.unwrap_model(trainer.model).config
+    dtype = str(trainer.model.dtype).removeprefix("torch.")
+    found: dict[str, Any] = {"path": config._name_or_path or "unknown", "dtype": dtype}
+    adapters = getattr(trainer.model, "peft_config", {}).get("default")
+    if adapters is not None and hasattr(adapters, "lora_alpha"):
+        modules = adapters.target_modules
+        found["lora"] = {
+            "r": adapters.r,
+            "alpha": adapters.lora_alpha,
+            "dropout": adapters.lora_dropout,
+            "target_modules": modules if isinstance(modules, str) else sorted(modules),
+        }
+    return found
+
+
+def _strategy(strategy: Any) -> dict[str, Any]:
+    spec = plain_strategy(strategy)
+    if isinstance(spec, str):
+        return {"name": spec}
+    weighting = spec["weighting"]
+    if isinstance(weighting, Mapping):
+        options = {key: value for key, value in weighting.items() if key not in ("type", "protect")}
+        found = {"grouping": spec["grouping"], "weighting": weighting["type"], "options": options}
+        return found | ({"protect": list(weighting["protect"])} if weighting.get("protect") else {})
+    return dict(spec)
+
+
+def _training(args: GRPOConfig) -> dict[str, Any]:
+    """TRL's own settings that differ from its defaults and that a configuration may hold."""
+    found = {}
+    for item in dataclasses.fields(GRPOConfig):
+        value = getattr(args, item.name)
+        default = item.default_factory() if callable(item.default_factory) else item.default
+        if value == default or refused_reason(item.name) or item.name in _OF_THE_RUN:
+            continue
+        if isinstance(value, bool | int | float | str) or _is_plain(value):
+            found[item.name] = value
+    return found
+
+
+_OF_THE_RUN = ("report_to", "bf16", "dataloader_pin_memory", "disable_tqdm", "trust_remote_code", "hub_token")
+"""Settings of this process and not of the training: other commands have their own."""
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, dict | list) and value == json.loads(json.dumps(value, default=str))
+
+
+def reward_path(function: Any) -> str:
+    """Where another process finds a reward: a built-in name, or ``package.module:object``.
+
+    A function of the script itself is looked for in the script's file. What has no place of its own (a lambda, a
+    function inside a function, an object with settings) gets one that is not there, with a warning.
+    """
+    kind = type(function)
+    for name, path in REWARDS.items():
+        if f"{kind.__module__}:{kind.__qualname__}" == path:
+            if not vars(function) or vars(build_reward(name)) == vars(function):
+                return name
+            break
+    named = function if hasattr(function, "__qualname__") else kind
+    module = named.__module__
+    if module == "__main__":
+        module = Path(getattr(sys.modules["__main__"], "__file__", "") or "script").stem
+    whole = f"{module}:{named.__qualname__}"
+    if all(part.isidentifier() for part in whole.replace(":", ".").split(".")) and named is function:
+        return whole
+    warnings.warn(
+        f"run=: the reward {whole} has no place from which another process could import it, and `diagnose` and "
+        "`recover` score with it. Define it as a function at the top of a module, or write its place into config.yaml.",
+        UserWarning,
+        stacklevel=2,
+    )
+    return f"{module}:unknown"
