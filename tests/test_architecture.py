@@ -30,7 +30,7 @@ ALLOWED = {
     "models": {"errors", "inputs", "config", "pocket"},
     "training": {
         *("errors", "inputs", "config", "domains", "evaluation", "launch", "models", "pocket", "rewards", "runs"),
-        "surgery",
+        *("anatomy", "surgery"),
     },
     "checkpoints": {"errors", "anatomy", "inputs", "disk", "models", "pocket"},
     "merging": {"errors", "checkpoints"},

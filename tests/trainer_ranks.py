@@ -66,8 +66,9 @@ def train_case(model: str, folder: Path, case: Case, world: int, cls: type | Non
     """Trains ``case`` on this rank of ``world`` and gives weights and Grams as plain arrays."""
     from transformers import AutoTokenizer
 
+    from counterpoint.anatomy import plain_name
     from counterpoint.training import DomainGRPOTrainer
-    from counterpoint.training.backends import Reduction, plain_names
+    from counterpoint.training.backends import Reduction
 
     names = list(MORE_DATA)[: case.num_domains]
     settings = {"max_steps": 4, "learning_rate": 1e-3, "gradient_checkpointing": False} | case.settings
@@ -98,7 +99,7 @@ def train_case(model: str, folder: Path, case: Case, world: int, cls: type | Non
         )
         trainer.train()
     unwrapped = trainer.accelerator.unwrap_model(trainer.model)
-    weights = {name: _whole(p).numpy() for name, p in plain_names(unwrapped).items() if p.requires_grad}
+    weights = {plain_name(n): _whole(p).numpy() for n, p in unwrapped.named_parameters() if p.requires_grad}
     return {
         "weights": weights,
         "grams": records,

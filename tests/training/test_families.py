@@ -234,7 +234,7 @@ def test_a_run_on_images_is_resumed_inside_a_generation(tmp_path):
     make = vision_model(shown.tokenizer)
 
     def build(tape):
-        settings = {"strategy": "mgs-tensor", "steps_per_generation": 8, "save_strategy": "steps", "save_steps": 1}
+        settings = {"strategy": "mgs", "steps_per_generation": 8, "save_strategy": "steps", "save_steps": 1}
         args = grpo_args(tmp_path, max_steps=2, num_generations=2, gradient_checkpointing=False, **settings)
         return DomainGRPOTrainer(make(), rewards, args, data, None, shown, callbacks=[tape])
 

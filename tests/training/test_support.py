@@ -3,16 +3,14 @@
 from types import SimpleNamespace
 
 import pytest
-import torch
 from accelerate.utils import DistributedType
-from torch import nn
 from torch.distributed.fsdp import StateDictType
 
 from counterpoint.config import parse_config
 from counterpoint.errors import DomainError, StrategyError, UnsupportedError
 from counterpoint.surgery import resolve_strategy
 from counterpoint.training import DomainGRPOTrainer, check_config
-from counterpoint.training.backends import check_accelerator, check_checkpoints, check_devices, plain_names, separable
+from counterpoint.training.backends import check_accelerator, check_checkpoints, check_devices, separable
 from trainer_helpers import DATA, REWARDS, grpo_args
 
 pytestmark = [
@@ -120,9 +118,3 @@ def test_the_surgeon_is_there_from_the_start_in_one_process(tiny_model, tiny_tok
 def test_buffers_are_the_surgeons(tiny_model, tiny_tokenizer, tmp_path):
     with pytest.raises(StrategyError, match="disk"):
         grpo_args(tmp_path, buffers="disk")
-
-
-def test_wrappers_leave_no_trace_in_names():
-    model = nn.Sequential(nn.Linear(2, 2))
-    compiled = torch.compile(model)
-    assert list(plain_names(compiled)) == list(dict(model.named_parameters()))

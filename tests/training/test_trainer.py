@@ -5,13 +5,11 @@ import math
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM
 
 from counterpoint.errors import DivergedError, DomainError, RewardError, UnsupportedError
-from counterpoint.surgery import STRATEGIES, cosines
+from counterpoint.surgery import cosines
 from counterpoint.training import DomainGRPOTrainer
 from counterpoint.training.batches import DOMAIN_KEY
-from counterpoint.training.metrics import metrics_grouping
 from trainer_helpers import DATA, REWARDS, digits, grpo_args, letters
 
 pytestmark = [
@@ -101,14 +99,6 @@ def test_the_number_of_metrics_does_not_grow_with_the_model(tiny_model, tiny_tok
     trainer = build(tiny_model, tiny_tokenizer, tmp_path, strategy="mgs-tensor", max_steps=1)
     trainer.train()
     assert not [key for key in trainer.state.log_history[0] if "layers" in key]
-
-
-def test_a_model_that_no_rule_knows_can_still_be_mixed(tiny_model):
-    odd = torch.nn.ModuleDict({"unheard_of": torch.nn.Linear(2, 2)})
-    known = AutoModelForCausalLM.from_pretrained(tiny_model)
-    assert metrics_grouping(known, STRATEGIES["mixed"]) == "module"
-    assert metrics_grouping(odd, STRATEGIES["mixed"]) == "global"
-    assert metrics_grouping(odd, STRATEGIES["mgs-tensor"]) == "tensor"
 
 
 def test_several_rewards_of_a_domain_are_logged_apart(tiny_model, tiny_tokenizer, tmp_path):

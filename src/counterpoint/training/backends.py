@@ -9,7 +9,7 @@ FSDP2 averages in the backward pass that ends a domain's stretch of micro-batche
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from counterpoint.anatomy import plain_name
 from counterpoint.errors import UnsupportedError
 from counterpoint.surgery import Strategy, group_parameters
 from counterpoint.surgery.refusals import DEEPSPEED, FSDP1
@@ -130,10 +131,7 @@ def check_model(model: nn.Module, strategy: Strategy) -> None:
         return
     if getattr(model, "is_distributed_loading_by_transformers", False):
         raise UnsupportedError(f"{_UNPROVEN.format('A model sharded by from_pretrained')} Use DDP or FSDP2.")
-    named = plain_names(model)
-    shapes = {name: tuple(param.shape) for name, param in named.items()}
-    trained = {name: shape for name, shape in shapes.items() if named[name].requires_grad}
-    group_parameters(trained, strategy.grouping, [name for name in shapes if name not in trained])
+    group_parameters(model, strategy.grouping)
 
 
 def check_devices(args: Any) -> None:
@@ -206,9 +204,6 @@ def separable(accelerator: Any) -> bool:
 
 # Averaging over ranks
 
-_WRAPPERS = ("_checkpoint_wrapped_module.", "_orig_mod.")
-"""Parts of a parameter's name that activation checkpointing and ``torch.compile`` put in."""
-
 
 @dataclass(frozen=True)
 class Reduction:
@@ -254,7 +249,7 @@ class Reduction:
             return _reducing(self.module, reduce)
         return nullcontext()
 
-    def check(self, named: Mapping[str, nn.Parameter]) -> None:
+    def check(self, model: nn.Module) -> None:
         """Refuses parameters whose gradients nothing would average.
 
         Raises:
@@ -262,12 +257,12 @@ class Reduction:
         """
         if not self.sharded:
             return
-        for name, param in named.items():
+        for name, param in model.named_parameters():
             if param.requires_grad and not isinstance(param, DTensor):
                 raise UnsupportedError(
-                    f"The parameter {name!r} is trained and FSDP2 does not shard it, so its gradient would not be "
-                    "averaged before domains are combined. Take it out of ignored_modules, or attach adapters before "
-                    "the model is sharded."
+                    f"The parameter {plain_name(name)!r} is trained and FSDP2 does not shard it, so its gradient would "
+                    "not be averaged before domains are combined. Take it out of ignored_modules, or attach adapters "
+                    "before the model is sharded."
                 )
 
 
@@ -278,13 +273,3 @@ def _reducing(module: FSDPModule, reduce: bool) -> Iterator[None]:
         yield
     finally:
         module.set_requires_gradient_sync(True)
-
-
-def plain_names(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters by the names that they have without wrappers."""
-    named = {}
-    for name, param in module.named_parameters():
-        for wrapper in _WRAPPERS:
-            name = name.replace(wrapper, "")
-        named[name] = param
-    return named

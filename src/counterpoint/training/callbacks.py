@@ -64,7 +64,7 @@ class GramWriter(TrainerCallback):
         """Appends the record that this step left, if it left one."""
         record = self.trainer.last_record
         if self.recorder is not None and record is not None and record is not self._seen and record.finite:
-            self.recorder.add(self.stage.offset + state.global_step, record, self.trainer.metrics_grouping)
+            self.recorder.add(self.stage.offset + state.global_step, record)
         self._seen = record
 
 

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from trl.trainer.utils import nanstd as trl_nanstd
 
-from counterpoint.errors import GroupingError
-from counterpoint.surgery import Record, Strategy, conflict_rate, cosines, group_parameters, removed_share
+from counterpoint.surgery import Record, conflict_rate, cosines, removed_share
 from counterpoint.training.batches import nanstd, total_rewards
 
 
@@ -64,29 +63,15 @@ def _parts(domain: str, reward_names: Sequence[str], rewards_BF: torch.Tensor) -
     }
 
 
-def metrics_grouping(model: torch.nn.Module, strategy: Strategy) -> Any:
-    """The grouping that metrics and Grams are kept in: modules, or the strategy's own where no rule knows the model."""
-    shapes = {name: tuple(param.shape) for name, param in model.named_parameters() if param.requires_grad}
-    try:
-        group_parameters(shapes, "module")
-    except GroupingError:
-        return strategy.grouping
-    return "module"
-
-
-def surgery_metrics(record: Record, grouping: Any = "module") -> dict[str, float]:
+def surgery_metrics(record: Record) -> dict[str, float]:
     """Global cosine of every pair of domains, conflict rate over modules, and the share that surgery removed.
 
     Every value is an aggregate: the number of keys depends on the domains alone, never on the size of the model.
-
-    Args:
-        record: what the Surgeon left.
-        grouping: the groups over which the conflict rate is taken, see :func:`metrics_grouping`.
     """
     metrics = {"nonfinite": float(not record.finite), "removed": removed_share(record.gram_GDD, record.weights_GD)}
     if len(record.domains) < 2 or not record.finite:
         return metrics
-    _, gram_GDD = record.regroup(grouping)
+    _, gram_GDD = record.regroup("module")
     global_cosine_DD = cosines(gram_GDD.sum(dim=0))
     metrics["conflict_rate"] = conflict_rate(gram_GDD)
     for i, first in enumerate(record.domains):

@@ -23,7 +23,6 @@ from counterpoint.training.backends import (
     check_args,
     check_model,
     check_peft,
-    plain_names,
     separable,
     tensor_parallel,
 )
@@ -46,7 +45,6 @@ from counterpoint.training.config import DomainGRPOConfig, check_strategy, own_s
 from counterpoint.training.metrics import (
     PER_MICRO_BATCH,
     batch_metrics,
-    metrics_grouping,
     surgery_metrics,
     unscaled,
 )
@@ -168,7 +166,6 @@ class DomainGRPOTrainer(GRPOTrainer):
         self._rewards.limit(self.reward_funcs, self.reward_func_names)
         self._balance_experts()
         self._separable = separable(self.accelerator) and not tensor_parallel(self.accelerator)
-        self.metrics_grouping = metrics_grouping(self.accelerator.unwrap_model(self.model), self.strategy)
         self._forget()
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -205,10 +202,10 @@ class DomainGRPOTrainer(GRPOTrainer):
             if self.accelerator.num_processes > 1 and not self.is_in_train:
                 raise StrategyError("The Surgeon is made when training starts. Ask in a callback, or afterwards.")
             reduction = Reduction.of(self.model_wrapped)
-            named = plain_names(self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False))
-            reduction.check(named)
+            module = self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False)
+            reduction.check(module)
             own = {"seed": self.args.seed, "buffers": self._own["buffers"]}
-            self._surgeon = Surgeon(named, self.strategy, average_over=reduction.group, **own)
+            self._surgeon = Surgeon(module, self.strategy, average_over=reduction.group, **own)
             if self._surgeon_state:
                 self._surgeon.load_state_dict(self._surgeon_state)
         return self._surgeon
@@ -415,7 +412,7 @@ class DomainGRPOTrainer(GRPOTrainer):
         if not self._separates_domains:
             return
         self.last_record = unscaled(self.surgeon.combine(), self.accelerator.scaler)
-        for key, value in surgery_metrics(self.last_record, self.metrics_grouping).items():
+        for key, value in surgery_metrics(self.last_record).items():
             self._metrics["train"][key].append(value)
 
     def _copy_metrics(self, domain: str, counts: Mapping[str, int]) -> None:
