@@ -112,6 +112,7 @@ class DomainGRPOTrainer(GRPOTrainer):
     args: GRPOConfig  # type: ignore[assignment]
     model: Any
     num_generations: int
+    num_generations_eval: int
     _buffered_inputs: list[Buffer] | None  # type: ignore[assignment]
 
     def __init__(
@@ -139,7 +140,7 @@ class DomainGRPOTrainer(GRPOTrainer):
         check_peft(peft_config)
         self._own = own_settings(args)
         self.strategy = resolve_strategy(self._own["strategy"])
-        if isinstance(model, nn.Module):
+        if isinstance(model, nn.Module) and peft_config is None:
             check_model(model, self.strategy)
         self._needs_prompt = environment_factory is None
         self.domain_rows = combine_domains(train_dataset, needs_prompt=self._needs_prompt)
@@ -232,11 +233,7 @@ class DomainGRPOTrainer(GRPOTrainer):
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """``GRPOTrainer.predict`` on whatever the constructor takes as an ``eval_dataset``."""
         with self._other_rows(test_dataset, "test_dataset") as index:
-            return super().predict(
-                index,  # type: ignore[arg-type]
-                *args,
-                **kwargs,
-            )
+            return super().predict(index, *args, **kwargs)  # type: ignore[arg-type]
 
     @contextmanager
     def _other_rows(self, data: Any, where: str) -> Iterator[Dataset | None]:
@@ -323,7 +320,7 @@ class DomainGRPOTrainer(GRPOTrainer):
             self.reward_func_names,
             self.accelerator.gather(self._lengths_B),
             self.accelerator.gather(self._truncated_B),
-            self.num_generations if mode == "train" else self.num_generations_eval or self.num_generations,
+            self.num_generations if mode == "train" else self.num_generations_eval,
         )
         for key, (value, num_rows) in metrics.items():
             # TRL averages what stands here over batches; a value for each row makes that an average over rows
@@ -462,11 +459,20 @@ class DomainGRPOTrainer(GRPOTrainer):
             self._step, self._surgeon_state, self._buffered_inputs = state.micro_step, state.surgeon, state.buffer
         return super().train(checkpoint, *args, **kwargs)
 
+    # transformers loads weights by name, also where it saved them under other names
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        plain = self.accelerator.unwrap_model(self.model if model is None else model)
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # these keep a copy of their own
-        if sharded or not load_renamed(plain, Path(resume_from_checkpoint)):
+        if not self._loads_renamed(resume_from_checkpoint, self.model if model is None else model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if not self._loads_renamed(self.state.best_model_checkpoint, self.model):
+            super()._load_best_model()
+
+    def _loads_renamed(self, folder: Any, model: Any) -> bool:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # these keep a copy under the names of their own
+            return False
+        return load_renamed(self.accelerator.unwrap_model(model), Path(folder))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """TRL's model card with the domains, the strategy and the last held-out rewards."""
