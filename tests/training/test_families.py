@@ -127,12 +127,17 @@ def test_a_mixture_is_resumed_with_the_experts_that_were_saved(family, tmp_path)
         args = grpo_args(tmp_path, strategy="mgs", gradient_checkpointing=False, **settings)
         trainer = DomainGRPOTrainer(make(), REWARDS, args, DATA, None, tokenizer, callbacks=[tape])
         trainer.train(resume_from_checkpoint=resume_from)
+        return trainer
 
     whole, resumed = GradientTape(), GradientTape()
     train(whole)
-    train(resumed, tmp_path / "checkpoint-1")
+    trainer = train(resumed, tmp_path / "checkpoint-1")
     (step,) = resumed.steps
     assert relative_error(step, whole.steps[1]) == 0
+    trainer.state.best_model_checkpoint = str(tmp_path / "checkpoint-1")
+    trainer._load_best_model()
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-1").state_dict()
+    assert all(torch.equal(value, saved[name]) for name, value in trainer.model.state_dict().items())
 
 
 # Images
@@ -234,7 +239,7 @@ def test_a_run_on_images_is_resumed_inside_a_generation(tmp_path):
     make = vision_model(shown.tokenizer)
 
     def build(tape):
-        settings = {"strategy": "mgs-tensor", "steps_per_generation": 8, "save_strategy": "steps", "save_steps": 1}
+        settings = {"strategy": "mgs", "steps_per_generation": 8, "save_strategy": "steps", "save_steps": 1}
         args = grpo_args(tmp_path, max_steps=2, num_generations=2, gradient_checkpointing=False, **settings)
         return DomainGRPOTrainer(make(), rewards, args, data, None, shown, callbacks=[tape])
 

@@ -18,7 +18,7 @@ from counterpoint.errors import DomainError
 from counterpoint.report import write_report
 from counterpoint.runs.grams import read_grams
 from counterpoint.training import train
-from counterpoint.training.execution import no_signal
+from counterpoint.training.metrics import no_signal
 from counterpoint.training.preflight import total_steps
 from counterpoint.training.reporter import Silent
 from trainer_helpers import digits, grpo_args

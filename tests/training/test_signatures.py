@@ -13,6 +13,7 @@ EXPECTED = {
     "_get_train_sampler": ["self", "dataset"],
     "_save_checkpoint": ["self", "model", "trial"],
     "_generate": ["self", "prompts"],
+    "_load_best_model": ["self"],
     "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
     "create_accelerator_and_postprocess": ["self"],
     "create_model_card": ["self", "model_name", "dataset_name", "tags"],

@@ -260,9 +260,9 @@ class Reduction:
         for name, param in parameters_of(model).items():
             if param.requires_grad and not isinstance(param, DTensor):
                 raise UnsupportedError(
-                    f"The parameter {name!r} is trained and FSDP2 does not shard it, so its gradient would not be "
-                    "averaged before domains are combined. Take it out of ignored_modules, or attach adapters before "
-                    "the model is sharded."
+                    f"The parameter {name!r} is trained and FSDP2 does not shard it, so its gradient would "
+                    "not be averaged before domains are combined. Take it out of ignored_modules, or attach adapters "
+                    "before the model is sharded."
                 )
 
 

@@ -68,9 +68,6 @@ def surgery_metrics(record: Record) -> dict[str, float]:
     """Global cosine of every pair of domains, conflict rate over modules, and the share that surgery removed.
 
     Every value is an aggregate: the number of keys depends on the domains alone, never on the size of the model.
-
-    Args:
-        record: what the Surgeon left.
     """
     metrics = {"nonfinite": float(not record.finite), "removed": removed_share(record.gram_GDD, record.weights_GD)}
     if len(record.domains) < 2 or not record.finite:

@@ -1,4 +1,4 @@
-"""A run directory for training from a script: what a run from a configuration leaves, so that every command works on it.
+"""A run directory for training from a script: what a run from a configuration leaves, for every command to read.
 
 The rows of every domain are kept in the run (``data/DOMAIN.jsonl``, ``data/DOMAIN.held-out.jsonl``) and its
 ``config.yaml`` names them, with each reward by its place in a module: ``diagnose`` and ``recover`` sample and score in
@@ -29,6 +29,7 @@ from counterpoint.runs import RunDirectory
 from counterpoint.training.callbacks import AtStart, CheckpointMover, Evaluator, GramWriter, MetricsWriter
 from counterpoint.training.config import plain_strategy
 from counterpoint.training.metrics import no_signal
+from counterpoint.training.preflight import total_steps
 from counterpoint.training.reporter import Silent
 from counterpoint.training.resuming import ResumePoint, resume_point
 from counterpoint.training.settings import clear_output, output_dir
@@ -53,8 +54,7 @@ class ScriptRun:
         self.path = Path(path)
         if args.load_best_model_at_end:
             raise RunError("run=: load_best_model_at_end looks for checkpoints where the run has none. Leave it out.")
-        self.trackers = RunDirectory(self.path)
-        args.output_dir = output_dir(self.trackers, Stage(0, (), 0, 1))
+        args.output_dir = output_dir(RunDirectory(self.path), Stage(0, (), 0, 1))
         args.run_name = args.run_name or self.path.name
         args.logging_strategy, args.logging_steps, args.logging_first_step = "steps", 1, True
         self.keep, args.save_total_limit = args.save_total_limit, None
@@ -65,13 +65,19 @@ class ScriptRun:
     def recording(self, trainer: Any, resume: bool) -> Iterator[str | None]:
         """Around TRL's training: gives the checkpoint to go on from, writes the run, and says how it ended."""
         launch = Launch.join()
-        steps = trainer.args.max_steps if trainer.args.max_steps > 0 else trainer.planned_steps()
+        steps = total_steps(trainer.args, sum(trainer.domain_rows.sizes.values()))
         domains = _domains(trainer)
         stage = Stage(0, tuple(domain.name for domain in domains), 0, steps)
         config = _config(trainer, self.path, domains, self.keep)
-        opened: list[tuple[RunDirectory, ResumePoint]] = []
-        step = launch.share(lambda: opened.append(self._open(config, domains, resume)) or opened[0][1].step)
-        run = opened[0][0] if opened else None
+        opened: list[RunDirectory] = []  # on the first rank
+
+        def open_run() -> int:
+            run, start = self._open(config, domains, resume)
+            opened.append(run)
+            return start.step
+
+        step = launch.share(open_run)
+        run = opened[0] if opened else None
         book = _Book(trainer, config, domains, stage, launch, run)
         status = "failed"
         try:
@@ -102,6 +108,7 @@ class ScriptRun:
             clear_output(run)
             run.update(status="running", stages=[], seal=run.seal(start.step))
             return run, start
+        clear_output(RunDirectory(self.path))  # TRL's constructor has made its empty folder there
         run = RunDirectory.create(self.path, config)
         for domain in domains:
             for kind, rows in (("", domain.train), (".held-out", domain.evaluation)):

@@ -49,6 +49,7 @@ from counterpoint.training.metrics import (
     unscaled,
 )
 from counterpoint.training.rewards import Rewards
+from counterpoint.training.scripted import ScriptRun, check_script
 from counterpoint.training.state import (
     TrainerState,
     find_checkpoint,
@@ -112,6 +113,7 @@ class DomainGRPOTrainer(GRPOTrainer):
     args: GRPOConfig  # type: ignore[assignment]
     model: Any
     num_generations: int
+    num_generations_eval: int
     _buffered_inputs: list[Buffer] | None  # type: ignore[assignment]
 
     def __init__(
@@ -139,7 +141,7 @@ class DomainGRPOTrainer(GRPOTrainer):
         check_peft(peft_config)
         self._own = own_settings(args)
         self.strategy = resolve_strategy(self._own["strategy"])
-        if isinstance(model, nn.Module):
+        if isinstance(model, nn.Module) and peft_config is None:
             check_model(model, self.strategy)
         self._needs_prompt = environment_factory is None
         self.domain_rows = combine_domains(train_dataset, needs_prompt=self._needs_prompt)
@@ -152,6 +154,11 @@ class DomainGRPOTrainer(GRPOTrainer):
         if args.world_size > 1:
             self._rewards.hold_errors()
         self.eval_rows = None if eval_dataset is None else self._held_out_rows(eval_dataset, "eval_dataset")
+        self.reward_sources, self.shares, self.grams_every = reward_funcs, dict(shares), self._own["grams_every"]
+        self._script_run: ScriptRun | None = None
+        if self._own["run"] is not None:
+            check_script(reward_funcs, self.eval_rows, self.domains)
+            self._script_run = ScriptRun(self._own["run"], args)
         self.held_out: dict[str, float] = {}
         """Last held-out mean reward of each domain, for the model card."""
         self._halves = needs_halves(self.strategy)
@@ -232,11 +239,7 @@ class DomainGRPOTrainer(GRPOTrainer):
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """``GRPOTrainer.predict`` on whatever the constructor takes as an ``eval_dataset``."""
         with self._other_rows(test_dataset, "test_dataset") as index:
-            return super().predict(
-                index,  # type: ignore[arg-type]
-                *args,
-                **kwargs,
-            )
+            return super().predict(index, *args, **kwargs)  # type: ignore[arg-type]
 
     @contextmanager
     def _other_rows(self, data: Any, where: str) -> Iterator[Dataset | None]:
@@ -323,7 +326,7 @@ class DomainGRPOTrainer(GRPOTrainer):
             self.reward_func_names,
             self.accelerator.gather(self._lengths_B),
             self.accelerator.gather(self._truncated_B),
-            self.num_generations if mode == "train" else self.num_generations_eval or self.num_generations,
+            self.num_generations if mode == "train" else self.num_generations_eval,
         )
         for key, (value, num_rows) in metrics.items():
             # TRL averages what stands here over batches; a value for each row makes that an average over rows
@@ -447,7 +450,16 @@ class DomainGRPOTrainer(GRPOTrainer):
         return kept_settings(self.args, self._own, self.domain_rows.sizes)
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """``GRPOTrainer.train``; a resumed run continues with the numbers of one that was never interrupted."""
+        """``GRPOTrainer.train``; a resumed run continues with the numbers of one that was never interrupted.
+
+        With ``args.run`` the run directory is written, and taken up where resuming is asked for.
+        """
+        if self._script_run is None:
+            return self._train_from(resume_from_checkpoint, *args, **kwargs)
+        with self._script_run.recording(self, bool(resume_from_checkpoint)) as checkpoint:
+            return self._train_from(checkpoint, *args, **kwargs)
+
+    def _train_from(self, resume_from_checkpoint: str | Path | bool | None, *args: Any, **kwargs: Any) -> Any:
         self._forget()
         checkpoint = find_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
         if checkpoint is not None:
@@ -462,11 +474,20 @@ class DomainGRPOTrainer(GRPOTrainer):
             self._step, self._surgeon_state, self._buffered_inputs = state.micro_step, state.surgeon, state.buffer
         return super().train(checkpoint, *args, **kwargs)
 
+    # transformers loads weights by name, also where it saved them under other names
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        plain = self.accelerator.unwrap_model(self.model if model is None else model)
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # these keep a copy of their own
-        if sharded or not load_renamed(plain, Path(resume_from_checkpoint)):
+        if not self._loads_renamed(resume_from_checkpoint, self.model if model is None else model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if not self._loads_renamed(self.state.best_model_checkpoint, self.model):
+            super()._load_best_model()
+
+    def _loads_renamed(self, folder: Any, model: Any) -> bool:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # these keep a copy under the names of their own
+            return False
+        return load_renamed(self.accelerator.unwrap_model(model), Path(folder))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """TRL's model card with the domains, the strategy and the last held-out rewards."""
