@@ -15,8 +15,9 @@ from torch.distributed.tensor import DTensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from counterpoint.surgery import Surgeon, _kernels, scatter, stores
-from counterpoint.surgery.stores import HostStore
+from counterpoint.surgery import Surgeon, _kernels
+from counterpoint.surgery._passes import scattered, stores
+from counterpoint.surgery._passes.stores import HostStore
 
 STEPS = 2
 """Steps that are measured; the second one must need no more than the first."""
@@ -109,7 +110,7 @@ def measure(model: nn.Module, domains: int, buffers: str, halves: bool = False, 
     copies.on_load = lambda: inside.append(live.now)
     kernels = {name: getattr(_kernels, name) for name in ("unit_grams", "weighted_sums_")}
     changes = [patch.object(_kernels, name, _watched(kernel, live, inside)) for name, kernel in kernels.items()]
-    changes.append(patch.object(scatter, "_divided", _watched(scatter._divided, live, inside)))
+    changes.append(patch.object(scattered, "_divided", _watched(scattered._divided, live, inside)))
     changes.append(patch.dict(stores.STORES, {"cpu": lambda device: HostStore(copies)}))
     found: dict[str, int] = {}
     with ExitStack() as stack:

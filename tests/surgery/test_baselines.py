@@ -8,9 +8,9 @@ import torch
 
 from counterpoint.errors import StrategyError
 from counterpoint.surgery import Context, Surgeon, build_weighting, pcgrad, resolve_strategy
-from counterpoint.surgery.protect import PATIENCE
-from counterpoint.surgery.shuffled import random_cycle, shuffled
 from counterpoint.surgery.strategies import weighted_domains
+from counterpoint.surgery.weightings.protect import PATIENCE
+from counterpoint.surgery.weightings.shuffled import random_cycle, shuffled
 
 NAMES = tuple("abcde")
 GROUPS = tuple(f"layers.{i}.mlp" for i in range(12))

@@ -7,7 +7,7 @@ import torch
 
 from counterpoint.errors import StrategyError
 from counterpoint.surgery import Context, Surgeon, build_weighting, pcgrad
-from counterpoint.surgery.averages import PairAverages
+from counterpoint.surgery.weightings.averages import PairAverages
 
 NAMES = tuple("abcde")
 

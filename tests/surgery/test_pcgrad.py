@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from counterpoint.surgery import Context, pcgrad
-from counterpoint.surgery.pcgrad import project
+from counterpoint.surgery.weightings.pcgrad import project
 
 
 def gradients(num_domains: int, size: int = 7, seed: int = 0) -> torch.Tensor:

@@ -7,8 +7,8 @@ import torch
 
 from counterpoint.errors import StrategyError
 from counterpoint.surgery import Context, Surgeon, build_weighting, pcgrad
-from counterpoint.surgery.pcgrad import project_each
-from counterpoint.surgery.protect import PATIENCE, Protection, cone_multipliers, give_way
+from counterpoint.surgery.weightings.pcgrad import project_each
+from counterpoint.surgery.weightings.protect import PATIENCE, Protection, cone_multipliers, give_way
 
 NAMES = tuple("abcdefgh")
 

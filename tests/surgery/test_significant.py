@@ -12,9 +12,9 @@ from torch import Tensor
 
 from counterpoint.errors import StrategyError
 from counterpoint.surgery import Context, Surgeon, build_weighting, cosines, pcgrad
-from counterpoint.surgery.protect import PATIENCE
-from counterpoint.surgery.significant import noise_squares, student_quantile, variances
-from counterpoint.surgery.weighting import Halves
+from counterpoint.surgery.weightings.base import Halves
+from counterpoint.surgery.weightings.protect import PATIENCE
+from counterpoint.surgery.weightings.significant import noise_squares, student_quantile, variances
 
 NAMES = tuple("abcde")
 

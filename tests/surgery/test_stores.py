@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from counterpoint.errors import StrategyError
-from counterpoint.surgery import Surgeon, stores
-from counterpoint.surgery.stores import CompactStore, DeviceStore, HostStore, build_store
+from counterpoint.surgery import Surgeon
+from counterpoint.surgery._passes import stores
+from counterpoint.surgery._passes.stores import CompactStore, DeviceStore, HostStore, build_store
 
 SHAPES = {
     "layers.0.mlp.up.weight": (64, 8),

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from ..surgery.scatter import make_buckets
+from ..surgery._passes.scattered import make_buckets
 from ..surgery.strategies import Strategy, resolve_strategy
 from ..surgery.units import Units
 from ..surgery.weightings import build_weighting

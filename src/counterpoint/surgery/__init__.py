@@ -23,12 +23,12 @@ conflicts with whom; a weighting turns it into one weight per domain; the update
 
 from .gram import conflict_rate, conflicts, cosines, removed_share
 from .groupings import GROUPINGS, group_parameters
-from .pcgrad import pcgrad
 from .record import Record
 from .strategies import STRATEGIES, Strategy, needs_halves, resolve_strategy
 from .surgeon import Surgeon
-from .weighting import Context, Halves, Weighting, ones
 from .weightings import WEIGHTINGS, build_weighting
+from .weightings.base import Context, Halves, Weighting, ones
+from .weightings.pcgrad import pcgrad
 
 __all__ = [
     "GROUPINGS",

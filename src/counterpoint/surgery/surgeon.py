@@ -10,18 +10,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..anatomy import Anatomy
 from ..errors import StrategyError
-from .backends import refuse_inexact
-from .buffers import DomainBuffers
+from ._passes.backends import refuse_inexact
+from ._passes.buffers import DomainBuffers
+from ._passes.ranks import find_ranks
+from ._passes.reduced import OwnGradients, Vector
+from ._passes.scattered import ScatteredGradients
+from ._passes.stores import build_store
 from .groupings import ParameterRule
-from .own import OwnGradients, Vector
-from .ranks import find_ranks
 from .record import Record
-from .scatter import ScatteredGradients
-from .stores import build_store
 from .strategies import Strategy, resolve_strategy
 from .units import Units, sum_units
-from .weighting import Context, Halves
 from .weightings import WeightingSpec, build_weighting
+from .weightings.base import Context, Halves
 
 NamedParameters = Mapping[str, nn.Parameter] | Iterable[tuple[str, nn.Parameter]]
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ..errors import RankMismatchError
 from ..surgery import Context, Record
-from ..surgery.pcgrad import project
-from ..surgery.ranks import check_words
+from ..surgery._passes.ranks import check_words
+from ..surgery.weightings.pcgrad import project
 from .case import EXACT, TWO, USUAL_MODEL, Case, Spread
 from .cases.ddp import ddp
 from .cases.fsdp import fsdp

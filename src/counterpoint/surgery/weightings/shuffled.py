@@ -8,8 +8,8 @@ from the rescaling and not from where it happens.
 import torch
 from torch import Tensor
 
+from .base import Context
 from .pcgrad import pcgrad
-from .weighting import Context
 
 
 def shuffled(gram_GDD: Tensor, context: Context) -> Tensor:

@@ -17,8 +17,8 @@ import torch
 import triton
 from torch import Tensor
 
-from . import _triton
-from ._spans import Blocks, Span, cut, device_of, to_device
+from . import triton as kernels
+from .spans import Blocks, Span, cut, device_of, to_device
 
 ITEM = 1 << 15
 """Elements of every vector that one program works through."""
@@ -67,7 +67,7 @@ def unit_grams(blocks_VB: Blocks, spans: Sequence[Span], num_units: int) -> Tens
     products = torch.empty(len(layout.items), places, dtype=torch.float64, device=device)
     with _current(device):
         for kind, first, number in layout.launches:
-            _triton.products_kernel[(number,)](
+            kernels.products_kernel[(number,)](
                 addresses,
                 layout.items,
                 products,
@@ -80,7 +80,7 @@ def unit_grams(blocks_VB: Blocks, spans: Sequence[Span], num_units: int) -> Tens
                 BLOCK=_block(num_vectors),
             )
         if len(layout.units):
-            _triton.units_kernel[(len(layout.units),)](
+            kernels.units_kernel[(len(layout.units),)](
                 products, layout.order, layout.ends, layout.units, grams, V=num_vectors, PLACES=places, ROWS=ROWS
             )
     return grams
@@ -96,7 +96,7 @@ def weighted_sums_(
     addresses, weights = to_device(table, device), to_device(weights_UV.double().contiguous(), device)
     with _current(device):
         for kind, first, number in layout.launches:
-            _triton.sums_kernel[(number,)](
+            kernels.sums_kernel[(number,)](
                 addresses,
                 layout.items,
                 weights,

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .gram import conflicts
+from ..gram import conflicts
+from .base import Context
 from .protect import Protection, give_way
-from .weighting import Context
 
 
 class PCGrad:

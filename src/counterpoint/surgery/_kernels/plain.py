@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._spans import Blocks, Span, cut, device_of, present, same_memory, sum_units, to_device, work_dtype
+from .spans import Blocks, Span, cut, device_of, present, same_memory, sum_units, to_device, work_dtype
 
 CHUNK = 1 << 24
 """Elements at a time, which bounds the scratch memory of low-precision gradients."""

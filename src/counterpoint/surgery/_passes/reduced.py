@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from . import _kernels
-from ._spans import by_device, total
+from .. import _kernels
+from .._kernels.spans import by_device, total
 from .layout import own_spans
 from .ranks import Ranks, check_agreement, check_words, sum_over_ranks
 from .shards import is_dtensor, local

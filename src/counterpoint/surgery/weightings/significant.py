@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import StrategyError
+from ...errors import StrategyError
+from ..gram import cosines
 from .averages import PairAverages
-from .gram import cosines
+from .base import Context, Halves
 from .pcgrad import weigh
 from .protect import PATIENCE, Protection
-from .weighting import Context, Halves
 
 
 class SignificantPCGrad:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import StrategyError, nearest
+from ...errors import StrategyError, nearest
 
 Gradients = list[Tensor | None]
 """What this rank holds of the gradient of each parameter; ``None`` where there is no gradient."""

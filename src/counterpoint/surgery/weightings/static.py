@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import StrategyError, nearest
+from ...errors import StrategyError, nearest
+from .base import Context
 from .protect import PATIENCE
-from .weighting import Context
 
 
 class StaticWeights:

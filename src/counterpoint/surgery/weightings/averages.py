@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import StrategyError
-from .weighting import Context
+from ...errors import StrategyError
+from .base import Context
 
 
 class PairAverages:

@@ -1,4 +1,4 @@
-"""Triton kernels for both passes; ``_fused`` fills the tables and launches them.
+"""Triton kernels for both passes; ``fused`` fills the tables and launches them.
 
 One program works through one item: a few ten thousand elements of one span. ``CODE`` and the two-bit digits of
 ``CODES`` say what dtype a vector has: 0 float32, 1 bfloat16, 2 float16, 3 float64. Products and sums are formed in

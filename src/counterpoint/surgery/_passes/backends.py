@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import nn
 
-from ..errors import UnsupportedError
+from ...errors import UnsupportedError
 
 
 def refuse_inexact(model: object, named: Mapping[str, nn.Parameter]) -> None:

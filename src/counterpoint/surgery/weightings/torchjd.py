@@ -18,9 +18,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..errors import MissingExtraError, StrategyError
-from .gram import conflicts
-from .weighting import Context
+from ...errors import MissingExtraError, StrategyError
+from ..gram import conflicts
+from .base import Context
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from ._spans import LOW_PRECISION, Blocks, Span, cut, present, same_memory, work_dtype
-from ._threads import in_threads
+from .spans import LOW_PRECISION, Blocks, Span, cut, present, same_memory, work_dtype
+from .threads import in_threads
 
 JOB = 1 << 22
 """Elements of every vector that a thread works through before it looks for more: waking one for less costs more."""

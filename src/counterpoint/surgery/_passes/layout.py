@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ._kernels import Span
+from .._kernels import Span
 from .shards import local, local_rows
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..errors import RankMismatchError, UnsupportedError
+from ...errors import RankMismatchError, UnsupportedError
 from .shards import is_dtensor, is_split
 
 _WORD_BITS = 20

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import StrategyError, nearest
-from .gram import cosines
-from .weighting import Context
+from ...errors import StrategyError, nearest
+from ..gram import cosines
+from .base import Context
 
 MAX_PROTECTED = 7
 """Every set of protected domains is tried, so their number is limited."""

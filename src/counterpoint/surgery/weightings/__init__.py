@@ -7,15 +7,15 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import StrategyError
-from ._outside import import_function
+from ...errors import StrategyError
+from .._outside import import_function
+from .base import Context, Weighting, ones
 from .ema import EMAPCGrad
 from .pcgrad import PCGrad
 from .shuffled import shuffled
 from .significant import SignificantPCGrad
 from .static import StaticWeights
-from .torchjd_adapter import TORCHJD, Method, TorchJDWeighting
-from .weighting import Context, Weighting, ones
+from .torchjd import TORCHJD, Method, TorchJDWeighting
 
 WEIGHTINGS: dict[str, Weighting | Method | type[PCGrad | EMAPCGrad | SignificantPCGrad | StaticWeights]] = {
     "ones": ones,

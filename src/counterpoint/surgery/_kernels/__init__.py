@@ -6,7 +6,7 @@ float32 (float64 where a block is float64, low precision widened) and added up o
 computed, and in which order it is added up, depends on the spans alone: equal input gives bitwise equal results, on
 any number of threads. Nothing waits for an accelerator.
 
-Where the work is done: ``_cpu`` on processors, ``_fused`` on CUDA, ``_plain`` on CUDA without Triton and elsewhere.
+Where the work is done: ``cpu`` on processors, ``fused`` on CUDA, ``plain`` on CUDA without Triton and elsewhere.
 """
 
 import subprocess
@@ -18,8 +18,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from . import _cpu, _plain
-from ._spans import Blocks, Span, device_of
+from . import cpu, plain
+from .spans import Blocks, Span, device_of
 
 __all__ = ["Blocks", "Span", "unit_grams", "weighted_sums_"]
 
@@ -58,10 +58,10 @@ def _filled(blocks_VB: Blocks, spans: Sequence[Span]) -> list[Span]:
 
 def _implementation(device: torch.device, num_vectors: int) -> ModuleType:
     if device.type == "cpu":
-        return _cpu
+        return cpu
     if device.type == "cuda" and num_vectors <= MAX_FUSED:
-        return _fused_on(device) or _plain
-    return _plain
+        return _fused_on(device) or plain
+    return plain
 
 
 @cache
@@ -70,12 +70,12 @@ def _fused_on(device: torch.device) -> ModuleType | None:
     try:
         from triton.errors import TritonError
 
-        from . import _fused
+        from . import fused
     except ImportError as error:
         _warn(device, f"{error} (install triton, which torch's packages for CUDA bring along)")
         return None
     try:
-        wrong = trial(_fused, device)
+        wrong = trial(fused, device)
     except (TritonError, RuntimeError, OSError, subprocess.SubprocessError) as error:
         # No compiler, no assembler for this GPU, a driver that refuses: the ways in which just-in-time kernels fail.
         _warn(device, f"{type(error).__name__}: {error}")
@@ -83,7 +83,7 @@ def _fused_on(device: torch.device) -> ModuleType | None:
     if not wrong < 1e-5:
         _warn(device, f"on a small example they were off by {wrong:.1e}")
         return None
-    return _fused
+    return fused
 
 
 def _warn(device: torch.device, reason: str) -> None:
@@ -109,7 +109,7 @@ def trial(implementation: ModuleType, device: torch.device) -> float:
     ]
     weights_UV = torch.rand(2, 3, generator=generator, dtype=torch.float64)
     outcomes: list[list[Tensor]] = []
-    for one in (_plain, implementation):
+    for one in (plain, implementation):
         targets = [torch.zeros(size, device=device) for size in (70_001, 33)]
         one.weighted_sums_(blocks_VB, targets, spans, weights_UV)
         outcomes.append([one.unit_grams(blocks_VB, spans, 2), *targets])

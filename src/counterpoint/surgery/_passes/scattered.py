@@ -15,12 +15,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..errors import UnsupportedError
-from . import _kernels
-from ._spans import by_device, total
+from ...errors import UnsupportedError
+from .. import _kernels
+from .._kernels.spans import by_device, total
 from .layout import shard_spans
-from .own import Held, Vector
 from .ranks import Ranks, sum_over_ranks
+from .reduced import Held, Vector
 from .shards import is_dtensor
 from .stores import DeviceStore, Gradients
 

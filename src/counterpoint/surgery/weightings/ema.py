@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..gram import cosines
 from .averages import PairAverages
-from .gram import cosines
+from .base import Context
 from .pcgrad import weigh
 from .protect import Protection
-from .weighting import Context
 
 
 class EMAPCGrad:

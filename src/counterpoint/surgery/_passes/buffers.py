@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..errors import StrategyError, UnsupportedError
-from .own import Vector
+from ...errors import StrategyError, UnsupportedError
+from .reduced import Vector
 from .shards import like_parameter, local
 from .stores import DeviceStore, Gradients, add_up
 
