@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from counterpoint.surgery import Surgeon, _kernels
-from counterpoint.surgery._kernels import Span, cpu, plain, threads, unit_grams, weighted_sums_
+from counterpoint.surgery._kernels import Span, cpu, plain, unit_grams, weighted_sums_
 
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 NUM_UNITS = 4
@@ -104,10 +104,8 @@ def chunks(request, monkeypatch):
         monkeypatch.setattr(fused, "ROWS", 2)
         fused._layout.cache_clear()
     elif request.param:
-        for name in ("MATRIX_BYTES", "SUM_BYTES"):
-            monkeypatch.setattr(cpu, name, 20 * request.param)
+        monkeypatch.setattr(cpu, "SUM_BYTES", 20 * request.param)
         monkeypatch.setattr(cpu, "DOT_BYTES", request.param)
-        monkeypatch.setattr(cpu, "STRETCH", 8)
         monkeypatch.setattr(cpu, "JOB", request.param)
         monkeypatch.setattr(plain, "CHUNK", request.param)
 
@@ -211,20 +209,6 @@ def test_low_precision_sums_are_rounded_once():
     assert (parts[0] + parts[1] + parts[2]).item() == 1.0
 
 
-def test_matrix_products_that_drop_bits_are_not_used(monkeypatch):
-    """Torch can be told to round the factors of float32 products (TF32, bfloat16); dot products are left alone."""
-    true_product = cpu._matrix_product
-    monkeypatch.setattr(cpu, "_matrix_product", lambda matrix: true_product(matrix.bfloat16().float()))
-    case = CASES["sixteen"]
-    blocks_VB = case.blocks()
-    expected = exact_grams(case, blocks_VB)
-    assert (unit_grams(blocks_VB, SPANS, NUM_UNITS) - expected).abs().max() < 1e-6 * expected.max()
-    # The control: without the probe the rounding is there to be seen.
-    monkeypatch.setattr(cpu, "_matrix_product_is_exact", lambda: True)
-    rounded = cpu.unit_grams(blocks_VB, SPANS[:2], NUM_UNITS)[0] - exact(case, blocks_VB)[0][:, :300].square().sum()
-    assert rounded.abs().max() > 1e-4 * expected.max()
-
-
 @pytest.mark.parametrize("num_vectors", [1, 3, 9])
 def test_squares_of_millions_of_uneven_elements_are_summed_to_three_millionths(num_vectors, implementation):
     if implementation != "cpu":
@@ -272,9 +256,9 @@ def test_the_number_of_torch_threads_is_put_back():
         for wanted in (1, 2):
             torch.set_num_threads(wanted)
             with pytest.raises(RuntimeError, match="0"):
-                threads.in_threads(fail, range(4))
+                cpu.in_threads(fail, range(4))
             assert torch.get_num_threads() == wanted
-            assert threads.in_threads(lambda item: item * 2, range(5)) == [0, 2, 4, 6, 8]
+            assert cpu.in_threads(lambda item: item * 2, range(5)) == [0, 2, 4, 6, 8]
     finally:
         torch.set_num_threads(before)
 

@@ -137,7 +137,7 @@ def describe_surgery(model: ModelShapes, setup: Setup) -> Surgery:
     """The sizes of the strategy's numbers for the trained parameters of ``model``."""
     strategy = resolve_strategy(setup.strategy)
     units = Units(model.trained, strategy.grouping, model.anatomy)
-    uses_halves = bool(getattr(build_weighting(strategy.weighting), "uses_halves", False))
+    uses_halves = build_weighting(strategy.weighting).uses_halves
     vectors = memory.num_vectors(setup.domains, uses_halves, setup.batches)
     return Surgery(strategy.name, len(units.own.groups), units.num_units, vectors, uses_halves)
 

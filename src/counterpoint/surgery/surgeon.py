@@ -10,18 +10,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..anatomy import Anatomy
 from ..errors import StrategyError
-from ._passes.backends import refuse_inexact
-from ._passes.buffers import DomainBuffers
 from ._passes.ranks import find_ranks
-from ._passes.reduced import OwnGradients, Vector
+from ._passes.reduced import ReducedGradients
 from ._passes.scattered import ScatteredGradients
-from ._passes.stores import build_store
+from ._passes.shards import refuse_inexact
+from ._passes.stores import DomainBuffers, Vector, build_store
 from .groupings import ParameterRule
 from .record import Record
 from .strategies import Strategy, resolve_strategy
 from .units import Units, sum_units
-from .weightings import WeightingSpec, build_weighting
-from .weightings.base import Context, Halves
+from .weightings import Context, Halves, WeightingSpec, build_weighting
 
 NamedParameters = Mapping[str, nn.Parameter] | Iterable[tuple[str, nn.Parameter]]
 
@@ -85,17 +83,17 @@ class Surgeon:
         anatomy = Anatomy.of(source if isinstance(source, nn.Module) else shapes)
         self._units = Units({name: shapes[name] for name in trainable}, self.strategy.grouping, anatomy)
         parameters = list(trainable.values())
-        store = build_store(buffers, parameters[0].device)
+        store = build_store(buffers, {parameter.device for parameter in parameters})
         ddp = _ddp(model_or_named_parameters)
         ranks = find_ranks(parameters, average_over or (ddp.process_group if ddp else None))
-        self._passes: OwnGradients | ScatteredGradients
+        self._passes: ReducedGradients | ScatteredGradients
         if average_over is not None and dist.get_world_size(average_over) > 1:
             assert ranks is not None
             self._passes = ScatteredGradients(parameters, self._units.counts, average_over, ranks, store)
         else:
-            self._passes = OwnGradients(parameters, self._units.counts, ranks, store)
+            self._passes = ReducedGradients(parameters, self._units.counts, ranks, store)
         copy = copy or bool(ddp and ddp.gradient_as_bucket_view)
-        self._buffers = DomainBuffers(trainable, store, copy, bool(getattr(self._weighting, "uses_halves", False)))
+        self._buffers = DomainBuffers(trainable, store, copy, self._weighting.uses_halves)
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -105,7 +103,7 @@ class Surgeon:
     @property
     def collected(self) -> tuple[str, ...]:
         """The domains collected since the last combination, sorted by name."""
-        return self._buffers.domains
+        return tuple(sorted({domain for domain, _ in self._buffers.held}))
 
     @torch.no_grad()
     def collect(self, domain: str, last: bool = False) -> None:
@@ -161,7 +159,6 @@ class Surgeon:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on with the same numbers; collected gradients are not part of it."""
-        memory = getattr(self._weighting, "state_dict", None)
         expected = self._passes.expected if isinstance(self._passes, ScatteredGradients) else {}
         return {
             "strategy": self.strategy.name,
@@ -169,7 +166,7 @@ class Surgeon:
             "seed": self.seed,
             "step": self.step,
             "nonfinite_steps": self.nonfinite_steps,
-            "weighting": memory() if memory else {},
+            "weighting": self._weighting.state_dict(),
             "expected": [[*vector, age] for vector, age in expected.items()],
         }
 
@@ -190,14 +187,13 @@ class Surgeon:
         self.seed, self.step, self.nonfinite_steps = state["seed"], state["step"], state["nonfinite_steps"]
         if isinstance(self._passes, ScatteredGradients):
             self._passes.expected = {(domain, half): age for domain, half, age in state.get("expected", [])}
-        if hasattr(self._weighting, "load_state_dict"):
-            self._weighting.load_state_dict(state["weighting"])
+        self._weighting.load_state_dict(state["weighting"])
 
     def _weights(
         self, gram_GDD: Tensor, domains: tuple[str, ...], finite: bool, halves: Callable[[], Halves | None]
     ) -> Tensor:
         shape = gram_GDD.shape[:2]
-        alone = len(domains) == 1 and not getattr(self._weighting, "weighs_one", False)
+        alone = len(domains) == 1 and not self._weighting.weighs_one
         if alone or not finite:
             return torch.ones(shape, dtype=torch.float64)
         context = Context(self.groups, domains, self.seed, self.step, halves())
@@ -212,7 +208,7 @@ class Surgeon:
 
     def _halves(self, gram_UVV: Tensor, collected: Mapping[Vector, int], domains: tuple[str, ...]) -> Halves | None:
         """The Grams with every domain split in two, for a weighting that asks for them."""
-        if not getattr(self._weighting, "uses_halves", False):
+        if not self._weighting.uses_halves:
             return None
         places = torch.tensor([2 * domains.index(domain) + half for domain, half in collected])
         gram_GVV = torch.zeros(len(self.groups), 2 * len(domains), 2 * len(domains), dtype=torch.float64)

@@ -1,17 +1,16 @@
 """The two passes over gradients: inner products of all pairs of vectors, and their weighted sums.
 
-Vectors (one gradient per domain, or two halves of it) come as lists of flat blocks on one device; spans say which
-elements of a block belong to which unit. Each pass reads every element once from memory. Products are formed in
-float32 (float64 where a block is float64, low precision widened) and added up over chunks in float64. What is
-computed, and in which order it is added up, depends on the spans alone: equal input gives bitwise equal results, on
-any number of threads. Nothing waits for an accelerator.
+Vectors (one gradient per domain, or two halves of it) come as lists of flat blocks; spans say which elements of a block
+belong to which unit. Each pass reads every element once from memory. Products are formed in float32 (float64 where a
+block is float64, low precision widened) and added up over chunks in float64. What is computed, and in which order it is
+added up, depends on the spans alone: equal input gives bitwise equal results, on any number of threads.
 
 Where the work is done: ``cpu`` on processors, ``fused`` on CUDA, ``plain`` on CUDA without Triton and elsewhere.
 """
 
 import subprocess
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from types import ModuleType
 
@@ -19,22 +18,32 @@ import torch
 from torch import Tensor
 
 from . import cpu, plain
-from .spans import Blocks, Span, device_of
+from .spans import Blocks, Span
 
-__all__ = ["Blocks", "Span", "unit_grams", "weighted_sums_"]
+__all__ = ["Blocks", "Span", "add_grams", "unit_grams", "weighted_sums_"]
 
 MAX_FUSED = 16
 """Vectors up to which the fused kernels are used; for more they would hold too little of each at a time."""
 
 
 def unit_grams(blocks_VB: Blocks, spans: Sequence[Span], num_units: int) -> Tensor:
-    """Inner products of V vectors over every unit, [U, V, V] float64, symmetric, on the blocks' device.
+    """Inner products of V vectors over every unit, [U, V, V] float64, symmetric, on the CPU or the blocks' device.
 
     ``blocks_VB[v][b]`` is block ``b`` of vector ``v``: one-dimensional and contiguous, of any floating dtype, or
     ``None`` where the vector has none (its products are zero). A unit's products add up over its spans.
     """
-    implementation = _implementation(device_of(blocks_VB), len(blocks_VB))
-    return implementation.unit_grams(blocks_VB, _filled(blocks_VB, spans), num_units)
+    gram_UVV = None
+    for device, only_VB in _by_device(blocks_VB):
+        implementation = _implementation(device, len(blocks_VB))
+        gram_UVV = add_grams(gram_UVV, implementation.unit_grams(only_VB, _filled(only_VB, spans), num_units))
+    if gram_UVV is None:
+        return torch.zeros(num_units, len(blocks_VB), len(blocks_VB), dtype=torch.float64)
+    return gram_UVV
+
+
+def add_grams(first_UVV: Tensor | None, second_UVV: Tensor) -> Tensor:
+    """The sum, on the first one's device."""
+    return second_UVV if first_UVV is None else first_UVV + second_UVV.to(first_UVV.device)
 
 
 def weighted_sums_(
@@ -46,8 +55,22 @@ def weighted_sums_(
     dtype. Vectors without the block are left out. A weight of exactly 1 is not multiplied with, so that ones give the
     plain sum. ``weights_UV`` is read on the host: keep it there.
     """
-    spans = [span for span in _filled(blocks_VB, spans) if targets_B[span.block] is not None]
-    _implementation(device_of(blocks_VB), len(blocks_VB)).weighted_sums_(blocks_VB, targets_B, spans, weights_UV)
+    for device, only_VB in _by_device(blocks_VB):
+        there = [span for span in _filled(only_VB, spans) if targets_B[span.block] is not None]
+        _implementation(device, len(blocks_VB)).weighted_sums_(only_VB, targets_B, there, weights_UV)
+
+
+def _by_device(blocks_VB: Blocks) -> Iterator[tuple[torch.device, Blocks]]:
+    """The blocks, one set for each device they lie on, in which those on other devices are missing."""
+    devices = {block.device for blocks in blocks_VB for block in blocks if block is not None}
+    if len(devices) == 1:
+        yield devices.pop(), blocks_VB
+        return
+    for device in sorted(devices, key=str):
+        yield (
+            device,
+            [[b if b is not None and b.device == device else None for b in blocks] for blocks in blocks_VB],
+        )
 
 
 def _filled(blocks_VB: Blocks, spans: Sequence[Span]) -> list[Span]:
@@ -113,4 +136,4 @@ def trial(implementation: ModuleType, device: torch.device) -> float:
         targets = [torch.zeros(size, device=device) for size in (70_001, 33)]
         one.weighted_sums_(blocks_VB, targets, spans, weights_UV)
         outcomes.append([one.unit_grams(blocks_VB, spans, 2), *targets])
-    return max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(*outcomes, strict=True))
+    return max(float((a.cpu() - b.cpu()).abs().max() / a.abs().max()) for a, b in zip(*outcomes, strict=True))

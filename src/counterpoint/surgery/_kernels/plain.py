@@ -1,40 +1,36 @@
-"""Both passes with plain torch operations, on any device: CUDA without Triton, other accelerators."""
+"""Both passes with plain torch operations, on any device: CUDA without Triton, Apple's MPS, other accelerators."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .spans import Blocks, Span, cut, device_of, present, same_memory, sum_units, to_device, work_dtype
+from .spans import Blocks, Span, Term, cut, present, same_memory, terms_of, work_dtype
 
 CHUNK = 1 << 24
 """Elements at a time, which bounds the scratch memory of low-precision gradients."""
 
 
 def unit_grams(blocks_VB: Blocks, spans: Sequence[Span], num_units: int) -> Tensor:
-    """Inner products [U, V, V], float64; every span has elements and vectors.
-
-    Dot products, not matrix products: those may be set to round their factors (TF32).
-    """
-    device, num_vectors = device_of(blocks_VB), len(blocks_VB)
+    """Inner products [U, V, V], float64 on the CPU; every span has elements and vectors."""
     present_B = present(blocks_VB)
-    pieces = cut(spans, CHUNK)
-    cells: list[int] = []
+    places: list[tuple[int, int, int]] = []
     products: list[Tensor] = []
-    for number, span in enumerate(pieces):
+    widest = work_dtype([block for _, blocks in present_B for block in blocks])
+    for span in cut(spans, CHUNK):
         numbers, blocks = present_B[span.block]
-        dtype = work_dtype(blocks)
-        parts = [block[span.low : span.high].to(dtype) for block in blocks]
+        parts = [block[span.low : span.high].to(work_dtype(blocks)) for block in blocks]
         for i, first in enumerate(numbers):
             for j in range(i, len(numbers)):
-                cells.append((number * num_vectors + first) * num_vectors + numbers[j])
-                products.append(torch.dot(parts[i], parts[j]).double())
-    flat = torch.zeros(len(pieces) * num_vectors**2, dtype=torch.float64, device=device)
+                places.append((span.unit, first, numbers[j]))
+                # Dot products, not matrix products: those may be set to round their factors (TF32).
+                products.append(torch.dot(parts[i], parts[j]).to(widest))
+    gram_UVV = torch.zeros(num_units, len(blocks_VB), len(blocks_VB), dtype=torch.float64)
     if products:
-        flat[to_device(torch.tensor(cells), device)] = torch.stack(products)
-    upper_SVV = flat.view(-1, num_vectors, num_vectors)
-    units_S = torch.tensor([span.unit for span in pieces], dtype=torch.int64)
-    return sum_units(to_device(units_S, device), upper_SVV + upper_SVV.triu(1).mT, num_units)
+        # To the host first: not every device has float64.
+        found = torch.stack(products).cpu().double()
+        gram_UVV.index_put_(tuple(torch.tensor(places).T), found, accumulate=True)
+    return gram_UVV + gram_UVV.triu(1).mT
 
 
 def weighted_sums_(
@@ -44,20 +40,21 @@ def weighted_sums_(
     present_B = present(blocks_VB)
     rows_U = weights_UV.tolist()
     for span in cut(spans, CHUNK):
-        numbers, blocks = present_B[span.block]
         target = targets_B[span.block]
         assert target is not None
-        terms = [(block, rows_U[span.unit][v]) for v, block in zip(numbers, blocks, strict=True)]
-        terms.sort(key=lambda term: not same_memory(term[0], target))  # the target itself first: it is overwritten
-        dtype = work_dtype(blocks)
         into = target[span.low : span.high]
-        (first, first_weight), *others = terms
-        total = into if same_memory(first, target) and dtype == target.dtype else torch.empty_like(into, dtype=dtype)
-        if not same_memory(first, total):
-            total.copy_(first[span.low : span.high])
-        if first_weight != 1:
-            total.mul_(first_weight)
-        for block, weight in others:
-            total.add_(block[span.low : span.high], alpha=weight)
-        if total is not into:
-            into.copy_(total)
+        sum_into(into, terms_of(span, present_B[span.block], into, rows_U[span.unit]))
+
+
+def sum_into(into: Tensor, terms: Sequence[Term]) -> None:
+    """Writes the weighted sum of terms of any dtypes; if ``into`` is one of them, it is the first."""
+    (first, first_weight), *others = terms
+    dtype = work_dtype([part for part, _ in terms])
+    in_place = same_memory(first, into) and dtype == into.dtype
+    total = into if in_place else first.to(dtype, copy=True)
+    if first_weight != 1:
+        total.mul_(first_weight)
+    for part, weight in others:
+        total.add_(part, alpha=weight)
+    if not in_place:
+        into.copy_(total)

@@ -17,10 +17,8 @@ from torch import Tensor, nn
 from ...errors import RankMismatchError, UnsupportedError
 from .shards import is_dtensor, is_split
 
-_WORD_BITS = 20
-"""Bits of a check word: its square, summed over thousands of ranks, is still a whole number in float64."""
-
-_NUM_WORDS = 2
+_NUM_WORDS, _WORD_BITS = 2, 20
+"""Check words, and bits of one: its square, summed over thousands of ranks, is still a whole number in float64."""
 
 _MESSAGE_VECTORS = 8
 """Vectors that a message has room for, whatever their number; more take the next power of two."""
@@ -29,7 +27,7 @@ _MESSAGE_VECTORS = 8
 class Ranks:
     """The ranks of one training, seen from one of them.
 
-    ``owns_P`` says for each parameter whether this rank's part counts in sums over ranks.
+    ``owns_P[p]``: whether this rank's part of parameter p counts in sums over ranks.
     """
 
     def __init__(self, groups: Sequence[Any], device: torch.device, owns_P: list[bool], size: int) -> None:

@@ -1,26 +1,19 @@
 """Both passes where gradients are final when they are collected: one process, DDP's own reduction, FSDP2, tensors cut
 over devices. Every parameter's part on this rank is one block."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from .. import _kernels
-from .._kernels.spans import by_device, total
-from .layout import own_spans
 from .ranks import Ranks, check_agreement, check_words, sum_over_ranks
-from .shards import is_dtensor, local
-from .stores import DeviceStore, Gradients
-
-Vector = tuple[str, int]
-"""A domain, and which half of its micro-batches: 0 where a domain is not split."""
-
-Held = Mapping[Vector, Gradients]
+from .shards import as_gradient, held_spans
+from .stores import DeviceStore, Gradients, Held, Vector
 
 
-class OwnGradients:
+class ReducedGradients:
     """Inner products and weighted sums of gradients that this rank holds whole, or holds its shard of."""
 
     def __init__(
@@ -30,9 +23,11 @@ class OwnGradients:
         self.ranks = ranks
         self._store = store
         self._num_units = sum(counts)
-        self._spans_B: list[list[_kernels.Span]] = [[] for _ in parameters]
-        for span in own_spans(parameters, counts):
-            self._spans_B[span.block].append(span)
+        self._spans_P = held_spans(parameters, counts)
+        self._counted_P = self._spans_P
+        """The spans whose products this rank adds to the sum over ranks."""
+        if ranks is not None:
+            self._counted_P = [spans if mine else [] for spans, mine in zip(self._spans_P, ranks.owns_P, strict=True)]
 
     def gram(
         self, held: Held, collected: Mapping[Vector, int], sequence: Sequence[str], step: int
@@ -46,78 +41,50 @@ class OwnGradients:
         vectors = dict(sorted(collected.items()))
         if not vectors:
             return vectors, torch.empty(self._num_units, 0, 0, dtype=torch.float64)
-        mine = self._contribution(held, list(vectors))
+        mine = None
+        for low, blocks_VB in self._batches(held, list(vectors)):
+            spans = _numbered(self._counted_P, low, len(blocks_VB[0]))
+            mine = _kernels.add_grams(mine, _kernels.unit_grams(blocks_VB, spans, self._num_units))
+        assert mine is not None
         gram_UVV, sums = sum_over_ranks(mine, check_words(sequence), self.ranks)
         if self.ranks is not None:
             check_agreement(sums, self.ranks, sequence, step)
         return vectors, gram_UVV
 
-    def _contribution(self, held: Held, vectors: Sequence[Vector]) -> Tensor:
-        owns_B = self.ranks.owns_P if self.ranks else [True] * len(self._parameters)
-        return total(
-            _kernels.unit_grams(blocks_VB, self._spans(low, blocks_VB, lambda block: owns_B[block]), self._num_units)
-            for low, blocks_VB in self._batches(held, vectors)
-        )
-
     def write(self, held: Held, vectors: Sequence[Vector], weights_UV: Tensor) -> None:
         """Sets ``.grad`` to the weighted sums; a parameter for which no vector has a gradient gets none."""
         for low, blocks_VB in self._batches(held, vectors):
-            parameters = self._parameters[low : low + len(blocks_VB[0])]
+            number = len(blocks_VB[0])
+            parameters = self._parameters[low : low + number]
             targets_B = [
-                _target(
-                    parameter, [(blocks[i], held[v][low + i]) for blocks, v in zip(blocks_VB, vectors, strict=True)]
-                )
-                for i, parameter in enumerate(parameters)
+                _target(p, [blocks[i] for blocks in blocks_VB], [held[v][low + i] for v in vectors])
+                for i, p in enumerate(parameters)
             ]
-            spans = self._spans(low, blocks_VB, lambda block: True)
-            _kernels.weighted_sums_(blocks_VB, targets_B, spans, weights_UV)
+            _kernels.weighted_sums_(blocks_VB, targets_B, _numbered(self._spans_P, low, number), weights_UV)
             for parameter, target in zip(parameters, targets_B, strict=True):
                 if target is not None:
-                    parameter.grad = _as_gradient(target, parameter)
+                    parameter.grad = as_gradient(target, parameter)
 
     def _batches(self, held: Held, vectors: Sequence[Vector]) -> Iterator[tuple[int, list[Gradients]]]:
-        """Stretches of flat blocks on one device; blocks on other devices come in batches of their own."""
+        """Runs of parameters: the number of the first one, and every vector's flat blocks."""
         for low, held_VB in self._store.batches([held[vector] for vector in vectors]):
-            blocks_VB = [[None if g is None else g.view(-1) for g in blocks] for blocks in held_VB]
-            for only_VB in by_device(blocks_VB):
-                yield low, only_VB
-
-    def _spans(self, low: int, blocks_VB: list[Gradients], wanted: Callable[[int], bool]) -> list[_kernels.Span]:
-        """The spans of the batch's blocks that some vector has, numbered as in the batch."""
-        return [
-            replace(span, block=i) if low else span
-            for i in range(len(blocks_VB[0]))
-            if wanted(low + i) and any(blocks[i] is not None for blocks in blocks_VB)
-            for span in self._spans_B[low + i]
-        ]
+            yield low, [[None if g is None else g.view(-1) for g in blocks] for blocks in held_VB]
 
 
-def _target(parameter: nn.Parameter, blocks_V: list[tuple[Tensor | None, Tensor | None]]) -> Tensor | None:
-    """Where the sum goes: into a gradient that is as precise as the parameter, or new memory; None without gradients.
+def _numbered(spans_P: Sequence[Sequence[_kernels.Span]], low: int, number: int) -> list[_kernels.Span]:
+    """The spans of ``number`` parameters from ``low`` on, their blocks numbered from 0."""
+    found = [span for spans in spans_P[low : low + number] for span in spans]
+    return [replace(span, block=span.block - low) for span in found] if low else found
 
-    ``blocks_V`` holds each vector's block and what stands for it in the buffers. A gradient that never left the device
-    is preferred to one that came back: its memory is there until the end.
-    """
-    there = [(block, kept) for block, kept in blocks_V if block is not None]
+
+def _target(parameter: nn.Parameter, blocks_V: Gradients, held_V: Gradients) -> Tensor | None:
+    """Where the sum goes: a gradient as precise as the parameter, or new memory; None without gradients."""
+    there = [(block, kept) for block, kept in zip(blocks_V, held_V, strict=True) if block is not None]
     if not there:
         return None
     fitting = [(block, kept) for block, kept in there if block.dtype == parameter.dtype]
+    # Reuse a gradient that stayed on the device: buffers copied back from the host are freed after this batch.
     stayed = [block for block, kept in fitting if kept is not None and block.data_ptr() == kept.data_ptr()]
     if fitting:
         return stayed[0] if stayed else fitting[0][0]
     return torch.empty_like(there[0][0], dtype=parameter.dtype)
-
-
-def _as_gradient(target: Tensor, parameter: nn.Parameter) -> Tensor:
-    if not is_dtensor(parameter):
-        return target.view(parameter.shape)
-    from torch.distributed.tensor import DTensor
-
-    return DTensor.from_local(
-        target.view(local(parameter).shape),
-        parameter.device_mesh,
-        parameter.placements,
-        run_check=False,
-        shape=parameter.shape,
-        stride=parameter.stride(),
-    )

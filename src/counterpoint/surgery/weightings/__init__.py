@@ -1,35 +1,36 @@
-"""The weightings by name, and how one is made from a name, a mapping or a function."""
+"""The weightings by name, and how one is made from a name, a mapping, a function or an object."""
 
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from ...errors import StrategyError
 from .._outside import import_function
-from .base import Context, Weighting, ones
+from .base import Context, Halves, Ones, Weighting
 from .ema import EMAPCGrad
 from .pcgrad import PCGrad
-from .shuffled import shuffled
+from .shuffled import ShuffledPCGrad
 from .significant import SignificantPCGrad
 from .static import StaticWeights
-from .torchjd import TORCHJD, Method, TorchJDWeighting
+from .torchjd import TORCHJD, TorchJDWeighting
 
-WEIGHTINGS: dict[str, Weighting | Method | type[PCGrad | EMAPCGrad | SignificantPCGrad | StaticWeights]] = {
-    "ones": ones,
+__all__ = ["WEIGHTINGS", "Context", "Halves", "Weighting", "WeightingSpec", "build_weighting", "weighting_name"]
+
+WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
+    "ones": Ones,
     "pcgrad": PCGrad,
     "significant": SignificantPCGrad,
     "ema": EMAPCGrad,
-    "shuffled": shuffled,
+    "shuffled": ShuffledPCGrad,
     "static": StaticWeights,
-    **TORCHJD,
+    **{name: functools.partial(TorchJDWeighting, name) for name in TORCHJD},
 }
-"""The built-in weightings by name; a class is instantiated for each Surgeon, a ``Method`` is one of TorchJD's and needs
-the extra ``torchjd``."""
+"""The built-in weightings by name; each Surgeon makes its own from the options."""
 
-WeightingSpec = str | Mapping[str, Any] | Weighting
+WeightingSpec = str | Mapping[str, Any] | Callable[..., Any]
 
 
 def build_weighting(spec: WeightingSpec) -> Weighting:
@@ -40,18 +41,12 @@ def build_weighting(spec: WeightingSpec) -> Weighting:
     Surgeon has its own. Raises ``StrategyError`` for an unknown name or options a weighting does not take.
     """
     name, options = _parts(spec)
-    if name in TORCHJD:
-        return TorchJDWeighting(name, **options)
-    found = find_weighting(spec)
-    return _own(name, found, options) if name in WEIGHTINGS else _outside(found, options)
-
-
-def find_weighting(spec: WeightingSpec) -> Any:
-    """The function, class or ``Method`` that ``spec`` names, without its options."""
-    name, _ = _parts(spec)
     if not isinstance(name, str):
-        return name
-    return WEIGHTINGS.get(name) or import_function(name, "weighting", WEIGHTINGS, StrategyError)
+        return _adapted(name, options)
+    if name not in WEIGHTINGS:
+        return _adapted(import_function(name, "weighting", WEIGHTINGS, StrategyError), options)
+    _check_options(name, options)
+    return WEIGHTINGS[name](**options)
 
 
 def weighting_name(spec: WeightingSpec) -> str:
@@ -79,8 +74,10 @@ def _parts(spec: WeightingSpec) -> tuple[Any, dict[str, Any]]:
     return name, options
 
 
-def _own(name: str, found: Any, options: dict[str, Any]) -> Any:
-    parameters = inspect.signature(found).parameters if inspect.isclass(found) else {}
+def _check_options(name: str, options: dict[str, Any]) -> None:
+    parameters = inspect.signature(WEIGHTINGS[name]).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return  # TorchJD's: it knows its options itself
     known = sorted(parameters)
     for option in options:
         if option not in known:
@@ -89,38 +86,42 @@ def _own(name: str, found: Any, options: dict[str, Any]) -> Any:
     for option in known:
         if option not in options and parameters[option].default is inspect.Parameter.empty:
             raise StrategyError(f"The weighting {name!r} needs the option {option!r}.")
-    return found(**options) if inspect.isclass(found) else found
 
 
-def _outside(function: Any, options: dict[str, Any]) -> Weighting:
-    if inspect.isclass(function):
-        function = function(**options)
+def _adapted(found: Any, options: dict[str, Any]) -> Weighting:
+    """A function, class or object of the user's as a weighting."""
+    flags = {flag: bool(getattr(found, flag, False)) for flag in ("uses_halves", "weighs_one")}
+    if inspect.isclass(found):
+        found = found(**options)
     elif options:
-        partial: Any = functools.partial(function, **options)
-        for flag in ("uses_halves", "weighs_one"):
-            setattr(partial, flag, getattr(function, flag, False))
-        function = partial
-    takes = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty and _positional(p)]
+        found = functools.partial(found, **options)
+    takes = [p for p in inspect.signature(found).parameters.values() if p.default is p.empty and _positional(p)]
     if len(takes) not in (1, 2):
         raise StrategyError(
-            f"The weighting {weighting_name(function)!r} must take (gram_GDD) or (gram_GDD, context); "
+            f"The weighting {weighting_name(found)!r} must take (gram_GDD) or (gram_GDD, context); "
             f"it takes {len(takes)} arguments."
         )
-    return function if len(takes) == 2 else _GramOnly(function)
+    if isinstance(found, Weighting) and len(takes) == 2:
+        return found
+    return _Adapted(found, len(takes) == 2, **flags)
 
 
 def _positional(parameter: inspect.Parameter) -> bool:
     return parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
 
 
-class _GramOnly:
-    """A weighting made from a function of the Gram alone; whatever else that object has (its state) shows through."""
-
-    def __init__(self, function: Any) -> None:
-        self._function = function
+class _Adapted(Weighting):
+    def __init__(self, found: Any, takes_context: bool, uses_halves: bool, weighs_one: bool) -> None:
+        self._found, self._takes_context = found, takes_context
+        self.uses_halves = uses_halves or bool(getattr(found, "uses_halves", False))
+        self.weighs_one = weighs_one or bool(getattr(found, "weighs_one", False))
 
     def __call__(self, gram_GDD: Tensor, context: Context) -> Tensor:
-        return self._function(gram_GDD)
+        return self._found(gram_GDD, context) if self._takes_context else self._found(gram_GDD)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._function, name)
+    def state_dict(self) -> dict[str, Any]:
+        return self._found.state_dict() if hasattr(self._found, "state_dict") else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if hasattr(self._found, "load_state_dict"):
+            self._found.load_state_dict(state)

@@ -1,20 +1,24 @@
-"""What a weighting is: a function from the Grams of all groups to the weights of the domains in each group.
+"""What a weighting is: it turns the Grams of all groups into the weights of the domains in each group.
 
     weights_GD = weighting(gram_GDD, context)
 
-``gram_GDD`` [G, D, D] and ``weights_GD`` [G, D] are float64 on the CPU; ``context`` names groups and domains and hands
-out private random generators. The update of group g is ``sum_d weights_GD[g, d] * gradient of domain d``. A weighting
-with memory is an object with ``state_dict()`` and ``load_state_dict()`` besides. One that has the attribute
-``uses_halves = True`` finds the step's gradients split in two in ``context.halves``; one that has ``weighs_one = True``
-is asked also in a step of one domain, which passes unchanged otherwise.
+``gram_GDD`` [G, D, D] and ``weights_GD`` [G, D] are float64 on the CPU. The update of group g is
+``sum_d weights_GD[g, d] * gradient of domain d``.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from ...errors import StrategyError, nearest
+
+PATIENCE = 50
+"""Steps after which a weighting that could do nothing so far says so instead of going on."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +67,66 @@ class Context:
         return f"{self.seed}/{self.step}/{group}".encode()
 
 
-Weighting = Callable[[Tensor, Context], Tensor]
+class Weighting(ABC):
+    """Base of all weightings. One without memory defines ``__call__`` alone."""
+
+    uses_halves: bool = False
+    """Whether it needs every domain's gradient in two halves, as ``context.halves``; that takes twice the buffers."""
+
+    weighs_one: bool = False
+    """Whether it is asked also in a step of one domain, which passes unchanged otherwise."""
+
+    @abstractmethod
+    def __call__(self, gram_GDD: Tensor, context: Context) -> Tensor:
+        """Weights [G, D], float64, for Grams [G, D, D]."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers from step to step, of plain Python objects."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
+        """Puts back what ``state_dict()`` gave."""
 
 
-def ones(gram_GDD: Tensor, context: Context) -> Tensor:
-    """Weights [G, D] of 1 everywhere: the plain sum of the domain gradients."""
-    return torch.ones(gram_GDD.shape[:2], dtype=torch.float64)
+class Ones(Weighting):
+    """The plain sum of the domain gradients."""
+
+    def __call__(self, gram_GDD: Tensor, context: Context) -> Tensor:
+        """Weights [G, D] of 1."""
+        return torch.ones(gram_GDD.shape[:2], dtype=torch.float64)
+
+
+class NamedDomains:
+    """The domains that an option names, and whether they ever turn up.
+
+    Arguments:
+        names: the domains.
+        option, effect: for the error: what names them, and what a name without a domain leaves undone.
+    """
+
+    def __init__(self, names: Iterable[str], option: str, effect: str) -> None:
+        self.names = tuple(names)
+        self._option, self._effect = option, effect
+        self._steps = 0
+        self._seen: set[str] = set()
+
+    def see(self, context: Context) -> None:
+        """Takes note of one step; ``StrategyError`` where a name belongs to no domain of the first 50."""
+        if not self.names:
+            return
+        self._steps += 1
+        self._seen.update(context.domains)
+        missing = [name for name in self.names if name not in self._seen]
+        if missing and self._steps >= PATIENCE:
+            raise StrategyError(
+                f"{self._option} {missing[0]!r}, a domain that none of {self._steps} steps held, so that "
+                f"{self._effect}: {nearest(missing[0], self._seen)}"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The domains seen so far; empty where none is named."""
+        return {"steps": self._steps, "seen": sorted(self._seen)} if self.names else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Puts back what ``state_dict()`` gave."""
+        self._steps, self._seen = state.get("steps", 0), set(state.get("seen", ()))

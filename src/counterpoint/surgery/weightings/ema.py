@@ -17,12 +17,12 @@ from torch import Tensor
 
 from ..gram import cosines
 from .averages import PairAverages
-from .base import Context
-from .pcgrad import weigh
+from .base import Context, Weighting
+from .pcgrad import pcgrad
 from .protect import Protection
 
 
-class EMAPCGrad:
+class EMAPCGrad(Weighting):
     """PCGrad's rule on exponentially averaged cosines.
 
     The average of a pair takes in the steps that hold both domains with gradients in the group, this one included; it
@@ -48,13 +48,11 @@ class EMAPCGrad:
         self._averages.update(context, cosines(gram_GDD).unsqueeze(-1), pairs_GDD)
         cosines_GDDC, _ = self._averages.read(context)
         smooth_GDD = torch.where(pairs_GDD, cosines_GDDC.squeeze(-1) * scale_GDD, gram_GDD)
-        return weigh(smooth_GDD, context, protected_D=self._protection.among(context))
+        return pcgrad(smooth_GDD, context, protected_D=self._protection.among(context))
 
     def state_dict(self) -> dict[str, Any]:
-        """The averages and which domains were seen."""
         return {"averages": self._averages.state_dict(), "protect": self._protection.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Puts back what ``state_dict()`` gave."""
         self._averages.load_state_dict(state["averages"])
         self._protection.load_state_dict(state["protect"])

@@ -13,7 +13,6 @@ the cosine, and averaged over steps. ``significant`` compares the cosine with wh
 """
 
 from collections.abc import Mapping, Sequence
-from statistics import NormalDist
 from typing import Any
 
 import torch
@@ -22,12 +21,12 @@ from torch import Tensor
 from ...errors import StrategyError
 from ..gram import cosines
 from .averages import PairAverages
-from .base import Context, Halves
-from .pcgrad import weigh
-from .protect import PATIENCE, Protection
+from .base import PATIENCE, Context, Halves, Weighting
+from .pcgrad import pcgrad
+from .protect import Protection
 
 
-class SignificantPCGrad:
+class SignificantPCGrad(Weighting):
     """PCGrad in which only pairs of domains in significant conflict are projected against each other.
 
     A pair counts where ``cos < -t sqrt(variance)``, t being the quantile of Student's distribution for as many degrees
@@ -48,7 +47,7 @@ class SignificantPCGrad:
     def __init__(self, level: float = 0.05, decay: float = 0.95, protect: Sequence[str] = ()) -> None:
         if isinstance(level, bool) or not isinstance(level, int | float) or not 0 < level < 0.5:
             raise StrategyError(f"level must be a number above 0 and below 0.5, found {level!r}.")
-        self._quantile = NormalDist().inv_cdf(1 - level)
+        self._level = level
         self._averages = PairAverages(decay, width=2)
         self._protection = Protection(protect)
         self._steps = 0
@@ -64,17 +63,16 @@ class SignificantPCGrad:
         self._steps += 1
         self._check_evidence()
         counts_GDD = cosines(gram_GDD) < -self.noise_floor(context)
-        return weigh(gram_GDD, context, counts_GDD, self._protection.among(context))
+        return pcgrad(gram_GDD, context, counts_GDD, self._protection.among(context))
 
     def noise_floor(self, context: Context) -> Tensor:
         """[G, D, D]: how far below zero a cosine must be to be a conflict; infinite where nothing is known."""
         squares_GDDC, steps_GDD = self._averages.read(context)
         deviation_GDD = variances(squares_GDDC).sqrt()
-        floor_GDD = student_quantile(self._quantile, steps_GDD.clamp(min=1)) * deviation_GDD
+        floor_GDD = student_quantile(self._level, steps_GDD.clamp(min=1)) * deviation_GDD
         return torch.where(steps_GDD > 0, floor_GDD, torch.inf)
 
     def state_dict(self) -> dict[str, Any]:
-        """The averages, the number of steps, and which domains were seen."""
         return {
             "averages": self._averages.state_dict(),
             "protect": self._protection.state_dict(),
@@ -82,7 +80,6 @@ class SignificantPCGrad:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Puts back what ``state_dict()`` gave."""
         self._averages.load_state_dict(state["averages"])
         self._protection.load_state_dict(state["protect"])
         self._steps = state["steps"]
@@ -127,8 +124,8 @@ def variances(squares_GDDC: Tensor) -> Tensor:
     return one_GDD + other_GDD - torch.minimum(torch.minimum(one_GDD, other_GDD), contrasts_GDD)
 
 
-def student_quantile(normal: float, freedom: Tensor) -> Tensor:
-    """Quantile of Student's distribution from the normal one, by the first terms of its Cornish-Fisher expansion."""
-    second = (normal**3 + normal) / 4
-    third = (5 * normal**5 + 16 * normal**3 + 3 * normal) / 96
-    return normal + second / freedom + third / freedom**2
+def student_quantile(level: float, freedom: Tensor) -> Tensor:
+    """The value that a variable of Student's distribution exceeds with the probability ``level``."""
+    from scipy.special import stdtrit  # here, because importing counterpoint.surgery needs torch alone
+
+    return torch.as_tensor(stdtrit(freedom.numpy(), 1 - level))

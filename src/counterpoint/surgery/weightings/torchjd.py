@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...errors import MissingExtraError, StrategyError
 from ..gram import conflicts
-from .base import Context
+from .base import Context, Weighting
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ TORCHJD: dict[str, Method] = {
 """TorchJD's weightings by our name."""
 
 
-class TorchJDWeighting:
+class TorchJDWeighting(Weighting):
     """A weighting that asks TorchJD for the weights of one group after the other.
 
     Random methods draw from PyTorch's CPU generator, which is seeded for every group and put back afterwards. A method
@@ -65,7 +65,7 @@ class TorchJDWeighting:
         self.name = name
         self._method = TORCHJD[name]
         self._options = {**self._method.defaults, **options}
-        self._module = _import_torchjd(name)
+        self._module = self._import()
         self._instances: dict[tuple[str, tuple[str, ...]], Any] = {}
         self._make(2)
 
@@ -81,16 +81,19 @@ class TorchJDWeighting:
         return weights_GD
 
     def state_dict(self) -> dict[str, Any]:
-        """What methods with memory remember: one entry per group and set of domains."""
+        # Numbers as lists: what TorchJD remembers has the Grams' float64, which Python's floats keep exactly.
         entries = [
-            {"group": group, "domains": list(domains), "state": _plain(instance.state_dict())}
+            {
+                "group": group,
+                "domains": list(domains),
+                "state": {name: value.tolist() for name, value in instance.state_dict().items()},
+            }
             for (group, domains), instance in self._instances.items()
             if self._method.stateful
         ]
         return {"entries": entries}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Puts back what ``state_dict()`` gave."""
         self._instances.clear()
         for entry in state["entries"]:
             domains = tuple(entry["domains"])
@@ -119,6 +122,13 @@ class TorchJDWeighting:
             self._instances[key] = self._make(len(domains))
         return self._instances[key]
 
+    def _import(self) -> ModuleType:
+        try:
+            import torchjd.aggregation
+        except ImportError as error:
+            raise MissingExtraError.for_extra(f"The weighting {self.name!r}", "torchjd") from error
+        return torchjd.aggregation
+
     def _make(self, num_domains: int) -> Any:
         options = dict(self._options)
         if self._method.scale == "pref":
@@ -131,16 +141,3 @@ class TorchJDWeighting:
             raise StrategyError(
                 f"The weighting {self.name!r} does not take the options {self._options}: {error}."
             ) from error
-
-
-def _plain(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Tensors as nested lists, which JSON keeps exactly; what TorchJD remembers has the Grams' float64."""
-    return {name: value.tolist() for name, value in state.items()}
-
-
-def _import_torchjd(name: str) -> ModuleType:
-    try:
-        import torchjd.aggregation
-    except ImportError as error:
-        raise MissingExtraError.for_extra(f"The weighting {name!r}", "torchjd") from error
-    return torchjd.aggregation
