@@ -5,7 +5,7 @@ belong to which unit. Each pass reads every element once from memory. Products a
 block is float64, low precision widened) and added up over chunks in float64. What is computed, and in which order it is
 added up, depends on the spans alone: equal input gives bitwise equal results, on any number of threads.
 
-Where the work is done: ``cpu`` on processors, ``fused`` on CUDA, ``plain`` on CUDA without Triton and elsewhere.
+Where the work is done: ``fused`` on CUDA, ``plain`` everywhere else.
 """
 
 import subprocess
@@ -17,7 +17,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from . import cpu, plain
+from . import plain
 from .spans import Blocks, Span
 
 __all__ = ["Blocks", "Span", "add_grams", "unit_grams", "weighted_sums_"]
@@ -80,8 +80,6 @@ def _filled(blocks_VB: Blocks, spans: Sequence[Span]) -> list[Span]:
 
 
 def _implementation(device: torch.device, num_vectors: int) -> ModuleType:
-    if device.type == "cpu":
-        return cpu
     if device.type == "cuda" and num_vectors <= MAX_FUSED:
         return _fused_on(device) or plain
     return plain

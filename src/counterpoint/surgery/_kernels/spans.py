@@ -9,8 +9,6 @@ from torch import Tensor
 Blocks = Sequence[Sequence[Tensor | None]]
 """Per vector a list of flat contiguous blocks; ``None`` where a vector has none."""
 
-LOW_PRECISION = (torch.float16, torch.bfloat16)
-
 
 @dataclass(frozen=True, slots=True)
 class Span:
@@ -25,9 +23,6 @@ class Span:
 Present = tuple[list[int], list[Tensor]]
 """The vectors that have a block, by number, and their blocks."""
 
-Term = tuple[Tensor, float]
-"""Part of a vector, and its weight in a sum."""
-
 
 def present(blocks_VB: Blocks) -> list[Present]:
     """For every block the vectors that have it."""
@@ -36,13 +31,6 @@ def present(blocks_VB: Blocks) -> list[Present]:
         numbers = [v for v, block in enumerate(blocks) if block is not None]
         found.append((numbers, [block for block in blocks if block is not None]))
     return found
-
-
-def terms_of(span: Span, present: Present, into: Tensor, weights_V: Sequence[float]) -> list[Term]:
-    """The span's part of every vector with its weight; ``into`` itself comes first, as it is overwritten."""
-    numbers, blocks = present
-    terms = [(block[span.low : span.high], weights_V[v]) for v, block in zip(numbers, blocks, strict=True)]
-    return sorted(terms, key=lambda term: not same_memory(term[0], into))
 
 
 def cut(spans: Sequence[Span], longest: int) -> list[Span]:
