@@ -65,9 +65,9 @@ def protected_domains(strategy: Strategy) -> tuple[str, ...]:
 def weighted_domains(strategy: Strategy) -> tuple[str, ...]:
     """The domains to which the strategy gives a fixed weight."""
     weighting = strategy.weighting
-    if not isinstance(weighting, Mapping) or weighting.get("type") != "static":
-        return ()
-    return tuple(weighting.get("weights", ()))
+    if isinstance(weighting, Mapping) and weighting.get("type") == "static":
+        return tuple(weighting.get("weights", ()))
+    return ()
 
 
 def _named(name: str) -> Strategy:

@@ -40,13 +40,13 @@ def build_weighting(spec: WeightingSpec) -> Weighting:
     function of ``(gram_GDD)`` or ``(gram_GDD, context)``. A class is instantiated with the options, so that each
     Surgeon has its own. Raises ``StrategyError`` for an unknown name or options a weighting does not take.
     """
-    name, options = _parts(spec)
+    if not isinstance(spec, Mapping):
+        return _build(spec, {})
+    options = dict(spec)
+    name = options.pop("type", None)
     if not isinstance(name, str):
-        return _adapted(name, options)
-    if name not in WEIGHTINGS:
-        return _adapted(import_function(name, "weighting", WEIGHTINGS, StrategyError), options)
-    _check_options(name, options)
-    return WEIGHTINGS[name](**options)
+        raise StrategyError(f"The weighting {dict(spec)} has no name: write it as {{type: NAME, OPTION: VALUE}}.")
+    return _build(name, options)
 
 
 def weighting_name(spec: WeightingSpec) -> str:
@@ -63,29 +63,18 @@ def _plain(value: Any) -> str:
     return "+".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _parts(spec: WeightingSpec) -> tuple[Any, dict[str, Any]]:
-    """The weighting, mostly its name, and the options in ``spec``."""
-    if not isinstance(spec, Mapping):
-        return spec, {}
-    options = dict(spec)
-    name = options.pop("type", None)
+def _build(name: Any, options: dict[str, Any]) -> Weighting:
     if not isinstance(name, str):
-        raise StrategyError(f"The weighting {dict(spec)} has no name: write it as {{type: NAME, OPTION: VALUE}}.")
-    return name, options
-
-
-def _check_options(name: str, options: dict[str, Any]) -> None:
-    parameters = inspect.signature(WEIGHTINGS[name]).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return  # TorchJD's: it knows its options itself
-    known = sorted(parameters)
-    for option in options:
-        if option not in known:
-            hint = f"it takes {', '.join(known)}" if known else "it takes none"
-            raise StrategyError(f"The weighting {name!r} has no option {option!r}; {hint}.")
-    for option in known:
-        if option not in options and parameters[option].default is inspect.Parameter.empty:
-            raise StrategyError(f"The weighting {name!r} needs the option {option!r}.")
+        return _adapted(name, options)
+    if name not in WEIGHTINGS:
+        return _adapted(import_function(name, "weighting", WEIGHTINGS, StrategyError), options)
+    signature = inspect.signature(WEIGHTINGS[name])
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        known = ", ".join(signature.parameters) or "none"
+        raise StrategyError(f"The weighting {name!r}: {error}. Its options: {known}.") from error
+    return WEIGHTINGS[name](**options)
 
 
 def _adapted(found: Any, options: dict[str, Any]) -> Weighting:

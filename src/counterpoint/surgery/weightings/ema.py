@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..gram import cosines
+from ..gram import cosines, scales
 from .averages import PairAverages
 from .base import Context, Weighting
 from .pcgrad import pcgrad
@@ -42,8 +42,7 @@ class EMAPCGrad(Weighting):
 
     def __call__(self, gram_GDD: Tensor, context: Context) -> Tensor:
         """Weights [G, D] for Grams [G, D, D], both float64; exactly 1 in every group without an averaged conflict."""
-        norm_GD = gram_GDD.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
-        scale_GDD = norm_GD.unsqueeze(-1) * norm_GD.unsqueeze(-2)
+        scale_GDD = scales(gram_GDD)
         pairs_GDD = (scale_GDD > 0) & ~torch.eye(context.num_domains, dtype=torch.bool)
         self._averages.update(context, cosines(gram_GDD).unsqueeze(-1), pairs_GDD)
         cosines_GDDC, _ = self._averages.read(context)

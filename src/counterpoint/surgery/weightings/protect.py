@@ -9,13 +9,13 @@ With at most seven protected domains every set of those with ``m_p > 0`` can be 
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ...errors import StrategyError
-from ..gram import cosines
+from ..gram import cosines, norms
 from .base import Context, NamedDomains
 
 MAX_PROTECTED = 7
@@ -54,7 +54,7 @@ def give_way(coefficients_GDD: Tensor, gram_GDD: Tensor, counts_GDD: Tensor, pro
     the protected domains p with ``counts_GDD[g, i, p]``; rows of protected domains stay.
     """
     own_M = protected_D.nonzero().flatten()
-    norm_GD = gram_GDD.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
+    norm_GD = norms(gram_GDD)
     size_GD = (coefficients_GDD.abs() * norm_GD.unsqueeze(1)).sum(-1)
     scale_GDM = size_GD.unsqueeze(-1) * norm_GD[:, None, own_M]
     held_GDM = counts_GDD[:, :, own_M] & ~protected_D[None, :, None] & (scale_GDM > 0)
@@ -81,7 +81,8 @@ def cone_multipliers(correlation_NMM: Tensor, cosine_NM: Tensor) -> Tensor:
     """
     best_N = torch.full(cosine_NM.shape[:1], torch.inf, dtype=cosine_NM.dtype)
     multipliers_NM = torch.zeros_like(cosine_NM)
-    for active in _active_sets(cosine_NM.shape[1]):
+    everyone = range(cosine_NM.shape[1])
+    for active in (list(chosen) for size in everyone for chosen in itertools.combinations(everyone, size + 1)):
         candidate_NM = torch.zeros_like(cosine_NM)
         block_NSS = correlation_NMM[:, active][:, :, active]
         candidate_NM[:, active] = torch.linalg.solve_ex(block_NSS, -cosine_NM[:, active])[0]
@@ -93,8 +94,3 @@ def cone_multipliers(correlation_NMM: Tensor, cosine_NM: Tensor) -> Tensor:
         if bool((best_N <= _ROUNDING).all()):
             break
     return multipliers_NM.clamp(min=0)
-
-
-def _active_sets(number: int) -> Iterator[list[int]]:
-    for size in range(1, number + 1):
-        yield from (list(chosen) for chosen in itertools.combinations(range(number), size))

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ...errors import StrategyError
-from ..gram import cosines
+from ..gram import cosines, scales
 from .averages import PairAverages
 from .base import PATIENCE, Context, Halves, Weighting
 from .pcgrad import pcgrad
@@ -61,7 +61,11 @@ class SignificantPCGrad(Weighting):
             )
         self._averages.update(context, *noise_squares(gram_GDD, context.halves))
         self._steps += 1
-        self._check_evidence()
+        if self._steps >= PATIENCE and self._averages.empty:
+            raise StrategyError(
+                f"In none of {self._steps} steps were two domains collected at least twice each, so their noise is "
+                "unknown and nothing was projected: collect two or more micro-batches of every domain before combine()."
+            )
         counts_GDD = cosines(gram_GDD) < -self.noise_floor(context)
         return pcgrad(gram_GDD, context, counts_GDD, self._protection.among(context))
 
@@ -73,23 +77,13 @@ class SignificantPCGrad(Weighting):
         return torch.where(steps_GDD > 0, floor_GDD, torch.inf)
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "averages": self._averages.state_dict(),
-            "protect": self._protection.state_dict(),
-            "steps": self._steps,
-        }
+        averages, protect = self._averages.state_dict(), self._protection.state_dict()
+        return {"averages": averages, "protect": protect, "steps": self._steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._averages.load_state_dict(state["averages"])
         self._protection.load_state_dict(state["protect"])
         self._steps = state["steps"]
-
-    def _check_evidence(self) -> None:
-        if self._steps >= PATIENCE and self._averages.empty:
-            raise StrategyError(
-                f"In none of {self._steps} steps were two domains collected at least twice each, so their noise is "
-                "unknown and nothing was projected: collect two or more micro-batches of every domain before combine()."
-            )
 
 
 def noise_squares(gram_GDD: Tensor, halves: Halves) -> tuple[Tensor, Tensor]:
@@ -105,8 +99,7 @@ def noise_squares(gram_GDD: Tensor, halves: Halves) -> tuple[Tensor, Tensor]:
     identity_DD = torch.eye(num_domains, dtype=torch.float64)
     whole_DV = identity_DD.repeat_interleave(2, dim=1)
     contrast_DV = whole_DV * signs_D2.reshape(1, -1)
-    norm_GD = gram_GDD.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
-    scale_GDD = norm_GD.unsqueeze(-1) * norm_GD.unsqueeze(-2)
+    scale_GDD = scales(gram_GDD)
     valid_GDD = (scale_GDD > 0) & both_D & both_D.unsqueeze(1) & (identity_DD == 0)
     right_GVD = halves.gram_GVV @ contrast_DV.T
     products_GDDC = torch.stack([whole_DV @ right_GVD, contrast_DV @ right_GVD], dim=-1)

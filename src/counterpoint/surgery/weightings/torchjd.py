@@ -12,7 +12,6 @@ return D weights; many of them weigh like a mean, ours like a sum, so each metho
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any, Literal
 
 import torch
@@ -65,7 +64,11 @@ class TorchJDWeighting(Weighting):
         self.name = name
         self._method = TORCHJD[name]
         self._options = {**self._method.defaults, **options}
-        self._module = self._import()
+        try:
+            from torchjd import aggregation
+        except ImportError as error:
+            raise MissingExtraError.for_extra(f"The weighting {name!r}", "torchjd") from error
+        self._module = aggregation
         self._instances: dict[tuple[str, tuple[str, ...]], Any] = {}
         self._make(2)
 
@@ -82,15 +85,10 @@ class TorchJDWeighting(Weighting):
 
     def state_dict(self) -> dict[str, Any]:
         # Numbers as lists: what TorchJD remembers has the Grams' float64, which Python's floats keep exactly.
-        entries = [
-            {
-                "group": group,
-                "domains": list(domains),
-                "state": {name: value.tolist() for name, value in instance.state_dict().items()},
-            }
-            for (group, domains), instance in self._instances.items()
-            if self._method.stateful
-        ]
+        entries = []
+        for (group, domains), instance in self._instances.items() if self._method.stateful else ():
+            state = {name: value.tolist() for name, value in instance.state_dict().items()}
+            entries.append({"group": group, "domains": list(domains), "state": state})
         return {"entries": entries}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -100,9 +98,8 @@ class TorchJDWeighting(Weighting):
             instance = self._instance(entry["group"], domains)
             # TorchJD makes its buffers at the first call, and only then has somewhere to load them to.
             instance(torch.eye(len(domains), dtype=torch.float64))
-            instance.load_state_dict(
-                {name: torch.tensor(value, dtype=torch.float64) for name, value in entry["state"].items()}
-            )
+            state = {name: torch.tensor(value, dtype=torch.float64) for name, value in entry["state"].items()}
+            instance.load_state_dict(state)
 
     def _weigh(self, gram_DD: Tensor, group: str, domains: tuple[str, ...]) -> Tensor:
         if self._method.stateful:
@@ -122,13 +119,6 @@ class TorchJDWeighting(Weighting):
             self._instances[key] = self._make(len(domains))
         return self._instances[key]
 
-    def _import(self) -> ModuleType:
-        try:
-            import torchjd.aggregation
-        except ImportError as error:
-            raise MissingExtraError.for_extra(f"The weighting {self.name!r}", "torchjd") from error
-        return torchjd.aggregation
-
     def _make(self, num_domains: int) -> Any:
         options = dict(self._options)
         if self._method.scale == "pref":
@@ -138,6 +128,5 @@ class TorchJDWeighting(Weighting):
         except ImportError as error:
             raise MissingExtraError(f"The weighting {self.name!r} needs a solver. {error}") from error
         except TypeError as error:
-            raise StrategyError(
-                f"The weighting {self.name!r} does not take the options {self._options}: {error}."
-            ) from error
+            message = f"The weighting {self.name!r} does not take the options {self._options}: {error}."
+            raise StrategyError(message) from error
