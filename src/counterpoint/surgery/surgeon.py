@@ -1,6 +1,6 @@
 """The Surgeon: gradient surgery in any training loop."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -144,7 +144,8 @@ class Surgeon:
         gram_UDD = member_VD.mT @ gram_UVV @ member_VD if len(vectors) > len(domains) else gram_UVV
         gram_GDD = sum_units(gram_UDD, index)
         finite = bool(gram_UDD.isfinite().all())
-        weights_GD = self._weights(gram_GDD, domains, finite, lambda: self._halves(gram_UVV, collected, domains))
+        halves = self._halves(gram_UVV, collected, domains) if self._weighting.uses_halves else None
+        weights_GD = self._weights(gram_GDD, domains, finite, halves)
         weights_GV = weights_GD[:, member_VD.argmax(dim=1)]
         self._passes.write(held, vectors, weights_GV[index.index_U])
         self._buffers.clear()
@@ -189,27 +190,25 @@ class Surgeon:
             self._passes.expected = {(domain, half): age for domain, half, age in state.get("expected", [])}
         self._weighting.load_state_dict(state["weighting"])
 
-    def _weights(
-        self, gram_GDD: Tensor, domains: tuple[str, ...], finite: bool, halves: Callable[[], Halves | None]
-    ) -> Tensor:
+    def _weights(self, gram_GDD: Tensor, domains: tuple[str, ...], finite: bool, halves: Halves | None) -> Tensor:
         shape = gram_GDD.shape[:2]
-        alone = len(domains) == 1 and not self._weighting.weighs_one
-        if alone or not finite:
+        if not finite or (len(domains) == 1 and not self._weighting.weighs_one):
             return torch.ones(shape, dtype=torch.float64)
-        context = Context(self.groups, domains, self.seed, self.step, halves())
+        context = Context(self.groups, domains, self.seed, self.step, halves)
         weights_GD = torch.as_tensor(self._weighting(gram_GDD, context), dtype=torch.float64)
         if weights_GD.shape != shape or not weights_GD.isfinite().all():
+            found = f"weights of shape {tuple(weights_GD.shape)}"
+            if weights_GD.shape == shape:
+                row = int(weights_GD.isfinite().all(1).int().argmin())
+                found = f"{weights_GD[row].tolist()} for the group {self.groups[row]!r}"
             raise StrategyError(
-                f"At step {self.step} the weighting of {self.strategy.name!r} gave "
-                f"{_describe(weights_GD, self.groups)}; "
+                f"At step {self.step} the weighting of {self.strategy.name!r} gave {found}; "
                 f"it must give one finite weight per group and domain, shape {tuple(shape)}."
             )
         return weights_GD
 
-    def _halves(self, gram_UVV: Tensor, collected: Mapping[Vector, int], domains: tuple[str, ...]) -> Halves | None:
-        """The Grams with every domain split in two, for a weighting that asks for them."""
-        if not self._weighting.uses_halves:
-            return None
+    def _halves(self, gram_UVV: Tensor, collected: Mapping[Vector, int], domains: tuple[str, ...]) -> Halves:
+        """The Grams with every domain split in two."""
         places = torch.tensor([2 * domains.index(domain) + half for domain, half in collected])
         gram_GVV = torch.zeros(len(self.groups), 2 * len(domains), 2 * len(domains), dtype=torch.float64)
         gram_GVV[:, places.unsqueeze(1), places] = sum_units(gram_UVV, self._units.own)
@@ -220,25 +219,13 @@ class Surgeon:
 def _distinct(source: nn.Module | NamedParameters) -> dict[str, nn.Parameter]:
     """Names and parameters, a tied parameter under its first name only."""
     pairs = source.named_parameters() if isinstance(source, nn.Module) else source
-    pairs = pairs.items() if isinstance(pairs, Mapping) else pairs
-    seen: set[int] = set()
-    named: dict[str, nn.Parameter] = {}
-    for name, parameter in pairs:
-        if id(parameter) not in seen:
-            seen.add(id(parameter))
-            named[name] = parameter
-    return named
+    first: dict[int, tuple[str, nn.Parameter]] = {}
+    for name, parameter in pairs.items() if isinstance(pairs, Mapping) else pairs:
+        first.setdefault(id(parameter), (name, parameter))
+    return dict(first.values())
 
 
 def _ddp(source: nn.Module | NamedParameters) -> DistributedDataParallel | None:
     """The model if DDP wraps it, compiled or not."""
     inner = getattr(source, "_orig_mod", source)
     return inner if isinstance(inner, DistributedDataParallel) else None
-
-
-def _describe(weights_GD: Tensor, groups: tuple[str, ...]) -> str:
-    if weights_GD.ndim == 2 and len(weights_GD) == len(groups):
-        for group, row in zip(groups, weights_GD, strict=True):
-            if not row.isfinite().all():
-                return f"{row.tolist()} for the group {group!r}"
-    return f"weights of shape {tuple(weights_GD.shape)}"

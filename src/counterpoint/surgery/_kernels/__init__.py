@@ -8,7 +8,6 @@ added up, depends on the spans alone: equal input gives bitwise equal results, o
 Where the work is done: ``fused`` on CUDA, ``plain`` everywhere else.
 """
 
-import subprocess
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -62,15 +61,8 @@ def weighted_sums_(
 
 def _by_device(blocks_VB: Blocks) -> Iterator[tuple[torch.device, Blocks]]:
     """The blocks, one set for each device they lie on, in which those on other devices are missing."""
-    devices = {block.device for blocks in blocks_VB for block in blocks if block is not None}
-    if len(devices) == 1:
-        yield devices.pop(), blocks_VB
-        return
-    for device in sorted(devices, key=str):
-        yield (
-            device,
-            [[b if b is not None and b.device == device else None for b in blocks] for blocks in blocks_VB],
-        )
+    for device in sorted({b.device for blocks in blocks_VB for b in blocks if b is not None}, key=str):
+        yield device, [[b if b is not None and b.device == device else None for b in blocks] for blocks in blocks_VB]
 
 
 def _filled(blocks_VB: Blocks, spans: Sequence[Span]) -> list[Span]:
@@ -80,40 +72,31 @@ def _filled(blocks_VB: Blocks, spans: Sequence[Span]) -> list[Span]:
 
 
 def _implementation(device: torch.device, num_vectors: int) -> ModuleType:
-    if device.type == "cuda" and num_vectors <= MAX_FUSED:
-        return _fused_on(device) or plain
-    return plain
+    fused = _fused_on(device) if device.type == "cuda" and num_vectors <= MAX_FUSED else None
+    return fused or plain
 
 
 @cache
 def _fused_on(device: torch.device) -> ModuleType | None:
     """The fused kernels, once they have shown on this device that they work; else ``None``, with a warning."""
     try:
-        from triton.errors import TritonError
-
         from . import fused
-    except ImportError as error:
-        _warn(device, f"{error} (install triton, which torch's packages for CUDA bring along)")
-        return None
-    try:
+
         wrong = trial(fused, device)
-    except (TritonError, RuntimeError, OSError, subprocess.SubprocessError) as error:
-        # No compiler, no assembler for this GPU, a driver that refuses: the ways in which just-in-time kernels fail.
-        _warn(device, f"{type(error).__name__}: {error}")
-        return None
-    if not wrong < 1e-5:
-        _warn(device, f"on a small example they were off by {wrong:.1e}")
-        return None
-    return fused
-
-
-def _warn(device: torch.device, reason: str) -> None:
+        if wrong < 1e-5:
+            return fused
+        reason = f"on a small example they were off by {wrong:.1e}"
+    except ImportError as error:
+        reason = f"{error} (install triton, which torch's packages for CUDA bring along)"
+    except fused.FAILURES as error:
+        reason = f"{type(error).__name__}: {error}"
     warnings.warn(
         f"Surgery on {device} does without its fused kernels, which gives the same result several times more slowly: "
         f"{reason}.",
         RuntimeWarning,
         stacklevel=2,
     )
+    return None
 
 
 def trial(implementation: ModuleType, device: torch.device) -> float:
@@ -121,17 +104,15 @@ def trial(implementation: ModuleType, device: torch.device) -> float:
     generator = torch.Generator().manual_seed(0)
     spans = [Span(0, 0, 0, 4100), Span(0, 1, 4100, 70_001), Span(1, 1, 0, 33)]
     dtypes = ((torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.float32, torch.float16))
+    sizes = (70_001, 33)
     blocks_VB = [
-        [
-            torch.randn(size, generator=generator).to(device, dtype)
-            for size, dtype in zip((70_001, 33), row, strict=True)
-        ]
+        [torch.randn(size, generator=generator).to(device, dtype) for size, dtype in zip(sizes, row, strict=True)]
         for row in dtypes
     ]
     weights_UV = torch.rand(2, 3, generator=generator, dtype=torch.float64)
     outcomes: list[list[Tensor]] = []
     for one in (plain, implementation):
-        targets = [torch.zeros(size, device=device) for size in (70_001, 33)]
+        targets = [torch.zeros(size, device=device) for size in sizes]
         one.weighted_sums_(blocks_VB, targets, spans, weights_UV)
         outcomes.append([one.unit_grams(blocks_VB, spans, 2), *targets])
     return max(float((a.cpu() - b.cpu()).abs().max() / a.abs().max()) for a, b in zip(*outcomes, strict=True))

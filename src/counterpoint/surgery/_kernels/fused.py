@@ -8,6 +8,7 @@ additions, so equal input gives bitwise equal results. Nothing is read to the ho
 """
 
 import itertools
+import subprocess
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -16,9 +17,13 @@ from functools import lru_cache
 import torch
 import triton
 from torch import Tensor
+from triton.errors import TritonError
 
 from . import triton as kernels
 from .spans import Blocks, Span, cut, to_device
+
+FAILURES = (TritonError, RuntimeError, OSError, subprocess.SubprocessError)
+"""No compiler, no assembler for this GPU, a driver that refuses: the ways in which just-in-time kernels fail."""
 
 ITEM = 1 << 15
 """Elements of every vector that one program works through."""
@@ -127,14 +132,9 @@ def _tables(
         dtypes = [block.dtype for block in blocks if block is not None]
         usual = CODES[dtypes[0]] if dtypes else 0  # a missing block passes for one like the others
         codes = [usual if block is None else CODES[block.dtype] for block in blocks]
-        kinds.append(
-            Kind(
-                sum(code << (2 * v) for v, code in enumerate(codes)),
-                usual if target is None else CODES[target.dtype],
-                torch.float64 in dtypes,
-                all(address % 16 == 0 for address in row),
-            )
-        )
+        digits = sum(code << (2 * v) for v, code in enumerate(codes))
+        into = usual if target is None else CODES[target.dtype]
+        kinds.append(Kind(digits, into, torch.float64 in dtypes, all(address % 16 == 0 for address in row)))
         rows += row
     device = next((b.device for blocks in blocks_VB for b in blocks if b is not None), torch.device("cpu"))
     return to_device(torch.tensor(rows, dtype=torch.int64), device), _layout(tuple(spans), tuple(kinds), str(device))

@@ -66,9 +66,8 @@ class ScatteredGradients:
         units, rank = first_units(counts), dist.get_rank(group)
         self._spans: list[_kernels.Span] = []
         for b, bucket in enumerate(self._buckets):
-            mine = [(counts[i], units[i]) for i in bucket.indices]
-            low, high = rank * bucket.shard, (rank + 1) * bucket.shard
-            self._spans += unit_spans(bucket.sizes, [c for c, _ in mine], [u for _, u in mine], b, low, high)
+            pieces = [(size, counts[i], units[i]) for size, i in zip(bucket.sizes, bucket.indices, strict=True)]
+            self._spans += unit_spans(pieces, b, rank * bucket.shard, (rank + 1) * bucket.shard)
         self.expected: dict[Vector, int] = {}
         """Vectors that any rank has collected recently, sorted by name, with the number of steps since. Identical on
         every rank."""

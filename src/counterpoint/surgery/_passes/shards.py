@@ -1,7 +1,7 @@
 """What this rank holds of each parameter (all of it, or the local part of a DTensor), and where units lie in that."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 from torch import Tensor, nn
@@ -61,7 +61,7 @@ def held_spans(parameters: Sequence[nn.Parameter], counts: Sequence[int]) -> lis
             continue
         first, last, total = _local_rows(parameter)
         per_row = size // max(1, last - first)
-        found.append(unit_spans([total * per_row], [count], [unit], block, first * per_row, last * per_row))
+        found.append(unit_spans([(total * per_row, count, unit)], block, first * per_row, last * per_row))
     return found
 
 
@@ -70,16 +70,14 @@ def first_units(counts: Sequence[int]) -> list[int]:
     return [0, *itertools.accumulate(counts)][: len(counts)]
 
 
-def unit_spans(
-    sizes: Sequence[int], counts: Sequence[int], units: Sequence[int], block: int, low: int, high: int
-) -> list[Span]:
+def unit_spans(pieces: Iterable[tuple[int, int, int]], block: int, low: int, high: int) -> list[Span]:
     """The spans of elements ``low`` to ``high`` of parameters laid end to end, as a block that begins at ``low``.
 
-    ``sizes`` and ``counts`` hold the elements and units of each of these parameters, ``units`` the number of its first.
+    Each piece is one parameter: its elements, its number of units, and the number of the first of them.
     """
     found: list[Span] = []
     start = 0
-    for size, count, unit in zip(sizes, counts, units, strict=True):
+    for size, count, unit in pieces:
         piece = size // count
         for number in range(count):
             begin, end = max(start + number * piece, low), min(start + (number + 1) * piece, high)

@@ -17,9 +17,6 @@ Gradients = list[Tensor | None]
 
 Held = Mapping[Vector, Gradients]
 
-Batch = tuple[int, list[Gradients]]
-"""(Number of the first parameter, gradients[v]): one run of parameters, already on the device, for every vector v."""
-
 
 class DomainBuffers:
     """Takes gradients out of ``.grad`` and keeps them by domain until the step is combined.
@@ -100,11 +97,11 @@ class DeviceStore:
         return gradients
 
     def load(self, held: Gradients) -> Gradients:
-        """Stored gradients on the device, as precise as they were stored."""
+        """Stored gradients, back on their devices."""
         return held
 
-    def batches(self, held_VP: Sequence[Gradients]) -> Iterator[Batch]:
-        """All vectors' gradients on the device, a run of parameters at a time."""
+    def batches(self, held_VP: Sequence[Gradients]) -> Iterator[tuple[int, list[Gradients]]]:
+        """(number of the first parameter, gradients[v]): runs of parameters, on the device, for every vector v."""
         yield 0, list(held_VP)
 
     def release(self, held: Gradients) -> None:
@@ -122,15 +119,10 @@ class StreamCopies:
     """Copies between devices and pinned host memory, on a stream of its own beside each device's other work."""
 
     def __init__(self, devices: Iterable[torch.device]) -> None:
-        self._streams: dict[torch.device, tuple[Any, Any]] = {}
-        for device in devices:
-            module: Any = torch.get_device_module(device)
-            self._streams[device] = (module, module.Stream(device))
-
-    @property
-    def devices(self) -> Iterable[torch.device]:
+        self.devices = tuple(devices)
         """Where gradients are taken from; those on other devices (the processor) stay where they are."""
-        return self._streams.keys()
+        modules = {device: torch.get_device_module(device) for device in self.devices}
+        self._streams: dict[torch.device, Any] = {d: (module, module.Stream(d)) for d, module in modules.items()}
 
     def empty(self, like: Tensor) -> Tensor:
         """New pinned memory; slow, so it is kept and used again."""
@@ -189,7 +181,7 @@ class HostStore(DeviceStore):
         self._copies.wait()
         return copies
 
-    def batches(self, held_VP: Sequence[Gradients]) -> Iterator[Batch]:
+    def batches(self, held_VP: Sequence[Gradients]) -> Iterator[tuple[int, list[Gradients]]]:
         """Stretches of parameters; the next one is on its way while one is used."""
         stretches = _stretches(held_VP)
         following = [self._start_load(held[slice(*stretches[0])]) for held in held_VP]
