@@ -139,7 +139,7 @@ def test_bad_static_weights(weights, message):
 
 
 def test_static_needs_weights():
-    with pytest.raises(StrategyError, match=r"The weighting 'static': missing a required argument: 'weights'. Its options: weights"):
+    with pytest.raises(StrategyError, match=r"'static': missing a required argument: 'weights'. Its options: weights"):
         build_weighting("static")
 
 

@@ -24,10 +24,6 @@ class ReducedGradients:
         self._store = store
         self._num_units = sum(counts)
         self._spans_P = held_spans(parameters, counts)
-        self._counted_P = self._spans_P
-        """The spans whose products this rank adds to the sum over ranks."""
-        if ranks is not None:
-            self._counted_P = [spans if mine else [] for spans, mine in zip(self._spans_P, ranks.owns_P, strict=True)]
 
     def gram(
         self, held: Held, collected: Mapping[Vector, int], sequence: Sequence[str], step: int
@@ -41,9 +37,11 @@ class ReducedGradients:
         vectors = dict(sorted(collected.items()))
         if not vectors:
             return vectors, torch.empty(self._num_units, 0, 0, dtype=torch.float64)
+        owns_P = self.ranks.owns_P if self.ranks else [True] * len(self._parameters)
+        counted_P = [spans if mine else [] for spans, mine in zip(self._spans_P, owns_P, strict=True)]
         mine = None
         for low, blocks_VB in self._batches(held, list(vectors)):
-            spans = _numbered(self._counted_P, low, len(blocks_VB[0]))
+            spans = _numbered(counted_P, low, len(blocks_VB[0]))
             mine = _kernels.add_grams(mine, _kernels.unit_grams(blocks_VB, spans, self._num_units))
         assert mine is not None
         gram_UVV, sums = sum_over_ranks(mine, check_words(sequence), self.ranks)
