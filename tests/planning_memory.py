@@ -15,8 +15,9 @@ from torch.distributed.tensor import DTensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from counterpoint.surgery import Surgeon, _kernels, scatter, stores
-from counterpoint.surgery.stores import HostStore
+from counterpoint.surgery import Surgeon, _kernels
+from counterpoint.surgery._passes import scattered, stores
+from counterpoint.surgery._passes.stores import HostStore
 
 STEPS = 2
 """Steps that are measured; the second one must need no more than the first."""
@@ -54,6 +55,8 @@ class LiveBytes(TorchDispatchMode):
 class HostCopies:
     """Copies to memory of its own on the CPU, counted as host memory, as pinned memory is where there is a GPU."""
 
+    devices = (torch.device("cpu"),)
+
     def __init__(self) -> None:
         self._memory: list[Tensor] = []
         self.on_load: Callable[[], None] = lambda: None
@@ -77,7 +80,7 @@ class HostCopies:
         for source, target in zip(sources, targets, strict=True):
             target.copy_(source)
 
-    def to_device(self, source: Tensor) -> Tensor:
+    def to_device(self, source: Tensor, device: torch.device) -> Tensor:
         copy = source.clone()
         self.on_load()
         return copy
@@ -109,8 +112,8 @@ def measure(model: nn.Module, domains: int, buffers: str, halves: bool = False, 
     copies.on_load = lambda: inside.append(live.now)
     kernels = {name: getattr(_kernels, name) for name in ("unit_grams", "weighted_sums_")}
     changes = [patch.object(_kernels, name, _watched(kernel, live, inside)) for name, kernel in kernels.items()]
-    changes.append(patch.object(scatter, "_divided", _watched(scatter._divided, live, inside)))
-    changes.append(patch.dict(stores.STORES, {"cpu": lambda device: HostStore(copies)}))
+    changes.append(patch.object(scattered, "_divided", _watched(scattered._divided, live, inside)))
+    changes.append(patch.dict(stores.STORES, {"cpu": lambda devices: HostStore(copies)}))
     found: dict[str, int] = {}
     with ExitStack() as stack:
         for change in changes:

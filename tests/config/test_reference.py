@@ -28,7 +28,7 @@ def test_names_equal_the_registries_of_surgery():
 
 def test_options_equal_those_of_the_weightings():
     from counterpoint.surgery import WEIGHTINGS as FOUND
-    from counterpoint.surgery.protect import MAX_PROTECTED as LIMIT
+    from counterpoint.surgery.weightings.protect import MAX_PROTECTED as LIMIT
 
     classes = {name for name in OPTIONS if inspect.isclass(FOUND[name])}
     signatures = {name: tuple(inspect.signature(FOUND[name]).parameters) for name in classes}

@@ -5,8 +5,8 @@ import torch
 
 import planning_memory
 from counterpoint.planning import memory
-from counterpoint.surgery.ranks import check_words, sum_over_ranks
-from counterpoint.surgery.scatter import make_buckets
+from counterpoint.surgery._passes.ranks import check_words, sum_over_ranks
+from counterpoint.surgery._passes.scattered import make_buckets
 from ranks_helper import run_ranks
 
 UNITS = 26

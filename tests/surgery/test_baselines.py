@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from counterpoint.errors import StrategyError
-from counterpoint.surgery import Context, Surgeon, build_weighting, pcgrad, resolve_strategy
-from counterpoint.surgery.protect import PATIENCE
-from counterpoint.surgery.shuffled import random_cycle, shuffled
+from counterpoint.surgery import Context, Surgeon, build_weighting, resolve_strategy
 from counterpoint.surgery.strategies import weighted_domains
+from counterpoint.surgery.weightings.base import PATIENCE
+from counterpoint.surgery.weightings.pcgrad import pcgrad
+from counterpoint.surgery.weightings.shuffled import ShuffledPCGrad, random_cycle
 
 NAMES = tuple("abcde")
 GROUPS = tuple(f"layers.{i}.mlp" for i in range(12))
@@ -33,7 +34,7 @@ def rows(weights_GD: torch.Tensor) -> Counter[tuple[float, ...]]:
 @pytest.mark.parametrize("step", range(5))
 def test_shuffled_gives_pcgrads_rows_to_other_groups(step):
     gram_GDD, now = grams(num_domains=5), context(domains=NAMES, step=step)
-    right_GD, found_GD = pcgrad(gram_GDD, now), shuffled(gram_GDD, now)
+    right_GD, found_GD = pcgrad(gram_GDD, now), ShuffledPCGrad()(gram_GDD, now)
     assert rows(found_GD) == rows(right_GD)
     assert len(rows(right_GD)) == len(GROUPS)  # so that a row tells whose it is
     assert not (found_GD == right_GD).all(dim=1).any()
@@ -61,16 +62,16 @@ def test_a_cycle_depends_on_seed_and_step_alone():
 def test_one_group_keeps_its_own_weights():
     gram_GDD = grams(1)
     assert (gram_GDD < 0).any()
-    assert torch.equal(shuffled(gram_GDD, context(1)), pcgrad(gram_GDD, context(1)))
+    assert torch.equal(ShuffledPCGrad()(gram_GDD, context(1)), pcgrad(gram_GDD, context(1)))
 
 
 def test_no_conflict_gives_exact_ones():
-    assert shuffled(grams().abs(), context()).eq(1).all()
+    assert ShuffledPCGrad()(grams().abs(), context()).eq(1).all()
 
 
 def test_the_global_random_state_is_untouched():
     before = torch.get_rng_state()
-    shuffled(grams(), context())
+    ShuffledPCGrad()(grams(), context())
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -138,7 +139,7 @@ def test_bad_static_weights(weights, message):
 
 
 def test_static_needs_weights():
-    with pytest.raises(StrategyError, match=r"The weighting 'static' needs the option 'weights'"):
+    with pytest.raises(StrategyError, match=r"'static': missing a required argument: 'weights'. Its options: weights"):
         build_weighting("static")
 
 

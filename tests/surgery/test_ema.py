@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from counterpoint.errors import StrategyError
-from counterpoint.surgery import Context, Surgeon, build_weighting, pcgrad
-from counterpoint.surgery.averages import PairAverages
+from counterpoint.surgery import Context, Surgeon, build_weighting
+from counterpoint.surgery.weightings.averages import PairAverages
+from counterpoint.surgery.weightings.pcgrad import pcgrad
 
 NAMES = tuple("abcde")
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from counterpoint.surgery import conflict_rate, conflicts, cosines, removed_share
+from counterpoint.surgery import conflict_rate, cosines, removed_share
+from counterpoint.surgery.gram import conflicts
 
 GROUPS, DOMAINS, SIZE = 3, 4, 10
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-from counterpoint.surgery import Surgeon, _cpu, _kernels, _plain, _threads
-from counterpoint.surgery._kernels import Span, unit_grams, weighted_sums_
+from counterpoint.surgery import Surgeon, _kernels
+from counterpoint.surgery._kernels import Span, plain, unit_grams, weighted_sums_
 
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 NUM_UNITS = 4
@@ -80,18 +81,16 @@ def exact_grams(case: Case, blocks_VB):
 
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-IMPLEMENTATIONS = {"cpu": _cpu, "plain": _plain}
+IMPLEMENTATION = plain
 if INTERPRETED:  # see test_kernels_triton.py
-    from counterpoint.surgery import _fused
+    from counterpoint.surgery._kernels import fused
 
-    IMPLEMENTATIONS = {"fused": _fused}
+    IMPLEMENTATION = fused
 
 
-@pytest.fixture(params=IMPLEMENTATIONS, autouse=True)
-def implementation(request, monkeypatch):
-    """Every test runs on the processor's kernels and on those for devices without kernels of their own."""
-    monkeypatch.setattr(_kernels, "_implementation", lambda *_: IMPLEMENTATIONS[request.param])
-    return request.param
+@pytest.fixture(autouse=True)
+def implementation(monkeypatch):
+    monkeypatch.setattr(_kernels, "_implementation", lambda *_: IMPLEMENTATION)
 
 
 @pytest.fixture(params=[None, 512, 40], ids=["whole", "512 bytes", "40 bytes"])
@@ -100,16 +99,13 @@ def chunks(request, monkeypatch):
     if INTERPRETED:
         if request.param == 40:
             pytest.skip("interpreted kernels are slow, and two sizes show as much as three")
-        monkeypatch.setattr(_fused, "ITEM", 300 if request.param else 1 << 15)
-        monkeypatch.setattr(_fused, "ROWS", 2)
-        _fused._layout.cache_clear()
+        monkeypatch.setattr(fused, "ITEM", 300 if request.param else 1 << 15)
+        monkeypatch.setattr(fused, "ROWS", 2)
+        fused._layout.cache_clear()
     elif request.param:
-        for name in ("MATRIX_BYTES", "SUM_BYTES"):
-            monkeypatch.setattr(_cpu, name, 20 * request.param)
-        monkeypatch.setattr(_cpu, "DOT_BYTES", request.param)
-        monkeypatch.setattr(_cpu, "STRETCH", 8)
-        monkeypatch.setattr(_cpu, "JOB", request.param)
-        monkeypatch.setattr(_plain, "CHUNK", request.param)
+        monkeypatch.setattr(plain, "SUM_BYTES", 20 * request.param)
+        monkeypatch.setattr(plain, "DOT_BYTES", request.param)
+        monkeypatch.setattr(plain, "JOB", request.param)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -211,29 +207,13 @@ def test_low_precision_sums_are_rounded_once():
     assert (parts[0] + parts[1] + parts[2]).item() == 1.0
 
 
-def test_matrix_products_that_drop_bits_are_not_used(monkeypatch):
-    """Torch can be told to round the factors of float32 products (TF32, bfloat16); dot products are left alone."""
-    true_product = _cpu._matrix_product
-    monkeypatch.setattr(_cpu, "_matrix_product", lambda matrix: true_product(matrix.bfloat16().float()))
-    case = CASES["sixteen"]
-    blocks_VB = case.blocks()
-    expected = exact_grams(case, blocks_VB)
-    assert (unit_grams(blocks_VB, SPANS, NUM_UNITS) - expected).abs().max() < 1e-6 * expected.max()
-    # The control: without the probe the rounding is there to be seen.
-    monkeypatch.setattr(_cpu, "_matrix_product_is_exact", lambda: True)
-    rounded = _cpu.unit_grams(blocks_VB, SPANS[:2], NUM_UNITS)[0] - exact(case, blocks_VB)[0][:, :300].square().sum()
-    assert rounded.abs().max() > 1e-4 * expected.max()
-
-
 @pytest.mark.parametrize("num_vectors", [1, 3, 9])
-def test_squares_of_millions_of_uneven_elements_are_summed_to_three_millionths(num_vectors, implementation):
-    if implementation != "cpu":
-        pytest.skip("of the processor's chunks")
+def test_squares_of_millions_of_uneven_elements_are_summed_to_three_millionths(num_vectors):
     generator = torch.Generator().manual_seed(0)
     size = 1 << 21
     flips = torch.rand(num_vectors, size, generator=generator)
     vectors = -flips.log() * torch.where(torch.rand(num_vectors, size, generator=generator) < 0.5, -1.0, 1.0)
-    gram_VV = _cpu.unit_grams([[vector] for vector in vectors], [Span(0, 0, 0, size)], 1)[0]
+    gram_VV = plain.unit_grams([[vector] for vector in vectors], [Span(0, 0, 0, size)], 1)[0]
     exact_VV = vectors.double() @ vectors.double().mT
     lengths_V = exact_VV.diagonal().sqrt()
     assert ((gram_VV - exact_VV).abs() / (lengths_V[:, None] * lengths_V)).max() < 3e-6
@@ -242,7 +222,7 @@ def test_squares_of_millions_of_uneven_elements_are_summed_to_three_millionths(n
 @pytest.mark.parametrize("strategy", ["mgs-tensor", "pcgrad"])
 @pytest.mark.parametrize("num_domains", [3, 6])
 def test_the_result_does_not_depend_on_the_number_of_threads(num_domains, strategy, monkeypatch):
-    monkeypatch.setattr(_cpu, "JOB", 1000)
+    monkeypatch.setattr(plain, "JOB", 1000)
     before = torch.get_num_threads()
     results = []
     try:
@@ -272,21 +252,63 @@ def test_the_number_of_torch_threads_is_put_back():
         for wanted in (1, 2):
             torch.set_num_threads(wanted)
             with pytest.raises(RuntimeError, match="0"):
-                _threads.in_threads(fail, range(4))
+                plain.in_threads(fail, range(4))
             assert torch.get_num_threads() == wanted
-            assert _threads.in_threads(lambda item: item * 2, range(5)) == [0, 2, 4, 6, 8]
+            assert plain.in_threads(lambda item: item * 2, range(5)) == [0, 2, 4, 6, 8]
     finally:
         torch.set_num_threads(before)
+
+
+class WithoutFloat64(torch.Tensor):
+    """A tensor on a device that has no float64, as Apple's MPS: asking for it there raises."""
+
+    @staticmethod
+    def __new__(cls, inside: torch.Tensor):
+        tensor = torch.Tensor._make_wrapper_subclass(cls, inside.shape, dtype=inside.dtype, device="meta")
+        tensor.inside = inside
+        return tensor
+
+    def data_ptr(self):
+        return self.inside.data_ptr()
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        to_host = kwargs.pop("device", None) == torch.device("cpu")
+        args, kwargs = tree_map_only(cls, lambda tensor: tensor.inside, (args, kwargs))
+        out = function(*args, **kwargs)
+        if to_host:
+            return out
+        if any(tensor.dtype == F64 for tensor in tree_leaves(out) if isinstance(tensor, torch.Tensor)):
+            raise TypeError("Cannot convert a tensor to float64 on this device.")
+        return tree_map_only(torch.Tensor, cls, out)
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_nothing_is_float64_on_a_device_without_it(dtype):
+    with pytest.raises(TypeError, match="float64"):
+        WithoutFloat64(torch.ones(3)).double()
+    blocks_VB = Case((dtype,) * 3, missing=(1,)).blocks()
+    there_VB = [[None if block is None else WithoutFloat64(block) for block in blocks] for blocks in blocks_VB]
+    found = unit_grams(there_VB, SPANS, NUM_UNITS)
+    assert type(found) is torch.Tensor
+    assert torch.equal(found, unit_grams(blocks_VB, SPANS, NUM_UNITS))
+    targets_B = [torch.zeros(size) for size in SIZES]
+    expected_B = [target.clone() for target in targets_B]
+    weights_UV = torch.rand(NUM_UNITS, 3, generator=torch.Generator().manual_seed(1), dtype=F64)
+    weighted_sums_(there_VB, [WithoutFloat64(target) for target in targets_B], SPANS, weights_UV)
+    weighted_sums_(blocks_VB, expected_B, SPANS, weights_UV)
+    assert all(torch.equal(a, b) for a, b in zip(targets_B, expected_B, strict=True))
 
 
 @pytest.mark.skipif(INTERPRETED, reason="about the choice between implementations")
 class TestChoice:
     def test_a_trial_tells_right_from_wrong(self):
         class Wrong:
-            unit_grams = staticmethod(lambda *args: _cpu.unit_grams(*args) * 1.01)
-            weighted_sums_ = staticmethod(_cpu.weighted_sums_)
+            unit_grams = staticmethod(lambda *args: plain.unit_grams(*args) * 1.01)
+            weighted_sums_ = staticmethod(plain.weighted_sums_)
 
-        assert _kernels.trial(_cpu, torch.device("cpu")) < 1e-6
+        assert _kernels.trial(plain, torch.device("cpu")) < 1e-6
         assert _kernels.trial(Wrong, torch.device("cpu")) == pytest.approx(0.01, rel=1e-3)
 
     def test_without_triton_a_gpu_does_without_fused_kernels_and_says_so_once(self, monkeypatch):

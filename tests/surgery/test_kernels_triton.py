@@ -28,7 +28,7 @@ import warnings
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from counterpoint.surgery import _fused, _triton
+from counterpoint.surgery._kernels import fused, triton as kernels
 
 def compiled(kernel, pointers, numbers, **constants):
     types = pointers | dict.fromkeys(numbers, "i32") | dict.fromkeys(constants, "constexpr")
@@ -38,14 +38,14 @@ def compiled(kernel, pointers, numbers, **constants):
 warnings.simplefilter("ignore")
 tables = {"addresses": "*i64", "items": "*i64"}
 for vectors, codes, wide in ((3, 0, False), (3, 0b000101, False), (8, 0, False), (2, 0b1111, True)):
-    kind = dict(V=vectors, CODES=codes, ALIGNED=True, WIDE=wide, BLOCK=_fused._block(vectors))
+    kind = dict(V=vectors, CODES=codes, ALIGNED=True, WIDE=wide, BLOCK=fused._block(vectors))
     places = triton.next_power_of_2(vectors**2)
-    ptx = compiled(_triton.products_kernel, tables | {"products": "*fp64"}, ["first_item"], **kind, PLACES=places)
+    ptx = compiled(kernels.products_kernel, tables | {"products": "*fp64"}, ["first_item"], **kind, PLACES=places)
     if codes == 0:  # without mask or tail, every vector is read once, in pieces of 16 bytes
         assert ptx.count("ld.global.v4.b32") == vectors * kind["BLOCK"] // (128 * 4), ptx.count("ld.global.v4.b32")
-    compiled(_triton.sums_kernel, tables | {"weights": "*fp64"}, ["first_item"], **kind, TARGET=codes & 3)
+    compiled(kernels.sums_kernel, tables | {"weights": "*fp64"}, ["first_item"], **kind, TARGET=codes & 3)
 pointers = {"products": "*fp64", "order": "*i64", "ends": "*i64", "units": "*i64", "grams": "*fp64"}
-compiled(_triton.units_kernel, pointers, [], V=3, PLACES=16, ROWS=_fused.ROWS)
+compiled(kernels.units_kernel, pointers, [], V=3, PLACES=16, ROWS=fused.ROWS)
 print("compiled")
 """
 

@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 import torch
 
-from counterpoint.surgery import Context, pcgrad
-from counterpoint.surgery.pcgrad import project
+from counterpoint.surgery import Context
+from counterpoint.surgery.weightings.pcgrad import pcgrad, project
 
 
 def gradients(num_domains: int, size: int = 7, seed: int = 0) -> torch.Tensor:
@@ -22,6 +22,11 @@ def context(num_domains: int, groups: tuple[str, ...] = ("g",), seed: int = 0, s
     return Context(groups, tuple("abcdefgh"[:num_domains]), seed, step)
 
 
+def everyone(num_domains: int) -> torch.Tensor:
+    """All pairs count."""
+    return torch.ones(1, num_domains, num_domains, dtype=torch.bool)
+
+
 @pytest.mark.parametrize("num_domains", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("seed", range(4))
 def test_equals_the_paper_for_given_orders(explicit_pcgrad, num_domains, seed):
@@ -30,7 +35,7 @@ def test_equals_the_paper_for_given_orders(explicit_pcgrad, num_domains, seed):
     others = [[j for j in range(num_domains) if j != i] for i in range(num_domains)]
     orders = [[o[k] for k in torch.randperm(len(o), generator=generator).tolist()] for o in others]
     order_GDD = torch.tensor([orders], dtype=torch.int64).view(1, num_domains, num_domains - 1)
-    weights_D = project(gram(vectors_DP), order_GDD)[0]
+    weights_D = project(gram(vectors_DP), order_GDD, everyone(num_domains))[0].sum(0)
     torch.testing.assert_close(
         weights_D @ vectors_DP, explicit_pcgrad(list(vectors_DP), orders), rtol=1e-12, atol=1e-12
     )
@@ -67,7 +72,7 @@ def test_projecting_against_projected_gradients_is_another_method(explicit_pcgra
     wrong = sum(misread)
     orders = [[j for j in range(3) if j != i] for i in range(3)]
     right = explicit_pcgrad(list(vectors_DP), orders)
-    ours = project(gram(vectors_DP), torch.tensor([orders]))[0] @ vectors_DP
+    ours = project(gram(vectors_DP), torch.tensor([orders]), everyone(3))[0].sum(0) @ vectors_DP
     assert (ours - right).norm() < 1e-12
     assert (ours - wrong).norm() > 0.05 * right.norm()
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from counterpoint.errors import StrategyError
-from counterpoint.surgery import Context, Surgeon, build_weighting, pcgrad
-from counterpoint.surgery.pcgrad import project_each
-from counterpoint.surgery.protect import PATIENCE, Protection, cone_multipliers, give_way
+from counterpoint.surgery import Context, Surgeon, build_weighting
+from counterpoint.surgery.weightings.base import PATIENCE
+from counterpoint.surgery.weightings.pcgrad import pcgrad, project
+from counterpoint.surgery.weightings.protect import Protection, cone_multipliers, give_way
 
 NAMES = tuple("abcdefgh")
 
@@ -190,7 +191,7 @@ def test_pairs_that_do_not_count_are_left_alone():
     part = give_way(identity, gram(vectors_DP), counts_GDD, protected_D)[0, 2] @ vectors_DP
     torch.testing.assert_close(part, nearest_in_cone(vectors_DP[2], vectors_DP[:1]))
     order_GDD = torch.tensor([[[1, 2], [0, 2], [0, 1]]])
-    assert torch.equal(project_each(gram(vectors_DP), order_GDD, torch.zeros_like(counts_GDD)), identity)
+    assert torch.equal(project(gram(vectors_DP), order_GDD, torch.zeros_like(counts_GDD)), identity)
 
 
 def test_multipliers_are_exact_zeros_outside_the_active_set():

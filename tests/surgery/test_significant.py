@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from counterpoint.errors import StrategyError
-from counterpoint.surgery import Context, Surgeon, build_weighting, cosines, pcgrad
-from counterpoint.surgery.protect import PATIENCE
-from counterpoint.surgery.significant import noise_squares, student_quantile, variances
-from counterpoint.surgery.weighting import Halves
+from counterpoint.surgery import Context, Halves, Surgeon, build_weighting, cosines
+from counterpoint.surgery.weightings.base import PATIENCE
+from counterpoint.surgery.weightings.pcgrad import pcgrad
+from counterpoint.surgery.weightings.significant import noise_squares, student_quantile, variances
 
 NAMES = tuple("abcde")
 
@@ -109,12 +109,14 @@ def test_the_minimum_keeps_the_variance_from_falling_below_its_parts():
     assert variances(squares[None])[0, 0, 1].item() == pytest.approx(0.2 + 0.3 - 0.1)
 
 
-def test_students_quantile():
-    quantiles = {2.0: 2.920, 5.0: 2.015, 20.0: 1.725, 100.0: 1.660}  # 95 %, from printed tables
-    normal = NormalDist().inv_cdf(0.95)
-    for freedom, quantile in quantiles.items():
-        found = student_quantile(normal, torch.tensor(freedom, dtype=torch.float64)).item()
-        assert found == pytest.approx(quantile, rel=0.06 if freedom < 5 else 0.005)
+@pytest.mark.parametrize(
+    ("level", "quantiles"),  # from printed tables
+    [(0.05, {1: 6.314, 2: 2.920, 5: 2.015, 20: 1.725, 100: 1.660}), (0.01, {1: 31.82, 2: 6.965, 5: 3.365, 20: 2.528})],
+)
+def test_students_quantile(level, quantiles):
+    freedom = torch.tensor([[float(degrees) for degrees in quantiles]], dtype=torch.float64)
+    found = student_quantile(level, freedom)
+    torch.testing.assert_close(found, torch.tensor([list(quantiles.values())]).double(), rtol=2e-4, atol=0)
 
 
 # The test

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from counterpoint.errors import StrategyError
-from counterpoint.surgery import Surgeon, stores
-from counterpoint.surgery.stores import CompactStore, DeviceStore, HostStore, build_store
+from counterpoint.surgery import Surgeon
+from counterpoint.surgery._passes import stores
+from counterpoint.surgery._passes.stores import CompactStore, DeviceStore, HostStore, add_up, build_store
 
 SHAPES = {
     "layers.0.mlp.up.weight": (64, 8),
@@ -18,6 +19,8 @@ SHAPES = {
 
 class CountingCopies:
     """Host memory played by more CPU memory; what is on its way is NaN until somebody waits."""
+
+    devices = (torch.device("cpu"), torch.device("meta"))
 
     def __init__(self):
         self.pinned, self.loads, self._late = 0, 0, []
@@ -31,9 +34,9 @@ class CountingCopies:
             target.copy_(source)
             source.fill_(torch.nan)  # the device's memory is somebody else's now
 
-    def to_device(self, source):
+    def to_device(self, source, device):
         self.loads += 1
-        copy = torch.full_like(source, torch.nan)
+        copy = torch.full_like(source, torch.nan, device=device)
         self._late.append((copy, source))
         return copy
 
@@ -44,7 +47,7 @@ class CountingCopies:
 
 
 def run(monkeypatch, store, steps=2, collects=1):
-    monkeypatch.setitem(stores.STORES, "device", lambda device: store)
+    monkeypatch.setitem(stores.STORES, "device", lambda devices: store)
     params = {name: nn.Parameter(torch.zeros(shape)) for name, shape in SHAPES.items()}
     surgeon = Surgeon(params, "mgs")
     generator = torch.Generator().manual_seed(3)
@@ -78,6 +81,22 @@ def test_without_waiting_the_copies_would_not_be_there(monkeypatch):
     assert not record.finite
 
 
+def test_gradients_go_back_to_the_device_each_came_from():
+    """As with a model whose layers lie on several devices; one on a device that is not copied from stays there."""
+    copies = CountingCopies()
+    copies.devices = (torch.device("meta"),)
+    store = HostStore(copies)
+    gradients = [torch.ones(3, device="meta"), torch.ones(3), None]
+    held = store.keep(list(gradients))
+    assert copies.pinned == 1
+    assert held[1] is gradients[1]
+    for found in (store.load(held), *(blocks for _, (blocks,) in store.batches([held]))):
+        assert [g.device.type for g in found if g is not None and g is not gradients[1]] in (["meta"], [])
+    assert [g.device.type for g in store.load(held)[:2]] == ["meta", "cpu"]
+    store.release(held)
+    assert store.keep(list(gradients))[0] is held[0]
+
+
 def test_a_stretch_is_no_longer_than_the_longest_parameter():
     held = [
         [torch.zeros(n) for n in (5, 10, 4, 4, 4, 9)],
@@ -101,10 +120,12 @@ def test_bfloat16_adds_micro_batches_in_full_precision_before_rounding():
     store = CompactStore()
     held = store.keep([torch.tensor([1.0])])
     assert held[0].dtype == torch.bfloat16
-    held = store.add(held, [torch.tensor([0.51 / 128])])  # half a step of bfloat16: kept by one rounding to nearest
+    held = store.keep(
+        add_up(held, [torch.tensor([0.51 / 128])])
+    )  # half a step of bfloat16: kept by one rounding to nearest
     assert held[0].item() == pytest.approx(1 + 1 / 128)
 
 
 def test_an_unknown_name_is_refused_with_the_nearest():
     with pytest.raises(StrategyError, match=r"buffers='bfloat' is unknown: .*bfloat16"):
-        build_store("bfloat", torch.device("cpu"))
+        build_store("bfloat", {torch.device("cpu")})

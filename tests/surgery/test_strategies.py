@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from counterpoint.errors import MissingExtraError, StrategyError
-from counterpoint.surgery import STRATEGIES, WEIGHTINGS, Context, Strategy, build_weighting, resolve_strategy
+from counterpoint.surgery import STRATEGIES, WEIGHTINGS, Context, Strategy, Weighting, build_weighting, resolve_strategy
 from counterpoint.surgery.strategies import needs_halves, protected_domains
 
 TWO = torch.eye(2, dtype=torch.float64).unsqueeze(0)
@@ -76,9 +76,12 @@ def test_bad_strategies(spec, message):
     [
         ("pcgrd", r"Unknown weighting 'pcgrd': did you mean 'pcgrad'\?"),
         ({"c": 1}, r"has no name"),
-        ({"type": "ones", "c": 1}, r"'ones' has no option 'c'; it takes none"),
-        ({"type": "pcgrad", "c": 1}, r"'pcgrad' has no option 'c'; it takes protect"),
-        ({"type": "significant", "levl": 1}, r"'significant' has no option 'levl'; it takes decay, level, protect"),
+        ({"type": "ones", "c": 1}, r"'ones': got an unexpected keyword argument 'c'. Its options: none"),
+        ({"type": "pcgrad", "c": 1}, r"'pcgrad': got an unexpected keyword argument 'c'. Its options: protect"),
+        (
+            {"type": "significant", "levl": 1},
+            r"'significant': got .* argument 'levl'. Its options: level, decay, protect",
+        ),
         ({"type": "significant", "level": 0.5}, r"level must be a number above 0 and below 0.5, found 0.5"),
         ({"type": "significant", "decay": -1}, r"decay must be a number of at least 0 and below 1, found -1"),
         ({"type": "ema", "decay": "x"}, r"decay must be a number of at least 0 and below 1, found 'x'"),
@@ -101,7 +104,7 @@ def test_own_weightings():
     remembering = build_weighting(Remembering)
     remembering(TWO, CONTEXT)
     assert remembering.state_dict() == {"calls": 1}
-    assert not hasattr(build_weighting(half), "state_dict")
+    assert build_weighting(half).state_dict() == {}
 
 
 def test_own_weightings_by_path(monkeypatch):
@@ -148,6 +151,38 @@ def test_own_weightings_may_need_halves():
         spec = {"type": "splitting:splitting", "factor": 2.0}
         assert needs_halves(resolve_strategy("mgs", weighting=spec))
         assert build_weighting(spec).uses_halves
+
+
+def test_own_weightings_may_be_asked_in_steps_of_one_domain(toy):
+    def tripling(gram_GDD: torch.Tensor, factor: float = 3.0) -> torch.Tensor:
+        return torch.full(gram_GDD.shape[:2], factor)
+
+    alone = toy.domains(1)
+    assert toy.run(alone, weighting=tripling)[1].weights_GD.eq(1).all()
+    tripling.weighs_one = True
+    module = type(sys)("tripling")
+    module.tripling = tripling
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "tripling", module)
+        for spec in (tripling, "tripling:tripling", {"type": "tripling:tripling", "factor": 3.0}):
+            assert toy.run(alone, weighting=spec)[1].weights_GD.eq(3).all()
+
+
+class Half(Weighting):
+    """A weighting of one's own as a class of ours, with the switches that the base class has."""
+
+    weighs_one = True
+
+    def __call__(self, gram_GDD: torch.Tensor, context: Context) -> torch.Tensor:
+        return half(gram_GDD)
+
+
+def test_own_weightings_may_be_classes_of_ours(toy):
+    assert isinstance(build_weighting(Half), Half)
+    for spec in (Half, Half()):
+        _, record, surgeon = toy.run(toy.domains(1), weighting=spec)
+        assert record.weights_GD.eq(0.5).all()
+        assert surgeon.state_dict()["weighting"] == {}
 
 
 def test_protected_domains_of_a_strategy():

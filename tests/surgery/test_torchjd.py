@@ -7,7 +7,7 @@ import torch
 
 from counterpoint.errors import MissingExtraError, StrategyError
 from counterpoint.surgery import Context, Surgeon, build_weighting
-from counterpoint.surgery.torchjd_adapter import TORCHJD
+from counterpoint.surgery.weightings.torchjd import TORCHJD
 
 torchjd = pytest.importorskip("torchjd.aggregation", reason="the extra torchjd is not installed")
 

@@ -63,7 +63,11 @@ def test_other_commands_find_domains_rewards_and_settings(script_run, tiny_model
 
 
 ROUTES = ["--prompts", "4", "--samples", "2"]
-COMMANDS = [["report", "RUN"], ["diagnose", "edits", "BASE", "CHECKPOINT"], ["diagnose", "routes", "CHECKPOINT", "RUN", *ROUTES]]
+COMMANDS = [
+    ["report", "RUN"],
+    ["diagnose", "edits", "BASE", "CHECKPOINT"],
+    ["diagnose", "routes", "CHECKPOINT", "RUN", *ROUTES],
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)

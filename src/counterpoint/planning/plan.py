@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from ..surgery.scatter import make_buckets
+from ..surgery._passes.scattered import make_buckets
 from ..surgery.strategies import Strategy, resolve_strategy
 from ..surgery.units import Units
 from ..surgery.weightings import build_weighting
@@ -137,7 +137,7 @@ def describe_surgery(model: ModelShapes, setup: Setup) -> Surgery:
     """The sizes of the strategy's numbers for the trained parameters of ``model``."""
     strategy = resolve_strategy(setup.strategy)
     units = Units(model.trained, strategy.grouping, model.anatomy)
-    uses_halves = bool(getattr(build_weighting(strategy.weighting), "uses_halves", False))
+    uses_halves = build_weighting(strategy.weighting).uses_halves
     vectors = memory.num_vectors(setup.domains, uses_halves, setup.batches)
     return Surgery(strategy.name, len(units.own.groups), units.num_units, vectors, uses_halves)
 

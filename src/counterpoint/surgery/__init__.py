@@ -18,17 +18,16 @@ conflicts with whom; a weighting turns it into one weight per domain; the update
     GROUPINGS, group_parameters              global, layer, module, tensor, or a rule of your own
     WEIGHTINGS, build_weighting              ones, pcgrad, significant, ema, shuffled, static, TorchJD's, or a
                                              function of your own
+    Weighting, Context, Halves               what one of your own is and sees
     cosines, conflict_rate, removed_share    what a Gram tells
 """
 
-from .gram import conflict_rate, conflicts, cosines, removed_share
+from .gram import conflict_rate, cosines, removed_share
 from .groupings import GROUPINGS, group_parameters
-from .pcgrad import pcgrad
 from .record import Record
-from .strategies import STRATEGIES, Strategy, needs_halves, resolve_strategy
+from .strategies import STRATEGIES, Strategy, resolve_strategy
 from .surgeon import Surgeon
-from .weighting import Context, Halves, Weighting, ones
-from .weightings import WEIGHTINGS, build_weighting
+from .weightings import WEIGHTINGS, Context, Halves, Weighting, build_weighting
 
 __all__ = [
     "GROUPINGS",
@@ -42,12 +41,8 @@ __all__ = [
     "Weighting",
     "build_weighting",
     "conflict_rate",
-    "conflicts",
     "cosines",
     "group_parameters",
-    "needs_halves",
-    "ones",
-    "pcgrad",
     "removed_share",
     "resolve_strategy",
 ]

@@ -8,10 +8,20 @@ import torch
 from torch import Tensor
 
 
+def norms(gram_GDD: Tensor) -> Tensor:
+    """Lengths [G, D] of the domain gradients."""
+    return gram_GDD.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
+
+
+def scales(gram_GDD: Tensor) -> Tensor:
+    """Products [G, D, D] of the lengths of two domain gradients: what a cosine is multiplied with."""
+    norm_GD = norms(gram_GDD)
+    return norm_GD.unsqueeze(-1) * norm_GD.unsqueeze(-2)
+
+
 def cosines(gram_GDD: Tensor) -> Tensor:
     """Cosines [G, D, D] between domain gradients; 0 where one of the two gradients is zero."""
-    norm_GD = gram_GDD.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
-    scale_GDD = norm_GD.unsqueeze(-1) * norm_GD.unsqueeze(-2)
+    scale_GDD = scales(gram_GDD)
     return torch.where(scale_GDD > 0, gram_GDD / scale_GDD, torch.zeros_like(gram_GDD)).clamp(-1, 1)
 
 

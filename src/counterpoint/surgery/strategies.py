@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import StrategyError, nearest
 from .groupings import ParameterRule
-from .weightings import WeightingSpec, find_weighting, weighting_name
+from .weightings import WeightingSpec, build_weighting, weighting_name
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def needs_halves(strategy: Strategy) -> bool:
 
     It then learns from a step only what it sees of domains with at least two micro-batches.
     """
-    return bool(getattr(find_weighting(strategy.weighting), "uses_halves", False))
+    return build_weighting(strategy.weighting).uses_halves
 
 
 def protected_domains(strategy: Strategy) -> tuple[str, ...]:
@@ -65,9 +65,9 @@ def protected_domains(strategy: Strategy) -> tuple[str, ...]:
 def weighted_domains(strategy: Strategy) -> tuple[str, ...]:
     """The domains to which the strategy gives a fixed weight."""
     weighting = strategy.weighting
-    if not isinstance(weighting, Mapping) or weighting.get("type") != "static":
-        return ()
-    return tuple(weighting.get("weights", ()))
+    if isinstance(weighting, Mapping) and weighting.get("type") == "static":
+        return tuple(weighting.get("weights", ()))
+    return ()
 
 
 def _named(name: str) -> Strategy:

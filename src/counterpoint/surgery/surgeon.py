@@ -1,6 +1,6 @@
 """The Surgeon: gradient surgery in any training loop."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -10,18 +10,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..anatomy import Anatomy, parameters_of
 from ..errors import StrategyError
-from .backends import refuse_inexact
-from .buffers import DomainBuffers
+from ._passes.ranks import find_ranks
+from ._passes.reduced import ReducedGradients
+from ._passes.scattered import ScatteredGradients
+from ._passes.shards import refuse_inexact
+from ._passes.stores import DomainBuffers, Vector, build_store
 from .groupings import ParameterRule
-from .own import OwnGradients, Vector
-from .ranks import find_ranks
 from .record import Record
-from .scatter import ScatteredGradients
-from .stores import build_store
 from .strategies import Strategy, resolve_strategy
 from .units import Units, sum_units
-from .weighting import Context, Halves
-from .weightings import WeightingSpec, build_weighting
+from .weightings import Context, Halves, WeightingSpec, build_weighting
 
 NamedParameters = Mapping[str, nn.Parameter] | Iterable[tuple[str, nn.Parameter]]
 
@@ -85,17 +83,17 @@ class Surgeon:
         anatomy = Anatomy.of(source if isinstance(source, nn.Module) else shapes)
         self._units = Units({name: shapes[name] for name in trainable}, self.strategy.grouping, anatomy)
         parameters = list(trainable.values())
-        store = build_store(buffers, parameters[0].device)
+        store = build_store(buffers, {parameter.device for parameter in parameters})
         ddp = _ddp(model_or_named_parameters)
         ranks = find_ranks(parameters, average_over or (ddp.process_group if ddp else None))
-        self._passes: OwnGradients | ScatteredGradients
+        self._passes: ReducedGradients | ScatteredGradients
         if average_over is not None and dist.get_world_size(average_over) > 1:
             assert ranks is not None
             self._passes = ScatteredGradients(parameters, self._units.counts, average_over, ranks, store)
         else:
-            self._passes = OwnGradients(parameters, self._units.counts, ranks, store)
+            self._passes = ReducedGradients(parameters, self._units.counts, ranks, store)
         copy = copy or bool(ddp and ddp.gradient_as_bucket_view)
-        self._buffers = DomainBuffers(trainable, store, copy, bool(getattr(self._weighting, "uses_halves", False)))
+        self._buffers = DomainBuffers(trainable, store, copy, self._weighting.uses_halves)
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -105,7 +103,7 @@ class Surgeon:
     @property
     def collected(self) -> tuple[str, ...]:
         """The domains collected since the last combination, sorted by name."""
-        return self._buffers.domains
+        return tuple(sorted({domain for domain, _ in self._buffers.held}))
 
     @torch.no_grad()
     def collect(self, domain: str, last: bool = False) -> None:
@@ -146,7 +144,8 @@ class Surgeon:
         gram_UDD = member_VD.mT @ gram_UVV @ member_VD if len(vectors) > len(domains) else gram_UVV
         gram_GDD = sum_units(gram_UDD, index)
         finite = bool(gram_UDD.isfinite().all())
-        weights_GD = self._weights(gram_GDD, domains, finite, lambda: self._halves(gram_UVV, collected, domains))
+        halves = self._halves(gram_UVV, collected, domains) if self._weighting.uses_halves else None
+        weights_GD = self._weights(gram_GDD, domains, finite, halves)
         weights_GV = weights_GD[:, member_VD.argmax(dim=1)]
         self._passes.write(held, vectors, weights_GV[index.index_U])
         self._buffers.clear()
@@ -161,7 +160,6 @@ class Surgeon:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on with the same numbers; collected gradients are not part of it."""
-        memory = getattr(self._weighting, "state_dict", None)
         expected = self._passes.expected if isinstance(self._passes, ScatteredGradients) else {}
         return {
             "strategy": self.strategy.name,
@@ -169,7 +167,7 @@ class Surgeon:
             "seed": self.seed,
             "step": self.step,
             "nonfinite_steps": self.nonfinite_steps,
-            "weighting": memory() if memory else {},
+            "weighting": self._weighting.state_dict(),
             "expected": [[*vector, age] for vector, age in expected.items()],
         }
 
@@ -190,30 +188,27 @@ class Surgeon:
         self.seed, self.step, self.nonfinite_steps = state["seed"], state["step"], state["nonfinite_steps"]
         if isinstance(self._passes, ScatteredGradients):
             self._passes.expected = {(domain, half): age for domain, half, age in state.get("expected", [])}
-        if hasattr(self._weighting, "load_state_dict"):
-            self._weighting.load_state_dict(state["weighting"])
+        self._weighting.load_state_dict(state["weighting"])
 
-    def _weights(
-        self, gram_GDD: Tensor, domains: tuple[str, ...], finite: bool, halves: Callable[[], Halves | None]
-    ) -> Tensor:
+    def _weights(self, gram_GDD: Tensor, domains: tuple[str, ...], finite: bool, halves: Halves | None) -> Tensor:
         shape = gram_GDD.shape[:2]
-        alone = len(domains) == 1 and not getattr(self._weighting, "weighs_one", False)
-        if alone or not finite:
+        if not finite or (len(domains) == 1 and not self._weighting.weighs_one):
             return torch.ones(shape, dtype=torch.float64)
-        context = Context(self.groups, domains, self.seed, self.step, halves())
+        context = Context(self.groups, domains, self.seed, self.step, halves)
         weights_GD = torch.as_tensor(self._weighting(gram_GDD, context), dtype=torch.float64)
         if weights_GD.shape != shape or not weights_GD.isfinite().all():
+            found = f"weights of shape {tuple(weights_GD.shape)}"
+            if weights_GD.shape == shape:
+                row = int(weights_GD.isfinite().all(1).int().argmin())
+                found = f"{weights_GD[row].tolist()} for the group {self.groups[row]!r}"
             raise StrategyError(
-                f"At step {self.step} the weighting of {self.strategy.name!r} gave "
-                f"{_describe(weights_GD, self.groups)}; "
+                f"At step {self.step} the weighting of {self.strategy.name!r} gave {found}; "
                 f"it must give one finite weight per group and domain, shape {tuple(shape)}."
             )
         return weights_GD
 
-    def _halves(self, gram_UVV: Tensor, collected: Mapping[Vector, int], domains: tuple[str, ...]) -> Halves | None:
-        """The Grams with every domain split in two, for a weighting that asks for them."""
-        if not getattr(self._weighting, "uses_halves", False):
-            return None
+    def _halves(self, gram_UVV: Tensor, collected: Mapping[Vector, int], domains: tuple[str, ...]) -> Halves:
+        """The Grams with every domain split in two."""
         places = torch.tensor([2 * domains.index(domain) + half for domain, half in collected])
         gram_GVV = torch.zeros(len(self.groups), 2 * len(domains), 2 * len(domains), dtype=torch.float64)
         gram_GVV[:, places.unsqueeze(1), places] = sum_units(gram_UVV, self._units.own)
@@ -224,25 +219,13 @@ class Surgeon:
 def _distinct(source: nn.Module | NamedParameters) -> dict[str, nn.Parameter]:
     """Names and parameters, a tied parameter under its first name only."""
     pairs = parameters_of(source) if isinstance(source, nn.Module) else source
-    pairs = pairs.items() if isinstance(pairs, Mapping) else pairs
-    seen: set[int] = set()
-    named: dict[str, nn.Parameter] = {}
-    for name, parameter in pairs:
-        if id(parameter) not in seen:
-            seen.add(id(parameter))
-            named[name] = parameter
-    return named
+    first: dict[int, tuple[str, nn.Parameter]] = {}
+    for name, parameter in pairs.items() if isinstance(pairs, Mapping) else pairs:
+        first.setdefault(id(parameter), (name, parameter))
+    return dict(first.values())
 
 
 def _ddp(source: nn.Module | NamedParameters) -> DistributedDataParallel | None:
     """The model if DDP wraps it, compiled or not."""
     inner = getattr(source, "_orig_mod", source)
     return inner if isinstance(inner, DistributedDataParallel) else None
-
-
-def _describe(weights_GD: Tensor, groups: tuple[str, ...]) -> str:
-    if weights_GD.ndim == 2 and len(weights_GD) == len(groups):
-        for group, row in zip(groups, weights_GD, strict=True):
-            if not row.isfinite().all():
-                return f"{row.tolist()} for the group {group!r}"
-    return f"weights of shape {tuple(weights_GD.shape)}"

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ..errors import RankMismatchError
 from ..surgery import Context, Record
-from ..surgery.pcgrad import project
-from ..surgery.ranks import check_words
+from ..surgery._passes.ranks import check_words
+from ..surgery.weightings.pcgrad import project
 from .case import EXACT, TWO, USUAL_MODEL, Case, Spread
 from .cases.ddp import ddp
 from .cases.fsdp import fsdp
@@ -131,7 +131,8 @@ def unseeded(gram_GDD: Tensor, context: Context) -> Tensor:
     num_domains = context.num_domains
     draws_GDD = torch.rand(len(gram_GDD), num_domains, num_domains, dtype=torch.float64)
     draws_GDD.diagonal(dim1=-2, dim2=-1).fill_(2.0)
-    return project(gram_GDD, draws_GDD.argsort(dim=-1)[..., :-1])
+    everyone_GDD = torch.ones_like(gram_GDD, dtype=torch.bool)
+    return project(gram_GDD, draws_GDD.argsort(dim=-1)[..., :-1], everyone_GDD).sum(1)
 
 
 def own_randomness(world: World) -> Errors:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..surgery import Context, Record, Surgeon
-from ..surgery.shards import is_dtensor
+from ..surgery._passes.shards import is_dtensor
 from .case import Case, Spread
 from .data import Plan, policy_loss
 from .models import build_model, named_trainable

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..surgery import GROUPINGS, Context, group_parameters
-from ..surgery.pcgrad import random_orders
+from ..surgery.weightings.pcgrad import random_orders
 from .data import Plan, policy_loss
 from .models import ModelSpec, build_model, named_trainable
 

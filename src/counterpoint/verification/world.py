@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..surgery.shards import is_dtensor, is_split, local
+from ..surgery._passes.shards import is_dtensor, is_split, local
 
 
 @dataclass(frozen=True)

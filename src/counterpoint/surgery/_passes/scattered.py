@@ -6,7 +6,6 @@ all-reduces, where an all-reduce per domain would take D. Ranks may have collect
 domain may be missing on some of them.
 """
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,14 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..errors import UnsupportedError
-from . import _kernels
-from ._spans import by_device, total
-from .layout import shard_spans
-from .own import Held, Vector
+from ...errors import UnsupportedError
+from .. import _kernels
 from .ranks import Ranks, sum_over_ranks
-from .shards import is_dtensor
-from .stores import DeviceStore, Gradients
+from .shards import first_units, is_dtensor, unit_spans
+from .stores import DeviceStore, Gradients, Held, Vector
 
 BUCKET_ELEMENTS = 1 << 23
 """Elements of a bucket, unless one parameter has more: the scratch memory of the reduction is two buckets."""
@@ -33,6 +29,10 @@ CPU_BUCKET_ELEMENTS = 1 << 21
 FORGOTTEN_AFTER = 8
 """Steps without a domain after which it is expected no more: until then zeros are averaged for it."""
 
+Kind = tuple[torch.dtype, torch.device]
+Scratch = dict[Kind, tuple[Tensor, Tensor]]
+"""Memory for what is sent of a bucket and for what is received: new memory for each would cost as much as moving it."""
+
 
 @dataclass(frozen=True)
 class Bucket:
@@ -41,8 +41,8 @@ class Bucket:
     indices: tuple[int, ...]
     sizes: tuple[int, ...]
     shard: int
-    dtype: torch.dtype
-    device: torch.device
+    """Elements of one rank's part."""
+    kind: Kind
 
 
 class ScatteredGradients:
@@ -51,7 +51,11 @@ class ScatteredGradients:
     def __init__(
         self, parameters: Sequence[nn.Parameter], counts: Sequence[int], group: Any, ranks: Ranks, store: DeviceStore
     ) -> None:
-        _refuse_shards(parameters)
+        if any(is_dtensor(parameter) for parameter in parameters):
+            raise UnsupportedError(
+                "average_over is for whole gradients, and these parameters are DTensors, whose gradients FSDP2 or "
+                "tensor parallelism reduce in backward. Leave average_over out."
+            )
         self._parameters = parameters
         self._group = group
         self.ranks = ranks
@@ -59,9 +63,14 @@ class ScatteredGradients:
         self._world = dist.get_world_size(group)
         self._num_units = sum(counts)
         self._buckets = make_buckets(parameters, self._world)
-        self._spans = self._make_spans(counts, dist.get_rank(group))
+        units, rank = first_units(counts), dist.get_rank(group)
+        self._spans: list[_kernels.Span] = []
+        for b, bucket in enumerate(self._buckets):
+            pieces = [(size, counts[i], units[i]) for size, i in zip(bucket.sizes, bucket.indices, strict=True)]
+            self._spans += unit_spans(pieces, b, rank * bucket.shard, (rank + 1) * bucket.shard)
         self.expected: dict[Vector, int] = {}
-        """The vectors that some rank may collect, in the order of names, with the steps since one did; alike on all."""
+        """Vectors that any rank has collected recently, sorted by name, with the number of steps since. Identical on
+        every rank."""
         self._present_P = [False] * len(parameters)
         self._shards: dict[Vector, Gradients] = {}
 
@@ -89,6 +98,18 @@ class ScatteredGradients:
         self.expected = {vector: age for vector, age in ages.items() if age < FORGOTTEN_AFTER}
         return found, gram_UVV[:, there_V][:, :, there_V]
 
+    def write(self, held: Held, vectors: Sequence[Vector], weights_UV: Tensor) -> None:
+        """Sets ``.grad`` to the weighted sums, whole on every rank; none where no rank has a gradient."""
+        shards_VB = [self._shards[vector] for vector in vectors]
+        targets_B = shards_VB[0]
+        _kernels.weighted_sums_(shards_VB, targets_B, self._spans, weights_UV)
+        self._shards = {}
+        del shards_VB
+        for b, bucket in enumerate(self._buckets):
+            shard, targets_B[b] = targets_B[b], None
+            assert shard is not None
+            self._gather(shard, bucket)
+
     def _learn(self, collected: Mapping[Vector, int]) -> None:
         everybodys = {vector for part in self.ranks.gather(sorted(collected)) for vector in part}
         self.expected = {vector: self.expected.get(vector, 0) for vector in sorted({*self.expected, *everybodys})}
@@ -109,54 +130,35 @@ class ScatteredGradients:
         """Averages the expected vectors, and gives the inner products [U, V, V] of this rank's shards of them."""
         if not self.expected:
             return torch.zeros(self._num_units, 0, 0, dtype=torch.float64)
-        scratch = Scratch(self._buckets, self._world)
+        scratch = self._make_scratch()
         for vector in self.expected:
             if vector not in self._shards:
                 self._shards[vector] = [self._reduce(held.get(vector), bucket, scratch) for bucket in self._buckets]
         del scratch
-        return total(
-            _kernels.unit_grams(blocks_VB, self._there(blocks_VB), self._num_units)
-            for blocks_VB in by_device([self._shards[vector] for vector in self.expected])
-        )
+        return _kernels.unit_grams([self._shards[vector] for vector in self.expected], self._spans, self._num_units)
 
-    def write(self, held: Held, vectors: Sequence[Vector], weights_UV: Tensor) -> None:
-        """Sets ``.grad`` to the weighted sums, whole on every rank; none where no rank has a gradient."""
-        shards_VB = [self._shards[vector] for vector in vectors]
-        targets_B = shards_VB[0]
-        for blocks_VB in by_device(shards_VB):
-            _kernels.weighted_sums_(blocks_VB, targets_B, self._there(blocks_VB), weights_UV)
-        self._shards = {}
-        del shards_VB
-        for b, bucket in enumerate(self._buckets):
-            shard, targets_B[b] = targets_B[b], None
-            assert shard is not None
-            self._gather(shard, bucket)
-
-    def _make_spans(self, counts: Sequence[int], rank: int) -> list[_kernels.Span]:
-        first_units = [0, *itertools.accumulate(counts)]
-        return [
-            span
-            for b, bucket in enumerate(self._buckets)
-            for span in shard_spans(
-                bucket.sizes,
-                [counts[i] for i in bucket.indices],
-                [first_units[i] for i in bucket.indices],
-                b,
-                rank * bucket.shard,
-                (rank + 1) * bucket.shard,
+    def _make_scratch(self) -> Scratch:
+        sizes: dict[Kind, int] = {}
+        for bucket in self._buckets:
+            sizes[bucket.kind] = max(sizes.get(bucket.kind, 0), bucket.shard * self._world)
+        return {
+            (dtype, device): (
+                torch.empty(size, dtype=dtype, device=device),
+                torch.empty(size if device.type == "cpu" else 0, dtype=dtype, device=device),
             )
-        ]
+            for (dtype, device), size in sizes.items()
+        }
 
-    def _reduce(self, gradients: Gradients | None, bucket: Bucket, scratch: "Scratch") -> Tensor:
+    def _reduce(self, gradients: Gradients | None, bucket: Bucket, scratch: Scratch) -> Tensor:
         """This rank's shard of the bucket's average; lets go of the gradients that went in."""
-        flat, parts = scratch.of(bucket)
+        flat, parts = (memory[: bucket.shard * self._world] for memory in scratch[bucket.kind])
         mine: Gradients = [None if gradients is None else gradients[i] for i in bucket.indices]
         start = 0
         for size, gradient in zip(bucket.sizes, self._store.load(mine), strict=True):
             _divided(gradient, self._world, flat[start : start + size])
             start += size
         flat[start:].zero_()
-        self._store.release([mine])
+        self._store.release(mine)
         if gradients is not None:
             for i in bucket.indices:
                 gradients[i] = None
@@ -171,13 +173,10 @@ class ScatteredGradients:
                 self._parameters[i].grad = whole[start : start + size].view(self._parameters[i].shape)
             start += size
 
-    def _there(self, blocks_VB: list[Gradients]) -> list[_kernels.Span]:
-        return [span for span in self._spans if blocks_VB[0][span.block] is not None]
-
 
 def make_buckets(parameters: Sequence[nn.Parameter], world: int) -> list[Bucket]:
     """Parameters in buckets of limited length, in order, each of one dtype and device."""
-    kinds: dict[tuple[torch.dtype, torch.device], list[list[int]]] = {}
+    kinds: dict[Kind, list[list[int]]] = {}
     for i, parameter in enumerate(parameters):
         longest = CPU_BUCKET_ELEMENTS if parameter.device.type == "cpu" else BUCKET_ELEMENTS
         full = kinds.setdefault((parameter.dtype, parameter.device), [[]])
@@ -185,35 +184,11 @@ def make_buckets(parameters: Sequence[nn.Parameter], world: int) -> list[Bucket]
             full.append([])
         full[-1].append(i)
     buckets = []
-    for (dtype, device), parts in kinds.items():
+    for kind, parts in kinds.items():
         for indices in parts:
             sizes = tuple(parameters[i].numel() for i in indices)
-            buckets.append(Bucket(tuple(indices), sizes, -(-sum(sizes) // world), dtype, device))
+            buckets.append(Bucket(tuple(indices), sizes, -(-sum(sizes) // world), kind))
     return buckets
-
-
-class Scratch:
-    """Memory for two buckets, used for all of them: new memory for each would cost as much as moving the bytes."""
-
-    def __init__(self, buckets: Sequence[Bucket], world: int) -> None:
-        self._world = world
-        sizes: dict[tuple[torch.dtype, torch.device], int] = {}
-        for bucket in buckets:
-            kind = (bucket.dtype, bucket.device)
-            sizes[kind] = max(sizes.get(kind, 0), bucket.shard * world)
-        self._memory = {
-            (dtype, device): (
-                torch.empty(size, dtype=dtype, device=device),
-                torch.empty(size if device.type == "cpu" else 0, dtype=dtype, device=device),
-            )
-            for (dtype, device), size in sizes.items()
-        }
-
-    def of(self, bucket: Bucket) -> tuple[Tensor, Tensor]:
-        """Room for what a rank sends of the bucket, and for what it receives."""
-        flat, parts = self._memory[bucket.dtype, bucket.device]
-        size = bucket.shard * self._world
-        return flat[:size], parts[:size]
 
 
 def _divided(gradient: Tensor | None, world: int, into: Tensor) -> None:
@@ -243,11 +218,3 @@ def reduce_scatter(flat: Tensor, parts: Tensor, world: int, group: Any) -> Tenso
 def _collective(name: str, former: str) -> Callable[..., Any]:
     """A collective by its name, or by the one it had in earlier versions of torch."""
     return getattr(dist, name, None) or getattr(dist, former)
-
-
-def _refuse_shards(parameters: Sequence[nn.Parameter]) -> None:
-    if any(is_dtensor(parameter) for parameter in parameters):
-        raise UnsupportedError(
-            "average_over is for whole gradients, and these parameters are DTensors, whose gradients FSDP2 or tensor "
-            "parallelism reduce in backward. Leave average_over out."
-        )

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..gram import cosines, scales
 from .averages import PairAverages
-from .gram import cosines
-from .pcgrad import weigh
+from .base import Context, Weighting
+from .pcgrad import pcgrad
 from .protect import Protection
-from .weighting import Context
 
 
-class EMAPCGrad:
+class EMAPCGrad(Weighting):
     """PCGrad's rule on exponentially averaged cosines.
 
     The average of a pair takes in the steps that hold both domains with gradients in the group, this one included; it
@@ -42,19 +42,16 @@ class EMAPCGrad:
 
     def __call__(self, gram_GDD: Tensor, context: Context) -> Tensor:
         """Weights [G, D] for Grams [G, D, D], both float64; exactly 1 in every group without an averaged conflict."""
-        norm_GD = gram_GDD.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
-        scale_GDD = norm_GD.unsqueeze(-1) * norm_GD.unsqueeze(-2)
+        scale_GDD = scales(gram_GDD)
         pairs_GDD = (scale_GDD > 0) & ~torch.eye(context.num_domains, dtype=torch.bool)
         self._averages.update(context, cosines(gram_GDD).unsqueeze(-1), pairs_GDD)
         cosines_GDDC, _ = self._averages.read(context)
         smooth_GDD = torch.where(pairs_GDD, cosines_GDDC.squeeze(-1) * scale_GDD, gram_GDD)
-        return weigh(smooth_GDD, context, protected_D=self._protection.among(context))
+        return pcgrad(smooth_GDD, context, protected_D=self._protection.among(context))
 
     def state_dict(self) -> dict[str, Any]:
-        """The averages and which domains were seen."""
         return {"averages": self._averages.state_dict(), "protect": self._protection.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Puts back what ``state_dict()`` gave."""
         self._averages.load_state_dict(state["averages"])
         self._protection.load_state_dict(state["protect"])

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import StrategyError
-from .weighting import Context
+from ...errors import StrategyError
+from .base import Context
 
 
 class PairAverages:
@@ -29,12 +29,8 @@ class PairAverages:
     def __init__(self, decay: float, width: int) -> None:
         if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 <= decay < 1:
             raise StrategyError(f"decay must be a number of at least 0 and below 1, found {decay!r}.")
-        self.decay = float(decay)
+        self._decay = float(decay)
         self._width = width
-        self.reset()
-
-    def reset(self) -> None:
-        """Forgets everything."""
         self._groups: tuple[str, ...] = ()
         self._domains: list[str] = []
         # Along the last axis: the C weighted sums, the sum of the weights, and the sum of their squares.
@@ -50,7 +46,7 @@ class PairAverages:
         rows_D = self._place(context)
         old_GDDC = self._sums_GNN[:, rows_D.unsqueeze(1), rows_D]
         ones_GDDC = torch.ones_like(old_GDDC[..., :1])
-        fade = torch.full((self._width + 2,), self.decay, dtype=torch.float64)
+        fade = torch.full((self._width + 2,), self._decay, dtype=torch.float64)
         gain = 1 - fade
         fade[-1], gain[-1] = fade[-1] ** 2, gain[-1] ** 2
         new_GDDC = fade * old_GDDC + gain * torch.cat([values_GDDC, ones_GDDC, ones_GDDC], dim=-1)
@@ -66,15 +62,13 @@ class PairAverages:
         return averages_GDDC, mass_GDD**2 / torch.where(known_GDD, squares_GDD, 1.0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Names and sums, as plain lists of numbers that JSON keeps to the last bit."""
         return {"groups": list(self._groups), "domains": list(self._domains), "sums": self._sums_GNN.tolist()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Puts back what ``state_dict()`` gave."""
-        self.reset()
-        if state["groups"]:
-            self._groups, self._domains = tuple(state["groups"]), list(state["domains"])
-            self._sums_GNN = torch.tensor(state["sums"], dtype=torch.float64)
+        self._groups, self._domains = tuple(state["groups"]), list(state["domains"])
+        number = len(self._domains)
+        shape = (len(self._groups), number, number, self._width + 2)
+        self._sums_GNN = torch.tensor(state["sums"], dtype=torch.float64).view(shape)
 
     def _place(self, context: Context) -> Tensor:
         """Rows of the step's domains in the memory, [D]; a domain seen for the first time gets a new one."""

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .gram import conflicts
+from ..gram import conflicts
+from .base import Context, Weighting
 from .protect import Protection, give_way
-from .weighting import Context
 
 
-class PCGrad:
+class PCGrad(Weighting):
     """PCGrad, with domains that the others give way to.
 
     Arguments:
@@ -38,31 +38,25 @@ class PCGrad:
 
     def __call__(self, gram_GDD: Tensor, context: Context) -> Tensor:
         """Weights [G, D] for Grams [G, D, D], both float64; exactly 1 in every group without conflict."""
-        return weigh(gram_GDD, context, protected_D=self._protection.among(context))
+        return pcgrad(gram_GDD, context, protected_D=self._protection.among(context))
 
     def state_dict(self) -> dict[str, Any]:
-        """Which domains were seen; empty where none is protected."""
         return self._protection.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Puts back what ``state_dict()`` gave."""
         self._protection.load_state_dict(state)
 
 
-def pcgrad(gram_GDD: Tensor, context: Context) -> Tensor:
+def pcgrad(
+    gram_GDD: Tensor, context: Context, counts_GDD: Tensor | None = None, protected_D: Tensor | None = None
+) -> Tensor:
     """PCGrad's weights [G, D], float64; exactly 1 in every group without conflict.
 
     A domain whose gradient is zero in a group neither changes nor is changed there.
-    """
-    return weigh(gram_GDD, context)
 
-
-def weigh(
-    gram_GDD: Tensor, context: Context, counts_GDD: Tensor | None = None, protected_D: Tensor | None = None
-) -> Tensor:
-    """PCGrad's weights [G, D] where only the pairs in ``counts_GDD`` [G, D, D] count, all of them by default.
-
-    ``protected_D`` marks the domains whose own gradients stay and to which the others give way.
+    Arguments:
+        counts_GDD: the pairs that may be projected, bool [G, D, D]; all of them by default.
+        protected_D: the domains whose own gradients stay and to which the others give way, bool [D]; none by default.
     """
     weights_GD = torch.ones(gram_GDD.shape[:2], dtype=torch.float64)
     counts_GDD = torch.ones_like(gram_GDD, dtype=torch.bool) if counts_GDD is None else counts_GDD
@@ -73,20 +67,18 @@ def weigh(
     protected_D = torch.zeros(context.num_domains, dtype=torch.bool) if protected_D is None else protected_D
     free_D = ~protected_D
     gram_GDD, counts_GDD = gram_GDD[rows].double(), counts_GDD[rows]
-    coefficients_GDD = project_each(gram_GDD, order_GDD, counts_GDD & free_D & free_D.unsqueeze(1))
+    coefficients_GDD = project(gram_GDD, order_GDD, counts_GDD & free_D & free_D.unsqueeze(1))
     if protected_D.any():
         coefficients_GDD = give_way(coefficients_GDD, gram_GDD, counts_GDD, protected_D)
     weights_GD[rows] = coefficients_GDD.sum(1)
     return weights_GD
 
 
-def project(gram_GDD: Tensor, order_GDD: Tensor) -> Tensor:
-    """PCGrad's weights [G, D] for given orders: ``order_GDD[g, i]``, [G, D, D - 1], lists the others of domain i."""
-    return project_each(gram_GDD, order_GDD, torch.ones_like(gram_GDD, dtype=torch.bool)).sum(1)
+def project(gram_GDD: Tensor, order_GDD: Tensor, counts_GDD: Tensor) -> Tensor:
+    """Coefficients [G, D, D]: row ``[g, i]`` makes ``p_i``, projected against the pairs that count.
 
-
-def project_each(gram_GDD: Tensor, order_GDD: Tensor, counts_GDD: Tensor) -> Tensor:
-    """Coefficients [G, D, D] for given orders; row ``[g, i]`` makes ``p_i``, projected against the pairs that count."""
+    ``order_GDD[g, i]``, [G, D, D - 1], lists the others of domain i in the order in which they come.
+    """
     num_groups, num_domains = gram_GDD.shape[:2]
     norm_GD = gram_GDD.diagonal(dim1=-2, dim2=-1)
     coefficients_GDD = torch.eye(num_domains, dtype=gram_GDD.dtype).repeat(num_groups, 1, 1)

@@ -1,16 +1,30 @@
-"""Triton kernels for both passes; ``_fused`` fills the tables and launches them.
+"""Triton kernels for both passes; ``fused`` fills the tables and launches them.
 
 One program works through one item: a few ten thousand elements of one span. ``CODE`` and the two-bit digits of
 ``CODES`` say what dtype a vector has: 0 float32, 1 bfloat16, 2 float16, 3 float64. Products and sums are formed in
 float32, or in float64 (``WIDE``). Inner products are added up in float64 after every ``BLOCK`` elements.
+
+Tables:
+    addresses  int64 [B, V + 1]: vectors and target of every block; 0 where there is none
+    items      int64 [N, 4]: block, low, length, unit
+    products   float64 [N, PLACES]: the product of the pair (i, j) at the place ``i * V + j``
+    order      int64 [N]: items, unit by unit
+    ends       int64 [1 + number of units with items]: where each one's items end in the order
+    units      int64 [number of units with items]
+    grams      float64 [U, V * V]
+    weights    float64 [U, V]
 """
+
+# Arguments without annotation are tensors.
+# ruff: noqa: ANN001
+# mypy: disallow-untyped-defs=False
 
 import triton
 import triton.language as tl
 
 
 @triton.jit
-def _pointer(address: tl.tensor, low: tl.tensor, CODE: tl.constexpr, ALIGNED: tl.constexpr) -> tl.tensor:
+def _pointer(address, low, CODE: tl.constexpr, ALIGNED: tl.constexpr) -> tl.tensor:
     """Element ``low`` of the vector at this address."""
     if CODE == 0:
         pointer = address.to(tl.pointer_type(tl.float32))
@@ -28,14 +42,7 @@ def _pointer(address: tl.tensor, low: tl.tensor, CODE: tl.constexpr, ALIGNED: tl
 
 @triton.jit
 def _read(
-    address: tl.tensor,
-    low: tl.tensor,
-    offsets: tl.tensor,
-    length: tl.tensor,
-    CODE: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    WIDE: tl.constexpr,
-    MASKED: tl.constexpr,
+    address, low, offsets, length, CODE: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr, MASKED: tl.constexpr
 ) -> tl.tensor:
     """Elements in the dtype of the sums; zeros past the end (MASKED), and where the address is 0."""
     pointers = _pointer(address, low, CODE, ALIGNED) + offsets
@@ -49,19 +56,10 @@ def _read(
 
 @triton.jit
 def _add_products(
-    sums: tl.tensor,
-    addresses: tl.tensor,
-    block: tl.tensor,
-    low: tl.tensor,
-    offsets: tl.tensor,
-    length: tl.tensor,
-    V: tl.constexpr,
-    CODES: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    WIDE: tl.constexpr,
-    MASKED: tl.constexpr,
-) -> tl.tensor:
-    """Adds the inner products of all pairs over these elements to ``sums``; a pair's place is ``i * V + j``."""
+    sums, addresses, block, low, offsets, length, V: tl.constexpr, CODES: tl.constexpr, ALIGNED: tl.constexpr,
+    WIDE: tl.constexpr, MASKED: tl.constexpr
+) -> tl.tensor:  # fmt: skip
+    """Adds the inner products of all pairs over these elements to ``sums``."""
     places = tl.arange(0, sums.shape[0])
     for i in tl.static_range(V):
         x_address = tl.load(addresses + block * (V + 1) + i)
@@ -77,17 +75,9 @@ def _add_products(
 
 @triton.jit(do_not_specialize=["first_item"])
 def products_kernel(
-    addresses: tl.tensor,  # int64 [B, V + 1]: vectors, target; 0 where there is none
-    items: tl.tensor,  # int64 [N, 4]: block, low, length, unit
-    products: tl.tensor,  # float64 [N, PLACES], out
-    first_item: tl.tensor,
-    V: tl.constexpr,
-    CODES: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    WIDE: tl.constexpr,
-    PLACES: tl.constexpr,
-    BLOCK: tl.constexpr,
-) -> None:
+    addresses, items, products, first_item, V: tl.constexpr, CODES: tl.constexpr, ALIGNED: tl.constexpr,
+    WIDE: tl.constexpr, PLACES: tl.constexpr, BLOCK: tl.constexpr
+) -> None:  # fmt: skip
     item = (first_item + tl.program_id(0)).to(tl.int64)
     block = tl.load(items + item * 4)
     low = tl.load(items + item * 4 + 1)
@@ -105,14 +95,7 @@ def products_kernel(
 
 @triton.jit
 def units_kernel(
-    products: tl.tensor,  # float64 [N, PLACES]
-    order: tl.tensor,  # int64 [N]: items, unit by unit
-    ends: tl.tensor,  # int64 [1 + number of units with items]: where each one's items end in the order
-    units: tl.tensor,  # int64 [number of units with items]
-    grams: tl.tensor,  # float64 [U, V * V], out
-    V: tl.constexpr,
-    PLACES: tl.constexpr,
-    ROWS: tl.constexpr,
+    products, order, ends, units, grams, V: tl.constexpr, PLACES: tl.constexpr, ROWS: tl.constexpr
 ) -> None:
     unit = tl.load(units + tl.program_id(0))
     low = tl.load(ends + tl.program_id(0))
@@ -122,12 +105,8 @@ def units_kernel(
     for start in range(0, (high - low + ROWS - 1) // ROWS):
         at = low + start * ROWS + tl.arange(0, ROWS)
         rows = tl.load(order + at, mask=at < high, other=0)
-        found = tl.load(
-            products + rows[:, None] * PLACES + places[None, :],
-            mask=(at < high)[:, None] & (places < V * V)[None, :],
-            other=0.0,
-        )
-        sums += tl.sum(found, axis=0)
+        there = (at < high)[:, None] & (places < V * V)[None, :]
+        sums += tl.sum(tl.load(products + rows[:, None] * PLACES + places[None, :], mask=there, other=0.0), axis=0)
     i, j = places // V, places % V
     row = grams + unit * V * V
     tl.store(row + i * V + j, sums, mask=(i <= j) & (places < V * V))
@@ -136,20 +115,9 @@ def units_kernel(
 
 @triton.jit
 def _sum_step(
-    addresses: tl.tensor,
-    weights: tl.tensor,
-    unit: tl.tensor,
-    block: tl.tensor,
-    low: tl.tensor,
-    offsets: tl.tensor,
-    length: tl.tensor,
-    V: tl.constexpr,
-    CODES: tl.constexpr,
-    TARGET: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    WIDE: tl.constexpr,
-    MASKED: tl.constexpr,
-) -> None:
+    addresses, weights, unit, block, low, offsets, length, V: tl.constexpr, CODES: tl.constexpr, TARGET: tl.constexpr,
+    ALIGNED: tl.constexpr, WIDE: tl.constexpr, MASKED: tl.constexpr
+) -> None:  # fmt: skip
     total = tl.zeros(offsets.shape, dtype=tl.float64) if WIDE else tl.zeros(offsets.shape, dtype=tl.float32)
     for v in tl.static_range(V):
         address = tl.load(addresses + block * (V + 1) + v)
@@ -167,17 +135,9 @@ def _sum_step(
 
 @triton.jit(do_not_specialize=["first_item"])
 def sums_kernel(
-    addresses: tl.tensor,
-    items: tl.tensor,
-    weights: tl.tensor,  # float64 [U, V]
-    first_item: tl.tensor,
-    V: tl.constexpr,
-    CODES: tl.constexpr,
-    TARGET: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    WIDE: tl.constexpr,
-    BLOCK: tl.constexpr,
-) -> None:
+    addresses, items, weights, first_item, V: tl.constexpr, CODES: tl.constexpr, TARGET: tl.constexpr,
+    ALIGNED: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr
+) -> None:  # fmt: skip
     item = (first_item + tl.program_id(0)).to(tl.int64)
     block = tl.load(items + item * 4)
     low = tl.load(items + item * 4 + 1)

@@ -14,13 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..errors import RankMismatchError, UnsupportedError
+from ...errors import RankMismatchError, UnsupportedError
 from .shards import is_dtensor, is_split
 
-_WORD_BITS = 20
-"""Bits of a check word: its square, summed over thousands of ranks, is still a whole number in float64."""
-
-_NUM_WORDS = 2
+_NUM_WORDS, _WORD_BITS = 2, 20
+"""Check words, and bits of one: its square, summed over thousands of ranks, is still a whole number in float64."""
 
 _MESSAGE_VECTORS = 8
 """Vectors that a message has room for, whatever their number; more take the next power of two."""
@@ -29,7 +27,7 @@ _MESSAGE_VECTORS = 8
 class Ranks:
     """The ranks of one training, seen from one of them.
 
-    ``owns_P`` says for each parameter whether this rank's part counts in sums over ranks.
+    ``owns_P[p]``: whether this rank's part of parameter p counts in sums over ranks.
     """
 
     def __init__(self, groups: Sequence[Any], device: torch.device, owns_P: list[bool], size: int) -> None:
@@ -60,57 +58,37 @@ def find_ranks(parameters: Sequence[nn.Parameter], group: Any = None) -> Ranks |
 
     Raises ``UnsupportedError`` for meshes of which none covers the others.
     """
-    meshes = _meshes(parameters)
+    meshes = list({id(p.device_mesh): p.device_mesh for p in parameters if is_dtensor(p)}.values())
     if not meshes:
-        return None if group is None or dist.get_world_size(group) == 1 else _replicas(parameters, group)
+        if group is None or dist.get_world_size(group) == 1:
+            return None
+        owns_P = [dist.get_rank(group) == 0] * len(parameters)
+        return Ranks([group], parameters[0].device, owns_P, dist.get_world_size(group))
     largest = max(meshes, key=lambda mesh: mesh.size())
-    members = set(largest.mesh.flatten().tolist())
+    members = largest.mesh.flatten().tolist()
     for mesh in meshes:
-        if not set(mesh.mesh.flatten().tolist()) <= members:
+        if not set(mesh.mesh.flatten().tolist()) <= set(members):
             raise UnsupportedError(
                 f"The parameters lie on device meshes of which none covers the others ({largest} and {mesh}), so their "
                 "inner products have no common sum. Use one mesh, and sub-meshes of it."
             )
-    first = int(largest.mesh.flatten()[0])
-    owns_P = [_first_holds_my_copy(parameter, first) for parameter in parameters]
-    return Ranks(_mesh_groups(largest), _device(largest), owns_P, largest.size())
+    device = torch.device(largest.device_type)
+    if device.type != "cpu":
+        device = torch.device(device.type, torch.get_device_module(device).current_device())
+    # One sum where the mesh holds all ranks, else one along each dimension.
+    everyone = largest.ndim > 1 and largest.size() == dist.get_world_size()
+    groups = [dist.group.WORLD] if everyone else [largest.get_group(i) for i in range(largest.ndim)]
+    return Ranks(groups, device, [_in_my_shard_set(members[0], p) for p in parameters], largest.size())
 
 
-def _replicas(parameters: Sequence[nn.Parameter], group: Any) -> Ranks:
-    first = dist.get_rank(group) == 0
-    return Ranks([group], parameters[0].device, [first] * len(parameters), dist.get_world_size(group))
-
-
-def _meshes(parameters: Sequence[nn.Parameter]) -> list[Any]:
-    found: list[Any] = []
-    for parameter in parameters:
-        if is_dtensor(parameter) and not any(parameter.device_mesh is mesh for mesh in found):
-            found.append(parameter.device_mesh)
-    return found
-
-
-def _first_holds_my_copy(parameter: nn.Parameter, first: int) -> bool:
-    """Whether the rank ``first`` is in this rank's shard set of the parameter."""
+def _in_my_shard_set(rank: int, parameter: nn.Parameter) -> bool:
     if not is_dtensor(parameter):
-        return dist.get_rank() == first
+        return dist.get_rank() == rank
     mesh = parameter.device_mesh
     here = mesh.get_coordinate()
     assert here is not None, "a rank outside the mesh holds no part of the parameter"
     fixed = [slice(None) if is_split(p) else here[i] for i, p in enumerate(parameter.placements)]
-    return first in mesh.mesh[tuple(fixed)].flatten().tolist()
-
-
-def _mesh_groups(mesh: Any) -> list[Any]:
-    """One group over all ranks of the mesh where there is one, else the groups of its dimensions, one by one."""
-    if mesh.ndim > 1 and mesh.size() == dist.get_world_size():
-        return [dist.group.WORLD]
-    return [mesh.get_group(i) for i in range(mesh.ndim)]
-
-
-def _device(mesh: Any) -> torch.device:
-    if mesh.device_type == "cpu":
-        return torch.device("cpu")
-    return torch.device(mesh.device_type, torch.get_device_module(mesh.device_type).current_device())
+    return rank in mesh.mesh[tuple(fixed)].flatten().tolist()
 
 
 def sum_over_ranks(gram_UVV: Tensor, more: Tensor, ranks: Ranks | None) -> tuple[Tensor, Tensor]:

@@ -8,17 +8,22 @@ additions, so equal input gives bitwise equal results. Nothing is read to the ho
 """
 
 import itertools
+import subprocess
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
 import triton
 from torch import Tensor
+from triton.errors import TritonError
 
-from . import _triton
-from ._spans import Blocks, Span, cut, device_of, to_device
+from . import triton as kernels
+from .spans import Blocks, Span, cut, to_device
+
+FAILURES = (TritonError, RuntimeError, OSError, subprocess.SubprocessError)
+"""No compiler, no assembler for this GPU, a driver that refuses: the ways in which just-in-time kernels fail."""
 
 ITEM = 1 << 15
 """Elements of every vector that one program works through."""
@@ -44,30 +49,27 @@ class Kind:
 
 @dataclass(frozen=True)
 class Layout:
-    """Tables on the device that last as long as spans and kinds do."""
+    """Tables on the device that last as long as spans and kinds do; see ``triton`` for what they hold."""
 
     items: Tensor
-    """int64 [N, 4]: block, low, length, unit; items of one kind stand together."""
     launches: tuple[tuple[Kind, int, int], ...]
-    """Kind, first item and number of items."""
+    """Kind, first item and number of items; items of one kind stand together."""
     order: Tensor
-    """int64 [N]: the items, unit by unit."""
     ends: Tensor
     units: Tensor
 
 
 def unit_grams(blocks_VB: Blocks, spans: Sequence[Span], num_units: int) -> Tensor:
     """Inner products [U, V, V], float64; every span has elements and vectors."""
-    num_vectors, device = len(blocks_VB), device_of(blocks_VB)
-    table, kinds_B = _addresses(blocks_VB, None)
-    layout = _layout(tuple(spans), kinds_B, str(device))
-    addresses = to_device(table, device)
+    num_vectors = len(blocks_VB)
+    addresses, layout = _tables(blocks_VB, None, spans)
+    device = addresses.device
     grams = torch.zeros(num_units, num_vectors, num_vectors, dtype=torch.float64, device=device)
     places = triton.next_power_of_2(num_vectors**2)
     products = torch.empty(len(layout.items), places, dtype=torch.float64, device=device)
     with _current(device):
         for kind, first, number in layout.launches:
-            _triton.products_kernel[(number,)](
+            kernels.products_kernel[(number,)](
                 addresses,
                 layout.items,
                 products,
@@ -80,7 +82,7 @@ def unit_grams(blocks_VB: Blocks, spans: Sequence[Span], num_units: int) -> Tens
                 BLOCK=_block(num_vectors),
             )
         if len(layout.units):
-            _triton.units_kernel[(len(layout.units),)](
+            kernels.units_kernel[(len(layout.units),)](
                 products, layout.order, layout.ends, layout.units, grams, V=num_vectors, PLACES=places, ROWS=ROWS
             )
     return grams
@@ -90,13 +92,12 @@ def weighted_sums_(
     blocks_VB: Blocks, targets_B: Sequence[Tensor | None], spans: Sequence[Span], weights_UV: Tensor
 ) -> None:
     """Writes every span's weighted sum into its target; all spans have vectors and a target."""
-    num_vectors, device = len(blocks_VB), device_of(blocks_VB)
-    table, kinds_B = _addresses(blocks_VB, targets_B)
-    layout = _layout(tuple(spans), kinds_B, str(device))
-    addresses, weights = to_device(table, device), to_device(weights_UV.double().contiguous(), device)
-    with _current(device):
+    num_vectors = len(blocks_VB)
+    addresses, layout = _tables(blocks_VB, targets_B, spans)
+    weights = to_device(weights_UV.double().contiguous(), addresses.device)
+    with _current(addresses.device):
         for kind, first, number in layout.launches:
-            _triton.sums_kernel[(number,)](
+            kernels.sums_kernel[(number,)](
                 addresses,
                 layout.items,
                 weights,
@@ -119,8 +120,10 @@ def _block(num_vectors: int) -> int:
     return min(HELD // triton.next_power_of_2(num_vectors), HELD // 2)
 
 
-def _addresses(blocks_VB: Blocks, targets_B: Sequence[Tensor | None] | None) -> tuple[Tensor, tuple[Kind, ...]]:
-    """The table int64 [B, V + 1] of vectors and target, 0 where there is none, and every block's kind."""
+def _tables(
+    blocks_VB: Blocks, targets_B: Sequence[Tensor | None] | None, spans: Sequence[Span]
+) -> tuple[Tensor, Layout]:
+    """The addresses of vectors and targets, and the tables of items, on the blocks' device."""
     rows: list[int] = []
     kinds: list[Kind] = []
     for b, blocks in enumerate(zip(*blocks_VB, strict=True)):
@@ -129,21 +132,16 @@ def _addresses(blocks_VB: Blocks, targets_B: Sequence[Tensor | None] | None) -> 
         dtypes = [block.dtype for block in blocks if block is not None]
         usual = CODES[dtypes[0]] if dtypes else 0  # a missing block passes for one like the others
         codes = [usual if block is None else CODES[block.dtype] for block in blocks]
-        kinds.append(
-            Kind(
-                sum(code << (2 * v) for v, code in enumerate(codes)),
-                usual if target is None else CODES[target.dtype],
-                torch.float64 in dtypes,
-                all(address % 16 == 0 for address in row),
-            )
-        )
+        digits = sum(code << (2 * v) for v, code in enumerate(codes))
+        into = usual if target is None else CODES[target.dtype]
+        kinds.append(Kind(digits, into, torch.float64 in dtypes, all(address % 16 == 0 for address in row)))
         rows += row
-    return torch.tensor(rows, dtype=torch.int64), tuple(kinds)
+    device = next((b.device for blocks in blocks_VB for b in blocks if b is not None), torch.device("cpu"))
+    return to_device(torch.tensor(rows, dtype=torch.int64), device), _layout(tuple(spans), tuple(kinds), str(device))
 
 
 @lru_cache(maxsize=256)
 def _layout(spans: tuple[Span, ...], kinds_B: tuple[Kind, ...], device: str) -> Layout:
-    """The tables for these spans of blocks of these kinds."""
     # Items that begin at an odd place are not aligned; 8 elements of the smallest dtype are 16 bytes.
     pieces = [(_of_item(kinds_B[span.block], span.low), span) for span in cut(spans, ITEM)]
     pieces.sort(key=lambda piece: (piece[0].codes, piece[0].target, piece[0].aligned))
@@ -161,5 +159,4 @@ def _layout(spans: tuple[Span, ...], kinds_B: tuple[Kind, ...], device: str) -> 
 
 
 def _of_item(kind: Kind, low: int) -> Kind:
-    aligned = kind.aligned and low % 8 == 0
-    return kind if aligned == kind.aligned else Kind(kind.codes, kind.target, kind.wide, aligned)
+    return kind if low % 8 == 0 else replace(kind, aligned=False)

@@ -1,16 +1,13 @@
 """What the kernels work on: blocks, spans and their cuts."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 
 import torch
 from torch import Tensor
 
 Blocks = Sequence[Sequence[Tensor | None]]
 """Per vector a list of flat contiguous blocks; ``None`` where a vector has none."""
-
-LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,20 +22,6 @@ class Span:
 
 Present = tuple[list[int], list[Tensor]]
 """The vectors that have a block, by number, and their blocks."""
-
-
-def device_of(blocks_VB: Blocks) -> torch.device:
-    """The device of the blocks; the CPU where there are none."""
-    return next((block.device for blocks in blocks_VB for block in blocks if block is not None), torch.device("cpu"))
-
-
-def by_device(blocks_VB: Blocks) -> list[list[list[Tensor | None]]]:
-    """The blocks, one set for each device they lie on, in which those on other devices are missing."""
-    devices = {block.device for blocks in blocks_VB for block in blocks if block is not None}
-    return [
-        [[block if block is not None and block.device == device else None for block in blocks] for blocks in blocks_VB]
-        for device in sorted(devices, key=str)
-    ]
 
 
 def present(blocks_VB: Blocks) -> list[Present]:
@@ -65,7 +48,6 @@ def work_dtype(parts: Sequence[Tensor]) -> torch.dtype:
 
 
 def same_memory(first: Tensor, second: Tensor) -> bool:
-    """Whether two blocks are one and the same."""
     return first is second or (first.data_ptr() == second.data_ptr() and first.dtype == second.dtype)
 
 
@@ -73,18 +55,3 @@ def to_device(table: Tensor, device: torch.device) -> Tensor:
     """A host table on the device, without waiting for it."""
     pinned = table.pin_memory() if device.type == "cuda" and table.device.type == "cpu" else table
     return pinned.to(device, non_blocking=True)
-
-
-def total(parts: Iterable[Tensor]) -> Tensor:
-    """The sum of one tensor or more, in order, on the first one's device."""
-    return reduce(lambda so_far, part: so_far + part.to(so_far.device), parts)
-
-
-def sum_units(units_S: Tensor, grams_SVV: Tensor, num_units: int) -> Tensor:
-    """The sums over each unit's spans, [U, V, V]; in a fixed order, which ``index_add_`` keeps on processors alone."""
-    gram_UVV = grams_SVV.new_zeros(num_units, *grams_SVV.shape[1:])
-    if units_S.device.type == "cpu":
-        gram_UVV.view(num_units, -1).index_add_(0, units_S, grams_SVV.flatten(1))
-    else:
-        gram_UVV.index_put_((units_S,), grams_SVV, accumulate=True)
-    return gram_UVV

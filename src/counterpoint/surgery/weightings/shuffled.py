@@ -8,26 +8,28 @@ from the rescaling and not from where it happens.
 import torch
 from torch import Tensor
 
+from .base import Context, Weighting
 from .pcgrad import pcgrad
-from .weighting import Context
+
+_STREAM = "cycle of all groups"
+"""Names the random numbers, as a group's name does elsewhere."""
 
 
-def shuffled(gram_GDD: Tensor, context: Context) -> Tensor:
-    """PCGrad's weights [G, D], float64, every group with those of another group; one group keeps its own.
+class ShuffledPCGrad(Weighting):
+    """PCGrad's weights, every group with those of another group; one group keeps its own.
 
     A random cycle through all groups, drawn from (seed, step) alone, says whose weights a group gets.
     """
-    weights_GD = pcgrad(gram_GDD, context)
-    order_G = random_cycle(context)
-    result_GD = torch.empty_like(weights_GD)
-    result_GD[order_G] = weights_GD[order_G.roll(1)]
-    return result_GD
+
+    def __call__(self, gram_GDD: Tensor, context: Context) -> Tensor:
+        """Weights [G, D] for Grams [G, D, D], both float64."""
+        weights_GD = pcgrad(gram_GDD, context)
+        order_G = random_cycle(context)
+        result_GD = torch.empty_like(weights_GD)
+        result_GD[order_G] = weights_GD[order_G.roll(1)]
+        return result_GD
 
 
 def random_cycle(context: Context) -> Tensor:
     """The numbers of all groups in random order, [G] int64; a group gets the weights of the one before it."""
     return context.draws([_STREAM], len(context.groups))[0].argsort()
-
-
-_STREAM = "cycle of all groups"
-"""Names the random numbers, as a group's name does elsewhere."""

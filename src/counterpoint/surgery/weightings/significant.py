@@ -13,21 +13,20 @@ the cosine, and averaged over steps. ``significant`` compares the cosine with wh
 """
 
 from collections.abc import Mapping, Sequence
-from statistics import NormalDist
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import StrategyError
+from ...errors import StrategyError
+from ..gram import cosines, scales
 from .averages import PairAverages
-from .gram import cosines
-from .pcgrad import weigh
-from .protect import PATIENCE, Protection
-from .weighting import Context, Halves
+from .base import PATIENCE, Context, Halves, Weighting
+from .pcgrad import pcgrad
+from .protect import Protection
 
 
-class SignificantPCGrad:
+class SignificantPCGrad(Weighting):
     """PCGrad in which only pairs of domains in significant conflict are projected against each other.
 
     A pair counts where ``cos < -t sqrt(variance)``, t being the quantile of Student's distribution for as many degrees
@@ -48,7 +47,7 @@ class SignificantPCGrad:
     def __init__(self, level: float = 0.05, decay: float = 0.95, protect: Sequence[str] = ()) -> None:
         if isinstance(level, bool) or not isinstance(level, int | float) or not 0 < level < 0.5:
             raise StrategyError(f"level must be a number above 0 and below 0.5, found {level!r}.")
-        self._quantile = NormalDist().inv_cdf(1 - level)
+        self._level = level
         self._averages = PairAverages(decay, width=2)
         self._protection = Protection(protect)
         self._steps = 0
@@ -62,37 +61,29 @@ class SignificantPCGrad:
             )
         self._averages.update(context, *noise_squares(gram_GDD, context.halves))
         self._steps += 1
-        self._check_evidence()
-        counts_GDD = cosines(gram_GDD) < -self.noise_floor(context)
-        return weigh(gram_GDD, context, counts_GDD, self._protection.among(context))
-
-    def noise_floor(self, context: Context) -> Tensor:
-        """[G, D, D]: how far below zero a cosine must be to be a conflict; infinite where nothing is known."""
-        squares_GDDC, steps_GDD = self._averages.read(context)
-        deviation_GDD = variances(squares_GDDC).sqrt()
-        floor_GDD = student_quantile(self._quantile, steps_GDD.clamp(min=1)) * deviation_GDD
-        return torch.where(steps_GDD > 0, floor_GDD, torch.inf)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The averages, the number of steps, and which domains were seen."""
-        return {
-            "averages": self._averages.state_dict(),
-            "protect": self._protection.state_dict(),
-            "steps": self._steps,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Puts back what ``state_dict()`` gave."""
-        self._averages.load_state_dict(state["averages"])
-        self._protection.load_state_dict(state["protect"])
-        self._steps = state["steps"]
-
-    def _check_evidence(self) -> None:
         if self._steps >= PATIENCE and self._averages.empty:
             raise StrategyError(
                 f"In none of {self._steps} steps were two domains collected at least twice each, so their noise is "
                 "unknown and nothing was projected: collect two or more micro-batches of every domain before combine()."
             )
+        counts_GDD = cosines(gram_GDD) < -self.noise_floor(context)
+        return pcgrad(gram_GDD, context, counts_GDD, self._protection.among(context))
+
+    def noise_floor(self, context: Context) -> Tensor:
+        """[G, D, D]: how far below zero a cosine must be to be a conflict; infinite where nothing is known."""
+        squares_GDDC, steps_GDD = self._averages.read(context)
+        deviation_GDD = variances(squares_GDDC).sqrt()
+        floor_GDD = student_quantile(self._level, steps_GDD.clamp(min=1)) * deviation_GDD
+        return torch.where(steps_GDD > 0, floor_GDD, torch.inf)
+
+    def state_dict(self) -> dict[str, Any]:
+        averages, protect = self._averages.state_dict(), self._protection.state_dict()
+        return {"averages": averages, "protect": protect, "steps": self._steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._averages.load_state_dict(state["averages"])
+        self._protection.load_state_dict(state["protect"])
+        self._steps = state["steps"]
 
 
 def noise_squares(gram_GDD: Tensor, halves: Halves) -> tuple[Tensor, Tensor]:
@@ -108,8 +99,7 @@ def noise_squares(gram_GDD: Tensor, halves: Halves) -> tuple[Tensor, Tensor]:
     identity_DD = torch.eye(num_domains, dtype=torch.float64)
     whole_DV = identity_DD.repeat_interleave(2, dim=1)
     contrast_DV = whole_DV * signs_D2.reshape(1, -1)
-    norm_GD = gram_GDD.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
-    scale_GDD = norm_GD.unsqueeze(-1) * norm_GD.unsqueeze(-2)
+    scale_GDD = scales(gram_GDD)
     valid_GDD = (scale_GDD > 0) & both_D & both_D.unsqueeze(1) & (identity_DD == 0)
     right_GVD = halves.gram_GVV @ contrast_DV.T
     products_GDDC = torch.stack([whole_DV @ right_GVD, contrast_DV @ right_GVD], dim=-1)
@@ -127,8 +117,8 @@ def variances(squares_GDDC: Tensor) -> Tensor:
     return one_GDD + other_GDD - torch.minimum(torch.minimum(one_GDD, other_GDD), contrasts_GDD)
 
 
-def student_quantile(normal: float, freedom: Tensor) -> Tensor:
-    """Quantile of Student's distribution from the normal one, by the first terms of its Cornish-Fisher expansion."""
-    second = (normal**3 + normal) / 4
-    third = (5 * normal**5 + 16 * normal**3 + 3 * normal) / 96
-    return normal + second / freedom + third / freedom**2
+def student_quantile(level: float, freedom: Tensor) -> Tensor:
+    """The value that a variable of Student's distribution exceeds with the probability ``level``."""
+    from scipy.special import stdtrit  # here, because importing counterpoint.surgery needs torch alone
+
+    return torch.as_tensor(stdtrit(freedom.numpy(), 1 - level))

@@ -12,15 +12,14 @@ return D weights; many of them weigh like a mean, ours like a sum, so each metho
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..errors import MissingExtraError, StrategyError
-from .gram import conflicts
-from .weighting import Context
+from ...errors import MissingExtraError, StrategyError
+from ..gram import conflicts
+from .base import Context, Weighting
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ TORCHJD: dict[str, Method] = {
 """TorchJD's weightings by our name."""
 
 
-class TorchJDWeighting:
+class TorchJDWeighting(Weighting):
     """A weighting that asks TorchJD for the weights of one group after the other.
 
     Random methods draw from PyTorch's CPU generator, which is seeded for every group and put back afterwards. A method
@@ -65,7 +64,11 @@ class TorchJDWeighting:
         self.name = name
         self._method = TORCHJD[name]
         self._options = {**self._method.defaults, **options}
-        self._module = _import_torchjd(name)
+        try:
+            from torchjd import aggregation
+        except ImportError as error:
+            raise MissingExtraError.for_extra(f"The weighting {name!r}", "torchjd") from error
+        self._module = aggregation
         self._instances: dict[tuple[str, tuple[str, ...]], Any] = {}
         self._make(2)
 
@@ -81,25 +84,22 @@ class TorchJDWeighting:
         return weights_GD
 
     def state_dict(self) -> dict[str, Any]:
-        """What methods with memory remember: one entry per group and set of domains."""
-        entries = [
-            {"group": group, "domains": list(domains), "state": _plain(instance.state_dict())}
-            for (group, domains), instance in self._instances.items()
-            if self._method.stateful
-        ]
+        # Numbers as lists: what TorchJD remembers has the Grams' float64, which Python's floats keep exactly.
+        entries = []
+        for (group, domains), instance in self._instances.items() if self._method.stateful else ():
+            state = {name: value.tolist() for name, value in instance.state_dict().items()}
+            entries.append({"group": group, "domains": list(domains), "state": state})
         return {"entries": entries}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Puts back what ``state_dict()`` gave."""
         self._instances.clear()
         for entry in state["entries"]:
             domains = tuple(entry["domains"])
             instance = self._instance(entry["group"], domains)
             # TorchJD makes its buffers at the first call, and only then has somewhere to load them to.
             instance(torch.eye(len(domains), dtype=torch.float64))
-            instance.load_state_dict(
-                {name: torch.tensor(value, dtype=torch.float64) for name, value in entry["state"].items()}
-            )
+            state = {name: torch.tensor(value, dtype=torch.float64) for name, value in entry["state"].items()}
+            instance.load_state_dict(state)
 
     def _weigh(self, gram_DD: Tensor, group: str, domains: tuple[str, ...]) -> Tensor:
         if self._method.stateful:
@@ -128,19 +128,5 @@ class TorchJDWeighting:
         except ImportError as error:
             raise MissingExtraError(f"The weighting {self.name!r} needs a solver. {error}") from error
         except TypeError as error:
-            raise StrategyError(
-                f"The weighting {self.name!r} does not take the options {self._options}: {error}."
-            ) from error
-
-
-def _plain(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Tensors as nested lists, which JSON keeps exactly; what TorchJD remembers has the Grams' float64."""
-    return {name: value.tolist() for name, value in state.items()}
-
-
-def _import_torchjd(name: str) -> ModuleType:
-    try:
-        import torchjd.aggregation
-    except ImportError as error:
-        raise MissingExtraError.for_extra(f"The weighting {name!r}", "torchjd") from error
-    return torchjd.aggregation
+            message = f"The weighting {self.name!r} does not take the options {self._options}: {error}."
+            raise StrategyError(message) from error

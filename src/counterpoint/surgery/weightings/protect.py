@@ -9,32 +9,25 @@ With at most seven protected domains every set of those with ``m_p > 0`` can be 
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..errors import StrategyError, nearest
-from .gram import cosines
-from .weighting import Context
+from ...errors import StrategyError
+from ..gram import cosines, norms
+from .base import Context, NamedDomains
 
 MAX_PROTECTED = 7
 """Every set of protected domains is tried, so their number is limited."""
 
-PATIENCE = 50
-"""Steps after which a weighting that could do nothing so far says so instead of going on."""
-
 _ROUNDING = 1e-6
-"""Cosines smaller than this count as zero where active sets are judged. Sums in float32 hold little below it, and to
-mend so little between nearly opposite gradients takes weights so large that these sums lose more than is mended."""
+"""Below this, a negative cosine is float32 noise. Correcting it between nearly opposite gradients would need huge
+weights and lose more precision than it gains."""
 
 
-class Protection:
-    """Which domains are protected, and whether they ever turn up.
-
-    Arguments:
-        names: the protected domains, at most seven; none protects nothing.
+class Protection(NamedDomains):
+    """The protected domains, at most seven; none protects nothing.
 
     Raises ``StrategyError`` for anything but a list of different names.
     """
@@ -46,36 +39,12 @@ class Protection:
             raise StrategyError(
                 f"protect lists {', '.join(names)}: give up to {MAX_PROTECTED} domains, each of them once."
             )
-        self.names = tuple(names)
-        self._steps = 0
-        self._seen: set[str] = set()
+        super().__init__(names, "protect lists", "it protects nothing")
 
     def among(self, context: Context) -> Tensor:
-        """True [D] for the protected among the domains of this step; one call per step.
-
-        Raises ``StrategyError`` where a protected name belongs to no domain of the first 50 steps.
-        """
-        if self.names:
-            self._steps += 1
-            self._seen.update(context.domains)
-            self._check_seen()
+        """True [D] for the protected among the domains of this step; one call per step."""
+        self.see(context)
         return torch.tensor([domain in self.names for domain in context.domains])
-
-    def state_dict(self) -> dict[str, Any]:
-        """Which domains were seen so far; empty where nothing is protected."""
-        return {"steps": self._steps, "seen": sorted(self._seen)} if self.names else {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Puts back what ``state_dict()`` gave."""
-        self._steps, self._seen = state.get("steps", 0), set(state.get("seen", ()))
-
-    def _check_seen(self) -> None:
-        missing = [name for name in self.names if name not in self._seen]
-        if missing and self._steps >= PATIENCE:
-            raise StrategyError(
-                f"protect lists {missing[0]!r}, a domain that none of {self._steps} steps held, so that it protects "
-                f"nothing: {nearest(missing[0], self._seen)}"
-            )
 
 
 def give_way(coefficients_GDD: Tensor, gram_GDD: Tensor, counts_GDD: Tensor, protected_D: Tensor) -> Tensor:
@@ -85,7 +54,7 @@ def give_way(coefficients_GDD: Tensor, gram_GDD: Tensor, counts_GDD: Tensor, pro
     the protected domains p with ``counts_GDD[g, i, p]``; rows of protected domains stay.
     """
     own_M = protected_D.nonzero().flatten()
-    norm_GD = gram_GDD.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
+    norm_GD = norms(gram_GDD)
     size_GD = (coefficients_GDD.abs() * norm_GD.unsqueeze(1)).sum(-1)
     scale_GDM = size_GD.unsqueeze(-1) * norm_GD[:, None, own_M]
     held_GDM = counts_GDD[:, :, own_M] & ~protected_D[None, :, None] & (scale_GDM > 0)
@@ -112,7 +81,8 @@ def cone_multipliers(correlation_NMM: Tensor, cosine_NM: Tensor) -> Tensor:
     """
     best_N = torch.full(cosine_NM.shape[:1], torch.inf, dtype=cosine_NM.dtype)
     multipliers_NM = torch.zeros_like(cosine_NM)
-    for active in _active_sets(cosine_NM.shape[1]):
+    everyone = range(cosine_NM.shape[1])
+    for active in (list(chosen) for size in everyone for chosen in itertools.combinations(everyone, size + 1)):
         candidate_NM = torch.zeros_like(cosine_NM)
         block_NSS = correlation_NMM[:, active][:, :, active]
         candidate_NM[:, active] = torch.linalg.solve_ex(block_NSS, -cosine_NM[:, active])[0]
@@ -124,8 +94,3 @@ def cone_multipliers(correlation_NMM: Tensor, cosine_NM: Tensor) -> Tensor:
         if bool((best_N <= _ROUNDING).all()):
             break
     return multipliers_NM.clamp(min=0)
-
-
-def _active_sets(number: int) -> Iterator[list[int]]:
-    for size in range(1, number + 1):
-        yield from (list(chosen) for chosen in itertools.combinations(range(number), size))

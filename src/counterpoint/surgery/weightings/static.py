@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import StrategyError, nearest
-from .protect import PATIENCE
-from .weighting import Context
+from ...errors import StrategyError
+from .base import Context, NamedDomains, Weighting
 
 
-class StaticWeights:
+class StaticWeights(Weighting):
     """One fixed weight per domain, the same in every group and step.
 
     Arguments:
@@ -27,42 +26,28 @@ class StaticWeights:
     """
 
     weighs_one = True
-    """A domain's weight holds also in a step that has no other domain."""
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         if not isinstance(weights, Mapping) or not weights:
-            raise StrategyError(f"weights must be a mapping of domains to numbers, found {weights!r}: {_EXAMPLE}.")
+            raise StrategyError(
+                f"weights must be a mapping of domains to numbers, found {weights!r}: "
+                "write it as {type: static, weights: {math: 2.0}}."
+            )
         for name, weight in weights.items():
             number = isinstance(weight, int | float) and not isinstance(weight, bool)
             if not isinstance(name, str) or not number or not (0 < weight < math.inf):
                 raise StrategyError(f"weights gives {name!r} the weight {weight!r}: give a positive finite number.")
         self._weights = dict(weights)
-        self._steps = 0
-        self._seen: set[str] = set()
+        self._named = NamedDomains(weights, "weights names", "its weight does nothing")
 
     def __call__(self, gram_GDD: Tensor, context: Context) -> Tensor:
         """Weights [G, D], float64, for Grams [G, D, D] that are not looked at."""
-        self._check_seen(context)
+        self._named.see(context)
         weights_D = torch.tensor([self._weights.get(name, 1.0) for name in context.domains], dtype=torch.float64)
         return weights_D.repeat(len(gram_GDD), 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Which domains were seen so far."""
-        return {"steps": self._steps, "seen": sorted(self._seen)}
+        return self._named.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Puts back what ``state_dict()`` gave."""
-        self._steps, self._seen = state["steps"], set(state["seen"])
-
-    def _check_seen(self, context: Context) -> None:
-        self._steps += 1
-        self._seen.update(context.domains)
-        missing = [name for name in self._weights if name not in self._seen]
-        if missing and self._steps >= PATIENCE:
-            raise StrategyError(
-                f"weights names {missing[0]!r}, a domain that none of {self._steps} steps held, so that its weight "
-                f"does nothing: {nearest(missing[0], self._seen)}"
-            )
-
-
-_EXAMPLE = "write it as {type: static, weights: {math: 2.0}}"
+        self._named.load_state_dict(state)
