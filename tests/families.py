@@ -3,7 +3,7 @@
 import warnings
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 SMALL = {
     "vocab_size": 100,
@@ -212,3 +212,16 @@ def groups_of(kind):
     """The names of the groups that ``module`` must give."""
     _, layers, outside = FAMILIES[kind]
     return {f"layers.{i}.{block}" for i, blocks in enumerate(layers) for block in blocks} | set(outside)
+
+
+def vision_language():
+    """A tiny Qwen2.5-VL, which transformers builds as no causal language model."""
+    config = AutoConfig.for_model("qwen2_5_vl")
+    sizes = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 32}
+    for part, settings in ((config.text_config, SMALL), (config.vision_config, sizes)):
+        for key, value in settings.items():
+            setattr(part, key, value)
+    config.text_config.layer_types = ["full_attention"] * 2
+    config.text_config.rope_parameters = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+    torch.manual_seed(0)
+    return AutoModelForImageTextToText.from_config(config)

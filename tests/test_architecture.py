@@ -48,7 +48,7 @@ ALLOWED = {
         *("runs", "surgery", "training", "diagnosis", "recovery"),
     },
     "verification": {"errors", "anatomy", "surgery"},
-    "planning": {"errors", "anatomy", "inputs", "config", "surgery"},
+    "planning": {"errors", "anatomy", "inputs", "config", "models", "surgery"},
     "report": {"errors", "runs", "disk", "evaluation"},
     "cli": {
         "inputs",

@@ -9,7 +9,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from counterpoint.config import ModelConfig
 from counterpoint.errors import MissingExtraError, ModelError
@@ -20,6 +20,16 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 _FAULTS: tuple[type[Exception], ...] = (*LIBRARY_FAULTS, SafetensorError, StrictDataclassError)
 """What transformers raises on files that are none of a model."""
+
+
+def auto_class(config: Any) -> Any:
+    """The class of transformers that builds a configuration's model: of a language model, also inside a vision-language
+    model that has no other."""
+    if type(config) in AutoModelForImageTextToText._model_mapping and not (
+        type(config) in AutoModelForCausalLM._model_mapping or hasattr(config, "auto_map")
+    ):
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM
 
 
 def resolve_path(model: ModelConfig) -> str:
@@ -85,7 +95,7 @@ def skeleton(model: ModelConfig) -> torch.nn.Module:
         if getattr(config, "num_hidden_layers", None) and config.num_hidden_layers > MAX_LAYERS:
             raise ValueError(f"it has {config.num_hidden_layers} layers; at most {MAX_LAYERS} are built")
         with torch.device("meta"):
-            built: torch.nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+            built: torch.nn.Module = auto_class(config).from_config(config, trust_remote_code=model.trust_remote_code)
     except _FAULTS as error:
         raise ModelError(_not_a_model(resolve_path(model), "causal language model", error)) from error
     return built
@@ -194,7 +204,8 @@ def lora_config(model: ModelConfig) -> Any:
 
 def _from_pretrained(model: ModelConfig, path: str) -> Any:
     try:
-        found: Any = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(path, revision=model.revision, trust_remote_code=model.trust_remote_code)
+        found: Any = auto_class(config).from_pretrained(
             path,
             revision=model.revision,
             dtype=getattr(torch, model.dtype),

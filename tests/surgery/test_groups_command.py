@@ -7,7 +7,10 @@ import typer
 from typer.testing import CliRunner
 
 from counterpoint.cli.groups import groups
+from counterpoint.config import ModelConfig
 from counterpoint.errors import GroupingError, ModelError
+from counterpoint.models import load_model, skeleton
+from families import vision_language
 
 
 @pytest.fixture
@@ -46,6 +49,17 @@ def test_lora_groups_hold_adapters_only(command, folder):
     names = {row["group"] for row in found["groups"]}
     assert {"layers.0.attention", "layers.0.experts"} <= names
     assert not names & {"embedding", "norm"}
+
+
+@pytest.mark.filterwarnings("ignore")  # transformers' own deprecations
+def test_vision_language_models_are_built_and_loaded(command, tmp_path):
+    model = vision_language()
+    model.save_pretrained(tmp_path)
+    found = json.loads(command(str(tmp_path), "--json").stdout)
+    assert {"layers.1.attention", "visual", "visual.merger"} <= {row["group"] for row in found["groups"]}
+    loaded = load_model(ModelConfig(path=str(tmp_path)))
+    assert type(loaded) is type(model)
+    assert sum(p.numel() for p in skeleton(ModelConfig(path=str(tmp_path))).parameters()) == found["parameters"]
 
 
 def test_no_model(command, tmp_path):

@@ -5,12 +5,12 @@ import warnings
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from counterpoint.diagnosis import edits
 from counterpoint.surgery import Surgeon
 from counterpoint.training import DomainGRPOTrainer
-from families import SMALL, build, groups_of
+from families import build, groups_of, vision_language
 from trainer_helpers import DATA, REWARDS, grpo_args
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # libraries' own, of some families
@@ -27,17 +27,7 @@ def whole_experts(group):
 
 
 def tiny(kind):
-    if kind != "qwen2_5_vl":
-        return build(kind)
-    config = AutoConfig.for_model(kind)
-    sizes = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 32}
-    for part, settings in ((config.text_config, SMALL), (config.vision_config, sizes)):
-        for key, value in settings.items():
-            setattr(part, key, value)
-    config.text_config.layer_types = ["full_attention"] * 2
-    config.text_config.rope_parameters = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
-    torch.manual_seed(0)
-    return AutoModelForImageTextToText.from_config(config)
+    return vision_language() if kind == "qwen2_5_vl" else build(kind)
 
 
 @pytest.mark.parametrize("kind", TRAINED)

@@ -159,12 +159,14 @@ def _bundles(model: Any, params: set[str], shapes: Mapping[str, tuple[int, ...]]
 
 def meta_model(folder: Path) -> Any:
     """The model that a folder's ``config.json`` describes, on the meta device; None where transformers builds none."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
     if not (folder / "config.json").exists():
         return None
+    faults: tuple[type[Exception], ...] = (*LIBRARY_FAULTS, StrictDataclassError)
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
         if isinstance(layers, int) and layers > MAX_LAYERS:
             return None
@@ -177,7 +179,7 @@ def meta_model(folder: Path) -> Any:
             kinds = (AutoModelForCausalLM, AutoModelForImageTextToText)
             kind = next((k for k in kinds if type(config) in k._model_mapping), None)
             return None if kind is None else kind.from_config(config)
-    except LIBRARY_FAULTS:
+    except faults:
         return None  # custom code, or a configuration of another version: names have to do
 
 

@@ -125,7 +125,8 @@ def meta_model(name: str, read_config: Callable[[], Any], choices: str, trust_re
     """
     import torch
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoModelForCausalLM
+
+    from ..models import auto_class
 
     refuse_devices(name, ModelError)
     faults: tuple[type[Exception], ...] = (*LIBRARY_FAULTS, StrictDataclassError)
@@ -134,7 +135,7 @@ def meta_model(name: str, read_config: Callable[[], Any], choices: str, trust_re
         if getattr(config, "num_hidden_layers", None) and config.num_hidden_layers > MAX_LAYERS:
             raise ValueError(f"it has {config.num_hidden_layers} layers; at most {MAX_LAYERS} are built.")
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            return auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
     except faults as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
