@@ -1,11 +1,9 @@
-"""Finds the safetensors files of a checkpoint folder and reads tensors from them by their place in the file."""
+"""Finds the safetensors files of a checkpoint folder and reads tensors from them, whole or some rows."""
 
-import json
-import os
+import math
 import re
-import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,25 +26,6 @@ _NOT_MODELS = ("optimizer.pt", "scheduler.pt", "training_args.bin", "scaler.pt")
 _BUFFERS = re.compile(r"(?:rotary_emb\.inv_freq|attn\.masked_bias|attention\.masked_bias)$")
 """Tensors of old checkpoints that are computed, not trained."""
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-"""Types of safetensors that torch can hold."""
-
-LARGEST_READ = 1 << 30
-"""Bytes asked for at once: Linux gives no more than 2 GiB per call."""
-
 _ORDER = (
     "input_layernorm",
     "self_attn",
@@ -61,67 +40,26 @@ _INSIDE = ("q_", "k_", "v_", "qkv", "o_", "gate", "up_", "gate_up", "fc1", "c_fc
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.(.+)$")
 
 
-class _File:
-    """An open file that many threads read at once, by place."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._lock = threading.Lock()
-        self._descriptor = -1
-
-    def descriptor(self) -> int:
-        with self._lock:
-            if self._descriptor < 0:
-                self._descriptor = os.open(self.path, os.O_RDONLY)
-        return self._descriptor
-
-    def __del__(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-
-    def fill(self, buffer: memoryview, place: int) -> None:
-        descriptor, done = self.descriptor(), 0
-        while done < len(buffer):
-            read = os.preadv(descriptor, [buffer[done : done + LARGEST_READ]], place + done)
-            if not read:
-                raise ModelError(f"{self.path}: the file became shorter while it was read. Copy the checkpoint again.")
-            done += read
-
-
 @dataclass(frozen=True)
 class Stored:
-    """One tensor in a safetensors file: bytes ``start`` to ``start + num_bytes``, row-major."""
+    """One tensor in a safetensors file, which is mapped into memory: nothing is read before it is asked for."""
 
-    file: _File
+    part: Any
+    """safetensors' slice of the file; threads may share it."""
     dtype: torch.dtype
     shape: tuple[int, ...]
-    start: int
-    num_bytes: int = field(default=0)
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self) -> Tensor:
-        """The whole tensor."""
-        return self._bytes(self.start, self.num_bytes).view(self.dtype).view(self.shape)
+        """A copy of the whole tensor."""
+        return self.part[...].clone()
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Slices ``start`` to ``stop`` along dimension 0."""
-        per_row = self._row_bytes()
-        flat = self._bytes(self.start + start * per_row, (stop - start) * per_row)
-        return flat.view(self.dtype).view(stop - start, *self.shape[1:])
-
-    def will_read(self, start: int, stop: int) -> None:
-        """Has the system fetch these rows in the background, where it can."""
-        if hasattr(os, "posix_fadvise"):
-            per_row = self._row_bytes()
-            place, length = self.start + start * per_row, (stop - start) * per_row
-            os.posix_fadvise(self.file.descriptor(), place, length, os.POSIX_FADV_WILLNEED)
-
-    def _row_bytes(self) -> int:
-        return self.num_bytes // self.shape[0] if self.shape and self.shape[0] else 0
-
-    def _bytes(self, place: int, length: int) -> Tensor:
-        buffer = torch.empty(length, dtype=torch.uint8)
-        self.file.fill(buffer.numpy().data, place)
-        return buffer
+        """A copy of the slices ``start`` to ``stop`` along dimension 0: who changes it does not change the mapping."""
+        return self.part[start:stop].clone()
 
 
 def find_files(folder: Path) -> list[Path]:
@@ -215,26 +153,22 @@ def read_header(path: Path) -> dict[str, Stored]:
     if (found := kind_of(path)) != "file":
         raise ModelError(f"{path}: weights are read from a file, and this is a {found}. {_AGAIN}")
     with reading(path, ModelError, f"It is cut off or no safetensors file. {_AGAIN}", also=(SafetensorError,)):
-        with safe_open(path, framework="pt"):  # checks the header: names, shapes, and bytes that fit the file
-            pass
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    opened = _File(path)
-    return {name: _stored(opened, name, entry, 8 + length) for name, entry in header.items()}
+        file = safe_open(path, framework="pt")  # checks the header: names, shapes, and bytes that fit the file
+        return {name: _stored(path, name, file.get_slice(name)) for name in file.keys()}  # noqa: SIM118 (no mapping)
 
 
-def _stored(file: _File, name: str, entry: Mapping[str, Any], data: int) -> Stored:
+def _stored(path: Path, name: str, part: Any) -> Stored:
     if len(name) > _MAX_NAME:
-        raise ModelError(f"{file.path}: the name of a tensor has {len(name)} characters: {name[:60]}... {_AGAIN}")
-    if entry["dtype"] not in DTYPES:
+        raise ModelError(f"{path}: the name of a tensor has {len(name)} characters: {name[:60]}... {_AGAIN}")
+    shape = tuple(part.get_shape())
+    try:
+        dtype = part[:0].dtype if shape else part[...].dtype
+    except RuntimeError as error:  # several numbers in one byte, which torch has no shape for
         raise ModelError(
-            f"{file.path}: {name} has the type {entry['dtype']}, which is not read. Save the checkpoint as bfloat16 or "
+            f"{path}: {name} has the type {part.get_dtype()}, which is not read. Save the checkpoint as bfloat16 or "
             "float32."
-        )
-    start, stop = entry["data_offsets"]
-    return Stored(file, DTYPES[entry["dtype"]], tuple(entry["shape"]), data + start, stop - start)
+        ) from error
+    return Stored(part, dtype, shape)
 
 
 def model_order(name: str) -> tuple[int, int, int, int, list[int], str]:

@@ -74,10 +74,6 @@ class Checkpoint:
         """Bytes that the tensor takes on disk, adapters not counted."""
         return self._stored[name].num_bytes
 
-    def will_read(self, name: str, start: int, stop: int) -> None:
-        """Tells the operating system which rows are wanted next."""
-        self._stored[name].will_read(start, stop)
-
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """The checkpoint at ``path``: a folder, ``pocket``, or a hub id whose files are cached or can be fetched.
