@@ -51,6 +51,7 @@ class Stored:
 
     @property
     def num_bytes(self) -> int:
+        """Bytes of the tensor."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self) -> Tensor:

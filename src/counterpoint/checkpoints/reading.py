@@ -97,7 +97,7 @@ def _open(folder: Path, above: tuple[Path, ...]) -> Checkpoint:
 def _with_adapters(folder: Path, above: tuple[Path, ...]) -> Checkpoint:
     config = read_adapter_config(folder)
     try:
-        base_folder = _folder(config["base_model_name_or_path"])
+        base_folder = _folder(config["base_model_name_or_path"], config.get("revision"))
         if base_folder.resolve() in (here := (*above, folder.resolve())):
             raise ModelError(f"{base_folder}: these adapters are their own base model")
         base = _open(base_folder, here)
@@ -112,7 +112,7 @@ def _with_adapters(folder: Path, above: tuple[Path, ...]) -> Checkpoint:
     return Checkpoint(folder, stored, tied, adapters, base.folders)
 
 
-def _folder(path: str | Path) -> Path:
+def _folder(path: str | Path, revision: str | None = None) -> Path:
     if str(path) == "pocket":
         return model_path()
     folder = Path(path)
@@ -122,7 +122,7 @@ def _folder(path: str | Path) -> Path:
     if found:
         raise ModelError(f"{path}: this is a {found}. Give the folder that holds the model and its config.json.")
     if _looks_like_hub_id(str(path)):
-        return _snapshot(str(path))
+        return _snapshot(str(path), revision)
     raise ModelError(f"{path}: no such folder. Give a checkpoint folder, `pocket`, or a hub id such as org/model.")
 
 
@@ -140,13 +140,13 @@ def _looks_like_hub_id(path: str) -> bool:
     return len(parts) == 2 and all(parts) and not path.startswith((".", "~"))
 
 
-def _snapshot(hub_id: str) -> Path:
+def _snapshot(hub_id: str, revision: str | None) -> Path:
     """The hub's copy of a model on this disk, fetched where it is not cached and the hub can be reached."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=["*.safetensors", "*.json"]))
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=["*.safetensors", "*.json"]))
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
