@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,21 +23,11 @@ _MAX_NAME = 500
 _AGAIN = "Save, copy or download the checkpoint again."
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".distcp")
 _NOT_MODELS = ("optimizer.pt", "scheduler.pt", "training_args.bin", "scaler.pt")
+_EMBEDDING = re.compile(r"embed|wte|wpe")
+_EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
+_SCALE = re.compile(r"_scale(?:_inv)?$")
 _BUFFERS = re.compile(r"(?:rotary_emb\.inv_freq|attn\.masked_bias|attention\.masked_bias)$")
 """Tensors of old checkpoints that are computed, not trained."""
-
-_ORDER = (
-    "input_layernorm",
-    "self_attn",
-    "attn",
-    "attention",
-    "post_attention",
-    "pre_feedforward",
-    "mlp",
-    "block_sparse",
-)
-_INSIDE = ("q_", "k_", "v_", "qkv", "o_", "gate", "up_", "gate_up", "fc1", "c_fc", "down", "fc2", "c_proj")
-_LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.(.+)$")
 
 
 @dataclass(frozen=True)
@@ -146,7 +136,21 @@ def read_headers(folder: Path, files: Sequence[Path]) -> dict[str, Stored]:
                 stored.setdefault(plain, tensor)
     if not stored:
         raise ModelError(f"{folder}: its safetensors files hold no tensor. Save or download the checkpoint again.")
+    _refuse_scaled(folder, stored)
     return stored
+
+
+def _refuse_scaled(folder: Path, stored: Mapping[str, Stored]) -> None:
+    """Numbers of 8 bits that a factor beside them makes weights of are no weights by themselves."""
+    coded = next((name for name, one in stored.items() if one.dtype in _EIGHT_BITS), None)
+    scale = next((name for name in stored if _SCALE.search(name)), None)
+    if coded and scale:
+        raise ModelError(
+            f"{folder}: {coded} is quantized to {str(stored[coded].dtype).removeprefix('torch.')}, with factors in "
+            f"tensors such as {scale}; such weights are not read. Load the model dequantized (in transformers: "
+            "quantization_config=FineGrainedFP8Config(dequantize=True)), save_pretrained it in bfloat16, and give that "
+            "folder."
+        )
 
 
 def read_header(path: Path) -> dict[str, Stored]:
@@ -172,17 +176,9 @@ def _stored(path: Path, name: str, part: Any) -> Stored:
     return Stored(part, dtype, shape)
 
 
-def model_order(name: str) -> tuple[int, int, int, int, list[int], str]:
-    """Sorts names as a forward pass meets them: embedding, layers by number, final norm, output projection."""
-    numbers = [int(number) for number in re.findall(r"\d+", name)]
-    inside = _LAYER.search(name)
-    if inside:
-        block = _first(_ORDER, inside[2].split(".")[0])
-        return 1, int(inside[1]), block, _first(_INSIDE, inside[2].split(".", 1)[-1]), numbers, name
-    if "head" in name or "embed_out" in name:
-        return 3, 0, 0, 0, numbers, name
-    return (0 if any(word in name for word in ("embed", "wte", "wpe")) else 2), 0, 0, 0, numbers, name
-
-
-def _first(prefixes: Sequence[str], text: str) -> int:
-    return next((i for i, prefix in enumerate(prefixes) if text.startswith(prefix)), len(prefixes))
+def model_order(name: str) -> tuple[int, list[str | int]]:
+    """Sorts names as a model has them, numbers by size: embedding, layers, final norm, output projection."""
+    natural = [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))]
+    if len(natural) > 1:  # in a layer
+        return 1, natural
+    return (2 if "head" in name or "embed_out" in name else 0 if _EMBEDDING.search(name) else 1), natural

@@ -1,15 +1,10 @@
 """Checkpoints read one tensor, or a few rows, at a time: names and shapes come from headers, weights from the disk.
 
-    base, after = open_checkpoint("pocket"), open_checkpoint("runs/first/checkpoints/step-40")
-    for name, before, now in compare(base, after):
-        ...
-
 A checkpoint is a Hugging Face folder with safetensors (one file or shards) or with LoRA adapters, which are merged
 tensor by tensor while they are read.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -20,9 +15,6 @@ from counterpoint.errors import ModelError
 from counterpoint.inputs import kind_of, read_json, reading, refuse_devices
 from counterpoint.models import ADAPTER_CONFIG, read_adapter_config
 from counterpoint.pocket import model_path
-
-_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
-_HEADS = ("lm_head.weight", "embed_out.weight")
 
 
 class Checkpoint:
@@ -161,73 +153,3 @@ def _says_tied(folder: Path) -> bool:
     nested = config.get("text_config")
     inside = nested.get("tie_word_embeddings", False) if isinstance(nested, dict) else False
     return bool(config.get("tie_word_embeddings", inside))
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two checkpoints of one architecture, tensor by tensor. Iterating gives ``(name, before, after)`` tensors.
-
-    Every weight counts once: of a tied output projection and its embedding only the embedding is compared.
-    """
-
-    base: Checkpoint
-    after: Checkpoint
-    names: tuple[str, ...]
-    """In model order."""
-    sources: Mapping[str, tuple[str, str]]
-    """For each name the tensor's name in ``base`` and in ``after``; they differ where only one of them is tied."""
-
-    def __iter__(self) -> Iterator[tuple[str, Tensor, Tensor]]:
-        for name in self.names:
-            in_base, in_after = self.sources[name]
-            yield name, self.base.tensor(in_base), self.after.tensor(in_after)
-
-
-def compare(base: Checkpoint, after: Checkpoint, among: Sequence[Checkpoint] = ()) -> Comparison:
-    """Pairs the tensors of two checkpoints; reads no weights.
-
-    Args:
-        base: before.
-        after: after.
-        among: checkpoints that are compared with the same base, so that all comparisons have the same names: where one
-            of them has untied its output projection, that of the others is their embedding.
-
-    Raises:
-        ModelError: other names or shapes; the message names the first tensor that differs, in model order.
-    """
-    names = set().union(*(_names(checkpoint) for checkpoint in (base, after, *among)))
-    sources = {name: (_source(base, name), _source(after, name)) for name in sorted(names, key=model_order)}
-    for name, (in_base, in_after) in sources.items():
-        _check(base, after, name, in_base, in_after)
-    return Comparison(base, after, tuple(sources), {k: (a, b) for k, (a, b) in sources.items() if a and b})
-
-
-def _names(checkpoint: Checkpoint) -> set[str]:
-    """Names that count: not the copy of a tied embedding."""
-    return {name for name in checkpoint.names if not (checkpoint.tied and name.endswith(_HEADS))}
-
-
-def _source(checkpoint: Checkpoint, name: str) -> str | None:
-    """The checkpoint's tensor for ``name``: an output projection that is not there is the embedding."""
-    if name in checkpoint.shapes:
-        return name
-    if not name.endswith(_HEADS):
-        return None
-    return next((own for own in checkpoint.names if own.endswith(_EMBEDDINGS)), None)
-
-
-def _check(base: Checkpoint, after: Checkpoint, name: str, in_base: str | None, in_after: str | None) -> None:
-    pairs = (base, after, in_base), (after, base, in_after)
-    for missing, other, found in pairs:
-        if found is None:
-            raise ModelError(
-                f"These checkpoints are of different architectures: {name} {list(other.shapes[name])} is in "
-                f"{other.path} and not in {missing.path}. Compare checkpoints trained from one model."
-            )
-    assert in_base is not None
-    assert in_after is not None
-    if base.shapes[in_base] != after.shapes[in_after]:
-        raise ModelError(
-            f"These checkpoints have different shapes: {name} is {list(base.shapes[in_base])} in {base.path} and "
-            f"{list(after.shapes[in_after])} in {after.path}. Compare checkpoints trained from one model."
-        )
