@@ -168,6 +168,7 @@ class _AdapterConfig(BaseModel):
     """What is read of an adapter's configuration."""
 
     base_model_name_or_path: str = Field(min_length=1)
+    revision: str | None = None
     peft_type: str = "LORA"
     lora_alpha: float = Field(default=8, allow_inf_nan=False)
     alpha_pattern: dict[str, FiniteFloat] | None = None

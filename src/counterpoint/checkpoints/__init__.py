@@ -1,7 +1,8 @@
 """Checkpoints read and written tensor by tensor: shards, tied weights, LoRA merged on the fly."""
 
+from .comparing import Comparison, compare
 from .conversion import Conversion, anatomy_of
-from .reading import Checkpoint, Comparison, compare, open_checkpoint
+from .reading import Checkpoint, open_checkpoint
 from .writing import check_output, write_checkpoint
 
 __all__ = [

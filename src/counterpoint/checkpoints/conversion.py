@@ -153,7 +153,13 @@ def _bundles(model: Any, params: set[str], shapes: Mapping[str, tuple[int, ...]]
             yield Bundle(stored[:1], (target,))
             continue
         bundle = Bundle(stored, (target,), by_pattern[patterns[0]], patterns)
-        empty = bundle.to_model(lambda name: torch.empty(shapes[name], device="meta"))
+        try:
+            empty = bundle.to_model(lambda name: torch.empty(shapes[name], device="meta"))
+        except (RuntimeError, ValueError) as error:
+            raise UnsupportedError(
+                f"The shapes of {stored[0]} and {len(stored) - 1} more do not make one {target}, which the model has "
+                f"instead ({str(error).splitlines()[0]}). Give the model class that the checkpoint was saved with."
+            ) from error
         yield Bundle(stored, tuple(empty), by_pattern[patterns[0]], patterns)
 
 
@@ -183,10 +189,14 @@ def meta_model(folder: Path) -> Any:
         return None  # custom code, or a configuration of another version: names have to do
 
 
+def model_of(checkpoint: Checkpoint) -> Any:
+    """The model of a checkpoint on the meta device; see ``meta_model``."""
+    return next((model for folder in checkpoint.folders if (model := meta_model(folder)) is not None), None)
+
+
 def anatomy_of(checkpoint: Checkpoint) -> Anatomy:
     """The anatomy of a checkpoint's tensors: of the model that its configuration describes, else of their names."""
-    outside = Anatomy.of(checkpoint.shapes)
-    model = next((model for folder in checkpoint.folders if (model := meta_model(folder)) is not None), None)
+    outside, model = Anatomy.of(checkpoint.shapes), model_of(checkpoint)
     if model is None:
         return outside
     return Conversion(model, checkpoint.shapes).anatomy(Anatomy.of(model), outside)

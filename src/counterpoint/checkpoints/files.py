@@ -1,11 +1,9 @@
-"""Finds the safetensors files of a checkpoint folder and reads tensors from them by their place in the file."""
+"""Finds the safetensors files of a checkpoint folder and reads tensors from them, whole or some rows."""
 
-import json
-import os
+import math
 import re
-import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,103 +23,34 @@ _MAX_NAME = 500
 _AGAIN = "Save, copy or download the checkpoint again."
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".distcp")
 _NOT_MODELS = ("optimizer.pt", "scheduler.pt", "training_args.bin", "scaler.pt")
+_EMBEDDING = re.compile(r"embed|wte|wpe")
+_EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
+_SCALE = re.compile(r"_scale(?:_inv)?$")
 _BUFFERS = re.compile(r"(?:rotary_emb\.inv_freq|attn\.masked_bias|attention\.masked_bias)$")
 """Tensors of old checkpoints that are computed, not trained."""
-
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-"""Types of safetensors that torch can hold."""
-
-LARGEST_READ = 1 << 30
-"""Bytes asked for at once: Linux gives no more than 2 GiB per call."""
-
-_ORDER = (
-    "input_layernorm",
-    "self_attn",
-    "attn",
-    "attention",
-    "post_attention",
-    "pre_feedforward",
-    "mlp",
-    "block_sparse",
-)
-_INSIDE = ("q_", "k_", "v_", "qkv", "o_", "gate", "up_", "gate_up", "fc1", "c_fc", "down", "fc2", "c_proj")
-_LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.(.+)$")
-
-
-class _File:
-    """An open file that many threads read at once, by place."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._lock = threading.Lock()
-        self._descriptor = -1
-
-    def descriptor(self) -> int:
-        with self._lock:
-            if self._descriptor < 0:
-                self._descriptor = os.open(self.path, os.O_RDONLY)
-        return self._descriptor
-
-    def __del__(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-
-    def fill(self, buffer: memoryview, place: int) -> None:
-        descriptor, done = self.descriptor(), 0
-        while done < len(buffer):
-            read = os.preadv(descriptor, [buffer[done : done + LARGEST_READ]], place + done)
-            if not read:
-                raise ModelError(f"{self.path}: the file became shorter while it was read. Copy the checkpoint again.")
-            done += read
 
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor in a safetensors file: bytes ``start`` to ``start + num_bytes``, row-major."""
+    """One tensor in a safetensors file, which is mapped into memory: nothing is read before it is asked for."""
 
-    file: _File
+    part: Any
+    """safetensors' slice of the file; threads may share it."""
     dtype: torch.dtype
     shape: tuple[int, ...]
-    start: int
-    num_bytes: int = field(default=0)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the tensor."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self) -> Tensor:
-        """The whole tensor."""
-        return self._bytes(self.start, self.num_bytes).view(self.dtype).view(self.shape)
+        """A copy of the whole tensor."""
+        return self.part[...].clone()
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Slices ``start`` to ``stop`` along dimension 0."""
-        per_row = self._row_bytes()
-        flat = self._bytes(self.start + start * per_row, (stop - start) * per_row)
-        return flat.view(self.dtype).view(stop - start, *self.shape[1:])
-
-    def will_read(self, start: int, stop: int) -> None:
-        """Has the system fetch these rows in the background, where it can."""
-        if hasattr(os, "posix_fadvise"):
-            per_row = self._row_bytes()
-            place, length = self.start + start * per_row, (stop - start) * per_row
-            os.posix_fadvise(self.file.descriptor(), place, length, os.POSIX_FADV_WILLNEED)
-
-    def _row_bytes(self) -> int:
-        return self.num_bytes // self.shape[0] if self.shape and self.shape[0] else 0
-
-    def _bytes(self, place: int, length: int) -> Tensor:
-        buffer = torch.empty(length, dtype=torch.uint8)
-        self.file.fill(buffer.numpy().data, place)
-        return buffer
+        """A copy of the slices ``start`` to ``stop`` along dimension 0: who changes it does not change the mapping."""
+        return self.part[start:stop].clone()
 
 
 def find_files(folder: Path) -> list[Path]:
@@ -207,7 +136,21 @@ def read_headers(folder: Path, files: Sequence[Path]) -> dict[str, Stored]:
                 stored.setdefault(plain, tensor)
     if not stored:
         raise ModelError(f"{folder}: its safetensors files hold no tensor. Save or download the checkpoint again.")
+    _refuse_scaled(folder, stored)
     return stored
+
+
+def _refuse_scaled(folder: Path, stored: Mapping[str, Stored]) -> None:
+    """Numbers of 8 bits that a factor beside them makes weights of are no weights by themselves."""
+    coded = next((name for name, one in stored.items() if one.dtype in _EIGHT_BITS), None)
+    scale = next((name for name in stored if _SCALE.search(name)), None)
+    if coded and scale:
+        raise ModelError(
+            f"{folder}: {coded} is quantized to {str(stored[coded].dtype).removeprefix('torch.')}, with factors in "
+            f"tensors such as {scale}; such weights are not read. Load the model dequantized (in transformers: "
+            "quantization_config=FineGrainedFP8Config(dequantize=True)), save_pretrained it in bfloat16, and give that "
+            "folder."
+        )
 
 
 def read_header(path: Path) -> dict[str, Stored]:
@@ -215,39 +158,27 @@ def read_header(path: Path) -> dict[str, Stored]:
     if (found := kind_of(path)) != "file":
         raise ModelError(f"{path}: weights are read from a file, and this is a {found}. {_AGAIN}")
     with reading(path, ModelError, f"It is cut off or no safetensors file. {_AGAIN}", also=(SafetensorError,)):
-        with safe_open(path, framework="pt"):  # checks the header: names, shapes, and bytes that fit the file
-            pass
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    opened = _File(path)
-    return {name: _stored(opened, name, entry, 8 + length) for name, entry in header.items()}
+        file = safe_open(path, framework="pt")  # checks the header: names, shapes, and bytes that fit the file
+        return {name: _stored(path, name, file.get_slice(name)) for name in file.keys()}  # noqa: SIM118 (no mapping)
 
 
-def _stored(file: _File, name: str, entry: Mapping[str, Any], data: int) -> Stored:
+def _stored(path: Path, name: str, part: Any) -> Stored:
     if len(name) > _MAX_NAME:
-        raise ModelError(f"{file.path}: the name of a tensor has {len(name)} characters: {name[:60]}... {_AGAIN}")
-    if entry["dtype"] not in DTYPES:
+        raise ModelError(f"{path}: the name of a tensor has {len(name)} characters: {name[:60]}... {_AGAIN}")
+    shape = tuple(part.get_shape())
+    try:
+        dtype = part[:0].dtype if shape else part[...].dtype
+    except RuntimeError as error:  # several numbers in one byte, which torch has no shape for
         raise ModelError(
-            f"{file.path}: {name} has the type {entry['dtype']}, which is not read. Save the checkpoint as bfloat16 or "
+            f"{path}: {name} has the type {part.get_dtype()}, which is not read. Save the checkpoint as bfloat16 or "
             "float32."
-        )
-    start, stop = entry["data_offsets"]
-    return Stored(file, DTYPES[entry["dtype"]], tuple(entry["shape"]), data + start, stop - start)
+        ) from error
+    return Stored(part, dtype, shape)
 
 
-def model_order(name: str) -> tuple[int, int, int, int, list[int], str]:
-    """Sorts names as a forward pass meets them: embedding, layers by number, final norm, output projection."""
-    numbers = [int(number) for number in re.findall(r"\d+", name)]
-    inside = _LAYER.search(name)
-    if inside:
-        block = _first(_ORDER, inside[2].split(".")[0])
-        return 1, int(inside[1]), block, _first(_INSIDE, inside[2].split(".", 1)[-1]), numbers, name
-    if "head" in name or "embed_out" in name:
-        return 3, 0, 0, 0, numbers, name
-    return (0 if any(word in name for word in ("embed", "wte", "wpe")) else 2), 0, 0, 0, numbers, name
-
-
-def _first(prefixes: Sequence[str], text: str) -> int:
-    return next((i for i, prefix in enumerate(prefixes) if text.startswith(prefix)), len(prefixes))
+def model_order(name: str) -> tuple[int, list[str | int]]:
+    """Sorts names as a model has them, numbers by size: embedding, layers, final norm, output projection."""
+    natural = [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))]
+    if len(natural) > 1:  # in a layer
+        return 1, natural
+    return (2 if "head" in name or "embed_out" in name else 0 if _EMBEDDING.search(name) else 1), natural

@@ -20,21 +20,21 @@ from counterpoint.inputs import kind_of, reading
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _FACTOR = re.compile(r"^(.+)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B)(?:\.default)?(?:\.weight)?$")
-_REFUSED = {
-    "use_dora": "DoRA rescales whole columns",
-    "lora_bias": "its factors have biases",
-    "use_qalora": "QALoRA pools the inputs",
-    "use_bdlora": "block-diagonal factors are laid out otherwise",
-    "layer_replication": "layers are repeated",
-    "target_parameters": "parameters without a module are adapted",
-    "trainable_token_indices": "single tokens are trained apart",
-    "alora_invocation_tokens": "the adapters act on some tokens only",
-    "arrow_config": "adapters are chosen per token",
-    "kasa_config": "KaSA changes the base weights as well",
-    "monteclora_config": "the factors are random",
-    "velora_config": "VeLoRA changes the factors",
+_KEEPS_THE_BASE = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
+"""Ways of initialising that leave the base's weights alone. PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA take out of them
+what the factors start with, so that the model is not ``W + scaling * B @ A`` of the ``W`` on the disk."""
+
+_EXACT = {
+    *("peft_type", "task_type", "auto_mapping", "peft_version", "inference_mode"),  # what it is
+    *("base_model_name_or_path", "revision"),  # of which model
+    *("r", "rank_pattern", "lora_alpha", "alpha_pattern", "use_rslora", "fan_in_fan_out"),  # followed here
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),  # the factors themselves say where
+    *("bias", "modules_to_save"),  # saved whole
+    *("lora_dropout", "init_lora_weights", "eva_config"),  # of training alone; the initialisation is checked apart
+    *("megatron_core", "qalora_group_size"),  # of settings that are refused
 }
-"""Settings of an adapter under which ``W + scaling * B @ A`` is not the merged weight, with the reason."""
+"""Settings of PEFT's ``LoraConfig`` that may have any value: merged as here they give what PEFT merges. Every other
+one, of a later PEFT too, has to be off."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,10 @@ def read_adapters(
     factors: dict[str, dict[str, Tensor]] = {}
     replaced: dict[str, Stored] = {}
     for key, stored in read_header(file).items():
-        match = _FACTOR.match(key)
-        if match:
+        if match := _FACTOR.match(key):
             factors.setdefault(_plain(match[1]), {})[match[2]] = stored.read().float()
+        elif ".lora_" in key:
+            raise ModelError(f"{folder}: {key} is no factor of plain LoRA, and is not merged. {_remedy()}")
         else:
             replaced[_plain(key)] = stored
     pairs = {f"{module}.weight": _pair(folder, module, found, config) for module, found in factors.items()}
@@ -110,9 +111,19 @@ def _refuse_variants(folder: Path, config: Mapping[str, Any]) -> None:
     kind = config.get("peft_type", "LORA")
     if kind != "LORA":
         raise ModelError(f"{folder}: adapters of the type {kind} are not merged, only LoRA. {_remedy()}")
-    for key, reason in _REFUSED.items():
-        if config.get(key):
-            raise ModelError(f"{folder}: adapters with {key} are not merged, because {reason}. {_remedy()}")
+    start = config.get("init_lora_weights")
+    if (start.lower() if isinstance(start, str) else start) not in _KEEPS_THE_BASE:
+        raise ModelError(
+            f"{folder}: adapters with init_lora_weights {start!r:.60} are not merged, because it is not known to leave "
+            f"the base's weights as they are on the disk. {_remedy()} For PiSSA and OLoRA, save_pretrained with "
+            "path_initial_model_for_weight_conversion writes plain adapters too."
+        )
+    for key, value in config.items():
+        if value and key not in _EXACT:
+            raise ModelError(
+                f"{folder}: adapters with {key} {value!r:.60} are not merged: what they add to the base's weights may "
+                f"not be their factors' product. {_remedy()}"
+            )
 
 
 def _remedy() -> str:

@@ -1,15 +1,10 @@
 """Checkpoints read one tensor, or a few rows, at a time: names and shapes come from headers, weights from the disk.
 
-    base, after = open_checkpoint("pocket"), open_checkpoint("runs/first/checkpoints/step-40")
-    for name, before, now in compare(base, after):
-        ...
-
 A checkpoint is a Hugging Face folder with safetensors (one file or shards) or with LoRA adapters, which are merged
 tensor by tensor while they are read.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -20,9 +15,6 @@ from counterpoint.errors import ModelError
 from counterpoint.inputs import kind_of, read_json, reading, refuse_devices
 from counterpoint.models import ADAPTER_CONFIG, read_adapter_config
 from counterpoint.pocket import model_path
-
-_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
-_HEADS = ("lm_head.weight", "embed_out.weight")
 
 
 class Checkpoint:
@@ -74,10 +66,6 @@ class Checkpoint:
         """Bytes that the tensor takes on disk, adapters not counted."""
         return self._stored[name].num_bytes
 
-    def will_read(self, name: str, start: int, stop: int) -> None:
-        """Tells the operating system which rows are wanted next."""
-        self._stored[name].will_read(start, stop)
-
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """The checkpoint at ``path``: a folder, ``pocket``, or a hub id whose files are cached or can be fetched.
@@ -101,7 +89,7 @@ def _open(folder: Path, above: tuple[Path, ...]) -> Checkpoint:
 def _with_adapters(folder: Path, above: tuple[Path, ...]) -> Checkpoint:
     config = read_adapter_config(folder)
     try:
-        base_folder = _folder(config["base_model_name_or_path"])
+        base_folder = _folder(config["base_model_name_or_path"], config.get("revision"))
         if base_folder.resolve() in (here := (*above, folder.resolve())):
             raise ModelError(f"{base_folder}: these adapters are their own base model")
         base = _open(base_folder, here)
@@ -116,7 +104,7 @@ def _with_adapters(folder: Path, above: tuple[Path, ...]) -> Checkpoint:
     return Checkpoint(folder, stored, tied, adapters, base.folders)
 
 
-def _folder(path: str | Path) -> Path:
+def _folder(path: str | Path, revision: str | None = None) -> Path:
     if str(path) == "pocket":
         return model_path()
     folder = Path(path)
@@ -126,7 +114,7 @@ def _folder(path: str | Path) -> Path:
     if found:
         raise ModelError(f"{path}: this is a {found}. Give the folder that holds the model and its config.json.")
     if _looks_like_hub_id(str(path)):
-        return _snapshot(str(path))
+        return _snapshot(str(path), revision)
     raise ModelError(f"{path}: no such folder. Give a checkpoint folder, `pocket`, or a hub id such as org/model.")
 
 
@@ -144,13 +132,13 @@ def _looks_like_hub_id(path: str) -> bool:
     return len(parts) == 2 and all(parts) and not path.startswith((".", "~"))
 
 
-def _snapshot(hub_id: str) -> Path:
+def _snapshot(hub_id: str, revision: str | None) -> Path:
     """The hub's copy of a model on this disk, fetched where it is not cached and the hub can be reached."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=["*.safetensors", "*.json"]))
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=["*.safetensors", "*.json"]))
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
@@ -165,73 +153,3 @@ def _says_tied(folder: Path) -> bool:
     nested = config.get("text_config")
     inside = nested.get("tie_word_embeddings", False) if isinstance(nested, dict) else False
     return bool(config.get("tie_word_embeddings", inside))
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two checkpoints of one architecture, tensor by tensor. Iterating gives ``(name, before, after)`` tensors.
-
-    Every weight counts once: of a tied output projection and its embedding only the embedding is compared.
-    """
-
-    base: Checkpoint
-    after: Checkpoint
-    names: tuple[str, ...]
-    """In model order."""
-    sources: Mapping[str, tuple[str, str]]
-    """For each name the tensor's name in ``base`` and in ``after``; they differ where only one of them is tied."""
-
-    def __iter__(self) -> Iterator[tuple[str, Tensor, Tensor]]:
-        for name in self.names:
-            in_base, in_after = self.sources[name]
-            yield name, self.base.tensor(in_base), self.after.tensor(in_after)
-
-
-def compare(base: Checkpoint, after: Checkpoint, among: Sequence[Checkpoint] = ()) -> Comparison:
-    """Pairs the tensors of two checkpoints; reads no weights.
-
-    Args:
-        base: before.
-        after: after.
-        among: checkpoints that are compared with the same base, so that all comparisons have the same names: where one
-            of them has untied its output projection, that of the others is their embedding.
-
-    Raises:
-        ModelError: other names or shapes; the message names the first tensor that differs, in model order.
-    """
-    names = set().union(*(_names(checkpoint) for checkpoint in (base, after, *among)))
-    sources = {name: (_source(base, name), _source(after, name)) for name in sorted(names, key=model_order)}
-    for name, (in_base, in_after) in sources.items():
-        _check(base, after, name, in_base, in_after)
-    return Comparison(base, after, tuple(sources), {k: (a, b) for k, (a, b) in sources.items() if a and b})
-
-
-def _names(checkpoint: Checkpoint) -> set[str]:
-    """Names that count: not the copy of a tied embedding."""
-    return {name for name in checkpoint.names if not (checkpoint.tied and name.endswith(_HEADS))}
-
-
-def _source(checkpoint: Checkpoint, name: str) -> str | None:
-    """The checkpoint's tensor for ``name``: an output projection that is not there is the embedding."""
-    if name in checkpoint.shapes:
-        return name
-    if not name.endswith(_HEADS):
-        return None
-    return next((own for own in checkpoint.names if own.endswith(_EMBEDDINGS)), None)
-
-
-def _check(base: Checkpoint, after: Checkpoint, name: str, in_base: str | None, in_after: str | None) -> None:
-    pairs = (base, after, in_base), (after, base, in_after)
-    for missing, other, found in pairs:
-        if found is None:
-            raise ModelError(
-                f"These checkpoints are of different architectures: {name} {list(other.shapes[name])} is in "
-                f"{other.path} and not in {missing.path}. Compare checkpoints trained from one model."
-            )
-    assert in_base is not None
-    assert in_after is not None
-    if base.shapes[in_base] != after.shapes[in_after]:
-        raise ModelError(
-            f"These checkpoints have different shapes: {name} is {list(base.shapes[in_base])} in {base.path} and "
-            f"{list(after.shapes[in_after])} in {after.path}. Compare checkpoints trained from one model."
-        )

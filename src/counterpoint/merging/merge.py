@@ -53,15 +53,17 @@ def merge(
     opened = [open_checkpoint(expert) for expert in experts]
     origin = open_checkpoint(base)
     pairs = [compare(origin, expert, opened) for expert in opened]
-    source = next((expert for expert in opened if set(pairs[0].names) <= set(expert.names)), None)
-    if source is None:
+    own = next(
+        (pair for pair in pairs if len({in_after for _, in_after in pair.sources.values()}) == len(pair.names)), None
+    )
+    if own is None:
         raise ModelError(
             f"{base}: has an output projection of its own, and every expert is tied to its embedding. Give the base "
             "that they were trained from."
         )
-    check_output(out, source)
-    merger = _Merger(pairs, method, METHODS[method] if scale is None else scale, chosen, on_progress)
-    return write_checkpoint(out, source, merger.tensor, on_progress)
+    check_output(out, own.after)
+    merger = _Merger(pairs, own, method, METHODS[method] if scale is None else scale, chosen, on_progress)
+    return write_checkpoint(out, own.after, merger.tensor, on_progress)
 
 
 def _checked(method: str, scale: float | None, density: float | None, experts: Sequence[str | Path]) -> float:
@@ -84,19 +86,23 @@ class _Merger:
     """Gives the merged tensor of a name; thresholds are found when the first one is asked for."""
 
     pairs: Sequence[Comparison]
+    own: Comparison
+    """That with the expert whose names, files and dtypes the merged checkpoint has."""
     method: str
     scale: float
     density: float
     on_progress: Progress
     thresholds: tuple[float, ...] = ()
 
-    def tensor(self, name: str) -> Tensor:
-        """``base + scale * merged edit``; a tied copy of the embedding is the merged embedding."""
-        counted = name if name in self.pairs[0].sources else _embedding(self.pairs[0])
-        base = _tensor(self.pairs[0].base, self.pairs[0].sources[counted][0])
+    def tensor(self, stored: str) -> Tensor:
+        """``base + scale * merged edit``; what is not compared is that expert's own."""
+        name = self.own.name_of(stored)
+        if name is None:
+            return self.own.after.tensor(stored)
+        base = _tensor(self.own.base, self.own.sources[name][0])
         if not base.is_floating_point():
             return base
-        edits_E = torch.stack([_edit(pair, counted, base) for pair in self.pairs])
+        edits_E = torch.stack([_edit(pair, name, base) for pair in self.pairs])
         return base + self.scale * self._merged(edits_E)
 
     def _merged(self, edits_E: Tensor) -> Tensor:
@@ -133,7 +139,3 @@ def _tensor(checkpoint: Checkpoint, name: str) -> Tensor:
     """One tensor, in float32 at least: differences of halves would lose what small edits have."""
     tensor = checkpoint.tensor(name)
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32)) if tensor.is_floating_point() else tensor
-
-
-def _embedding(pair: Comparison) -> str:
-    return next(name for name in pair.names if name.endswith(("embed_tokens.weight", "wte.weight", "embed_in.weight")))

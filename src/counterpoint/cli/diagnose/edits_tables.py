@@ -59,7 +59,10 @@ def sentences(found: "Edits") -> list[str]:
             "which pulls their cosine and their agreement of signs down."
         )
     if found.skipped:
-        said.append(f"{len(found.skipped)} tensors of whole numbers were not compared, {found.skipped[0]} among them.")
+        said.append(
+            f"{len(found.skipped)} tensors were not compared, {found.skipped[0]} among them: they hold whole numbers, "
+            "or only one side has a place for them (a tower for images)."
+        )
     reference = found.reference
     said.append(
         f"For reference, LPT (arXiv 2606.02398) reports {reference.unchanged_low:.0%}-{reference.unchanged_high:.0%} "

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from counterpoint.anatomy import Anatomy
-from counterpoint.checkpoints import Checkpoint, anatomy_of, compare, open_checkpoint
+from counterpoint.checkpoints import Checkpoint, compare, open_checkpoint
 from counterpoint.diagnosis.edit_analysis.chunks import Thresholds
 from counterpoint.diagnosis.edit_analysis.neurons import NORMS, Layers, change_scores, numbers, top_neurons
 from counterpoint.diagnosis.edit_analysis.overlap import Overlap, overlap
@@ -68,7 +68,7 @@ def edits(
     _check_options(checkpoints, thresholds, top, norm, permutations)
     opened, before = [open_checkpoint(path) for path in checkpoints], open_checkpoint(base)
     comparisons = [compare(before, after, opened) for after in opened]
-    anatomy = anatomy_of(before)
+    anatomy = comparisons[0].anatomy()
     tensors = stream(comparisons, Options(thresholds, norm, chain, anatomy), threads, on_progress)
     names = _labels(checkpoints)
     scores = [_scores(tensors, i, norm, anatomy) for i in range(len(opened))]
@@ -91,7 +91,7 @@ def edits(
         )
         for number, (i, j) in enumerate(pairs_of(len(opened)))
     )
-    skipped = tuple(sorted(set(comparisons[0].names) - set(floating_names(comparisons))))
+    skipped = tuple(sorted({*comparisons[0].names, *comparisons[0].left_out} - set(floating_names(comparisons))))
     return Edits(str(base), chain, thresholds, norm, top, permutations, skipped, found, pairs)
 
 

@@ -35,8 +35,6 @@ from counterpoint.diagnosis.statistics import pairs_of
 Progress = Callable[[str, int, int], None]
 """``(what, done, total)``."""
 
-READ_AHEAD = 32 << 20
-"""Bytes of a tensor that the system is asked to fetch before they are needed."""
 MEGABYTE = 1_000_000
 
 
@@ -157,21 +155,11 @@ class TensorPass:
         """The tensor's blocks, in buffers that the next block overwrites."""
         sources = [(self.comparisons[0].base, self.comparisons[0].sources[self.name][0])]
         sources += [(comparison.after, comparison.sources[self.name][1]) for comparison in self.comparisons]
-        ahead = 0
         for start in range(0, self.rows, self.step):
             stop = min(start + self.step, self.rows)
-            if stop > ahead and self.shape:
-                ahead = self._read_ahead(sources, stop)
             stored = [c.rows(name, start, stop) if self.shape else c.tensor(name) for c, name in sources]
             yield self._block(start, [tensor.view(stop - start, self.row) for tensor in stored])
             advance(sum(tensor.nbytes for tensor in stored))
-
-    def _read_ahead(self, sources: Sequence[tuple], start: int) -> int:
-        rows = max(1, READ_AHEAD // max(1, sources[0][0].num_bytes(sources[0][1]) // self.rows))
-        stop = min(self.rows, start + rows)
-        for checkpoint, name in sources:
-            checkpoint.will_read(name, start, stop)
-        return stop
 
     def _block(self, start: int, stored: list[Tensor]) -> _Blocks:
         count, shape = stored[0].numel(), stored[0].shape

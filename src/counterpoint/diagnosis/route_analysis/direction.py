@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from counterpoint.anatomy import Anatomy, NeuronAxis, path_of
-from counterpoint.checkpoints import Comparison, anatomy_of
+from counterpoint.checkpoints import Comparison
 from counterpoint.diagnosis.route_analysis.controls import MIN_NEURONS, cosine_interval, draw_controls, sign_noise
 from counterpoint.diagnosis.statistics import Estimate
 from counterpoint.errors import ModelError
@@ -66,7 +66,7 @@ class EditTensors(Mapping[str, Tensor]):
 
     def __init__(self, comparison: Comparison) -> None:
         self._comparison = comparison
-        self.anatomy = anatomy_of(comparison.base)
+        self.anatomy = comparison.anatomy()
 
     def __getitem__(self, name: str) -> Tensor:
         in_base, in_after = self._comparison.sources[name]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from counterpoint.anatomy import NeuronAxis
-from counterpoint.checkpoints import anatomy_of, compare, open_checkpoint
+from counterpoint.checkpoints import compare, open_checkpoint
 from counterpoint.diagnosis.edit_analysis.neurons import change_scores
 from counterpoint.disk import write_bytes
 from counterpoint.errors import RunError
@@ -52,10 +52,10 @@ class Distances:
 def squares(reference: str | Path, checkpoint: str | Path) -> dict[str, Tensor]:
     """Sums of squares of ``checkpoint - reference``, float64: each layer's neurons by its number, and ``whole``."""
     parts: list[tuple[NeuronAxis, Tensor]] = []
-    base = open_checkpoint(reference)
-    anatomy = anatomy_of(base)
+    pair = compare(open_checkpoint(reference), open_checkpoint(checkpoint))
+    anatomy = pair.anatomy()
     whole = torch.zeros((), dtype=torch.float64)
-    for name, before, now in compare(base, open_checkpoint(checkpoint)):
+    for name, before, now in pair:
         change = (now.double() - before.double()).square()
         whole += change.sum()
         axis = anatomy.neuron_axis(name)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from counterpoint.anatomy import Anatomy, NeuronAxis
-from counterpoint.checkpoints import Comparison, anatomy_of, compare, open_checkpoint
+from counterpoint.checkpoints import Comparison, compare, open_checkpoint
 from counterpoint.errors import ModelError
 
 Watch = Callable[[int, int], None]
@@ -85,7 +85,7 @@ def open_edit(before: str | Path, after: str | Path, base: str | Path | None = N
             "be restored apart. Use checkpoints of one run."
         )
     names = tuple(name for name in pair.names if last.dtypes[pair.sources[name][1]].is_floating_point)
-    return Edit(pair, own, names, anatomy_of(first))
+    return Edit(pair, own, names, pair.anatomy())
 
 
 def changed_weights(edit: Edit, watch: Watch = lambda done, total: None) -> Mapping[str, int]:

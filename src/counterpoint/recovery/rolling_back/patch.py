@@ -12,8 +12,6 @@ from counterpoint.checkpoints import Conversion, write_checkpoint
 from counterpoint.recovery.rolling_back.edit import Edit, wide
 from counterpoint.recovery.rolling_back.masks import Mask
 
-_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
-
 
 @dataclass(frozen=True)
 class Patch:
@@ -71,13 +69,9 @@ class Site:
 def write_patch(patch: Patch, out: Path, on_progress: Callable[[str, int, int], None]) -> Path:
     """Writes the patched checkpoint: the files of the one after the edit, with the patch's tensors."""
     after = patch.edit.pair.after
-    names = {in_after: name for name, (_, in_after) in patch.edit.pair.sources.items()}
-    embedding = next((name for name in patch.edit.names if name.endswith(_EMBEDDINGS)), None)
 
     def tensor_of(stored: str) -> Tensor:
-        if stored in names:
-            return patch(names[stored])
-        # The only tensor that a comparison leaves out is the stored copy of a tied embedding.
-        return after.tensor(stored) if embedding is None else patch(embedding)
+        name = patch.edit.pair.name_of(stored)
+        return after.tensor(stored) if name is None else patch(name)
 
     return write_checkpoint(out, after, tensor_of, on_progress)
