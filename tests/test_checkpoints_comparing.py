@@ -106,6 +106,17 @@ def test_experts_stored_apart_and_together_are_told_from_another_architecture(tm
     assert len(compare(open_checkpoint(tmp_path / "together"), open_checkpoint(tmp_path / "again")).names) > 10
 
 
+def test_a_layer_that_predicts_further_and_is_never_loaded_is_left_out(tmp_path):
+    build("deepseek_v3").save_pretrained(tmp_path / "after")
+    tensors = load_file(tmp_path / "after" / "model.safetensors")
+    further = "model.layers.61.mlp.up_proj.weight"
+    (tmp_path / "base").mkdir()
+    save_file(tensors | {further: torch.ones(48, 32)}, tmp_path / "base" / "model.safetensors")
+    pair = compare(open_checkpoint(tmp_path / "base"), open_checkpoint(tmp_path / "after"))
+    assert pair.left_out == (further,)
+    assert pair.names == pair.after.names
+
+
 def test_a_model_with_fewer_layers_is_another(tmp_path):
     base = published(tmp_path / "base")
     config = AutoConfig.for_model("qwen3_5_text", **(SMALL | DELTA | {"num_hidden_layers": 3}))

@@ -8,6 +8,7 @@ Names differ where the published model has another modality as well and the trai
 They are then matched by transformers' own conversion, and the other modality's tensors are left out.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -108,13 +109,17 @@ def _by_conversion(
     if model is None:
         return next(iter(plain)), plain, set()
     of_lead, own, left_out = Conversion(model, lead.shapes), dict[Checkpoint, _Names](), set[str]()
+    ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
     for one in plain:
         conversion, anatomy = Conversion(model, one.shapes), anatomy_of(one)
         own[one] = {_name_in(lead, of_lead, one, conversion, stored): stored for stored in one.names}
         placeless = [name for name in own[one] if name not in lead.shapes and name not in conversion.by_stored]
-        # What belongs to the language model itself is left out by nobody: the other has fewer layers, and is another.
+        # A layer too many makes another model, unless transformers says that this one ignores it (DeepSeek's 61st).
         left_out |= {
-            name for name in placeless if anatomy.layer_of(name) is None and anatomy.module_of(name) not in _ESSENTIAL
+            name
+            for name in placeless
+            if any(re.search(pattern, name) for pattern in ignored)
+            or (anatomy.layer_of(name) is None and anatomy.module_of(name) not in _ESSENTIAL)
         }
     return lead, own, left_out
 
