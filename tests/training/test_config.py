@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 
-OWN = {"strategy", "shares", "share_rule", "buffers", "grams_every"}
+OWN = {"strategy", "shares", "share_rule", "buffers", "grams_every", "run"}
 
 
 def test_the_constructor_takes_grpo_trainers_arguments_at_their_places():
@@ -42,6 +42,7 @@ def test_trls_parser_reads_our_settings_from_yaml_and_the_command_line(tmp_path)
         "share_rule": "carry",
         "buffers": "device",
         "grams_every": 5,
+        "run": None,
     }
     shares, strategy = '{"math": 3, "code": 1}', '{"grouping": "tensor", "weighting": "pcgrad"}'
     arguments = ["--output_dir", str(tmp_path), "--use_cpu", "--bf16", "false", "--shares", shares]

@@ -122,8 +122,9 @@ class Execution:
         clear_output(self.run)
         entries, said = self.course.closing(self.done, self.evaluations.looks())
         silent = no_signal(self.run.lines("metrics.jsonl"))
+        news = silent if silent != self.run.state.get("no_signal") else None  # a finished run that is resumed told it
         self.run.update(steps=self.done_steps, **entries, **({"no_signal": silent} if silent else {}))
-        for sentence in (said, silent):
+        for sentence in (said, news):
             if sentence:
                 self.reporter.message(sentence)
 

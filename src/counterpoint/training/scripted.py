@@ -18,14 +18,13 @@ from trl import GRPOConfig
 
 from counterpoint.config import Config, parse_config
 from counterpoint.config.training_keys import refused_reason
-from counterpoint.disk import write_text
 from counterpoint.domains.build import Domain, LoadSummary, WeightedReward
 from counterpoint.domains.domain_rewards import named_rewards
 from counterpoint.errors import DomainError, RewardError, RunError
 from counterpoint.evaluation import EvaluationPlan, evaluate
 from counterpoint.launch import Launch
 from counterpoint.rewards import REWARDS, build_reward
-from counterpoint.runs import RunDirectory
+from counterpoint.runs import RunDirectory, write_text
 from counterpoint.training.callbacks import AtStart, CheckpointMover, Evaluator, GramWriter, MetricsWriter
 from counterpoint.training.config import plain_strategy
 from counterpoint.training.metrics import no_signal
