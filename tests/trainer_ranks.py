@@ -4,6 +4,7 @@ import os
 import random
 import sys
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -235,6 +236,34 @@ def diverge_on_one(model: str, folder: Path) -> str:
     except DivergedError as error:
         return str(error)
     return "went on"
+
+
+def take_up_from_the_start(model: str, folder: Path) -> float:
+    """A script's run dies before its first checkpoint and is taken up; gives the sum of this rank's weights."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from counterpoint.training import DomainGRPOTrainer
+
+    class Dies(DomainGRPOTrainer):
+        def training_step(self, *args, **kwargs):
+            raise InterruptedError
+
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    held_out = {name: [row | {"prompt": f"{row['prompt']} "} for row in rows] for name, rows in DATA.items()}
+    tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
+
+    def build(cls: type) -> Any:
+        args = grpo_args(folder / "unused", run=str(folder / "mine"), max_steps=2, save_steps=2, save_strategy="steps")
+        loaded = AutoModelForCausalLM.from_pretrained(model)
+        return cls(loaded, REWARDS, args, DATA, held_out, processing_class=tokenizer)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with suppress(InterruptedError):
+            build(Dies).train()
+        trainer = build(DomainGRPOTrainer)
+        trainer.train(resume_from_checkpoint=True)
+    return float(sum(param.detach().sum() for param in trainer.model.parameters()))
 
 
 def generate_together(batch_size: int) -> list[Any]:

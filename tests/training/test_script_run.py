@@ -13,7 +13,9 @@ from counterpoint.errors import DomainError, RewardError, RunError
 from counterpoint.runs import RunDirectory
 from counterpoint.training import DomainGRPOTrainer
 from counterpoint.training.scripted import reward_path
+from ranks_helper import run_ranks
 from trainer_helpers import DATA, REWARDS, grpo_args, letters
+from trainer_ranks import take_up_from_the_start
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
@@ -106,6 +108,15 @@ def test_a_run_is_taken_up_and_never_overwritten(tiny_model, tiny_tokenizer, tmp
     assert run.state["status"] == "done"
     assert [line["step"] for line in run.lines("metrics.jsonl")] == [1, 2, 3, 4]
     assert [line["scores"] for line in run.lines("evals.jsonl")] == [line["scores"] for line in whole]
+
+
+def test_two_ranks_take_up_a_run_that_died_before_its_first_checkpoint(tiny_model, tmp_path):
+    first, second = run_ranks(take_up_from_the_start, 2, str(tiny_model), tmp_path)
+    assert first == second
+    run = RunDirectory.open(tmp_path / "mine", write=False)
+    assert run.state["status"] == "done"
+    evals = [(line["when"], line["step"], line["domain"]) for line in run.lines("evals.jsonl")]
+    assert evals == [(w, s, d) for w, s in (("before", 0), ("after", 2)) for d in ("math", "code")]
 
 
 def test_what_cannot_be_a_run_is_refused_before_training(tiny_model, tiny_tokenizer, tmp_path):

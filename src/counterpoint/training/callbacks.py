@@ -90,7 +90,7 @@ class Evaluator(TrainerCallback):
 class AtStart(TrainerCallback):
     """Does something once the model is prepared and before the first step."""
 
-    def __init__(self, action: Callable[[], None]) -> None:
+    def __init__(self, action: Callable[[], object]) -> None:
         self.action = action
 
     def on_train_begin(
@@ -98,6 +98,15 @@ class AtStart(TrainerCallback):
     ) -> None:
         """Does it."""
         self.action()
+
+
+def once_placed(trainer: Any, action: Callable[[], object]) -> None:
+    """Does ``action`` with the model on its devices: now, or with FSDP2, which puts it there when training starts,
+    just after that."""
+    if trainer.is_fsdp_enabled:
+        trainer.add_callback(AtStart(action))
+    else:
+        action()
 
 
 class Stopper(TrainerCallback):

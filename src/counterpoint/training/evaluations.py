@@ -1,6 +1,7 @@
 """The evaluations of a run: made at its moments, written line by line, and read back as what decisions rest on."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from counterpoint.evaluation import DomainScore, EvaluationPlan, evaluate
 from counterpoint.evaluation.intervals import Scores
@@ -9,7 +10,6 @@ from counterpoint.runs import RunDirectory
 from counterpoint.training.course import Looks
 from counterpoint.training.preflight import Plan
 from counterpoint.training.reporter import Reporter
-from counterpoint.training.trainer import DomainGRPOTrainer
 
 
 class Evaluations:
@@ -38,8 +38,8 @@ class Evaluations:
         """Whether all domains were evaluated after ``step``; the same on every rank."""
         return self.launch.share(lambda: any(at == step for _, at in self.whole()))
 
-    def make(self, trainer: DomainGRPOTrainer, when: str) -> list[DomainScore]:
-        """Evaluates all domains; every rank gets all scores."""
+    def make(self, trainer: Any, when: str) -> list[DomainScore]:
+        """Evaluates all domains with the model that ``trainer`` trains; every rank gets all scores."""
         return evaluate(
             trainer.accelerator.unwrap_model(trainer.model),
             self.plan.tokenizer,
@@ -48,6 +48,14 @@ class Evaluations:
             lambda domain, done, total: self.reporter.evaluating(when, domain, done, total),
             self.launch,
         )
+
+    def take(self, trainer: Any, when: str, step: int, stage: int | None) -> list[DomainScore]:
+        """Evaluates all domains, writes it and seals the run; every rank gets all scores."""
+        scores = self.make(trainer, when)
+        if self.launch.first:
+            self.write(scores, when, step, stage)
+            self.run.update(seal=self.run.seal(step))
+        return scores
 
     def write(self, scores: Sequence[DomainScore], when: str, step: int, stage: int | None) -> None:
         """Writes and tells them; for the first rank."""

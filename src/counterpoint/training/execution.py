@@ -7,7 +7,14 @@ from typing import Any
 
 from counterpoint.launch import Launch
 from counterpoint.runs import RunDirectory
-from counterpoint.training.callbacks import AtStart, CheckpointMover, Evaluator, GramWriter, MetricsWriter, Stopper
+from counterpoint.training.callbacks import (
+    CheckpointMover,
+    Evaluator,
+    GramWriter,
+    MetricsWriter,
+    Stopper,
+    once_placed,
+)
 from counterpoint.training.course import Course, ended_at
 from counterpoint.training.disk import explain_disk_errors
 from counterpoint.training.evaluations import Evaluations, with_look
@@ -145,7 +152,7 @@ class Execution:
         """Trains and evaluates, and returns the stage as it became; None where nothing was to be done."""
         trainer = self._trainer(stage, finished)
         if stage.first_step == 0 and self.config.evaluation.before and not self.evaluations.has(0):
-            self._evaluate_before(trainer)
+            once_placed(trainer, lambda: self.evaluations.take(trainer, "before", 0, None))
             if reason := self._reason(stage, 0):
                 self.reporter.message(reason)
                 return None
@@ -160,19 +167,6 @@ class Execution:
         if not stage.first_step <= step < stage.last_step:
             return None
         return self.launch.share(lambda: self.course.ends(stage, step, self.done, self.evaluations.looks()))
-
-    def _evaluate_before(self, trainer: DomainGRPOTrainer) -> None:
-        """FSDP2 puts the model on its devices when training starts, so there the evaluation comes just after that."""
-        if trainer.is_fsdp_enabled:
-            trainer.add_callback(AtStart(lambda: self._evaluate_now(trainer, "before", 0, None)))
-        else:
-            self._evaluate_now(trainer, "before", 0, None)
-
-    def _evaluate_now(self, trainer: DomainGRPOTrainer, when: str, step: int, stage: int | None) -> None:
-        scores = self.evaluations.make(trainer, when)
-        if self.launch.first:
-            self.evaluations.write(scores, when, step, stage)
-            self.run.update(seal=self.run.seal(step))
 
     def _evaluate_within(self, trainer: DomainGRPOTrainer, stage: Stage, step: int) -> bool:
         """Evaluates in the middle of a stage, and says whether it ends here."""

@@ -21,20 +21,18 @@ from counterpoint.config.training_keys import refused_reason
 from counterpoint.domains.build import Domain, LoadSummary, WeightedReward
 from counterpoint.domains.domain_rewards import named_rewards
 from counterpoint.errors import DomainError, RewardError, RunError
-from counterpoint.evaluation import EvaluationPlan, evaluate
 from counterpoint.launch import Launch
 from counterpoint.rewards import REWARDS, build_reward
-from counterpoint.runs import RunDirectory, write_text
-from counterpoint.training.callbacks import AtStart, CheckpointMover, Evaluator, GramWriter, MetricsWriter
+from counterpoint.runs import Bystander, RunDirectory, write_text
+from counterpoint.training.callbacks import CheckpointMover, Evaluator, GramWriter, MetricsWriter, once_placed
 from counterpoint.training.config import plain_strategy
+from counterpoint.training.evaluations import Evaluations
 from counterpoint.training.metrics import no_signal
-from counterpoint.training.preflight import total_steps
+from counterpoint.training.preflight import Plan, total_steps
 from counterpoint.training.reporter import Silent
 from counterpoint.training.resuming import ResumePoint, resume_point
 from counterpoint.training.settings import clear_output, output_dir
 from counterpoint.training.stages import Stage
-
-Rows = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 class ScriptRun:
@@ -68,6 +66,8 @@ class ScriptRun:
         domains = _domains(trainer)
         stage = Stage(0, tuple(domain.name for domain in domains), 0, steps)
         config = _config(trainer, self.path, domains, self.keep)
+        num_params = sum(param.numel() for param in trainer.model.parameters())
+        plan = Plan(config, tuple(domains), (stage,), trainer.processing_class, num_params)
         opened: list[RunDirectory] = []  # on the first rank
 
         def open_run() -> int:
@@ -76,27 +76,25 @@ class ScriptRun:
             return start.step
 
         step = launch.share(open_run)
-        run = opened[0] if opened else None
-        book = _Book(trainer, config, domains, stage, launch, run)
-        status = "failed"
-        try:
-            if step < steps:
-                book.before(step)
-                for old in self._callbacks:
-                    trainer.remove_callback(old)
-                self._callbacks = book.callbacks(self.keep, RunDirectory(self.path))
-                for callback in self._callbacks:
-                    trainer.add_callback(callback)
-            yield str(RunDirectory(self.path).checkpoint_path(step)) if step else None
-            book.after()
-            status = "done"
-        except KeyboardInterrupt:
-            status = "interrupted"
-            raise
-        finally:
-            if run is not None:
+        with opened[0] if opened else Bystander(self.path) as run:
+            book = _Book(trainer, plan, launch, run)
+            status = "failed"
+            try:
+                if step < steps:
+                    book.before(step)
+                    for old in self._callbacks:
+                        trainer.remove_callback(old)
+                    self._callbacks = book.callbacks(self.keep)
+                    for callback in self._callbacks:
+                        trainer.add_callback(callback)
+                yield str(run.checkpoint_path(step)) if step else None
+                book.after()
+                status = "done"
+            except KeyboardInterrupt:
+                status = "interrupted"
+                raise
+            finally:
                 run.finish(status)
-                run.close()
 
     def _open(self, config: Config, domains: Sequence[Domain], resume: bool) -> tuple[RunDirectory, ResumePoint]:
         """The run and the point it goes on from; on the first rank alone."""
@@ -118,32 +116,21 @@ class ScriptRun:
 
 
 class _Book:
-    """What is written around and during training."""
+    """What is written around and during training; on other ranks than the first ``run`` takes it and writes nothing."""
 
-    def __init__(
-        self,
-        trainer: Any,
-        config: Config,
-        domains: Sequence[Domain],
-        stage: Stage,
-        launch: Launch,
-        run: RunDirectory | None,
-    ) -> None:
-        self.trainer, self.config, self.domains, self.stage = trainer, config, domains, stage
-        self.launch, self.run = launch, run
+    def __init__(self, trainer: Any, plan: Plan, launch: Launch, run: RunDirectory) -> None:
+        self.trainer, self.launch, self.run = trainer, launch, run
+        self.config, self.stage = plan.config, plan.stages[0]
+        self.evaluations = Evaluations(plan, run, launch, Silent())
 
     def before(self, step: int) -> None:
         """The evaluation of the untouched model, where it is not there yet."""
-        if step or (self.run and any(line["step"] == 0 for line in self.run.lines("evals.jsonl"))):
-            return
-        if self.trainer.is_fsdp_enabled:  # FSDP2 puts the model on its devices when training starts
-            self.trainer.add_callback(AtStart(lambda: self._evaluate("before", 0, None)))
-        else:
-            self._evaluate("before", 0, None)
+        if not step and not self.evaluations.has(0):
+            once_placed(self.trainer, lambda: self._evaluate("before", 0, None))
 
-    def callbacks(self, keep: int | None, place: RunDirectory) -> list[Any]:
-        """What writes the run during training; the first rank alone writes."""
-        every, run = self.config.evaluation.every, self.run or place
+    def callbacks(self, keep: int | None) -> list[Any]:
+        """What writes the run during training."""
+        every, run = self.config.evaluation.every, self.run
         return [
             GramWriter(run, self.stage, self.trainer, self.config.run.grams_every),
             Evaluator(lambda step: bool(every and step % every == 0), self.stage, self._look),
@@ -155,7 +142,7 @@ class _Book:
         """The last evaluation, the stage, and a sentence where nothing taught anything."""
         last = min(self.trainer.state.global_step, self.stage.last_step)
         self._evaluate("after", last, 0)
-        if self.run is None:
+        if not self.launch.first:
             return
         clear_output(self.run)
         silent = no_signal(self.run.lines("metrics.jsonl"))
@@ -172,23 +159,8 @@ class _Book:
         return False
 
     def _evaluate(self, when: str, step: int, stage: int | None) -> None:
-        trainer = self.trainer
-        scores = evaluate(
-            trainer.accelerator.unwrap_model(trainer.model),
-            trainer.processing_class,
-            self.domains,
-            EvaluationPlan.of_config(self.config, trainer.max_completion_length),
-            launch=self.launch,
-        )
-        trainer.held_out |= {score.domain: score.mean for score in scores}
-        if self.run is None:
-            return
-        for score in scores:
-            self.run.append_samples(
-                [{"step": step, "when": when, "domain": score.domain} | vars(sample) for sample in score.examples]
-            )
-            self.run.append_eval({"step": step, "when": when, "stage": stage} | score.to_json())
-        self.run.update(seal=self.run.seal(step))
+        scores = self.evaluations.take(self.trainer, when, step, stage)
+        self.trainer.held_out |= {score.domain: score.mean for score in scores}
 
 
 def check_script(reward_funcs: Any, eval_rows: Any, domains: Sequence[str]) -> None:
