@@ -18,7 +18,7 @@ from counterpoint.pocket import model_path
 
 ADAPTER_CONFIG = "adapter_config.json"
 
-_FAULTS: tuple[type[Exception], ...] = (*LIBRARY_FAULTS, SafetensorError, StrictDataclassError)
+MODEL_FAULTS: tuple[type[Exception], ...] = (*LIBRARY_FAULTS, SafetensorError, StrictDataclassError)
 """What transformers raises on files that are none of a model."""
 
 
@@ -30,6 +30,22 @@ def auto_class(config: Any) -> Any:
     ):
         return AutoModelForImageTextToText
     return AutoModelForCausalLM
+
+
+def meta_model(config: Any, kind: Any = None, trust_remote_code: bool = False) -> torch.nn.Module:
+    """The model of a configuration on the meta device, names and shapes without memory: of class ``kind`` of
+    transformers, by default that of :func:`auto_class`.
+
+    Raises:
+        ValueError: it has more layers than are built. Whatever else transformers finds is among ``MODEL_FAULTS``.
+    """
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if isinstance(layers, int) and layers > MAX_LAYERS:
+        raise ValueError(f"it has {layers} layers; at most {MAX_LAYERS} are built")
+    with torch.device("meta"):
+        if kind is not None:
+            return kind._from_config(config)
+        return auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
 
 
 def resolve_path(model: ModelConfig) -> str:
@@ -54,7 +70,9 @@ def load_tokenizer(model: ModelConfig) -> Any:
             path, revision=model.revision, trust_remote_code=model.trust_remote_code, padding_side="left"
         )
     except Exception as error:
-        if type(error) is not Exception and not isinstance(error, _FAULTS):  # tokenizers has no error of its own kind
+        if type(error) is not Exception and not isinstance(
+            error, MODEL_FAULTS
+        ):  # tokenizers has no error of its own kind
             raise
         raise ModelError(_not_a_model(path, "tokenizer", error)) from error
     if tokenizer.pad_token is None:
@@ -83,7 +101,7 @@ def skeleton(model: ModelConfig) -> torch.nn.Module:
     path = _adapter_base(str(folder)) or str(folder)
     try:
         config = AutoConfig.from_pretrained(path, revision=model.revision, trust_remote_code=model.trust_remote_code)
-    except _FAULTS as error:
+    except MODEL_FAULTS as error:
         raise ModelError(_not_a_model(path, "model configuration", error)) from error
     if kind_of(folder) == "folder" and not list(folder.glob("*.safetensors")):
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
@@ -92,13 +110,9 @@ def skeleton(model: ModelConfig) -> torch.nn.Module:
             "pickled weights are not read."
         )
     try:
-        if getattr(config, "num_hidden_layers", None) and config.num_hidden_layers > MAX_LAYERS:
-            raise ValueError(f"it has {config.num_hidden_layers} layers; at most {MAX_LAYERS} are built")
-        with torch.device("meta"):
-            built: torch.nn.Module = auto_class(config).from_config(config, trust_remote_code=model.trust_remote_code)
-    except _FAULTS as error:
+        return meta_model(config, trust_remote_code=model.trust_remote_code)
+    except MODEL_FAULTS as error:
         raise ModelError(_not_a_model(resolve_path(model), "causal language model", error)) from error
-    return built
 
 
 def with_adapters(model: ModelConfig, built: torch.nn.Module) -> torch.nn.Module:
@@ -117,7 +131,7 @@ def with_adapters(model: ModelConfig, built: torch.nn.Module) -> torch.nn.Module
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # training gives them again
             adapted: torch.nn.Module = _import_peft().get_peft_model(built, chosen)
-    except _FAULTS as error:
+    except MODEL_FAULTS as error:
         raise ModelError(f"model.lora: PEFT cannot adapt {folder}: {error}") from error
     return adapted
 
@@ -216,7 +230,7 @@ def _from_pretrained(model: ModelConfig, path: str) -> Any:
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, with their names
         )
-    except _FAULTS as error:
+    except MODEL_FAULTS as error:
         raise ModelError(_not_a_model(path, "causal language model", error)) from error
     loaded, info = found
     _check_complete(path, info)

@@ -5,6 +5,7 @@ A checkpoint may keep apart what a model holds in one parameter (experts, gate a
 """
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,6 @@ from torch import Tensor
 from counterpoint.anatomy import Anatomy, Place, path_of, plain_name
 from counterpoint.checkpoints.reading import Checkpoint
 from counterpoint.errors import UnsupportedError
-from counterpoint.inputs import LIBRARY_FAULTS, MAX_LAYERS
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,8 @@ class Bundle:
         if self.converter is None:
             return {self.stored[0]: values[self.params[0]].reshape(shapes[self.stored[0]])}
         sizes = [torch.Size(shapes[name]).numel() for name in self.stored]
-        starts = dict(zip(self.stored, [sum(sizes[:i]) for i in range(len(sizes))], strict=True))
-        numbers = self.to_model(
-            lambda name: torch.arange(starts[name], starts[name] + torch.Size(shapes[name]).numel()).view(shapes[name])
-        )
+        numbers_of = dict(zip(self.stored, torch.arange(sum(sizes)).split(sizes), strict=True))
+        numbers = self.to_model(lambda name: numbers_of[name].view(shapes[name]))
         first = next(iter(values.values()))
         flat = torch.empty(sum(sizes), dtype=first.dtype)
         for name, places in numbers.items():
@@ -106,7 +104,7 @@ class Conversion:
                 found.places[path] = place
                 if axis := inside.neuron_axis(bundle.params[0]):
                     found.neurons[path] = axis
-                if (layer := inside.outputs.get(path_of(bundle.params[0]))) is not None:
+                if (layer := inside.output_layer(bundle.params[0])) is not None:
                     found.outputs[path] = layer
             else:
                 found.places[path] = _part(place, name, bundle)
@@ -160,38 +158,28 @@ def _bundles(model: Any, params: set[str], shapes: Mapping[str, tuple[int, ...]]
                 f"The shapes of {stored[0]} and {len(stored) - 1} more do not make one {target}, which the model has "
                 f"instead ({str(error).splitlines()[0]}). Give the model class that the checkpoint was saved with."
             ) from error
-        yield Bundle(stored, tuple(empty), by_pattern[patterns[0]], patterns)
+        yield dataclasses.replace(bundle, params=tuple(empty))
 
 
-def meta_model(folder: Path) -> Any:
+def described_model(folder: Path) -> Any:
     """The model that a folder's ``config.json`` describes, on the meta device; None where transformers builds none."""
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+    import transformers
+
+    from counterpoint.models import MODEL_FAULTS, meta_model
 
     if not (folder / "config.json").exists():
         return None
-    faults: tuple[type[Exception], ...] = (*LIBRARY_FAULTS, StrictDataclassError)
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
-        if isinstance(layers, int) and layers > MAX_LAYERS:
-            return None
-        import transformers
-
-        named = getattr(transformers, (config.architectures or [""])[0], None)
-        with torch.device("meta"):
-            if named is not None and hasattr(named, "_from_config"):
-                return named._from_config(config)
-            kinds = (AutoModelForCausalLM, AutoModelForImageTextToText)
-            kind = next((k for k in kinds if type(config) in k._model_mapping), None)
-            return None if kind is None else kind.from_config(config)
-    except faults:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        own = getattr(transformers, (config.architectures or [""])[0], None)
+        return meta_model(config, own if hasattr(own, "_from_config") else None)
+    except MODEL_FAULTS:
         return None  # custom code, or a configuration of another version: names have to do
 
 
 def model_of(checkpoint: Checkpoint) -> Any:
-    """The model of a checkpoint on the meta device; see ``meta_model``."""
-    return next((model for folder in checkpoint.folders if (model := meta_model(folder)) is not None), None)
+    """The model of a checkpoint on the meta device; see ``described_model``."""
+    return next((model for folder in checkpoint.folders if (model := described_model(folder)) is not None), None)
 
 
 def anatomy_of(checkpoint: Checkpoint) -> Anatomy:

@@ -52,12 +52,12 @@ def _meta_model(model: str, lora: bool) -> "nn.Module":
     """The model on the meta device: names and shapes without memory."""
     from transformers import AutoConfig
 
-    from counterpoint.planning.shapes import meta_model
+    from counterpoint.planning.shapes import described_model
     from counterpoint.pocket import model_path
 
     path = str(model_path()) if model == "pocket" else model
     choices = "a folder with a config.json, a hub id, or 'pocket'"
-    built = meta_model(path, lambda: AutoConfig.from_pretrained(path), choices)
+    built = described_model(path, lambda: AutoConfig.from_pretrained(path), choices)
     return _with_lora(built) if lora else built
 
 

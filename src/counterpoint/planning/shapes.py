@@ -9,7 +9,7 @@ from typing import Any
 
 from ..anatomy import Anatomy
 from ..errors import MissingExtraError, ModelError
-from ..inputs import LIBRARY_FAULTS, MAX_LAYERS, kind_of, refuse_devices
+from ..inputs import kind_of, refuse_devices
 
 Shape = tuple[int, ...]
 
@@ -113,33 +113,25 @@ def model_shapes(
     choices = (
         f"{', '.join(BUILT_IN)}, 'pocket', a folder with a config.json, that file, a hub id, or a configuration in YAML"
     )
-    built = meta_model(model, read_config, choices, trust_remote_code)
+    built = described_model(model, read_config, choices, trust_remote_code)
     return _shapes_of(_with_lora(built, lora) if lora else built, label)
 
 
-def meta_model(name: str, read_config: Callable[[], Any], choices: str, trust_remote_code: bool = False) -> Any:
+def described_model(name: str, read_config: Callable[[], Any], choices: str, trust_remote_code: bool = False) -> Any:
     """The model of a configuration on the meta device: names and shapes without memory.
 
     Raises:
         ModelError: there is no configuration of a causal language model; ``choices`` is what may be given instead.
     """
-    import torch
-    from huggingface_hub.errors import StrictDataclassError
-
-    from ..models import auto_class
+    from ..models import MODEL_FAULTS, meta_model
 
     refuse_devices(name, ModelError)
-    faults: tuple[type[Exception], ...] = (*LIBRARY_FAULTS, StrictDataclassError)
     try:
-        config = read_config()
-        if getattr(config, "num_hidden_layers", None) and config.num_hidden_layers > MAX_LAYERS:
-            raise ValueError(f"it has {config.num_hidden_layers} layers; at most {MAX_LAYERS} are built.")
-        with torch.device("meta"):
-            return auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
-    except faults as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return meta_model(read_config(), trust_remote_code=trust_remote_code)
+    except MODEL_FAULTS as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise ModelError(
-            f"{name!r} is no causal language model that transformers can build: {reason} Give {choices}."
+            f"{name!r} is no causal language model that transformers can build: {reason}. Give {choices}."
         ) from error
 
 
