@@ -49,10 +49,8 @@ class Anatomy:
     """Layers of the language model that have a feed-forward block."""
 
     @classmethod
-    def of(cls, source: "nn.Module | Shapes | Anatomy") -> "Anatomy":
+    def of(cls, source: nn.Module | Shapes) -> "Anatomy":
         """The anatomy of a module, or of names with shapes."""
-        if isinstance(source, Anatomy):
-            return source
         return _read(Tree.of_module(source) if isinstance(source, nn.Module) else Tree.of_names(source))
 
     def place(self, name: str) -> Place:
@@ -73,9 +71,9 @@ class Anatomy:
         """Where the neurons of an MLP weight lie; None for every other parameter."""
         return self.neurons.get(path_of(name))
 
-    def is_output_projection(self, name: str) -> bool:
-        """Whether the inputs of this weight are the outputs of attention heads."""
-        return path_of(name) in self.outputs
+    def output_layer(self, name: str) -> int | None:
+        """The layer of an output projection of attention; None for every other parameter."""
+        return self.outputs.get(path_of(name))
 
 
 def _read(tree: Tree) -> Anatomy:

@@ -95,7 +95,8 @@ class Measurement:
                 raise
             raise CounterpointError(self._out_of_memory("one batch of completions")) from error
         norm = float(inner(self.edit, self.edit)) ** 0.5
-        self.kept |= {"text": text, "modules": modules_of(text.loss.params, Anatomy.of(self.subject.model))}
+        anatomy = Anatomy.of(self.subject.model)
+        self.kept |= {"text": text, "anatomy": anatomy, "modules": modules_of(text.loss.params, anatomy)}
         self._note(
             prompts=len(text.tokens_P),
             informative=text.num_informative,
@@ -177,7 +178,7 @@ class Measurement:
                 shared,
                 self.kept["whole"],
                 other.domain,
-                Anatomy.of(self.subject.model),
+                self.kept["anatomy"],
                 draws=options.draws,
                 seed=options.seed,
                 on_progress=self.on_progress,

@@ -128,7 +128,7 @@ def routes(
     choices = {kind: choice for kind, choice in choices.items() if len(choice.layers_U)}
     stable, overlaps = _overlaps(activities, choices, sorted({fraction, *fractions}), seed)
     found, non_finite = _directions(
-        activities, choices, fraction, edits or {}, Anatomy.of(model), minimum, seed, on_progress
+        activities, choices, fraction, edits or {}, sites.anatomy, minimum, seed, on_progress
     )
     return Routes(
         fraction=fraction,

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from counterpoint.anatomy import Anatomy, path_of
+from counterpoint.anatomy import Anatomy
 from counterpoint.diagnosis.damage_analysis.curvature import is_out_of_memory
 from counterpoint.diagnosis.rollouts import Rollout, Rollouts, TokenBatch, collate
 from counterpoint.errors import CounterpointError, ModelError, UnsupportedError
@@ -40,13 +40,14 @@ class Sites:
     """Where neurons and heads arrive in a model; units are numbered through the layers in order.
 
     ``neuron_layers_N`` and ``head_layers_H`` [int64] tell each unit's layer; ``left_out`` are layers whose feed-forward
-    block is, in whole or in part, of no known kind (experts): it has no neurons here.
+    block is, in whole or in part, of no known kind (experts): it has no neurons here. ``anatomy`` is the model's.
     """
 
     sites: tuple[Site, ...]
     neuron_layers_N: Tensor
     head_layers_H: Tensor
     left_out: tuple[int, ...]
+    anatomy: Anatomy
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,9 @@ def sites_of(model: Any) -> Sites:
     anatomy, num_heads = Anatomy.of(model), getattr(_config(model), "num_attention_heads", None)
     sites = []
     for name, module in model.named_modules():
-        path = path_of(f"{name}.weight")
         if not hasattr(getattr(module, "base_layer", module), "weight") or name.endswith(".base_layer"):
             continue
-        axis, layer = anatomy.neurons.get(path), anatomy.outputs.get(path)
+        axis, layer = anatomy.neuron_axis(f"{name}.weight"), anatomy.output_layer(f"{name}.weight")
         if axis and axis.part == "down":
             sites.append(Site(axis.layer, "neuron", _weight(module).shape[1], module))
         elif layer is not None and num_heads:
@@ -91,7 +91,7 @@ def sites_of(model: Any) -> Sites:
     routed = {place.layer for place in anatomy.places.values() if "experts" in place.block.split(".")}
     left_out = (n for n in anatomy.layers if n not in dense or f"layers.{n}" in routed)
     sites.sort(key=lambda site: site.layer)
-    return Sites(tuple(sites), _layers(sites, "neuron"), _layers(sites, "head"), tuple(left_out))
+    return Sites(tuple(sites), _layers(sites, "neuron"), _layers(sites, "head"), tuple(left_out), anatomy)
 
 
 def activity_of(

@@ -7,12 +7,13 @@ row, up row and down column; a head's query rows and output columns), M entries 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from counterpoint.anatomy import Anatomy, NeuronAxis, path_of
+from counterpoint.anatomy import Anatomy, NeuronAxis
 from counterpoint.checkpoints import Comparison
 from counterpoint.diagnosis.route_analysis.controls import MIN_NEURONS, cosine_interval, draw_controls, sign_noise
 from counterpoint.diagnosis.statistics import Estimate
@@ -66,7 +67,11 @@ class EditTensors(Mapping[str, Tensor]):
 
     def __init__(self, comparison: Comparison) -> None:
         self._comparison = comparison
-        self.anatomy = comparison.anatomy()
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """Where the tensors lie in the model."""
+        return self._comparison.anatomy()
 
     def __getitem__(self, name: str) -> Tensor:
         in_base, in_after = self._comparison.sources[name]
@@ -151,7 +156,7 @@ def head_products(edits: Mapping[str, Mapping[str, Tensor]], head_layers_H: Tens
     found = torch.zeros(len(head_layers_H), len(HEAD_PARTS), len(domains), len(domains), dtype=torch.float64)
     non_finite: dict[str, int] = {}
     for name in edits[domains[0]]:
-        layer = anatomy.outputs.get(path_of(name))
+        layer = anatomy.output_layer(name)
         if layer is None:
             continue
         inside_H = head_layers_H == layer
