@@ -32,6 +32,11 @@ def reward_name(reward: RewardSource) -> str:
     return str(getattr(reward, "__name__", type(reward).__name__))
 
 
+def is_function(reward: RewardSource) -> bool:
+    """Whether a reward is called, and is no model that TRL runs."""
+    return callable(reward) and not hasattr(reward, "parameters")
+
+
 def named_rewards(entry: Any) -> list[tuple[str, RewardSource]]:
     """The rewards of one domain, each with its name."""
     if isinstance(entry, Mapping):
@@ -72,7 +77,7 @@ def of_one_domain(domain: str, name: str, function: RewardFunction) -> RewardFun
     Raises:
         RewardError: it is not a function.
     """
-    if not callable(function) or hasattr(function, "parameters"):
+    if not is_function(function):
         raise RewardError(f"reward_funcs[{domain!r}]: expected a function, found {type(function).__name__}.")
     is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
     reward = _async_reward(domain, name, function) if is_async else _sync_reward(domain, name, function)

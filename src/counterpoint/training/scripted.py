@@ -19,7 +19,7 @@ from trl import GRPOConfig
 from counterpoint.config import Config, parse_config
 from counterpoint.config.training_keys import refused_reason
 from counterpoint.domains.build import Domain, LoadSummary, WeightedReward
-from counterpoint.domains.domain_rewards import named_rewards
+from counterpoint.domains.domain_rewards import is_function, named_rewards
 from counterpoint.errors import DomainError, RewardError, RunError
 from counterpoint.launch import Launch
 from counterpoint.rewards import REWARDS, build_reward
@@ -177,7 +177,7 @@ def check_script(reward_funcs: Any, eval_rows: Any, domains: Sequence[str]) -> N
             "pass them as eval_dataset, rows that are not trained on."
         )
     for domain, name, reward in _named(reward_funcs, domains):
-        if not callable(reward) or hasattr(reward, "parameters"):
+        if not is_function(reward):
             raise RewardError(
                 f"run=: the reward {name!r} of {domain!r} is a model, and a run's evaluations call functions. Train "
                 "without run=, or wrap the model in a function."

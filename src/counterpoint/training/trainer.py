@@ -493,5 +493,4 @@ class DomainGRPOTrainer(GRPOTrainer):
         """TRL's model card with the domains, the strategy and the last held-out rewards."""
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero():
-            shares = self._own["shares"] or dict.fromkeys(self.domains, 1.0)
-            add_domains(Path(str(self.args.output_dir)) / "README.md", self.strategy, shares, self.held_out)
+            add_domains(Path(str(self.args.output_dir)) / "README.md", self.strategy, self.shares, self.held_out)
