@@ -49,7 +49,7 @@ def test_an_error_of_the_first_rank_is_raised_on_all():
 
 
 def test_alone_everything_is_a_plain_call():
-    launch = Launch.alone()
+    launch = Launch(0, 1)
     assert launch.first
     assert launch.share(lambda: 7) == 7
     assert launch.gather(7) == [7]

@@ -385,7 +385,7 @@ def test_from_python_a_secret_is_named_too(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_trackers_and_pickles_get_no_secret(tmp_path, monkeypatch):
-    from counterpoint.training.settings import grpo_config
+    from counterpoint.engine.prepare import grpo_config
 
     monkeypatch.setenv(NAME, SECRET)
     monkeypatch.setenv("COUNTERPOINT_PLAIN", PLAIN)

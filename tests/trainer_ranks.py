@@ -179,7 +179,7 @@ def train_hybrid(model: str, folder: Path, names: list[str]) -> dict[str, Any]:
 def run_sharded(settings: dict[str, Any]) -> None:
     """A whole run on FSDP2."""
     from counterpoint.config import parse_config
-    from counterpoint.training import resume, train
+    from counterpoint.engine import resume, train
 
     training = settings["training"] | {"fsdp": True, "fsdp_config": shard_on_cpu()}
     config = parse_config(settings | {"training": training})

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from counterpoint.errors import RunError
 
 
@@ -113,17 +115,34 @@ def _size(num_bytes: int) -> str:
 
 
 @contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn an error of the disk under ``path`` into a ``RunError`` that says what to do."""
+def disk_errors(path: Path, *, around_other_work: bool = False) -> Iterator[None]:
+    """Turn an error of the disk under ``path`` into a ``RunError`` that says what to do.
+
+    ``torch.save`` and safetensors raise errors of their own for a full disk; they are known by their wording. Around
+    other work, a training say, an ``OSError`` that no disk gives (a lost connection) passes.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            remedy = "The disk is full. Free some space"
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            remedy = "It is not writable. Set run.dir to a folder that is"
-        else:
-            remedy = "Check the disk"
-        raise RunError(
-            f"{path}: cannot be written ({error.strerror}). {remedy}; `--resume` continues the run."
+        if around_other_work and error.errno not in _OF_DISKS:
+            raise
+        raise _explained(path, error.errno, error.strerror) from error
+    except (SafetensorError, RuntimeError) as error:
+        if "I/O error" not in str(error) and "PytorchStreamWriter" not in str(error):
+            raise
+        raise _explained(
+            path, errno.ENOSPC if "No space" in str(error) else None, str(error).splitlines()[0]
         ) from error
+
+
+_OF_DISKS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+
+
+def _explained(path: Path, number: int | None, reason: str | None) -> RunError:
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        remedy = "The disk is full. Free some space"
+    elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        remedy = "It is not writable. Set run.dir to a folder that is"
+    else:
+        remedy = "Check the disk"
+    return RunError(f"{path}: cannot be written ({reason}). {remedy}; `counterpoint train --resume` continues a run.")

@@ -7,15 +7,11 @@ files and speaks. Alone, without a launcher, everything here is a plain function
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, TypeVar
 
 from counterpoint.errors import CounterpointError
 
 T = TypeVar("T")
-
-_PATIENCE = timedelta(days=7)
-"""How long ranks wait for the first one; a launcher ends the others when one of them fails, so none waits in vain."""
 
 
 def rank_of_environment() -> int:
@@ -27,32 +23,21 @@ def rank_of_environment() -> int:
 class Launch:
     """This process among the ``size`` processes of a launch.
 
-    >>> Launch.alone().share(lambda: 7)
+    >>> Launch(0, 1).share(lambda: 7)
     7
     """
 
     rank: int
     size: int
-    group: Any = None
-    """A gloo process group over all ranks, for words and flags; gradients travel elsewhere."""
-
-    @classmethod
-    def alone(cls) -> "Launch":
-        """One process."""
-        return cls(0, 1)
 
     @classmethod
     def join(cls) -> "Launch":
-        """The launch that this process belongs to. Every rank must call it.
-
-        The process group of training must exist where there are several ranks (``TrainingArguments`` makes it).
-        """
+        """The launch that this process belongs to; every rank must call it, once training's arguments are made."""
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            return cls.alone()
+            return cls(0, 1)
         import torch.distributed as dist
 
-        group = dist.new_group(backend="gloo", timeout=_PATIENCE)
-        return cls(dist.get_rank(), dist.get_world_size(), group)
+        return cls(dist.get_rank(), dist.get_world_size())
 
     @property
     def first(self) -> bool:
@@ -61,6 +46,8 @@ class Launch:
 
     def share(self, function: Callable[[], T]) -> T:
         """What ``function()`` gives on the first rank, on every rank; other ranks do not call it.
+
+        They wait for it as long as ``training.ddp_timeout`` says.
 
         Raises:
             CounterpointError: on every rank, where the function raised one on the first.
@@ -75,7 +62,7 @@ class Launch:
                 outcome = [(function(), None)]
             except CounterpointError as error:
                 outcome = [(None, error)]
-        dist.broadcast_object_list(outcome, src=0, group=self.group)
+        dist.broadcast_object_list(outcome, src=0)
         value, raised = outcome[0]
         if raised is not None:
             raise raised
@@ -88,20 +75,13 @@ class Launch:
         import torch.distributed as dist
 
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self.group)
+        dist.all_gather_object(values, value)
         return values
 
     def any(self, flag: bool) -> bool:
         """Whether ``flag`` is set on any rank."""
-        if self.size == 1:
-            return flag
-        import torch
-        import torch.distributed as dist
-
-        total = torch.tensor([int(flag)])
-        dist.all_reduce(total, group=self.group)
-        return bool(total.item())
+        return any(self.gather(flag))
 
     def wait(self) -> None:
         """Returns when every rank has come here."""
-        self.any(False)
+        self.gather(None)

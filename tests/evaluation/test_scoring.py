@@ -6,10 +6,10 @@ import pytest
 from counterpoint.domains import Domain, LoadSummary, WeightedReward
 from counterpoint.errors import RewardError
 from counterpoint.evaluation import Completion, EvaluationPlan, Sampling, evaluate, score_rows
-from counterpoint.evaluation.intervals import mean_interval
 from counterpoint.pocket import model_path
 from counterpoint.pocket.tasks import TASKS
 from counterpoint.rewards import build_reward
+from counterpoint.stats import mean_interval
 
 
 def domain(*rewards, rows=({"prompt": "p", "answer": "a"}, {"prompt": "q", "answer": "b"})):

@@ -10,12 +10,12 @@ from transformers import AutoModelForCausalLM
 
 from counterpoint.checkpoints import open_checkpoint, write_checkpoint
 from counterpoint.config import parse_config
+from counterpoint.engine import Interrupted, train
 from counterpoint.errors import ConfigError, CounterpointError, DomainError, ModelError, RunError
+from counterpoint.evaluation.history import Evaluations
 from counterpoint.recovery import RefreshOptions, refresh
 from counterpoint.recovery.refreshing.configure import refresh_config
 from counterpoint.runs import RunDirectory
-from counterpoint.training import Interrupted, train
-from counterpoint.training.evaluations import Evaluations
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from counterpoint.errors import RunError
-from counterpoint.evaluation.intervals import difference_interval
 from counterpoint.report import build, write_report
 from counterpoint.report._cosines import layer_key
 from counterpoint.report._curves import smooth
@@ -16,6 +15,7 @@ from counterpoint.report._detail import Detail
 from counterpoint.report._overview_figure import _bars
 from counterpoint.report._read import RUN_FILES, read_run
 from counterpoint.report._run_figures import run_figures as figures
+from counterpoint.stats import difference_interval
 from gram_files import write_grams
 from report_page import cells
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from counterpoint.engine.prepare import check_config
 from counterpoint.study.load import load_study
 from counterpoint.study.results import Compared, RowResult, StudyResult
 from counterpoint.study.schema import KINDS, StudyConfig
-from counterpoint.training.preflight import check_config
 from counterpoint.training.values import setting_findings
 
 ROOT = Path(__file__).parents[2]

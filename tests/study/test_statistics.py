@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from counterpoint.evaluation.intervals import student_p_value, student_quantile
+from counterpoint.stats import student_p_value, student_quantile
 from counterpoint.study.statistics import (
     Spread,
     holm,

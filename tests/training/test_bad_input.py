@@ -15,6 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from counterpoint.config import parse_config
+from counterpoint.disk import disk_errors
+from counterpoint.engine import Interrupted, check_config, plan_run, resume, train
 from counterpoint.errors import (
     ConfigError,
     DivergedError,
@@ -26,8 +28,6 @@ from counterpoint.errors import (
 )
 from counterpoint.models import check_model, load_model, load_tokenizer
 from counterpoint.runs import RunDirectory
-from counterpoint.training import Interrupted, check_config, plan_run, resume, train
-from counterpoint.training.disk import explain_disk_errors
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -245,14 +245,14 @@ def test_weights_that_are_no_numbers_stop_the_run_and_are_never_saved(save_every
 def test_a_full_disk_is_one_sentence_with_the_way_on(error, tmp_path):
     with (
         pytest.raises(RunError, match=r"Earlier checkpoints are whole.*counterpoint train --resume"),
-        explain_disk_errors(tmp_path),
+        disk_errors(tmp_path, around_other_work=True),
     ):
         raise error
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError("x"), RuntimeError("x"), SafetensorError("header too small")])
 def test_other_errors_are_left_alone(error, tmp_path):
-    with pytest.raises(type(error), match=str(error)), explain_disk_errors(tmp_path):
+    with pytest.raises(type(error), match=str(error)), disk_errors(tmp_path, around_other_work=True):
         raise error
 
 
@@ -292,7 +292,7 @@ def test_a_grouping_without_a_group_for_some_parameter_is_refused_before_weights
     rules = types.ModuleType("own_rules")
     rules.by = lambda name, shape: "" if "mlp" in name else "all"
     monkeypatch.setitem(sys.modules, "own_rules", rules)
-    monkeypatch.setattr("counterpoint.training.stage_trainer.load_model", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr("counterpoint.engine.prepare.load_model", lambda *_: pytest.fail("weights were read"))
     strategy = {"grouping": "own_rules:by", "weighting": "pcgrad"}
     with pytest.raises(GroupingError, match="mlp"):
         train(parse_config(settings(tiny_model, tmp_path, strategy=strategy)), "x")

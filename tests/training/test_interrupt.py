@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from counterpoint.training.interrupt import Interrupt, sigterm_as_ctrl_c
+from counterpoint.training.recording import Interrupt, sigterm_as_ctrl_c
 
 
 def send(number):

@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 from trl import GRPOTrainer
 
 from counterpoint.config import parse_config
-from counterpoint.training import DomainGRPOTrainer, evaluate_model, train
+from counterpoint.engine import evaluate_model, train
+from counterpoint.training import DomainGRPOTrainer
 from trainer_helpers import DATA, REWARDS, grpo_args
 
 peft = pytest.importorskip("peft", reason="the extra 'peft' is not installed")

@@ -10,9 +10,9 @@ import yaml
 
 import counterpoint
 from counterpoint.config import parse_config
+from counterpoint.engine import train
 from counterpoint.errors import ConfigError, RewardError
 from counterpoint.runs import RunDirectory
-from counterpoint.training import train
 
 
 def settings(model, folder, domains):

@@ -9,10 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from counterpoint.config import parse_config
+from counterpoint.engine import resume, train
 from counterpoint.errors import CounterpointError, ModelError, RunError
-from counterpoint.runs import RunDirectory
-from counterpoint.training import resume, train
-from counterpoint.training.reporter import Silent
+from counterpoint.runs import Reporter, RunDirectory
 from damaged_files import damaged_bytes, damaged_json, damaged_lines
 
 pytestmark = [
@@ -30,7 +29,7 @@ class Killed(BaseException):
     """Ends a run as a kill does: nothing is written afterwards."""
 
 
-class Speaker(Silent):
+class Speaker(Reporter):
     """Keeps what it hears, and kills the run once ``step`` was logged."""
 
     def __init__(self, step=None):

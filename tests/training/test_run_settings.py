@@ -11,16 +11,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from transformers.generation.utils import GenerationMixin
 from trl import GRPOTrainer
 
-import counterpoint.training.stage_trainer as stage_trainer
+import counterpoint.engine.prepare as stage_trainer
 from counterpoint.config import parse_config
 from counterpoint.diagnosis.domains_of_config import completions_for, open_subject
+from counterpoint.engine import train
+from counterpoint.engine.prepare import total_steps
 from counterpoint.errors import DomainError
 from counterpoint.report import write_report
+from counterpoint.runs import Reporter
 from counterpoint.runs.grams import read_grams
-from counterpoint.training import train
 from counterpoint.training.metrics import no_signal
-from counterpoint.training.preflight import total_steps
-from counterpoint.training.reporter import Silent
 from trainer_helpers import digits, grpo_args
 
 pytestmark = [
@@ -231,7 +231,7 @@ def test_a_run_in_which_nothing_was_learned_says_so(tiny_model, tmp_path, monkey
     assert "Nothing was learned from rewards: " in write_report(run.path).read_text()
 
 
-class Listener(Silent):
+class Listener(Reporter):
     """Keeps the messages."""
 
     def __init__(self):

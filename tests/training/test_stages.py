@@ -1,8 +1,8 @@
 import pytest
 
 from counterpoint.config import parse_config
+from counterpoint.engine.stages import plan_stages
 from counterpoint.errors import ConfigError
-from counterpoint.training.stages import plan_stages
 
 DOMAINS = {name: {"source": "pocket"} for name in ("math", "code", "qa")}
 

@@ -10,9 +10,10 @@ from torch.distributed.fsdp import StateDictType
 
 from counterpoint.anatomy import parameters_of
 from counterpoint.config import parse_config
+from counterpoint.engine import check_config
 from counterpoint.errors import DomainError, StrategyError, UnsupportedError
 from counterpoint.surgery import resolve_strategy
-from counterpoint.training import DomainGRPOTrainer, check_config
+from counterpoint.training import DomainGRPOTrainer
 from counterpoint.training.backends import check_accelerator, check_checkpoints, check_devices, separable
 from trainer_helpers import DATA, REWARDS, grpo_args
 

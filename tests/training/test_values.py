@@ -11,9 +11,9 @@ from trl import GRPOConfig, GRPOTrainer
 
 import counterpoint.training.values as values
 from counterpoint.config import load_config, parse_config
+from counterpoint.engine import check_config
+from counterpoint.engine.prepare import grpo_config, setting_names
 from counterpoint.errors import ConfigError
-from counterpoint.training import check_config
-from counterpoint.training.settings import grpo_config, setting_names
 from counterpoint.training.values import CHOICES, setting_findings
 from hostile import survey, value
 

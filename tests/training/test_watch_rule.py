@@ -5,11 +5,9 @@ import random
 import pytest
 
 from counterpoint.config import parse_config
+from counterpoint.engine.stages import History, Watched, outcome, plan_stages
 from counterpoint.errors import ConfigError
-from counterpoint.training.falls import Former, has_fallen, is_back, is_harmed
-from counterpoint.training.refreshing import outcome
-from counterpoint.training.stages import Stage, plan_stages
-from counterpoint.training.watching import Watched
+from counterpoint.stats import Former, has_fallen, is_back, is_harmed
 
 PROMPTS = 64
 
@@ -36,19 +34,19 @@ def watched(**recovery):
     return Watched(plan_stages(settings, 60), settings.recovery)
 
 
-def walk(course, scores_at):
+def walk(policy, scores_at):
     """The stages of a run whose evaluation after ``step`` is ``scores_at(step, done, stage)``."""
     done, looks, step = [], {}, 0
-    while (stage := course.next(done, looks)) is not None:
+    while (stage := policy.next(History(tuple(done), looks))) is not None:
         for step in range(stage.first_step + 1, stage.last_step):
-            if course.due(stage, step):
+            if stage.looks_at(step):
                 looks[step] = scores_at(step, done, stage)
-                if course.ends(stage, step, done, looks):
+                if stage.stop_when and stage.stop_when(step, looks):
                     break
         else:
             step = stage.last_step
             looks[step] = scores_at(step, done, stage)
-        done.append(Stage(stage.index, stage.domains, stage.first_step, step, stage.kind, stage.taken))
+        done.append(stage.ended_at(step))
     return done, looks
 
 
@@ -61,7 +59,7 @@ def test_without_a_fall_the_stages_are_those_configured():
     done, _ = walk(course, lambda *_: {name: [0.5] * PROMPTS for name in ("math", "code", "qa")})
     assert names(done) == [("train", "math", 20), ("train", "code", 20), ("train", "qa", 20)]
     assert done == list(course.stages)
-    assert course.total(done, None) == 60
+    assert course.total(done) == 60
 
 
 def test_a_fall_starts_a_refresh_at_once_and_the_stage_goes_on_where_it_was():
@@ -81,8 +79,8 @@ def test_a_fall_starts_a_refresh_at_once_and_the_stage_goes_on_where_it_was():
     ]
     resumed = done[3]
     assert (resumed.taken, resumed.offset, resumed.num_steps) == (10, 28, 20)
-    assert course.total(done, None) == 68 == done[-1].last_step
-    assert course.closing(done, looks)[0]["watch"] == {
+    assert course.total(done) == 68 == done[-1].last_step
+    assert course.closing(History(tuple(done), looks))[0]["watch"] == {
         **{"level": 0.05, "tests": 12, "level_per_test": 0.05 / 12},
         **{"refreshes": 1, "refresh_steps": 8, "still_fallen": []},
     }
@@ -106,7 +104,7 @@ def test_a_domain_that_no_refresh_brings_back_is_refreshed_twice_a_stage_and_the
     refreshes = [part for part in done if part.kind == "refresh"]
     assert len(refreshes) == 4
     assert all(part.num_steps == 12 for part in refreshes)
-    assert course.closing(done, looks)[0]["watch"]["still_fallen"] == ["math"]
+    assert course.closing(History(tuple(done), looks))[0]["watch"]["still_fallen"] == ["math"]
     assert [part.num_steps for part in done if part.kind == "train"][-1] == 20
 
 

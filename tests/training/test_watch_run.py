@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from counterpoint.config import parse_config
-from counterpoint.training import resume, train
-from counterpoint.training.evaluations import Evaluations
+from counterpoint.engine import resume, train
+from counterpoint.evaluation.history import Evaluations
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),

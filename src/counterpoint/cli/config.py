@@ -31,7 +31,7 @@ def check(
 
     quiet_libraries()
     checked = load(config, overrides)
-    from counterpoint.training.preflight import check_config
+    from counterpoint.engine.prepare import check_config
 
     if problems := check_config(checked):
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"

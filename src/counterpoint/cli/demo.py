@@ -50,7 +50,7 @@ def demo(
     from counterpoint.report import write_report
 
     quiet_libraries(offline=True)
-    from counterpoint.training import train
+    from counterpoint.engine import train
 
     folder = folder or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
     typer.echo(f"The pocket model on four domains, {steps} steps with each of: {', '.join(STRATEGIES)}. Runs: {folder}")

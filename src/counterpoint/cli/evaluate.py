@@ -41,7 +41,7 @@ def _evaluate(config: Path, settings: list[str], output: Path | None) -> None:
     from counterpoint.runs import write_text
 
     loaded = load(config, settings)
-    from counterpoint.training import evaluate_model
+    from counterpoint.engine import evaluate_model
 
     if rank_of_environment():
         evaluate_model(loaded)

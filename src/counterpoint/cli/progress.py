@@ -17,6 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from counterpoint.runs import Reporter
+
 if TYPE_CHECKING:
     from counterpoint.evaluation import DomainScore
 
@@ -24,8 +26,8 @@ PLAIN_EVERY_S = 10.0
 """Seconds between plain lines."""
 
 
-class ConsoleReporter:
-    """A ``counterpoint.training.Reporter`` for people; a context manager around the work it shows."""
+class ConsoleReporter(Reporter):
+    """A reporter for people; a context manager around the work it shows."""
 
     def __init__(self, console: Console | None = None, label: str = "") -> None:
         self.console = console or Console()

@@ -62,9 +62,9 @@ def recover(
 
 def _recover(run: Path, options: "RecoverOptions") -> None:
     from counterpoint.cli.progress import ConsoleReporter
+    from counterpoint.engine import Interrupted
     from counterpoint.recovery import recover as bring_back
     from counterpoint.report import write_report
-    from counterpoint.training import Interrupted
 
     with ConsoleReporter() as reporter:
         try:

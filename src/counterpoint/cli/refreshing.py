@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 def with_progress(out: Path, work: "Callable[[Any, Callable[[str, int, int], None]], Refresh]") -> "Refresh":
     """Does ``work`` with progress on the terminal, then prints its table and writes its report."""
-    from counterpoint.training import Interrupted, Silent
+    from counterpoint.engine import Interrupted, Reporter
 
     if rank_of_environment():
-        return work(Silent(), lambda what, done, total: None)
+        return work(Reporter(), lambda what, done, total: None)
     with ConsoleReporter() as reporter:
         try:
             found = work(reporter, reporter.working)

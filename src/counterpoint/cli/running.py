@@ -18,7 +18,7 @@ from counterpoint.report import write_report
 from counterpoint.runs import RunDirectory
 
 if TYPE_CHECKING:
-    from counterpoint.training import Reporter
+    from counterpoint.engine import Reporter
 
 
 SILENCE_S = 5.0
@@ -29,14 +29,14 @@ INTERRUPTED = 130
 
 def train_config(config: Config, name: str) -> RunDirectory:
     """Trains ``config`` with progress on the terminal, prints its table and writes its report."""
-    from counterpoint.training import train
+    from counterpoint.engine import train
 
     return _with_progress(lambda reporter: train(config, name, reporter))
 
 
 def resume_run(path: Path) -> RunDirectory:
     """Continues the run at ``path`` in the same manner; a refresh goes on with its own result."""
-    from counterpoint.training import resume
+    from counterpoint.engine import resume
 
     if "refresh" in RunDirectory.open(path, write=False).state:
         return _resume_refresh(path)
@@ -86,14 +86,14 @@ def _lost_partner(error: RuntimeError) -> bool:
 
 def _with_progress(work: "Callable[[Reporter], RunDirectory]") -> RunDirectory:
     if rank_of_environment():
-        from counterpoint.training import Silent
+        from counterpoint.engine import Reporter
 
-        return work(Silent())
+        return work(Reporter())
     return _with_console(work)
 
 
 def _with_console(work: "Callable[[Reporter], RunDirectory]") -> RunDirectory:
-    from counterpoint.training import Interrupted
+    from counterpoint.engine import Interrupted
 
     with ConsoleReporter() as reporter:
         try:

@@ -83,8 +83,8 @@ def _unknown_options(loaded: "Study") -> Iterator[str]:
 
 def _check_runs(loaded: "Study") -> None:
     """Builds TRL's settings of every row, and loads the prompts of every different set of domains, before any run."""
+    from counterpoint.engine.prepare import check_config, plan_run
     from counterpoint.errors import ConfigError
-    from counterpoint.training.preflight import check_config, plan_run
 
     problems: dict[str, None] = dict.fromkeys(_unknown_options(loaded))
     seen = set()

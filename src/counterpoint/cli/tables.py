@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from counterpoint.runs import RunDirectory
+from counterpoint.runs.own_stages import OwnStage, own_stages, verdict
 
 
 def print_run_table(runs: Sequence[RunDirectory], console: Console | None = None) -> None:
@@ -15,15 +16,14 @@ def print_run_table(runs: Sequence[RunDirectory], console: Console | None = None
     table = Table(title="Held-out reward, mean [95 % interval]", title_justify="left")
     table.add_column("domain", style="bold")
     first = runs[0]
-    before = scores_at(first, "before")
-    after = {run.path.name: scores_at(run, "after") for run in runs}
-    if before:
-        table.add_column("before", justify="right")
-    for run in runs:
-        table.add_column(run.state["strategy"], justify="right")
-    domains = list(dict.fromkeys(name for scores in after.values() for name in scores))
-    columns = ([before] if before else []) + list(after.values())
-    for domain in domains:
+    named = {"before": scores_at(first, "before")}
+    if len(runs) == 1 and (ends := ends_of_stages(first)):
+        named["after its own stage"] = {one.domain: one.own for one in ends}
+    named = {name: scores for name, scores in named.items() if scores}
+    columns = [*named.values(), *(scores_at(run, "after") for run in runs)]
+    for name in (*named, *(run.state["strategy"] for run in runs)):
+        table.add_column(name, justify="right")
+    for domain in dict.fromkeys(name for scores in columns for name in scores):
         lines = [scores.get(domain, {}) for scores in columns]
         table.add_row(domain, *(cell(line) for line in lines))
         for part in dict.fromkeys(name for line in lines for name in line.get("parts") or ()):
@@ -31,7 +31,15 @@ def print_run_table(runs: Sequence[RunDirectory], console: Console | None = None
             table.add_row(escape(f"  {part}"), *("-" if mean is None else f"{mean:.3f}" for mean in means), style="dim")
     table.add_section()
     table.add_row("average", *(average(scores) for scores in columns))
-    (console or Console()).print(table)
+    console = console or Console()
+    console.print(table)
+    if len(runs) == 1 and (said := verdict(ends_of_stages(first), str(first.path))):
+        console.print(escape(said), soft_wrap=True, highlight=False)
+
+
+def ends_of_stages(run: RunDirectory) -> list[OwnStage]:
+    """What became of every domain of a sequential run after its own stage; empty for other runs."""
+    return own_stages(run.state["stages"], run.lines("evals.jsonl"))
 
 
 def scores_at(run: RunDirectory, when: str) -> dict[str, Mapping[str, Any]]:

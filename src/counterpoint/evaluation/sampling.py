@@ -17,7 +17,7 @@ from transformers import GenerationConfig
 from counterpoint.errors import DivergedError
 from counterpoint.launch import Launch
 
-ALONE = Launch.alone()
+ALONE = Launch(0, 1)
 
 Prompt = str | list[dict[str, Any]]
 

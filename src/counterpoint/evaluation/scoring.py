@@ -12,11 +12,11 @@ from counterpoint.config import Config
 from counterpoint.domains import Domain, WeightedReward
 from counterpoint.domains.domain_rewards import DOMAIN_COLUMN, ROW_COLUMN, build_domain_rewards
 from counterpoint.errors import RewardError
-from counterpoint.evaluation.intervals import mean_interval
 from counterpoint.evaluation.sampling import ALONE, Completion, Sampling, generate, render_prompt
 from counterpoint.launch import Launch
 from counterpoint.masking import masked
 from counterpoint.rewards.values import LARGEST_PART
+from counterpoint.stats import mean_interval
 
 
 @dataclass(frozen=True)

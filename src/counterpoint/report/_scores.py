@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from counterpoint.evaluation.intervals import difference_interval
+from counterpoint.errors import CounterpointError
 from counterpoint.report._fields import row_of
 from counterpoint.report._read import RunData
 from counterpoint.report._text import clean, number
+from counterpoint.runs.own_stages import own_stages, verdict
+from counterpoint.stats import difference_interval
 
 Score = dict[str, Any]
 
@@ -28,8 +30,25 @@ def evaluation(run: RunData, domains: list[str]) -> dict[str, Any]:
         means = {when: sum(row[when]["mean"] for row in scored) / len(scored) for when in ("before", "after")}
         average = {**means, "change": means["after"] - means["before"]}
     over_time = [{"domain": clean(name, 60), "scores": _history(run, name)} for name in domains]
+    own = _own_stages(run)
     final = any(row.get("when") == "after" for row in run.evals)
-    return {"rows": rows, "average": average, "over_time": over_time, "final": final}
+    return {"rows": rows, "average": average, "over_time": over_time, "final": final, "own": own}
+
+
+def _own_stages(run: RunData) -> dict[str, Any] | None:
+    """Rows ``domain, own, end, change, fell`` of a sequential run whose files are whole, and the verdict on it."""
+    try:
+        found = own_stages(run.info.get("stages") or (), run.evals)
+    except (CounterpointError, KeyError, TypeError, ValueError, AttributeError):
+        return None
+    rows = [
+        {"domain": clean(one.domain, 60), "own": one.own["mean"], "end": one.end["mean"], "fell": one.fell}
+        | {"change": one.change.mean, "low": one.change.low, "high": one.change.high}
+        for one in found
+    ]
+    if not all(number(row[key]) is not None for row in rows for key in ("own", "end", "change", "low", "high")):
+        return None
+    return {"rows": rows, "verdict": clean(verdict(found, run.name), 1000)} if rows else None
 
 
 def comparison(runs: Sequence[RunData], domains: list[str]) -> dict[str, Any] | None:

@@ -5,12 +5,15 @@
 """
 
 from counterpoint.disk import append_line, write_bytes, write_json, write_text
-from counterpoint.runs.directory import Bystander, RunDirectory, environment
+from counterpoint.runs.directory import CONTINUED, Bystander, RunDirectory, environment
 from counterpoint.runs.records import LINE_FILES
+from counterpoint.runs.reporter import Reporter
 
 __all__ = [
+    "CONTINUED",
     "LINE_FILES",
     "Bystander",
+    "Reporter",
     "RunDirectory",
     "append_line",
     "environment",

@@ -10,6 +10,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,12 @@ from counterpoint.disk import append_line, check_disk, disk_errors, take_lock, w
 from counterpoint.errors import RunError
 from counterpoint.runs.records import LINE_FILES, AnyObject, Record, RunState, read_json, read_lines, write_checked
 from counterpoint.runs.seals import Sealer
+
+TRACKERS = "trackers"
+"""Folder of a run with one folder of TRL's own for each stage."""
+
+CONTINUED = "continued"
+"""Beside unfinished checkpoints: the links from which an interrupted stage goes on."""
 
 _PACKAGES = ("counterpoint", "torch", "transformers", "trl", "accelerate", "datasets", "peft", "vllm", "torchjd")
 _CHECKPOINT = re.compile(r"step-(0|[1-9][0-9]{0,15})")
@@ -176,6 +183,23 @@ class RunDirectory:
             for step, folder in self.checkpoint_folders()
             if any((folder / name).is_file() for name in _MODEL_FILES)
         ]
+
+    # TRL's own folders
+
+    def trl_folder(self, stage: int) -> Path:
+        """TRL's folder of a stage: what trackers write stays there, checkpoints leave it when they are whole."""
+        return self.path / TRACKERS / f"stage-{stage + 1}"
+
+    def clear_unfinished(self) -> None:
+        """Removes unfinished checkpoints and TRL's model cards; what trackers wrote stays."""
+        trackers = self.path / TRACKERS
+        for folder in trackers.glob("stage-*"):
+            for unfinished in (*folder.glob("checkpoint-*"), folder / CONTINUED):
+                shutil.rmtree(unfinished, ignore_errors=True)
+            (folder / "README.md").unlink(missing_ok=True)
+        for folder in (*trackers.glob("stage-*"), trackers):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
 
     # Lock
 

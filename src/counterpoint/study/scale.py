@@ -8,11 +8,10 @@ from pathlib import Path
 
 from counterpoint.checkpoints import check_output, open_checkpoint
 from counterpoint.config import Config
+from counterpoint.engine.prepare import Plan, grpo_config, plan_run
 from counterpoint.errors import CounterpointError
 from counterpoint.evaluation import EvaluationPlan, evaluate
 from counterpoint.models import load_model
-from counterpoint.training.preflight import Plan, plan_run
-from counterpoint.training.settings import grpo_config
 
 Progress = Callable[[str, int, int], None]
 Merger = Callable[[float | None, Path], Path]

@@ -12,7 +12,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from counterpoint.evaluation.intervals import student_p_value, student_quantile
+from counterpoint.stats import student_p_value, student_quantile
 
 Key = TypeVar("Key", bound=Hashable)
 Verdict = Literal["better", "worse", "within noise"]

@@ -1,25 +1,11 @@
-"""Training on several domains: the trainer for TRL users, whole runs for the command line.
+"""Training on several domains for users of TRL: the trainer and its settings.
 
 * ``DomainGRPOTrainer``, ``DomainGRPOConfig``: a ``trl.GRPOTrainer`` with a dataset of domains and a strategy.
-* ``train``, ``resume``: a configuration to a run directory, and back to it after an interruption.
-* ``evaluate_model``: scores without training.
+
+Whole runs from a configuration are in ``counterpoint.engine``.
 """
 
 from counterpoint.training.config import DomainGRPOConfig
-from counterpoint.training.preflight import check_config, plan_run
-from counterpoint.training.reporter import Reporter, Silent
-from counterpoint.training.run import Interrupted, evaluate_model, resume, train
 from counterpoint.training.trainer import DomainGRPOTrainer
 
-__all__ = [
-    "DomainGRPOConfig",
-    "DomainGRPOTrainer",
-    "Interrupted",
-    "Reporter",
-    "Silent",
-    "check_config",
-    "evaluate_model",
-    "plan_run",
-    "resume",
-    "train",
-]
+__all__ = ["DomainGRPOConfig", "DomainGRPOTrainer"]

@@ -187,3 +187,15 @@ def check_strategy(strategy: Strategy, sampler: QuotaSampler) -> None:
 
 _STEPS_LOOKED_AT = 64
 """Steps over which a domain's fewest units are taken; with exact shares every step is the same."""
+
+
+def total_steps(args: GRPOConfig, num_rows: int) -> int:
+    """Optimizer steps of a run: ``max_steps``, else ``num_train_epochs`` passes over all rows, as TRL counts them.
+
+    A generation that is used ``num_iterations`` times takes as many steps.
+    """
+    if args.max_steps > 0:
+        return args.max_steps
+    assert args.num_generations is not None
+    rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return math.ceil(args.num_train_epochs * num_rows * args.num_generations * args.num_iterations / rows_per_step)

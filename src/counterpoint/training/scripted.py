@@ -21,18 +21,15 @@ from counterpoint.config.training_keys import refused_reason
 from counterpoint.domains.build import Domain, LoadSummary, WeightedReward
 from counterpoint.domains.domain_rewards import is_function, named_rewards
 from counterpoint.errors import DomainError, RewardError, RunError
+from counterpoint.evaluation.history import Evaluations
 from counterpoint.launch import Launch
 from counterpoint.rewards import REWARDS, build_reward
-from counterpoint.runs import Bystander, RunDirectory, write_text
-from counterpoint.training.callbacks import CheckpointMover, Evaluator, GramWriter, MetricsWriter, once_placed
-from counterpoint.training.config import plain_strategy
-from counterpoint.training.evaluations import Evaluations
+from counterpoint.runs import Bystander, Reporter, RunDirectory, write_text
+from counterpoint.runs.resuming import ResumePoint, resume_point
+from counterpoint.runs.stages import Stage
+from counterpoint.training.config import plain_strategy, total_steps
 from counterpoint.training.metrics import no_signal
-from counterpoint.training.preflight import Plan, total_steps
-from counterpoint.training.reporter import Silent
-from counterpoint.training.resuming import ResumePoint, resume_point
-from counterpoint.training.settings import clear_output, output_dir
-from counterpoint.training.stages import Stage
+from counterpoint.training.recording import CheckpointMover, Evaluator, GramWriter, MetricsWriter, once_placed
 
 
 class ScriptRun:
@@ -51,7 +48,7 @@ class ScriptRun:
         self.path = Path(path)
         if args.load_best_model_at_end:
             raise RunError("run=: load_best_model_at_end looks for checkpoints where the run has none. Leave it out.")
-        args.output_dir = output_dir(RunDirectory(self.path), Stage(0, (), 0, 1))
+        args.output_dir = str(RunDirectory(self.path).trl_folder(0))
         args.run_name = args.run_name or self.path.name
         args.logging_strategy, args.logging_steps, args.logging_first_step = "steps", 1, True
         self.keep, args.save_total_limit = args.save_total_limit, None
@@ -66,8 +63,6 @@ class ScriptRun:
         domains = _domains(trainer)
         stage = Stage(0, tuple(domain.name for domain in domains), 0, steps)
         config = _config(trainer, self.path, domains, self.keep)
-        num_params = sum(param.numel() for param in trainer.model.parameters())
-        plan = Plan(config, tuple(domains), (stage,), trainer.processing_class, num_params)
         opened: list[RunDirectory] = []  # on the first rank
 
         def open_run() -> int:
@@ -77,7 +72,7 @@ class ScriptRun:
 
         step = launch.share(open_run)
         with opened[0] if opened else Bystander(self.path) as run:
-            book = _Book(trainer, plan, launch, run)
+            book = _Book(trainer, config, domains, stage, launch, run)
             status = "failed"
             try:
                 if step < steps:
@@ -102,10 +97,10 @@ class ScriptRun:
             run = RunDirectory.open(self.path)
             start = resume_point(run)
             start.forget_later(run)
-            clear_output(run)
+            run.clear_unfinished()
             run.update(status="running", stages=[], seal=run.seal(start.step))
             return run, start
-        clear_output(RunDirectory(self.path))  # TRL's constructor has made its empty folder there
+        RunDirectory(self.path).clear_unfinished()  # TRL's constructor has made its empty folder there
         run = RunDirectory.create(self.path, config)
         for domain in domains:
             for kind, rows in (("", domain.train), (".held-out", domain.evaluation)):
@@ -118,10 +113,18 @@ class ScriptRun:
 class _Book:
     """What is written around and during training; on other ranks than the first ``run`` takes it and writes nothing."""
 
-    def __init__(self, trainer: Any, plan: Plan, launch: Launch, run: RunDirectory) -> None:
+    def __init__(
+        self,
+        trainer: Any,
+        config: Config,
+        domains: Sequence[Domain],
+        stage: Stage,
+        launch: Launch,
+        run: RunDirectory,
+    ) -> None:
         self.trainer, self.launch, self.run = trainer, launch, run
-        self.config, self.stage = plan.config, plan.stages[0]
-        self.evaluations = Evaluations(plan, run, launch, Silent())
+        self.config, self.stage = config, stage
+        self.evaluations = Evaluations(config, domains, trainer.processing_class, run, launch, Reporter())
 
     def before(self, step: int) -> None:
         """The evaluation of the untouched model, where it is not there yet."""
@@ -134,7 +137,7 @@ class _Book:
         return [
             GramWriter(run, self.stage, self.trainer, self.config.run.grams_every),
             Evaluator(lambda step: bool(every and step % every == 0), self.stage, self._look),
-            MetricsWriter(run, self.stage, self.stage.last_step, Silent()),
+            MetricsWriter(run, self.stage, self.stage.last_step, Reporter()),
             CheckpointMover(run, self.stage, keep, {self.stage.last_step}, self.launch, lambda step, folder: None),
         ]
 
@@ -144,10 +147,10 @@ class _Book:
         self._evaluate("after", last, 0)
         if not self.launch.first:
             return
-        clear_output(self.run)
+        self.run.clear_unfinished()
         silent = no_signal(self.run.lines("metrics.jsonl"))
         folder = str(self.run.checkpoint_path(last).relative_to(self.run.path))
-        entry = dataclasses.replace(self.stage, last_step=last).to_json() | {"checkpoint": folder}
+        entry = self.stage.ended_at(last).to_json() | {"checkpoint": folder}
         self.run.update(
             stages=[entry], steps=last, seal=self.run.seal(last), **({"no_signal": silent} if silent else {})
         )

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from counterpoint.errors import RunError
-from counterpoint.evaluation.intervals import Scores
 from counterpoint.runs import RunDirectory
+from counterpoint.stats import Scores
 
 Line = Mapping[str, Any]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from counterpoint.diagnosis.behaviour_analysis.history import History, TrainedStage
 from counterpoint.diagnosis.statistics import Estimate
 from counterpoint.diagnosis.whole_run.sentences import UNKNOWN
-from counterpoint.evaluation.intervals import Scores, difference_interval
+from counterpoint.stats import Scores, difference_interval
 
 LEVEL = 0.05
 """Chance, over all comparisons of a table together, of calling any of them a change where there is none."""

@@ -36,7 +36,7 @@ from counterpoint.diagnosis.route_analysis.overlap import Choice
 from counterpoint.diagnosis.statistics import Estimate
 from counterpoint.errors import CounterpointError
 from counterpoint.evaluation import EvaluationPlan, evaluate
-from counterpoint.evaluation.intervals import difference_interval
+from counterpoint.stats import difference_interval
 
 
 @dataclass

@@ -18,10 +18,8 @@ from counterpoint.recovery.recovering.plan import nothing_fell, plan_sentences
 from counterpoint.recovery.recovering.results import Attempt, Fallen, Recover, RecoverOptions
 from counterpoint.recovery.recovering.words import attempt_sentence, end_sentence
 from counterpoint.recovery.results import write_result
-from counterpoint.runs import RunDirectory
+from counterpoint.runs import Reporter, RunDirectory
 from counterpoint.runs.records import AnyObject, read_as
-from counterpoint.training import Reporter
-from counterpoint.training.reporter import Silent
 
 
 def plan_recovery(run: str | Path, options: RecoverOptions | None = None) -> Recover:
@@ -59,7 +57,7 @@ def recover(
         RunError: no run, one that is not finished, or a recovery with other options in it.
         Interrupted: the user stopped a refresh; repeating the call goes on.
     """
-    reporter = reporter or Silent()
+    reporter = reporter or Reporter()
     found = plan_recovery(run, options)
     for sentence in found.plan:
         reporter.message(sentence)

@@ -4,9 +4,9 @@ from counterpoint.diagnosis.behaviour_analysis.history import History, read_hist
 from counterpoint.diagnosis.behaviour_analysis.scores import Forgetting, forgetting, stage_changes
 from counterpoint.diagnosis.statistics import Estimate
 from counterpoint.errors import RunError
-from counterpoint.evaluation.intervals import mean_interval
 from counterpoint.recovery.recovering.results import Fallen
 from counterpoint.runs import RunDirectory
+from counterpoint.stats import mean_interval
 
 
 def final_changes(run: RunDirectory) -> tuple[list[Forgetting], History, int]:

@@ -12,14 +12,14 @@ from typing import Any
 from counterpoint.checkpoints import compare, open_checkpoint
 from counterpoint.config import Config, load_config
 from counterpoint.diagnosis.domains_of_config import Progress, config_of, silent, wanted_domains
+from counterpoint.engine import Reporter
+from counterpoint.engine.stages import RefreshPlan
 from counterpoint.errors import RunError
 from counterpoint.recovery.refreshing.configure import refresh_config
 from counterpoint.recovery.refreshing.former import former_score, own_stage
 from counterpoint.recovery.refreshing.results import Refresh, RefreshOptions
 from counterpoint.recovery.refreshing.work import Work
 from counterpoint.runs import RunDirectory
-from counterpoint.training import Reporter
-from counterpoint.training.refreshing import RefreshPlan
 
 
 def refresh(

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from counterpoint.evaluation.intervals import student_quantile
+from counterpoint.stats import student_quantile
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from counterpoint.config import Config, parse_config
 from counterpoint.diagnosis.domains_of_config import model_of
+from counterpoint.engine import Reporter, evaluate_model
 from counterpoint.errors import CounterpointError, RunError
 from counterpoint.runs import RunDirectory
-from counterpoint.training import Reporter, evaluate_model
-from counterpoint.training.falls import Former
+from counterpoint.stats import Former
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,11 @@
 from collections.abc import Mapping, Sequence
 
 from counterpoint.diagnosis.statistics import Estimate
-from counterpoint.evaluation.intervals import Interval, Scores, difference_interval, mean_interval
+from counterpoint.engine.stages import outcome
 from counterpoint.recovery.refreshing.contraction import fit_rate, verdict_of
 from counterpoint.recovery.refreshing.results import Contraction, Look
 from counterpoint.runs import RunDirectory
-from counterpoint.training.falls import Former
-from counterpoint.training.refreshing import outcome
+from counterpoint.stats import Former, Interval, Scores, difference_interval, mean_interval
 
 NOT_THERE = "The difference to the reference does not touch the neurons of the route, so nothing can shrink there."
 

@@ -6,6 +6,9 @@ from pathlib import Path
 from counterpoint.config import Config
 from counterpoint.diagnosis.domains_of_config import Progress
 from counterpoint.diagnosis.statistics import Estimate
+from counterpoint.engine import Interrupted, Reporter, resume, train
+from counterpoint.engine.prepare import grpo_config
+from counterpoint.engine.stages import RefreshPlan
 from counterpoint.errors import CounterpointError
 from counterpoint.launch import Launch, rank_of_environment
 from counterpoint.recovery.refreshing import outcome as reading
@@ -14,9 +17,6 @@ from counterpoint.recovery.refreshing.results import Contraction, Refresh, Refre
 from counterpoint.recovery.refreshing.route import Neurons, curvature_on, route_of
 from counterpoint.recovery.results import write_result
 from counterpoint.runs import RunDirectory
-from counterpoint.training import Interrupted, Reporter, resume, train
-from counterpoint.training.refreshing import RefreshPlan
-from counterpoint.training.settings import grpo_config
 
 
 class Work:

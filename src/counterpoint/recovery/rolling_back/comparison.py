@@ -6,9 +6,9 @@ from statistics import fmean, variance
 
 from counterpoint.diagnosis.statistics import Estimate
 from counterpoint.evaluation import DomainScore
-from counterpoint.evaluation.intervals import Scores, difference_interval, student_quantile
 from counterpoint.recovery.rolling_back.results import Reported
 from counterpoint.recovery.rolling_back.trials import Scored
+from counterpoint.stats import Scores, difference_interval, student_quantile
 
 
 def change(before: DomainScore, after: DomainScore) -> Estimate:

@@ -1,4 +1,7 @@
-"""Intervals for held-out scores: prompts are the independent units, several samples of one prompt are not.
+"""Intervals for held-out scores, and when a domain has fallen, is back, or was harmed.
+
+Prompts are the independent units; several samples of one prompt are not. Every change is judged in pairs by prompt,
+which removes what makes prompts differ.
 
 Scores in [0, 1] get a score (Wilson) interval whose sample size is the *effective* one: the number of independent
 yes/no draws that would leave the mean as uncertain as the prompts do. Wilson's form stays inside [0, 1] and keeps
@@ -20,11 +23,16 @@ R. J. A. Little, T. A. Louis and E. V. Slud (2019), J. Survey Statistics and Met
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
+from typing import Any
+
+from scipy.special import stdtr, stdtrit
 
 from counterpoint.errors import CounterpointError
+
+LEVEL = 0.95
+"""Confidence of the intervals by which a refresh starts and stops."""
 
 Scores = Sequence[float | None]
 """One number per prompt, the mean over its samples; None where no sample of the prompt could be scored."""
@@ -88,38 +96,73 @@ def difference_interval(before: Scores, after: Scores, confidence: float = 0.95)
     return Interval(math.fsum(changes) / len(changes), 2 * unit.low - 1, 2 * unit.high - 1, len(changes))
 
 
-def student_quantile(probability: float, degrees: int) -> float:
-    """The point of Student's t below which ``probability`` (at least 0.5) of it lies, ``degrees`` a positive integer.
+@dataclass(frozen=True)
+class Former:
+    """What a domain scored when it was good: mean with its 95 % interval, and the score of every prompt.
 
-    Found by bisection on the exact finite sums of Abramowitz and Stegun 26.7.3 and 26.7.4; beyond 2000 degrees by the
-    first two terms of their expansion 26.7.5, which are then good to 1e-6.
+    ``scores`` is None where only a number is known; its interval is that number.
     """
-    normal = NormalDist().inv_cdf(probability)
-    if degrees > 2000:
-        return normal + (normal**3 + normal) / (4 * degrees)
-    low, high = 0.0, math.pi / 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        inside = _central_mass(middle, degrees)
-        low, high = (middle, high) if (1 + inside) / 2 < probability else (low, middle)
-    return math.tan((low + high) / 2) * math.sqrt(degrees)
+
+    mean: float
+    low: float
+    high: float
+    scores: tuple[float | None, ...] | None = None
+
+    @classmethod
+    def of_scores(cls, scores: Scores) -> "Former":
+        """From the scores of an evaluation."""
+        interval = mean_interval(scores, LEVEL)
+        return cls(interval.mean, interval.low, interval.high, tuple(scores))
+
+    @classmethod
+    def of_number(cls, mean: float) -> "Former":
+        """From a number alone: back means to reach it."""
+        return cls(mean, mean, mean)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**vars(self), "scores": None if self.scores is None else list(self.scores)}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "Former":
+        """What ``to_json`` gave."""
+        scores = fields["scores"]
+        return cls(fields["mean"], fields["low"], fields["high"], None if scores is None else tuple(scores))
+
+
+def is_back(former: Former, now: Scores) -> bool:
+    """Whether a domain is back within the interval of its former score.
+
+    Its mean reaches the low end of the 95 % interval of the former score, and the paired 95 % interval of the change
+    does not lie below zero. Without scores of single prompts the second condition is left out.
+    """
+    if mean_interval(now).mean < former.low:
+        return False
+    return former.scores is None or difference_interval(former.scores, now, LEVEL).high >= 0
+
+
+def is_harmed(start: Scores, now: Scores) -> bool:
+    """Whether a domain fell below its own interval at the start: its mean below the low end of the 95 % interval
+    that it had, and the paired 95 % interval of the change below zero.
+    """
+    return not is_back(Former.of_scores(start), now)
+
+
+def has_fallen(former: Scores, now: Scores, level: float) -> bool:
+    """One-sided paired test at ``level``: whether the interval of confidence ``1 - 2 level`` of the change from
+    ``former`` to ``now`` lies wholly below zero.
+    """
+    return difference_interval(former, now, 1 - 2 * level).high < 0
+
+
+def student_quantile(probability: float, degrees: int) -> float:
+    """The point of Student's t with ``degrees`` degrees of freedom below which ``probability`` of it lies."""
+    return float(stdtrit(degrees, probability))
 
 
 def student_p_value(t: float, degrees: int) -> float:
     """The chance that Student's t with ``degrees`` degrees of freedom is as far from zero as ``t``, on either side."""
-    return min(1.0, max(0.0, 1.0 - _central_mass(math.atan(abs(t) / math.sqrt(degrees)), degrees)))
-
-
-def _central_mass(angle: float, degrees: int) -> float:
-    """P(|T| <= sqrt(degrees) tan(angle))."""
-    sine, cosine = math.sin(angle), math.cos(angle)
-    odd = degrees % 2 == 1
-    term = cosine if odd else 1.0
-    total = 0.0
-    for step in range(2 + odd, degrees + 1, 2):
-        total += term
-        term *= cosine * cosine * (step - 1) / step
-    return 2 / math.pi * (angle + sine * total) if odd else sine * total
+    return float(2 * stdtr(degrees, -abs(t)))
 
 
 def _score_interval(scores: list[float], quantile: float) -> Interval:

@@ -3,27 +3,36 @@
 from collections.abc import Sequence
 from typing import Any
 
-from counterpoint.evaluation import DomainScore, EvaluationPlan, evaluate
-from counterpoint.evaluation.intervals import Scores
+from counterpoint.config import Config
+from counterpoint.domains import Domain
+from counterpoint.evaluation.scoring import DomainScore, EvaluationPlan, evaluate
 from counterpoint.launch import Launch
-from counterpoint.runs import RunDirectory
-from counterpoint.training.course import Looks
-from counterpoint.training.preflight import Plan
-from counterpoint.training.reporter import Reporter
+from counterpoint.runs import Reporter, RunDirectory
+from counterpoint.runs.stages import Looks
+from counterpoint.stats import Scores
 
 
 class Evaluations:
     """Evaluations of all domains of one run."""
 
-    def __init__(self, plan: Plan, run: RunDirectory, launch: Launch, reporter: Reporter) -> None:
-        self.plan, self.run, self.launch, self.reporter = plan, run, launch, reporter
+    def __init__(
+        self,
+        config: Config,
+        domains: Sequence[Domain],
+        tokenizer: Any,
+        run: RunDirectory,
+        launch: Launch,
+        reporter: Reporter,
+    ) -> None:
+        self.config, self.domains, self.tokenizer = config, domains, tokenizer
+        self.run, self.launch, self.reporter = run, launch, reporter
 
     def whole(self) -> set[tuple[str, int]]:
         """Moment and step of the evaluations of which every domain was written; a kill can leave one with some."""
         domains: dict[tuple[str, int], set[str]] = {}
         for line in self.run.lines("evals.jsonl"):
             domains.setdefault((line["when"], line["step"]), set()).add(line["domain"])
-        return {key for key, names in domains.items() if names >= {domain.name for domain in self.plan.domains}}
+        return {key for key, names in domains.items() if names >= {domain.name for domain in self.domains}}
 
     def looks(self) -> dict[int, dict[str, Scores]]:
         """The scores of every whole evaluation by step and domain. Only the first rank may ask."""
@@ -42,9 +51,9 @@ class Evaluations:
         """Evaluates all domains with the model that ``trainer`` trains; every rank gets all scores."""
         return evaluate(
             trainer.accelerator.unwrap_model(trainer.model),
-            self.plan.tokenizer,
-            self.plan.domains,
-            EvaluationPlan.of_config(self.plan.config, trainer.max_completion_length),
+            self.tokenizer,
+            self.domains,
+            EvaluationPlan.of_config(self.config, trainer.max_completion_length),
             lambda domain, done, total: self.reporter.evaluating(when, domain, done, total),
             self.launch,
         )

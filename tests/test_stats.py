@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from counterpoint.errors import CounterpointError
-from counterpoint.evaluation.intervals import difference_interval, mean_interval, student_quantile
+from counterpoint.stats import difference_interval, mean_interval, student_quantile
 
 
 def textbook_interval(scores):

@@ -1,0 +1,16 @@
+"""Whole runs: from a configuration to a run directory, and back to it after an interruption.
+
+* ``train``, ``resume``: every stage, evaluated and recorded.
+* ``evaluate_model``: scores without training.
+* ``check_config``, ``plan_run``: everything that can be refused before a model is loaded.
+
+>>> from counterpoint.config import load_config
+>>> from counterpoint.engine import train
+>>> run = train(load_config("my.yaml"), "my-run")  # doctest: +SKIP
+"""
+
+from counterpoint.engine.prepare import check_config, plan_run
+from counterpoint.engine.run import Interrupted, evaluate_model, resume, train
+from counterpoint.runs import Reporter
+
+__all__ = ["Interrupted", "Reporter", "check_config", "evaluate_model", "plan_run", "resume", "train"]
