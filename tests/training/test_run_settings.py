@@ -9,6 +9,7 @@ import pytest
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from transformers.generation.utils import GenerationMixin
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from trl import GRPOTrainer
 
 import counterpoint.engine.prepare as stage_trainer
@@ -20,6 +21,7 @@ from counterpoint.errors import DomainError
 from counterpoint.report import write_report
 from counterpoint.runs import Reporter
 from counterpoint.runs.grams import read_grams
+from counterpoint.training import values
 from counterpoint.training.metrics import no_signal
 from trainer_helpers import digits, grpo_args
 
@@ -176,6 +178,43 @@ def test_trackers_get_the_runs_name_and_keep_their_files(tiny_model, tmp_path, m
         assert json.loads((folder / "runs" / "events").read_text()) == {"name": "my-run"}
         assert list((folder / "completions").glob("*.parquet"))
         assert not list(folder.glob("checkpoint-*"))
+
+
+class Spy(TrainerCallback):
+    """A tracker that is open from the beginning of a training to its end."""
+
+    heard = None
+
+    def __init__(self):
+        self.open = False
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.open = True
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.open = False
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        assert self.open
+        Spy.heard.append((state.global_step, logs))
+
+
+def test_trackers_count_over_stages_and_get_the_held_out_scores(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "spy", Spy)
+    monkeypatch.setattr(values, "get_available_reporting_integrations", lambda: ["spy"])
+    monkeypatch.setattr(Spy, "heard", [])
+    chosen = {"max_steps": 4, "report_to": "spy"}
+    run = train(config(tiny_model, tmp_path, chosen, strategy="sequential"), "my-run")
+    steps = [step for step, logs in Spy.heard if "loss" in logs]
+    assert steps == [1, 2, 3, 4]
+    scored = {step: logs for step, logs in Spy.heard if any(key.startswith("eval_held_out/") for key in logs)}
+    lines = {(line["step"], line["domain"]): line["mean"] for line in run.lines("evals.jsonl")}
+    assert lines == {
+        (step, key.split("/")[1]): mean
+        for step, logs in scored.items()
+        for key, mean in logs.items()
+        if key.count("/") == 1
+    }
 
 
 @pytest.mark.parametrize("strategy", ["mixed", "mgs"])

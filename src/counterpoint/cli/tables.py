@@ -17,11 +17,14 @@ def print_run_table(runs: Sequence[RunDirectory], console: Console | None = None
     table.add_column("domain", style="bold")
     first = runs[0]
     named = {"before": scores_at(first, "before")}
+    after = {run.path.name: (run.state["strategy"], scores_at(run, "after")) for run in runs}
     if len(runs) == 1 and (ends := ends_of_stages(first)):
-        named["after its own stage"] = {one.domain: one.own for one in ends}
+        end = scores_at(first, "after")
+        named["after its own stage"] = end | {one.domain: one.own for one in ends}
+        after = {first.path.name: ("at the end", end)}
     named = {name: scores for name, scores in named.items() if scores}
-    columns = [*named.values(), *(scores_at(run, "after") for run in runs)]
-    for name in (*named, *(run.state["strategy"] for run in runs)):
+    columns = [*named.values(), *(scores for _, scores in after.values())]
+    for name in (*named, *(label for label, _ in after.values())):
         table.add_column(name, justify="right")
     for domain in dict.fromkeys(name for scores in columns for name in scores):
         lines = [scores.get(domain, {}) for scores in columns]

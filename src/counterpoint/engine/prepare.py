@@ -14,6 +14,7 @@ from counterpoint.config import Config
 from counterpoint.domains import Domain, load_domains
 from counterpoint.engine.stages import plan_stages
 from counterpoint.errors import ConfigError, CounterpointError
+from counterpoint.evaluation.trackers import RunTracking
 from counterpoint.launch import Launch
 from counterpoint.models import load_model, load_tokenizer, lora_config, skeleton, with_adapters
 from counterpoint.runs import CONTINUED, RunDirectory
@@ -181,6 +182,7 @@ def build_trainer(plan: Plan, run: RunDirectory, stage: Stage, start: Path | Non
         raise ConfigError(f"training: TRL cannot use these settings with this model: {error}") from error
     check_checkpoints(trainer.accelerator)
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(RunTracking(trainer, stage.offset))
     return trainer
 
 

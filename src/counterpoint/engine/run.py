@@ -29,6 +29,7 @@ from counterpoint.runs.seals import check_config
 from counterpoint.runs.stages import Stage
 from counterpoint.training.metrics import no_signal
 from counterpoint.training.recording import (
+    AtEnd,
     CheckpointMover,
     Evaluator,
     GramWriter,
@@ -263,10 +264,13 @@ class _Execution:
                 return None
         if not finished:
             stage = self._train(trainer, stage)
-        if not self.evaluations.has(stage.last_step):
-            scores = self.evaluations.make(trainer, "after")
-            self.launch.share(lambda: self._write_last(scores, stage))
+        elif not self.evaluations.has(stage.last_step):
+            self._evaluate_end(trainer, stage)
         return stage
+
+    def _evaluate_end(self, trainer: DomainGRPOTrainer, stage: Stage) -> None:
+        scores = self.evaluations.make(trainer, "after")
+        self.launch.share(lambda: self._write_last(scores, stage))
 
     def _stopped_at(self, stage: Stage, step: int) -> str | None:
         """Why ``stage`` ends after ``step``, from what is recorded; None where it does not, or ends there anyway."""
@@ -314,6 +318,11 @@ class _Execution:
                 ended.append(step)
             return ends
 
+        def finish() -> None:
+            if not ended and trainer.state.global_step >= stage.num_steps:
+                self._evaluate_end(trainer, stage)
+
+        AtEnd(finish).add_to(trainer)
         for callback in self._callbacks(trainer, stage, look):
             trainer.add_callback(callback)
         checkpoint = self._checkpoint_of(stage)

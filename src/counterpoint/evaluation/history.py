@@ -5,7 +5,9 @@ from typing import Any
 
 from counterpoint.config import Config
 from counterpoint.domains import Domain
+from counterpoint.evaluation.sampling import rollout_engine
 from counterpoint.evaluation.scoring import DomainScore, EvaluationPlan, evaluate
+from counterpoint.evaluation.trackers import tracking_of
 from counterpoint.launch import Launch
 from counterpoint.runs import Reporter, RunDirectory
 from counterpoint.runs.stages import Looks
@@ -49,14 +51,18 @@ class Evaluations:
 
     def make(self, trainer: Any, when: str) -> list[DomainScore]:
         """Evaluates all domains with the model that ``trainer`` trains; every rank gets all scores."""
-        return evaluate(
+        scores = evaluate(
             trainer.accelerator.unwrap_model(trainer.model),
             self.tokenizer,
             self.domains,
             EvaluationPlan.of_config(self.config, trainer.max_completion_length),
             lambda domain, done, total: self.reporter.evaluating(when, domain, done, total),
             self.launch,
+            rollout_engine(trainer),
         )
+        if tracking := tracking_of(trainer):
+            tracking.scored(scores)
+        return scores
 
     def take(self, trainer: Any, when: str, step: int, stage: int | None) -> list[DomainScore]:
         """Evaluates all domains, writes it and seals the run; every rank gets all scores."""

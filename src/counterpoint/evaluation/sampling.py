@@ -19,6 +19,9 @@ from counterpoint.launch import Launch
 
 ALONE = Launch(0, 1)
 
+Engine = Callable[[list[list[int]], "Sampling"], list[list[int]]]
+"""``(prompt_ids, sampling)`` -> the ids of one completion per prompt, where these do not come from the model itself."""
+
 Prompt = str | list[dict[str, Any]]
 
 
@@ -99,6 +102,7 @@ def generate(
     sampling: Sampling,
     on_batch: Callable[[int], None] = lambda done: None,
     launch: Launch = ALONE,
+    engine: Engine | None = None,
 ) -> list[Completion]:
     """One completion per prompt, in order.
 
@@ -114,6 +118,7 @@ def generate(
         sampling: temperature, lengths, batch size and the seed of a private random stream.
         on_batch: called with the number of completions done after each batch (of every rank).
         launch: the ranks that take part.
+        engine: the rollout engine of training, in place of ``model.generate``; its random stream is its own.
     """
     order = sorted(range(len(prompts)), key=lambda i: -len(str(prompts[i])))
     batches = [order[start : start + sampling.batch_size] for start in range(0, len(order), sampling.batch_size)]
@@ -124,8 +129,11 @@ def generate(
             number = first + min(launch.rank, len(at_once) - 1)  # a rank without a batch repeats the last one
             torch.manual_seed(_batch_seed(sampling.seed, number))
             chosen = batches[number]
-            batch = _generate_batch(model, tokenizer, [prompts[i] for i in chosen], sampling)
-            own |= dict(zip(chosen, batch, strict=True))
+            repeated = (
+                [*chosen, *chosen[:1] * (len(at_once[0]) - len(chosen))] if engine else chosen
+            )  # alike on all ranks
+            batch = _generate_batch(model, tokenizer, [prompts[i] for i in repeated], sampling, engine)
+            own |= dict(zip(chosen, batch, strict=False))
             on_batch(sum(map(len, at_once)))
     merged: dict[int, Completion] = {}
     for part in launch.gather(own):
@@ -138,9 +146,14 @@ def _batch_seed(seed: int, number: int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def _generate_batch(model: Any, tokenizer: Any, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion]:
+def _generate_batch(
+    model: Any, tokenizer: Any, prompts: Sequence[Prompt], sampling: Sampling, engine: Engine | None
+) -> list[Completion]:
     chat = not isinstance(prompts[0], str)
     texts = [render_prompt(tokenizer, prompt, sampling.chat_template_kwargs) for prompt in prompts]
+    if engine is not None:
+        found = engine(tokenizer(texts, add_special_tokens=not chat)["input_ids"], sampling)
+        return [_completion(tokenizer, ids, end_token_ids(model, tokenizer)) for ids in found]
     inputs = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=not chat)
     inputs = {key: inputs[key].to(model.device) for key in ("input_ids", "attention_mask")}
     stop_ids = end_token_ids(model, tokenizer)
@@ -174,6 +187,32 @@ def end_token_ids(model: Any, tokenizer: Any) -> list[int]:
     declared = getattr(model.generation_config, "eos_token_id", None)
     declared = [] if declared is None else [declared] if isinstance(declared, int) else list(declared)
     return sorted({tokenizer.eos_token_id, *declared})
+
+
+def rollout_engine(trainer: Any) -> Engine | None:
+    """The vLLM engine with which ``trainer`` samples, with the weights that it has now; None where it has none."""
+    if not trainer.use_vllm:
+        return None
+    vllm = trainer.vllm_generation
+
+    def complete(prompt_ids: list[list[int]], sampling: Sampling) -> list[list[int]]:
+        settings = {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "min_p": sampling.min_p,
+            "repetition_penalty": sampling.repetition_penalty,
+            "max_completion_length": sampling.max_new_tokens,
+        }
+        before = {name: getattr(vllm, name) for name in settings}
+        vars(vllm).update(settings)
+        try:
+            completion_ids, _ = trainer._generate_single_turn(prompt_ids, None, {}, 1)
+        finally:
+            vars(vllm).update(before)
+        return [list(ids) for ids in completion_ids]
+
+    return complete
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from counterpoint.config import Config
 from counterpoint.domains import Domain, WeightedReward
 from counterpoint.domains.domain_rewards import DOMAIN_COLUMN, ROW_COLUMN, build_domain_rewards
 from counterpoint.errors import RewardError
-from counterpoint.evaluation.sampling import ALONE, Completion, Sampling, generate, render_prompt
+from counterpoint.evaluation.sampling import ALONE, Completion, Engine, Prompt, Sampling, generate, render_prompt
 from counterpoint.launch import Launch
 from counterpoint.masking import masked
 from counterpoint.rewards.values import LARGEST_PART
@@ -95,6 +95,7 @@ def evaluate(
     plan: EvaluationPlan,
     on_progress: Callable[[str, int, int], None] = lambda domain, done, total: None,
     launch: Launch = ALONE,
+    engine: Engine | None = None,
 ) -> list[DomainScore]:
     """One :class:`DomainScore` per domain, on its held-out rows.
 
@@ -105,15 +106,23 @@ def evaluate(
     Args:
         on_progress: called with the domain, completions done and completions in total.
         launch: the ranks that take part.
+        engine: the rollout engine of training, where it is not the model itself.
 
     Raises:
         RewardError: a reward function raised or returned something that is no reward.
     """
-    return [_evaluate_domain(model, tokenizer, domain, plan, on_progress, launch) for domain in domains]
+
+    def complete(prompts: Sequence[Prompt], sampling: Sampling, report: Callable[[int], None]) -> list[Completion]:
+        return generate(model, tokenizer, prompts, sampling, report, launch, engine)
+
+    return [_evaluate_domain(complete, tokenizer, domain, plan, on_progress, launch) for domain in domains]
+
+
+Complete = Callable[[Sequence[Prompt], Sampling, Callable[[int], None]], list[Completion]]
 
 
 def _evaluate_domain(
-    model: Any,
+    complete: Complete,
     tokenizer: Any,
     domain: Domain,
     plan: EvaluationPlan,
@@ -132,9 +141,12 @@ def _evaluate_domain(
 
     repeated = [prompt for prompt in prompts for _ in range(plan.samples)]
     rows = [row for row in domain.evaluation for _ in range(plan.samples)]
-    completions = generate(model, tokenizer, repeated, plan.sampling, report, launch)
+    completions = complete(repeated, plan.sampling, report)
     rewards = launch.share(lambda: score_rows(domain, rows, completions))
-    greedy = _greedy(model, tokenizer, domain, plan, report, launch) if plan.greedy else []
+    greedy: list[float | None] = []
+    if plan.greedy:
+        certain = complete(prompts, replace(plan.sampling, temperature=0.0), report)
+        greedy = launch.share(lambda: score_rows(domain, domain.evaluation, certain)).totals
     scores = [mean(rewards.totals[i : i + plan.samples]) for i in range(0, len(rows), plan.samples)]
     if not any(score is not None for score in scores):
         raise RewardError(
@@ -162,19 +174,6 @@ def _evaluate_domain(
             for i in range(0, len(rows), step * plan.samples)
         )[: plan.examples],
     )
-
-
-def _greedy(
-    model: Any,
-    tokenizer: Any,
-    domain: Domain,
-    plan: EvaluationPlan,
-    report: Callable[[int], None],
-    launch: Launch,
-) -> list[float | None]:
-    prompts = [row["prompt"] for row in domain.evaluation]
-    completions = generate(model, tokenizer, prompts, replace(plan.sampling, temperature=0.0), report, launch)
-    return launch.share(lambda: score_rows(domain, domain.evaluation, completions)).totals
 
 
 def mean(values: Sequence[float | None]) -> float | None:

@@ -102,6 +102,23 @@ class AtStart(TrainerCallback):
         self.action()
 
 
+class AtEnd(TrainerCallback):
+    """Does something when training ends, while trackers still listen, on all ranks."""
+
+    def __init__(self, action: Callable[[], object]) -> None:
+        self.action = action
+
+    def add_to(self, trainer: Any) -> None:
+        """Ahead of the trackers, which close at the same event."""
+        trainer.callback_handler.callbacks.insert(0, self)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Does it."""
+        self.action()
+
+
 def once_placed(trainer: Any, action: Callable[[], object]) -> None:
     """Does ``action`` with the model on its devices: now, or with FSDP2, which puts it there when training starts,
     just after that."""

@@ -22,6 +22,7 @@ from counterpoint.domains.build import Domain, LoadSummary, WeightedReward
 from counterpoint.domains.domain_rewards import is_function, named_rewards
 from counterpoint.errors import DomainError, RewardError, RunError
 from counterpoint.evaluation.history import Evaluations
+from counterpoint.evaluation.trackers import RunTracking
 from counterpoint.launch import Launch
 from counterpoint.rewards import REWARDS, build_reward
 from counterpoint.runs import Bystander, Reporter, RunDirectory, write_text
@@ -29,7 +30,7 @@ from counterpoint.runs.resuming import ResumePoint, resume_point
 from counterpoint.runs.stages import Stage
 from counterpoint.training.config import plain_strategy, total_steps
 from counterpoint.training.metrics import no_signal
-from counterpoint.training.recording import CheckpointMover, Evaluator, GramWriter, MetricsWriter, once_placed
+from counterpoint.training.recording import AtEnd, CheckpointMover, Evaluator, GramWriter, MetricsWriter, once_placed
 
 
 class ScriptRun:
@@ -76,14 +77,16 @@ class ScriptRun:
             status = "failed"
             try:
                 if step < steps:
-                    book.before(step)
                     for old in self._callbacks:
                         trainer.remove_callback(old)
                     self._callbacks = book.callbacks(self.keep)
                     for callback in self._callbacks:
                         trainer.add_callback(callback)
+                    self._callbacks.append(end := AtEnd(book.after))
+                    end.add_to(trainer)
+                    book.before(step)
                 yield str(run.checkpoint_path(step)) if step else None
-                book.after()
+                book.close()
                 status = "done"
             except KeyboardInterrupt:
                 status = "interrupted"
@@ -123,7 +126,7 @@ class _Book:
         run: RunDirectory,
     ) -> None:
         self.trainer, self.launch, self.run = trainer, launch, run
-        self.config, self.stage = config, stage
+        self.config, self.stage, self._evaluated = config, stage, False
         self.evaluations = Evaluations(config, domains, trainer.processing_class, run, launch, Reporter())
 
     def before(self, step: int) -> None:
@@ -139,12 +142,24 @@ class _Book:
             Evaluator(lambda step: bool(every and step % every == 0), self.stage, self._look),
             MetricsWriter(run, self.stage, self.stage.last_step, Reporter()),
             CheckpointMover(run, self.stage, keep, {self.stage.last_step}, self.launch, lambda step, folder: None),
+            RunTracking(self.trainer),
         ]
 
     def after(self) -> None:
-        """The last evaluation, the stage, and a sentence where nothing taught anything."""
-        last = min(self.trainer.state.global_step, self.stage.last_step)
-        self._evaluate("after", last, 0)
+        """The last evaluation, while trackers still listen."""
+        self._evaluate("after", self.last_step, 0)
+        self._evaluated = True
+
+    @property
+    def last_step(self) -> int:
+        """Where training ended, which a callback of the user's may have done early."""
+        return min(self.trainer.state.global_step, self.stage.last_step)
+
+    def close(self) -> None:
+        """Writes the stage, and a sentence where nothing taught anything."""
+        if not self._evaluated:  # a finished run was resumed
+            self.after()
+        last = self.last_step
         if not self.launch.first:
             return
         self.run.clear_unfinished()
