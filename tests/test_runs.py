@@ -47,11 +47,26 @@ def test_create_writes_config_environment_and_state(tmp_path, config):
 
 
 def test_a_run_is_never_overwritten(tmp_path, config):
-    RunDirectory.create(tmp_path / "one", config).close()
+    with RunDirectory.create(tmp_path / "one", config) as run:
+        run.append_metrics({"step": 1})
     before = {path: path.read_bytes() for path in (tmp_path / "one").iterdir()}
     with pytest.raises(RunError, match=r"already holds a run, which is never overwritten. Continue it with .*--resume"):
         RunDirectory.create(tmp_path / "one", config)
     assert {path: path.read_bytes() for path in (tmp_path / "one").iterdir()} == before
+
+
+@pytest.mark.parametrize("status", ["failed", "interrupted", "running"])
+def test_a_run_that_made_no_step_gives_way_to_a_new_one(tmp_path, config, status):
+    with RunDirectory.create(tmp_path / "one", config) as run:
+        (run.path / "evals.jsonl").write_text("{}")
+        (run.path / "trackers" / "stage-1").mkdir(parents=True)
+        (run.path / "notes.txt").write_text("kept")
+        run.finish(status)
+    with RunDirectory.create(tmp_path / "one", config) as run:
+        assert run.state["status"] == "running"
+    assert {path.name for path in run.path.iterdir()} == {
+        *(".lock", "config.yaml", "environment.json", "run.json", "notes.txt")
+    }
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path, config):
@@ -208,14 +223,15 @@ def test_only_whole_checkpoints_count_in_the_order_of_steps(tmp_path, config):
         assert run.checkpoints() == [(step, run.checkpoint_path(step)) for step in (3, 20, 100)]
 
 
-def test_a_second_process_cannot_write_the_run(tmp_path, config):
-    code = "import sys; from counterpoint.runs import RunDirectory; RunDirectory.open(sys.argv[1])"
+@pytest.mark.parametrize("call", ["open(sys.argv[1])", "create(sys.argv[1], None)"])
+def test_a_second_process_cannot_write_the_run(tmp_path, config, call):
+    code = f"import sys; from counterpoint.runs import RunDirectory; RunDirectory.{call}"
     with RunDirectory.create(tmp_path / "one", config) as run:
         _, error = (process := python(code, run.path)).communicate(timeout=30)
         assert process.returncode == 1
         assert "another process is writing this run" in error
-    (process := python(code, run.path)).communicate(timeout=30)
-    assert process.returncode == 0
+        assert run.config_path.read_text() == config.to_yaml()
+    RunDirectory.open(run.path).close()
 
 
 def test_the_lock_ends_with_a_killed_process_even_if_its_children_live_on(tmp_path, config):

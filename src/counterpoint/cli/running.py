@@ -4,7 +4,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,13 +34,16 @@ def train_config(config: Config, name: str) -> RunDirectory:
     return _with_progress(lambda reporter: train(config, name, reporter))
 
 
-def resume_run(path: Path) -> RunDirectory:
-    """Continues the run at ``path`` in the same manner; a refresh goes on with its own result."""
+def resume_run(path: Path, longer: Sequence[str] = ()) -> RunDirectory:
+    """Continues the run at ``path`` in the same manner; a refresh goes on with its own result.
+
+    ``longer`` holds the settings that make a finished run longer.
+    """
     from counterpoint.engine import resume
 
-    if "refresh" in RunDirectory.open(path, write=False).state:
+    if not longer and "refresh" in RunDirectory.open(path, write=False).state:
         return _resume_refresh(path)
-    return _with_progress(lambda reporter: resume(path, reporter))
+    return _with_progress(lambda reporter: resume(path, reporter, longer=longer))
 
 
 def _resume_refresh(path: Path) -> RunDirectory:

@@ -41,6 +41,8 @@ def train(
 
       counterpoint train --resume runs/pocket-mgs
 
+      counterpoint train --resume runs/pocket-mgs --set training.max_steps=200   (a finished run, made longer)
+
       torchrun --nproc-per-node 2 -m counterpoint train my.yaml
     """
     from counterpoint.cli.running import one_rank_speaks, quiet_libraries
@@ -53,13 +55,11 @@ def train(
 def _train(config: Path | None, overrides: list[str] | None, resume: Path | None) -> None:
     if (config is None) == (resume is None):
         raise ConfigError("Give either a configuration file or --resume RUN, not both and not neither.")
-    if resume is not None and overrides:
-        raise ConfigError("--set cannot change a run that has started. Start a new run, or resume without --set.")
     from counterpoint.cli.loading import load
     from counterpoint.cli.running import resume_run, train_config
 
     if resume is not None:
-        resume_run(resume)
+        resume_run(resume, overrides or ())
         return
     assert config is not None
     loaded = load(config, overrides)

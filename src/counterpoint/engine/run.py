@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from counterpoint.evaluation import DomainScore, EvaluationPlan, evaluate
 from counterpoint.evaluation.history import Evaluations, with_look
 from counterpoint.launch import Launch
 from counterpoint.models import load_model
-from counterpoint.runs import Bystander, Reporter, RunDirectory
+from counterpoint.runs import Bystander, Reporter, RunDirectory, write_text
 from counterpoint.runs.resuming import resume_point
 from counterpoint.runs.seals import check_config
 from counterpoint.runs.stages import Stage
@@ -89,24 +89,75 @@ def train(
     return _execute(plan, path, opening, reporter, refresh, on_checkpoint)
 
 
+LONGER = ("training.max_steps", "training.num_train_epochs", "strategy.order", "strategy.steps")
+"""Keys that make a finished run longer."""
+
+
 def resume(
-    path: Path, reporter: Reporter | None = None, *, on_checkpoint: OnCheckpoint = ignore_checkpoint
+    path: Path,
+    reporter: Reporter | None = None,
+    *,
+    longer: Sequence[str] = (),
+    on_checkpoint: OnCheckpoint = ignore_checkpoint,
 ) -> RunDirectory:
     """Continues the run at ``path`` from its last whole checkpoint, with the numbers of one never interrupted.
 
     A newer checkpoint that is damaged is skipped, with a message.
 
+    Args:
+        path: the run directory.
+        reporter: hears of progress.
+        longer: ``KEY=VALUE`` of the keys in ``LONGER``: a finished run goes on, along the learning-rate schedule of the
+            longer one.
+        on_checkpoint: called on the first rank with the step and the folder of every checkpoint.
+
     Raises:
         RunError: no run there, another process is writing it, it was trained by another number of ranks, no checkpoint
-            is whole, or a file of the run is not what it was.
+            is whole, a file of the run is not what it was, or it cannot be made longer so.
     """
     opened = RunDirectory.open(path, write=False)
     if "seal" in opened.state:
         check_config(opened.path, opened.state["seal"])
-    plan = plan_run(load_config(opened.config_path))
+    for setting in longer:
+        if setting.partition("=")[0].strip() not in LONGER:
+            raise RunError(
+                f"--set {setting}: a run that has started keeps its settings. Of a finished one {', '.join(LONGER)} may "
+                "change. Start a new run for anything else."
+            )
+    plan = plan_run(load_config(opened.config_path, longer))
     stored = opened.state.get("refresh")
     refresh = None if stored is None else RefreshPlan.from_json(stored)
-    return _execute(plan, path, lambda: RunDirectory.open(path), reporter, refresh, on_checkpoint)
+
+    def opening() -> RunDirectory:
+        run = RunDirectory.open(path)
+        if longer:
+            _lengthen(run, plan)
+        return run
+
+    return _execute(plan, path, opening, reporter, refresh, on_checkpoint)
+
+
+def _lengthen(run: RunDirectory, plan: Plan) -> None:
+    """Lets the finished ``run`` go on as ``plan`` says, whose stages must begin with those that it has."""
+    state = run.state
+    entries = sorted(state["stages"], key=lambda entry: int(entry["last_step"]))
+    if state["status"] != "done" or not entries or "refresh" in state or plan.config.recovery.watch:
+        raise RunError(
+            f"{run.path}: only a finished run without refreshes can be made longer; it is {state['status']}."
+        )
+    *whole, last = [Stage.from_json(i, entry) for i, entry in enumerate(entries)]
+    if plan.total_steps <= last.last_step:
+        raise RunError(f"{run.path}: it has {last.last_step} steps already. Give more than that.")
+    planned = plan.stages[: len(entries)]
+    goes_on = len(planned) == len(entries) and planned[-1].last_step >= last.last_step
+    if not goes_on or [*planned[:-1], planned[-1].ended_at(last.last_step)] != [*whole, last]:
+        raise RunError(
+            f"{run.path}: the new settings do not begin with the stages that are trained. Give more steps, or append "
+            "domains to strategy.order, with strategy.steps as it was."
+        )
+    write_text(run.config_path, plan.config.to_yaml())
+    kept = entries if planned[-1] == last else entries[:-1]
+    run.update(status="running", stages=kept, seal=run.seal(last.last_step))
 
 
 def _execute(

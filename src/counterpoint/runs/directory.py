@@ -64,7 +64,7 @@ class RunDirectory:
     ) -> Self:
         """A new run at ``path`` with its ``config.yaml``, ``environment.json`` and ``run.json``, locked.
 
-        ``facts`` are further entries of ``run.json``.
+        It takes the place of a run that ended before its first step. ``facts`` are further entries of ``run.json``.
 
         Raises:
             RunError: ``path`` already holds a run or other files, cannot be written, or its disk has less than
@@ -74,8 +74,11 @@ class RunDirectory:
         check_disk(run.path, needed_bytes)
         with disk_errors(run.path):
             run.path.mkdir(parents=True, exist_ok=True)
-        _refuse_occupied(run.path)
+        _refuse_occupied(run)
         run.lock()
+        for name in (*LINE_FILES, "report.html", "report.json"):
+            (run.path / name).unlink(missing_ok=True)
+        shutil.rmtree(run.path / TRACKERS, ignore_errors=True)
         write_text(run.path / "config.yaml", config.to_yaml())
         write_json(run.path / "environment.json", environment())
         state = {"strategy": config.strategy.label, "domains": list(config.domains), "status": "running"}
@@ -264,15 +267,17 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _refuse_occupied(path: Path) -> None:
-    found = sorted(item.name for item in path.iterdir() if item.name != ".lock")
+def _refuse_occupied(run: RunDirectory) -> None:
+    """Everything but an empty folder, and a run that made no step, so that nothing is lost with it."""
+    found = sorted(item.name for item in run.path.iterdir() if item.name != ".lock")
     if "run.json" in found:
-        raise RunError(
-            f"{path}: already holds a run, which is never overwritten. Continue it with "
-            f"`counterpoint train --resume {path}`, or give the new run another run.name."
-        )
-    if found:
-        raise RunError(f"{path}: is not empty (found {', '.join(found[:3])}). Give the run another run.name.")
+        if run.checkpoint_folders() or run.lines("metrics.jsonl") or run.state["status"] == "done":
+            raise RunError(
+                f"{run.path}: already holds a run, which is never overwritten. Continue it with "
+                f"`counterpoint train --resume {run.path}`, or give the new run another run.name."
+            )
+    elif found:
+        raise RunError(f"{run.path}: is not empty (found {', '.join(found[:3])}). Give the run another run.name.")
 
 
 def _other_runs(path: Path) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from counterpoint.errors import RunError
 from counterpoint.runs import RunDirectory
-from counterpoint.runs.seals import check_checkpoint, check_seal, cut_to, empty_seal
+from counterpoint.runs.seals import CONFIG, check_checkpoint, check_seal, cut_to, empty_seal
 
 Check = Callable[[int], Mapping[str, Any]]
 
@@ -81,8 +81,14 @@ def _usable(step: int, stages: list[Mapping[str, Any]], whole: Check) -> Mapping
 
 
 def _newer(stored: Mapping[str, Any] | None, of_checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The evaluation at the end of a stage comes after its checkpoint, and ``run.json`` knows of it."""
-    return stored if stored is not None and stored["step"] == of_checkpoint["step"] else of_checkpoint
+    """The evaluation at the end of a stage comes after its checkpoint, and ``run.json`` knows of it.
+
+    It alone knows the configuration of a run that was made longer since.
+    """
+    if stored is None or stored["step"] == of_checkpoint["step"]:
+        return stored or of_checkpoint
+    config = {name: part for name, part in stored["files"].items() if name == CONFIG}
+    return {**of_checkpoint, "files": {**of_checkpoint["files"], **config}}
 
 
 def _check_files(run: RunDirectory, step: int, seal: Mapping[str, Any], whole: Check) -> None:
