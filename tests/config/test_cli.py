@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from counterpoint.cli.config import app
-from counterpoint.errors import ConfigError
+from counterpoint.errors import ConfigError, DomainError, ModelError, RunError
 
 GOOD = "domains:\n  math: {source: pocket}\ntraining: {max_steps: 2}\nrun: {device: cpu}\n"
 
@@ -33,8 +33,29 @@ def test_check_builds_the_configuration_of_trl(tmp_path):
     (tmp_path / "c.yaml").write_text(GOOD)
     result = run("check", tmp_path / "c.yaml")
     assert result.exit_code == 0, result.exception
-    assert result.stdout.endswith("c.yaml: fine. Strategy mgs, domains math, run c-mgs.\n")
+    assert "c.yaml: fine. Strategy mgs, 2 steps, 1.8 million parameters" in result.stdout
     assert run("check", tmp_path / "c.yaml", "--show").stdout.startswith("model:\n  path: pocket\n")
     result = run("check", tmp_path / "c.yaml", "--set", "training.learning_rat=1")
     assert isinstance(result.exception, ConfigError)
     assert "learning_rat" in str(result.exception)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_check_is_the_whole_preflight(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text(
+        "model: nowhere\ndomains:\n  a: {source: gone.jsonl, prompt: '{q}', reward: mine:score}\n"
+        "  math: {source: pocket}\ntraining: {max_steps: 2, gradient_accumulation_steps: 2}\nrun: {device: cpu}\n"
+    )
+    result = run("check", "c.yaml")
+    assert isinstance(result.exception, ConfigError | ModelError)
+    assert "nowhere" in str(result.exception)
+    result = run("check", "c.yaml", "--set", "model=pocket")
+    assert isinstance(result.exception, DomainError)
+    assert "domains.a" in str(result.exception)
+    (tmp_path / "c.yaml").write_text(GOOD)
+    (tmp_path / "runs" / "c-mgs").mkdir(parents=True)
+    (tmp_path / "runs" / "c-mgs" / "thesis.tex").touch()
+    result = run("check", "c.yaml")
+    assert isinstance(result.exception, RunError)
+    assert "thesis.tex" in str(result.exception)

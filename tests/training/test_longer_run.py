@@ -73,7 +73,11 @@ def test_a_sequential_run_gets_further_stages(tiny_model, tmp_path):
     [
         (["training.learning_rate=1"], RunError, "keeps its settings"),
         (["training.max_steps=3"], RunError, "has 4 steps already"),
-        (["strategy.order=[code, math]"], RunError, "do not begin with the stages that are trained"),
+        (
+            ["strategy.order=[code, math]", "training.max_steps=8"],
+            RunError,
+            "do not begin with the stages that are trained",
+        ),
         (["training.max_steps=nine"], ConfigError, "max_steps"),
     ],
 )

@@ -21,26 +21,37 @@ def check(
     ] = None,
     show: Annotated[bool, typer.Option("--show", help="Print the file with every default filled in.")] = False,
 ) -> None:
-    """Report everything wrong with CONFIG at once, each problem with its line, its key and what to do.
+    """Check all that `counterpoint train` can check before it loads a model, and say what training would do.
 
-    The keys under `training` are checked by building TRL's own configuration. Data, model and tokenizer are not
-    touched; `counterpoint train` checks them before it starts.
+    Everything wrong with CONFIG is reported at once, each problem with its line, its key and what to do: the keys under
+    `training` by TRL's own configuration, then the model's groups, tokenizer, data, rewards, extras, trackers, shares,
+    and the place of the run.
     """
     from counterpoint.cli.loading import load
     from counterpoint.cli.running import quiet_libraries
 
     quiet_libraries()
     checked = load(config, overrides)
-    from counterpoint.engine.prepare import check_config
+    from counterpoint.engine.prepare import check_config, needed_bytes, plan_run
+    from counterpoint.runs import check_place
 
     if problems := check_config(checked):
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise ConfigError("\n".join([f"{config}: the configuration has {count}:", *(f"  {item}" for item in problems)]))
+    plan = plan_run(checked)
+    place = Path(checked.run.dir) / (checked.run.name or config.stem)
+    needed = needed_bytes(plan)
+    check_place(place, needed)
     if show:
         typer.echo(checked.to_yaml(), nl=False)
-    else:
-        domains = ", ".join(checked.domains)
-        typer.echo(f"{config}: fine. Strategy {checked.strategy.label}, domains {domains}, run {checked.run.name}.")
+        return
+    for domain in plan.domains:
+        typer.echo(f"{domain.name}: {domain.summary}")
+    stages = "" if len(plan.stages) == 1 else f" in {len(plan.stages)} stages"
+    typer.echo(
+        f"{config}: fine. Strategy {checked.strategy.label}, {plan.total_steps} steps{stages}, "
+        f"{plan.num_params / 1e6:,.1f} million parameters, run {place} (checkpoints take up to {needed / 1e9:.1f} GB)."
+    )
 
 
 @app.command()

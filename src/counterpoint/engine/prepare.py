@@ -81,12 +81,23 @@ def plan_run(config: Config) -> Plan:
     """
     if problems := check_config(config):
         raise ConfigError("\n".join(problems))
-    model = skeleton(config.model)
-    num_params = sum(param.numel() for param in model.parameters())
-    # raises where a parameter has no group
-    group_parameters(with_adapters(config.model, model), resolve_strategy(strategy_spec(config)).grouping)
-    tokenizer = load_tokenizer(config.model)
-    domains = tuple(load_domains(config, tokenizer))
+    found: list[CounterpointError] = []  # what is wrong with the model and with the data is said at once
+    try:
+        model = skeleton(config.model)
+        num_params = sum(param.numel() for param in model.parameters())
+        # raises where a parameter has no group
+        group_parameters(with_adapters(config.model, model), resolve_strategy(strategy_spec(config)).grouping)
+    except CounterpointError as error:
+        found.append(error)
+    try:
+        tokenizer = load_tokenizer(config.model)
+        domains = tuple(load_domains(config, tokenizer))
+    except CounterpointError as error:
+        found.append(error)
+    if len(found) > 1 and str(found[0]) != str(found[1]):
+        raise ConfigError("\n".join(map(str, found)))
+    if found:
+        raise found[0]
     args = grpo_config(config, "unused")
     stages = tuple(plan_stages(config, total_steps(args, sum(len(domain.train) for domain in domains))))
     return Plan(config, domains, stages, tokenizer, num_params)

@@ -121,8 +121,8 @@ def resume(
     for setting in longer:
         if setting.partition("=")[0].strip() not in LONGER:
             raise RunError(
-                f"--set {setting}: a run that has started keeps its settings. Of a finished one {', '.join(LONGER)} may "
-                "change. Start a new run for anything else."
+                f"--set {setting}: a run that has started keeps its settings. Of a finished one "
+                f"{', '.join(LONGER)} may change. Start a new run for anything else."
             )
     plan = plan_run(load_config(opened.config_path, longer))
     stored = opened.state.get("refresh")

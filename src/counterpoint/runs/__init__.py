@@ -5,7 +5,7 @@
 """
 
 from counterpoint.disk import append_line, write_bytes, write_json, write_text
-from counterpoint.runs.directory import CONTINUED, Bystander, RunDirectory, environment
+from counterpoint.runs.directory import CONTINUED, Bystander, RunDirectory, check_place, environment
 from counterpoint.runs.records import LINE_FILES
 from counterpoint.runs.reporter import Reporter
 
@@ -16,6 +16,7 @@ __all__ = [
     "Reporter",
     "RunDirectory",
     "append_line",
+    "check_place",
     "environment",
     "write_bytes",
     "write_json",

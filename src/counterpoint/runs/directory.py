@@ -71,10 +71,9 @@ class RunDirectory:
                 ``needed_bytes`` free. Nothing is overwritten.
         """
         run = cls(Path(path))
-        check_disk(run.path, needed_bytes)
+        check_place(run.path, needed_bytes)
         with disk_errors(run.path):
             run.path.mkdir(parents=True, exist_ok=True)
-        _refuse_occupied(run)
         run.lock()
         for name in (*LINE_FILES, "report.html", "report.json"):
             (run.path / name).unlink(missing_ok=True)
@@ -267,17 +266,25 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _refuse_occupied(run: RunDirectory) -> None:
-    """Everything but an empty folder, and a run that made no step, so that nothing is lost with it."""
-    found = sorted(item.name for item in run.path.iterdir() if item.name != ".lock")
+def check_place(path: Path, needed_bytes: int) -> None:
+    """Refuses a place for a new run that cannot be written, is too small, or holds something.
+
+    A run that made no step may be replaced: nothing is lost with it.
+
+    Raises:
+        RunError: naming what is there.
+    """
+    check_disk(path, needed_bytes)
+    run = RunDirectory(path)
+    found = sorted(item.name for item in path.iterdir() if item.name != ".lock") if path.is_dir() else []
     if "run.json" in found:
         if run.checkpoint_folders() or run.lines("metrics.jsonl") or run.state["status"] == "done":
             raise RunError(
-                f"{run.path}: already holds a run, which is never overwritten. Continue it with "
-                f"`counterpoint train --resume {run.path}`, or give the new run another run.name."
+                f"{path}: already holds a run, which is never overwritten. Continue it with "
+                f"`counterpoint train --resume {path}`, or give the new run another run.name."
             )
     elif found:
-        raise RunError(f"{run.path}: is not empty (found {', '.join(found[:3])}). Give the run another run.name.")
+        raise RunError(f"{path}: is not empty (found {', '.join(found[:3])}). Give the run another run.name.")
 
 
 def _other_runs(path: Path) -> str:
