@@ -1,9 +1,11 @@
-# make demo   install into .venv and see the product work (about five minutes on two cores)
-# make test   install into .venv and run the whole test suite
-# make lint   ruff and mypy
+# make demo        install into .venv and see the product work (about five minutes on two cores)
+# make test        install into .venv and test it (under ten minutes on two cores)
+# make test-slow   the tests that take longer: killed runs, many ranks, whole studies
+# make lint        ruff and mypy
 
 VENV := .venv
 BIN := $(VENV)/bin
+PARALLEL := -n auto --maxprocesses 8 --dist loadfile
 EXTRAS := dev,torchjd,instructions,reasoning-gym,peft,smollm2
 # the first of these that is Python 3.11 or newer
 PYTHONS := $(PYTHON) python3 python3.13 python3.12 python3.11 python
@@ -14,13 +16,16 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-slow lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/counterpoint demo
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
+
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m slow --timeout 900 $(PARALLEL)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
