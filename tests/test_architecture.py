@@ -15,6 +15,7 @@ EVERYWHERE = {"masking"}
 ALLOWED = {
     "masking": set(),
     "errors": set(),
+    "registry": {"errors"},
     "anatomy": set(),
     "inputs": {"errors"},
     "disk": {"errors"},
@@ -23,8 +24,8 @@ ALLOWED = {
     "runs": {"errors", "disk", "stats"},
     "pocket": {"errors", "disk"},
     "rewards": {"errors", "pocket"},
-    "config": {"errors", "inputs", "rewards", "pocket", "disk"},
-    "surgery": {"errors", "anatomy"},
+    "surgery": {"errors", "anatomy", "registry"},
+    "config": {"errors", "inputs", "registry", "rewards", "surgery"},
     "domains": {"errors", "inputs", "config", "rewards", "pocket"},
     "evaluation": {"errors", "config", "domains", "launch", "rewards", "runs", "stats"},
     "fetch": {"errors", "evaluation"},
@@ -48,7 +49,7 @@ ALLOWED = {
         *("anatomy", "surgery", "engine", "diagnosis", "stats"),
     },
     "study": {
-        "inputs",
+        *("inputs", "registry"),
         *("errors", "checkpoints", "config", "disk", "domains", "evaluation", "launch", "merging", "models", "pocket"),
         *("runs", "surgery", "engine", "diagnosis", "recovery", "stats"),
     },
@@ -123,6 +124,7 @@ def test_the_check_sees_a_forbidden_import(tmp_path):
 LIGHT = [
     "config",
     "errors",
+    "registry",
     "inputs",
     "runs",
     "report",

@@ -6,7 +6,7 @@ Messages say what was wrong, where, what was found and what to do, in that order
 import difflib
 from collections.abc import Iterable
 
-from counterpoint.masking import masked
+from counterpoint.masking import masked, masked_data
 
 
 class CounterpointError(ValueError):
@@ -66,6 +66,12 @@ class MissingExtraError(CounterpointError, ImportError):
     def for_extra(cls, feature: str, extra: str) -> "MissingExtraError":
         """The error for ``feature`` that needs the optional dependency set ``extra``."""
         return cls(f"{feature} needs an optional dependency. Install it with: pip install 'counterpoint[{extra}]'")
+
+
+def shown(found: object) -> str:
+    """A found value in a message: masked, and not more than 80 characters of it."""
+    text = masked(repr(masked_data(found)))
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

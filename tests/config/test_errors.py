@@ -55,7 +55,7 @@ run: {seed: -1}
         "c.yaml:10: domains.Code.share: should be greater than 0, found -1.",
         "c.yaml:12: domains.code.source: expected a source, found 'nothing'.",
         "c.yaml:15: domains.code.share: written twice, first at",
-        "c.yaml:16: domains.qa.source: needs a type. Write one of: pocket, file, hub, reasoning_gym.",
+        "c.yaml:16: domains.qa.source: needs a type. Write one of: file, hub, pocket, reasoning_gym.",
         "c.yaml:16: domains.qa.columns: expected a mapping, found ['a'].",
         "c.yaml:18: training.output_dir: the environment variable NOWHERE is not set. Set it, give a default as "
         "${NOWHERE:-value}, or write $${NOWHERE} for the text.",
@@ -125,7 +125,7 @@ def test_a_missing_and_an_unreadable_file(tmp_path):
         ("{name: mgs, protect: math}", "strategy.protect: should be a valid list, found 'math'."),
         (
             "{name: mgs-ema, options: {decay: 1}}",
-            "strategy.options.decay: should be a number of at least 0 and below 1",
+            "strategy.options.decay: should be less than 1, found 1. Weight of a step against the next one;",
         ),
         (
             "{name: mgs-significant, options: {levl: 1}}",
@@ -133,15 +133,15 @@ def test_a_missing_and_an_unreadable_file(tmp_path):
         ),
         (
             "{name: mgs-significant, options: {level: 5}}",
-            "strategy.options.level: should be a number above 0 and below",
+            "strategy.options.level: should be less than 0.5, found 5. Share of pairs",
         ),
         (
             "{grouping: global, weighting: static}",
-            "strategy: needs the weights of 'static'. Write `options: {weights: {DOMAIN: NUMBER}}`.",
+            "strategy.options.weights: is missing, and 'static' needs it. Domain and weight, as in {math: 2.0};",
         ),
         (
             "{grouping: global, weighting: static, options: {weights: 2}}",
-            "strategy.options.weights: should be a mapping of domains to numbers, found 2.",
+            "strategy.options.weights: should be a mapping, found 2. Domain and weight, as in {math: 2.0};",
         ),
         (
             "{grouping: global, weighting: static, options: {weights: {mth: 2}}}",
@@ -149,18 +149,32 @@ def test_a_missing_and_an_unreadable_file(tmp_path):
         ),
         (
             "{grouping: global, weighting: static, options: {weights: {math: 0}}}",
-            "strategy.options.weights.math: should be a positive finite number, found 0.",
+            "strategy.options.weights.math: should be greater than 0, found 0.",
         ),
         (
             "{grouping: global, weighting: static, options: {weights: {math: .inf}}}",
-            "strategy.options.weights.math: should be a positive finite number, found inf.",
+            "strategy.options.weights.math: should be less than inf, found inf.",
         ),
         (
             "{name: mgs-shuffled, options: {seed: 1}}",
-            "strategy.options.seed: is no option of 'shuffled': 'shuffled' has none. Remove it.",
+            "strategy.options.seed: is no option of 'shuffled': it has none. Remove it.",
         ),
-        ("{name: mgs, options: {c: 1}}", "strategy.options.c: is no option of 'pcgrad': 'pcgrad' has none. Remove it."),
-        ("{name: mgs, options: {protect: [math]}}", "strategy.options.protect: is no option of 'pcgrad': Write it as"),
+        ("{name: mgs, options: {c: 1}}", "strategy.options.c: is no option of 'pcgrad': it has none. Remove it."),
+        (
+            "{grouping: module, weighting: cagrad, options: {c: -1}}",
+            "strategy.options.c: should be greater than or equal to 0, found -1. How far from the mean",
+        ),
+        (
+            "{grouping: module, weighting: aligned_mtl, options: {scale_mode: max}}",
+            "strategy.options.scale_mode: should be 'min', 'median' or 'rmse', found 'max'.",
+        ),
+        (
+            "{grouping: module, weighting: upgrad, options: {c: 1}}",
+            "strategy.options.c: is no option of 'upgrad': it has none. Remove it.",
+        ),
+        ("a:b", "strategy.name: unknown strategy 'a:b': Known: mgs, mgs-ema"),
+        ("{name: sequential, weighting: ones}", "strategy.weighting: belongs to strategies that combine gradients"),
+        ("{name: mgs, options: {protect: [math]}}", "strategy.options.protect: is no option of 'pcgrad'. Write it as"),
     ],
 )
 def test_strategies_that_do_not_fit(tmp_path, strategy, message):
@@ -168,11 +182,11 @@ def test_strategies_that_do_not_fit(tmp_path, strategy, message):
     assert found.startswith(f"c.yaml:1: {message}")
 
 
-@pytest.mark.parametrize("strategy", ["name: mixed", "name: sequential", "grouping: module, weighting: upgrad"])
+@pytest.mark.parametrize("strategy", ["name: mixed", "grouping: module, weighting: upgrad"])
 def test_what_cannot_protect_says_so(tmp_path, strategy):
     text = f"strategy: {{{strategy}, protect: [math]}}\n{GOOD}  qa: {{source: pocket}}\n"
     (found,) = problems(tmp_path, text)
-    assert found.startswith("c.yaml:1: strategy.protect: belongs to the weightings pcgrad, significant, ema, found '")
+    assert found.startswith("c.yaml:1: strategy.protect: belongs to the weightings ema, pcgrad, significant, found '")
 
 
 def test_a_domain_protected_twice(tmp_path):

@@ -8,6 +8,7 @@ import yaml
 
 from counterpoint.config import FileSource, HubSource, PocketSource, config_schema, load_config, parse_config
 from counterpoint.errors import ConfigError
+from counterpoint.surgery import GROUPINGS, resolve_strategy
 
 SMALL = """
 domains:
@@ -83,30 +84,30 @@ def test_rewards_may_be_a_name_a_mapping_or_a_list():
         ),
         (
             {"grouping": "layer", "weighting": "cagrad", "options": {"c": 0.4}},
-            "layer-cagrad",
-            {"grouping": "layer", "weighting": {"type": "cagrad", "c": 0.4}},
+            "layer-cagrad-c-0.4",
+            {"grouping": "layer", "weighting": "cagrad", "options": {"c": 0.4}},
         ),
         ({"name": "mgs", "protect": []}, "mgs", "mgs"),
         ("mgs-shuffled", "mgs-shuffled", "mgs-shuffled"),
         (
             {"grouping": "global", "weighting": "static", "options": {"weights": {"math": 2.0, "qa": 0.5}}},
             "global-static-math-2-qa-0.5",
-            {"grouping": "global", "weighting": {"type": "static", "weights": {"math": 2.0, "qa": 0.5}}},
+            {"grouping": "global", "weighting": "static", "options": {"weights": {"math": 2.0, "qa": 0.5}}},
         ),
         (
             {"name": "mgs", "protect": ["math"]},
             "mgs-protect-math",
-            {"grouping": "module", "weighting": {"type": "pcgrad", "protect": ["math"]}},
+            {"name": "mgs", "protect": ["math"]},
         ),
         (
             {"name": "mgs-significant", "options": {"level": 0.01}},
-            "mgs-significant",
-            {"grouping": "module", "weighting": {"type": "significant", "level": 0.01}},
+            "mgs-significant-level-0.01",
+            {"name": "mgs-significant", "options": {"level": 0.01}},
         ),
         (
             {"grouping": "layer", "weighting": "ema", "options": {"decay": 0.5}, "protect": ["math", "qa"]},
-            "layer-ema-protect-math-qa",
-            {"grouping": "layer", "weighting": {"type": "ema", "decay": 0.5, "protect": ["math", "qa"]}},
+            "layer-ema-decay-0.5-protect-math-qa",
+            {"grouping": "layer", "weighting": "ema", "options": {"decay": 0.5}, "protect": ["math", "qa"]},
         ),
     ],
 )
@@ -114,6 +115,16 @@ def test_strategies(strategy, label, spec):
     domains = {name: {"source": "pocket"} for name in ("math", "qa", "code")}
     config = parse_config({"strategy": strategy, "domains": domains})
     assert (config.strategy.label, config.strategy.spec) == (label, spec)
+    assert resolve_strategy(config.strategy.spec).grouping in GROUPINGS
+
+
+def test_runs_that_differ_in_an_option_alone_have_different_names(tmp_path):
+    path = write(tmp_path, SMALL)
+    options = ["{}", "{level: 0.01}", "{level: 0.2}", "{level: 0.2000001}", "{decay: 0.2}", "{level: 0.2, decay: 0.2}"]
+    written = [f"strategy={{name: mgs-significant, options: {option}}}" for option in options]
+    names = [load_config(path, [strategy]).run.name for strategy in written]
+    assert names[:2] == ["run-mgs-significant", "run-mgs-significant-level-0.01"]
+    assert len(set(names)) == len(options)
 
 
 def test_the_resolved_file_gives_the_same_configuration(tmp_path):
@@ -225,9 +236,9 @@ def test_reading_a_configuration_never_imports_torch(tmp_path):
 def test_an_alias_bomb_is_refused(tmp_path):
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 8)]
-    with pytest.raises(ConfigError, match="an alias that contains itself, or too many values"):
+    with pytest.raises(ConfigError, match="more than 100000 values; an alias may contain itself or many others"):
         load_config(write(tmp_path, "\n".join(lines)))
-    with pytest.raises(ConfigError, match="an alias that contains itself"):
+    with pytest.raises(ConfigError, match="nested more than 64 deep; an alias may contain itself"):
         load_config(write(tmp_path, "domains: &d {a: *d}"))
 
 

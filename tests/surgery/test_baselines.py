@@ -8,7 +8,7 @@ import torch
 
 from counterpoint.errors import StrategyError
 from counterpoint.surgery import Context, Surgeon, build_weighting, resolve_strategy
-from counterpoint.surgery.strategies import weighted_domains
+from counterpoint.surgery.weightings import weighting_problems
 from counterpoint.surgery.weightings.base import PATIENCE
 from counterpoint.surgery.weightings.pcgrad import pcgrad
 from counterpoint.surgery.weightings.shuffled import ShuffledPCGrad, random_cycle
@@ -122,15 +122,15 @@ def test_one_domain_alone_keeps_its_static_weight(toy):
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({}, r"weights must be a mapping of domains to numbers, found {}: write it as"),
-        ([2.0], r"weights must be a mapping of domains to numbers, found \[2.0\]"),
-        ({"a": 0}, r"weights gives 'a' the weight 0: give a positive finite number"),
-        ({"a": -1.0}, r"'a' the weight -1.0"),
-        ({"a": float("inf")}, r"'a' the weight inf"),
-        ({"a": float("nan")}, r"'a' the weight nan"),
-        ({"a": True}, r"'a' the weight True"),
-        ({"a": "2"}, r"'a' the weight '2'"),
-        ({1: 2.0}, r"weights gives 1 the weight 2.0"),
+        ({}, r"weights .* at least 1 item.*, found {}. Domain and weight, as in {math: 2.0}"),
+        ([2.0], r"weights .*, found \[2.0\]"),
+        ({"a": 0}, r"weights.a should be greater than 0, found 0"),
+        ({"a": -1.0}, r"weights.a should be greater than 0, found -1.0"),
+        ({"a": float("inf")}, r"weights.a .*, found inf"),
+        ({"a": float("nan")}, r"weights.a .*, found nan"),
+        ({"a": True}, r"weights.a should be a valid number, found True"),
+        ({"a": "2"}, r"weights.a should be a valid number, found '2'"),
+        ({1: 2.0}, r"weights.1 should be a valid string, found 1"),
     ],
 )
 def test_bad_static_weights(weights, message):
@@ -139,7 +139,7 @@ def test_bad_static_weights(weights, message):
 
 
 def test_static_needs_weights():
-    with pytest.raises(StrategyError, match=r"'static': missing a required argument: 'weights'. Its options: weights"):
+    with pytest.raises(StrategyError, match=r"weights is missing, and 'static' needs it. Domain and weight, as in"):
         build_weighting("static")
 
 
@@ -159,7 +159,7 @@ def test_names_of_strategies_with_weights():
     spec = {"grouping": "global", "weighting": {"type": "static", "weights": {"qa": 0.5, "math": 2}}}
     strategy = resolve_strategy(spec)
     assert strategy.name == "global x static(weights=math:2+qa:0.5)"
-    assert weighted_domains(strategy) == ("qa", "math")
-    assert weighted_domains(resolve_strategy("mgs-shuffled")) == ()
+    unknown = [path for path, _ in weighting_problems(strategy.weighting, ["qa", "code"])]
+    assert unknown == [("weights", "math")]
     surgeon = Surgeon(torch.nn.Linear(2, 2), spec)
     surgeon.load_state_dict(surgeon.state_dict())

@@ -1,16 +1,19 @@
 """TorchJD's weightings through the adapter, against TorchJD itself."""
 
+import inspect
 import json
 
 import pytest
 import torch
 
 from counterpoint.errors import MissingExtraError, StrategyError
-from counterpoint.surgery import Context, Surgeon, build_weighting
-from counterpoint.surgery.weightings.torchjd import TORCHJD
+from counterpoint.registry import options_of
+from counterpoint.surgery import WEIGHTINGS, Context, Surgeon, build_weighting
+from counterpoint.surgery.weightings.torchjd import TorchJDWeighting
 
 torchjd = pytest.importorskip("torchjd.aggregation", reason="the extra torchjd is not installed")
 
+TORCHJD = {name: found for name, found in WEIGHTINGS.items() if issubclass(found, TorchJDWeighting)}
 KEEPS_SUM = [name for name, method in TORCHJD.items() if method.keeps_sum]
 DOMAINS = ("a", "b", "c")
 
@@ -56,7 +59,8 @@ def test_scale_against_torchjd(name):
     ours = weighting_of(name)(grams(1), context(1))[0]
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(context(1).generator("g0").initial_seed())
-        theirs = getattr(torchjd, method.class_name)(**method.defaults)(grams(1)[0])
+        defaults = {option: known.default for option, known in options_of(method).items()}
+        theirs = getattr(torchjd, method.theirs)(**defaults)(grams(1)[0])
     torch.testing.assert_close(ours, theirs * (3 if method.scale == "times_d" else 1))
 
 
@@ -68,7 +72,7 @@ def test_no_conflict_is_the_sum(name):
 @pytest.mark.parametrize("name", KEEPS_SUM)
 def test_the_shortcut_for_no_conflict_is_what_torchjd_says(name):
     ones = torch.ones(3, dtype=torch.float64)
-    weights_D = getattr(torchjd, TORCHJD[name].class_name)(pref_vector=ones)(grams(1, positive=True)[0])
+    weights_D = getattr(torchjd, TORCHJD[name].theirs)(pref_vector=ones)(grams(1, positive=True)[0])
     torch.testing.assert_close(weights_D, ones, rtol=1e-3, atol=1e-3)
 
 
@@ -151,8 +155,17 @@ def test_gradvacs_memory_travels_in_the_surgeons_state(tmp_path):
 
 
 def test_unknown_options_are_refused():
-    with pytest.raises(StrategyError, match="'mgda' does not take the options"):
+    with pytest.raises(StrategyError, match="speed is no option of 'mgda': Known: epsilon, max_iters"):
         build_weighting({"type": "mgda", "speed": 3})
+
+
+@pytest.mark.parametrize("name", TORCHJD)
+def test_options_are_those_of_torchjd(name):
+    """Each with TorchJD's own default, where it has one; left out are the objects, preferences and projectors."""
+    theirs = inspect.signature(getattr(torchjd, TORCHJD[name].theirs)).parameters
+    for option, ours in options_of(TORCHJD[name]).items():
+        assert theirs[option].default in (ours.default, inspect.Parameter.empty)
+    assert set(theirs) - set(options_of(TORCHJD[name])) <= {"pref_vector", "projector"}
 
 
 def test_a_missing_solver_says_what_to_install(monkeypatch):

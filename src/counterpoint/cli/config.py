@@ -1,4 +1,4 @@
-"""``counterpoint config``: check a configuration file, print its JSON schema."""
+"""``counterpoint config``: check a configuration file, print its JSON schema and what every key and name means."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +7,7 @@ import typer
 
 from counterpoint.errors import ConfigError
 
-app = typer.Typer(help="Check a configuration file, or print the schema it must follow.", no_args_is_help=True)
+app = typer.Typer(help="Check a configuration file, or print what it may hold.", no_args_is_help=True)
 
 
 @app.command()
@@ -52,6 +52,14 @@ def check(
         f"{config}: fine. Strategy {checked.strategy.label}, {plan.total_steps} steps{stages}, "
         f"{plan.num_params / 1e6:,.1f} million parameters, run {place} (checkpoints take up to {needed / 1e9:.1f} GB)."
     )
+
+
+@app.command()
+def reference() -> None:
+    """Print every setting, strategy, grouping and weighting with its types, limits and defaults, as Markdown."""
+    from counterpoint.config.reference import settings, strategies
+
+    typer.echo(f"{settings()}\n{strategies()}", nl=False)
 
 
 @app.command()

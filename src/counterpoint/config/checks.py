@@ -3,13 +3,16 @@
 from collections.abc import Iterator
 from typing import Any
 
-from counterpoint.config.document import MAX_BITS, Key
+from counterpoint.config.document import MAX_BITS
 from counterpoint.config.domain import expand_reward
-from counterpoint.config.names import SEQUENTIAL
-from counterpoint.config.strategy_checks import Finding, strategy_findings
 from counterpoint.config.training_keys import refused_reason
+from counterpoint.config.variables import Key
 from counterpoint.errors import nearest
 from counterpoint.inputs import MAX_DEPTH, is_deep, is_text
+from counterpoint.registry import SEQUENTIAL
+from counterpoint.rewards import REWARDS
+
+Finding = tuple[Key, str]
 
 
 def plain_findings(data: Any) -> Iterator[Finding]:
@@ -28,26 +31,35 @@ def plain_findings(data: Any) -> Iterator[Finding]:
                     yield path, f"a key must be plain text, found {key!r}."
         elif isinstance(value, list | tuple):
             open_items.extend(((*path, index), item) for index, item in enumerate(value))
-        elif reason := _not_plain(value):
-            yield path, reason
-
-
-def _not_plain(value: Any) -> str | None:
-    if isinstance(value, str):
-        return None if is_text(value) else "holds a NUL or half of a character, which no tool can write. Remove it."
-    if isinstance(value, int) and value.bit_length() > MAX_BITS:
-        return f"a whole number of {value.bit_length()} bits; at most {MAX_BITS} are read. Write a smaller one."
-    if value is None or isinstance(value, int | float):
-        return None
-    return f"expected text, a number, true, false, null, a list or a mapping, found {type(value).__name__}."
+        elif isinstance(value, str):
+            if not is_text(value):
+                yield path, "holds a NUL or half of a character, which no tool can write. Remove it."
+        elif isinstance(value, int) and value.bit_length() > MAX_BITS:
+            bits = value.bit_length()
+            yield path, f"a whole number of {bits} bits; at most {MAX_BITS} are read. Write a smaller one."
+        elif value is not None and not isinstance(value, int | float):
+            kinds = "text, a number, true, false, null, a list or a mapping"
+            yield path, f"expected {kinds}, found {type(value).__name__}."
 
 
 def cross_findings(data: Any) -> Iterator[Finding]:
     """Path and message of everything wrong between the keys of ``data``; ill-typed parts are passed over."""
     root = _mapping(data)
-    yield from _strategy(root)
-    yield from _training(_mapping(root.get("training")))
-    yield from _recovery(root)
+    strategy = root.get("strategy", "mgs")
+    strategy = {"name": strategy} if isinstance(strategy, str) else _mapping(strategy)
+    domains = [name for name in _mapping(root.get("domains")) if isinstance(name, str)]
+    if "strategy" in root:
+        yield from ((("strategy", *path), message) for path, message in _strategy(strategy, domains))
+    if _mapping(root.get("recovery")).get("watch") is True and strategy.get("name") != SEQUENTIAL:
+        found = strategy.get("name")
+        yield (
+            ("recovery", "watch"),
+            f"watches the stages of the strategy {SEQUENTIAL!r}, found {found!r}. Remove it, or use strategy: "
+            f"{SEQUENTIAL}; a run of any strategy is repaired afterwards by `counterpoint refresh`.",
+        )
+    for key in _mapping(root.get("training")):
+        if reason := refused_reason(str(key)):
+            yield ("training", key), f"is set by counterpoint itself: {reason}. Remove it here."
     for name, domain in _mapping(root.get("domains")).items():
         yield from _rewards(("domains", name, "reward"), _mapping(domain).get("reward"))
 
@@ -56,36 +68,28 @@ def _mapping(value: Any) -> dict[Any, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _strategy(root: dict[Any, Any]) -> Iterator[Finding]:
-    written = root.get("strategy", "mgs")
-    strategy = {"name": written} if isinstance(written, str) else _mapping(written)
-    yield from strategy_findings(strategy, "strategy" in root, list(_mapping(root.get("domains"))))
-
-
-def _recovery(root: dict[Any, Any]) -> Iterator[Finding]:
-    if _mapping(root.get("recovery")).get("watch") is not True:
-        return
-    written = root.get("strategy", "mgs")
-    name = written if isinstance(written, str) else _mapping(written).get("name")
+def _strategy(strategy: dict[Any, Any], domains: list[str]) -> Iterator[Finding]:
+    name = strategy.get("name")
     if name != SEQUENTIAL:
-        yield (
-            ("recovery", "watch"),
-            (
-                f"watches the stages of the strategy {SEQUENTIAL!r}, found {name!r}. Remove it, or use strategy: "
-                f"{SEQUENTIAL}; a run of any strategy is repaired afterwards by `counterpoint refresh`."
-            ),
-        )
+        from counterpoint.surgery import strategy_problems  # late: it brings torch
 
-
-def _training(training: dict[Any, Any]) -> Iterator[Finding]:
-    for key in training:
-        if reason := refused_reason(str(key)):
-            yield ("training", key), f"is set by counterpoint itself: {reason}. Remove it here."
+        yield from strategy_problems(strategy, domains)
+        for key in ("order", "steps"):
+            if strategy.get(key) is not None:
+                yield (key,), f"belongs to the strategy {SEQUENTIAL!r}, found {name!r}. Remove it."
+        return
+    for key in ("grouping", "weighting", "options", "protect"):
+        if strategy.get(key):
+            yield (key,), f"belongs to strategies that combine gradients, found {SEQUENTIAL!r}. Remove it."
+    order = strategy.get("order")
+    if order == []:
+        yield ("order",), "names no domain. Remove it to take the domains as they stand."
+    for index, domain in enumerate(order if isinstance(order, list) else ()):
+        if isinstance(domain, str) and domain not in domains:
+            yield ("order", index), f"unknown domain {domain!r}: {nearest(domain, domains)}"
 
 
 def _rewards(path: Key, written: Any) -> Iterator[Finding]:
-    from counterpoint.rewards import REWARDS  # late: rewards may grow heavy, and only names are needed
-
     labels: set[str] = set()
     for index, reward in enumerate(expand_reward(written)):
         name = _mapping(reward).get("name")

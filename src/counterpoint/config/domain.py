@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
-from counterpoint.config.base import MAX_COUNT, Section, Share
+from counterpoint.config.section import MAX_COUNT, Section, Share
 from counterpoint.config.sources import Source, expand_source
 
 OWN_REWARDS = ("pocket", "reasoning_gym")

@@ -1,27 +1,29 @@
-"""From a file to a checked ``Config``; every problem of the file is reported at once."""
+"""From a file and ``--set key=value`` to a checked ``Config``; every problem is reported at once."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from counterpoint.config.base import MAX_NAME
 from counterpoint.config.checks import cross_findings, plain_findings
-from counterpoint.config.document import Document, Problem, read_data, read_yaml
-from counterpoint.config.domain import fill_domain
-from counterpoint.config.fields import strip_tags
-from counterpoint.config.messages import sentence
-from counterpoint.config.overrides import apply_overrides
+from counterpoint.config.document import Document, Problem, dotted, read_data, read_yaml
+from counterpoint.config.domain import expand_reward, fill_domain
 from counterpoint.config.schema import Config
+from counterpoint.config.section import MAX_NAME, Section, explained
+from counterpoint.config.sources import expand_source
 from counterpoint.config.training_keys import refused_reason
-from counterpoint.config.variables import literal_secrets
+from counterpoint.config.variables import Filled, Key, literal_secrets
 from counterpoint.errors import ConfigError
-from counterpoint.inputs import expanded, kind_of, read_text
+from counterpoint.inputs import MAX_DEPTH, expanded, kind_of, read_text
+from counterpoint.masking import MASK, is_secret_name, masked_names
 
 _MAX_BYTES = 1 << 20
-_SHOWN = 50  # problems that are listed
+_LISTED = 50  # problems
+_SHOWN = 200  # characters of an override that stand in a message
+_INDEX = re.compile(r"[0-9]{1,6}$")
 
 TrainingCheck = Callable[[Mapping[str, Any]], Iterable[tuple[str, str]]]
 """Gives key and message of everything wrong with the values under ``training``."""
@@ -86,54 +88,50 @@ def _checked(document: Document, check_training: TrainingCheck | None = None) ->
     problems = [*document.problems, *plain_problems(document)]
     if len(problems) > len(document.problems):  # the checks below are made for plain data
         raise _error(problems)
-    problems += [Problem(document.place(path), path, message) for path, message in cross_findings(_filled(document))]
-    problems += _settings(document, check_training)
-    secrets = literal_secrets(document.data, document.filled)
-    problems += [Problem(document.place(path), path, message) for path, message in secrets]
-    config: Config | None = None
-    try:
-        config = Config.model_validate(document.data)
-    except ValidationError as error:
-        seen = {problem.path for problem in problems}
-        for details in error.errors(include_url=False):
-            path = strip_tags(details["loc"])
-            if path not in seen:
-                problems.append(Problem(document.place(path), path, sentence(Config, details)))
+    problems += [document.problem(*finding) for finding in _findings(document, check_training)]
+    config, found_by_schema = validated(Config, document)
+    seen = {problem.path for problem in problems}
+    problems += [problem for problem in found_by_schema if problem.path not in seen]
     if config is None or problems:
         raise _error(problems)
+    assert isinstance(config, Config)
     return config.took(document.filled)
 
 
-def _settings(document: Document, check_training: TrainingCheck | None) -> list[Problem]:
-    """What TRL cannot use under ``training``, where counterpoint does not refuse the key for a reason of its own."""
-    training = document.data.get("training")
-    if check_training is None or not isinstance(training, dict) or not training:
-        return []
-    return [
-        Problem(document.place(("training", key)), ("training", key), message)
-        for key, message in check_training(training)
-        if refused_reason(key) is None
-    ]
+def validated(
+    section: type[Section], document: Document, at: Key = (), data: Any = None
+) -> tuple[Section | None, list[Problem]]:
+    """The ``section`` in ``document``, or in ``data`` that stands ``at`` a key of it, and what its fields refuse."""
+    try:
+        return section.model_validate(document.data if data is None else data), []
+    except ValidationError as error:
+        findings = (explained(section, details) for details in error.errors(include_url=False))
+        return None, [document.problem((*at, *path), message) for path, message in findings]
+
+
+def _findings(document: Document, check_training: TrainingCheck | None) -> Iterator[tuple[Key, str]]:
+    data = document.data
+    domains, training = data.get("domains"), data.get("training")
+    if isinstance(domains, dict):  # with the rewards that some sources bring
+        data = {**data, "domains": {name: fill_domain(name, domain) for name, domain in domains.items()}}
+    yield from cross_findings(data)
+    if check_training is not None and isinstance(training, dict) and training:
+        for key, message in check_training(training):
+            if refused_reason(key) is None:
+                yield ("training", key), message
+    yield from literal_secrets(document.data, document.filled)
 
 
 def plain_problems(document: Document) -> list[Problem]:
     """What stands in ``document`` that is no plain data; see ``plain_findings``."""
-    return [Problem(document.place(path), path, message) for path, message in plain_findings(document.data)]
-
-
-def _filled(document: Document) -> Any:
-    """The data as the schema sees it, with the rewards that some sources bring."""
-    domains = document.data.get("domains")
-    if not isinstance(domains, dict):
-        return document.data
-    return {**document.data, "domains": {name: fill_domain(name, domain) for name, domain in domains.items()}}
+    return [document.problem(*finding) for finding in plain_findings(document.data)]
 
 
 def _error(problems: Sequence[Problem]) -> ConfigError:
     ordered = sorted(problems, key=_order)
     count = "1 problem" if len(ordered) == 1 else f"{len(ordered)} problems"
-    lines = [f"  {problem}" for problem in ordered[:_SHOWN]]
-    more = [f"  and {len(ordered) - _SHOWN} more."] if len(ordered) > _SHOWN else []
+    lines = [f"  {problem}" for problem in ordered[:_LISTED]]
+    more = [f"  and {len(ordered) - _LISTED} more."] if len(ordered) > _LISTED else []
     return ConfigError("\n".join([f"The configuration has {count}:", *lines, *more]))
 
 
@@ -175,3 +173,87 @@ def _beside(path: str, folder: Path) -> Path | None:
     """The existing file or folder that ``path`` means, looked for beside the configuration, then here."""
     wanted = expanded(path)
     return next((base for base in ((folder / wanted), Path.cwd() / wanted) if kind_of(base)), None)
+
+
+def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
+    """Write every ``key=value`` of ``overrides`` into ``document``, in order; problems are collected there."""
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        where = f"--set {masked_names(override)[:_SHOWN]}"
+        path: Key = tuple(name.strip().split("."))
+        if not equals or not all(path):
+            document.problems.append(Problem(where, (), "not of the form key=value, as in training.max_steps=20."))
+            continue
+        if len(path) > MAX_DEPTH:
+            document.problems.append(Problem(where, path[:3], f"names a key more than {MAX_DEPTH} deep."))
+            continue
+        parsed = read_yaml(text, where)
+        document.problems += [Problem(where, path, problem.message) for problem in parsed.problems]
+        if not parsed.problems:
+            set_value(document, path, parsed.data, where, parsed.filled)
+
+
+def set_value(document: Document, path: Key, value: Any, where: str, filled: Sequence[Filled] = ()) -> None:
+    """Write ``value`` at ``path``, noting that it was written at ``where``; a problem is collected in ``document``.
+
+    ``filled`` is what came from the environment, by its path within ``value``.
+    """
+    document.data = {} if document.data is None else document.data
+    holder: Any = document.data
+    done: Key = ()
+    try:
+        for part in path[:-1]:
+            key = _key(holder, part, done)
+            holder[key] = _opened(holder, key, done)
+            document.places.setdefault((*done, key), where)  # made by this override
+            holder, done = holder[key], (*done, key)
+        last = _key(holder, path[-1], done)
+    except LookupError as error:
+        document.problems.append(Problem(where, path, f"cannot be set: {error.args[0]}."))
+        return
+    holder[last] = value
+    written = (*done, last)
+    for known in [known for known in document.places if known[: len(written)] == written]:
+        del document.places[known]
+    document.places[written] = where
+    kept = [one for one in document.filled if one.path[: len(written)] != written]
+    document.filled = [*kept, *(replace(one, path=(*written, *one.path)) for one in filled)]
+
+
+def _key(holder: Any, part: str | int, done: Key) -> str | int:
+    """``part`` as a key of the mapping, or an index into the list, ``holder``."""
+    if isinstance(holder, dict):
+        return part
+    if isinstance(holder, list) and _INDEX.match(str(part)) and int(part) < len(holder):
+        return int(part)
+    shown = MASK if any(is_secret_name(str(part)) for part in done) else repr(holder)
+    kind = (
+        f"a list of {len(holder)}, whose items are named 0, 1, ..."
+        if isinstance(holder, list)
+        else f"{shown}, not a mapping"
+    )
+    raise LookupError(f"{dotted(done) or 'the document'} is {kind}")
+
+
+def _opened(holder: Any, key: Any, done: Key) -> Any:
+    """What stands at ``key``: made where nothing does, its long form where a shorthand does."""
+    below = holder.get(key) if isinstance(holder, dict) else holder[key]
+    return {} if below is None else _expand((*done, key), below)
+
+
+def _expand(path: Key, value: Any) -> Any:
+    """The long form of a shorthand at ``path``; ``value`` itself where there is none."""
+    if isinstance(value, dict | list):
+        return value
+    match path:
+        case ("model",):
+            return {"path": value}
+        case ("strategy",):
+            return {"name": value}
+        case ("domains", _, "source") | ("domains", _, "evaluation", "source"):
+            return expand_source(value)
+        case ("domains", _, "reward"):
+            return expand_reward(value)
+        case ("domains", _, "reward", int()):
+            return {"name": value}
+    return value

@@ -1,142 +1,104 @@
-"""``docs/configuration.md``, made from the schema by ``python -m counterpoint.config.reference``."""
+"""The tables of the documentation: settings from the JSON schema, strategies from their classes.
+
+``python -m counterpoint.config.reference docs`` writes them into the pages; a test says when they are out of date.
+"""
 
 import json
+import re
 import sys
-import types
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import yaml
-from pydantic.fields import FieldInfo
 
-from counterpoint.config.base import Section
-from counterpoint.config.domain import DomainConfig, DomainEvaluation, RewardConfig
-from counterpoint.config.schema import (
-    Config,
-    EvaluationConfig,
-    LoraConfig,
-    ModelConfig,
-    RecoveryConfig,
-    RunConfig,
-    StrategyConfig,
-    SurgeryConfig,
-)
-from counterpoint.config.sources import SOURCES
+from counterpoint.config.schema import Config
+from counterpoint.config.section import options_in
 from counterpoint.config.training_keys import REFUSED_KEYS, REFUSED_PREFIXES
+from counterpoint.registry import SEQUENTIAL, meaning, options_of, options_type
 
-_INTRO = """# Configuration
-
-<!-- Made by `python -m counterpoint.config.reference > docs/configuration.md`. Change the descriptions in
-`src/counterpoint/config/`, not this file. -->
-
-A run is described by one YAML file:
-
-```yaml
-model: pocket
-strategy: mgs
-domains:
-  math: {source: pocket}
-  words:
-    source: data/words.jsonl
-    prompt: "Spell {word} backwards: "
-    reward: text
-training:
-  max_steps: 40
-  learning_rate: 5e-5
-```
-
-`counterpoint config check FILE` reports everything wrong with a file at once, each with its line;
-`counterpoint config schema` prints a JSON schema for editors. The rules are the same everywhere:
-
-* **Unknown keys are refused**, at any depth, with the nearest known one. A key written twice is refused too.
-* **`--set key=value`** writes one value over the file's, by its dotted path: `--set training.max_steps=20`,
-  `--set domains.math.reward.0.weight=0.5`, `--set 'domains.math.source={type: file, path: x.csv}'`. The value is YAML.
-* **`${VAR}`** is filled in from the environment, `${VAR:-default}` with a default where it is unset or empty; unset
-  without a default is an error. `$${VAR}` is the text `${VAR}`.
-* **Secrets** are written as `${VAR}`, and only so: a text under a key that looks like a secret (`api_key`, `hub_token`,
-  `password`; not `max_tokens`, `answer_key` or `eos_token`) is refused in `training` and in options. See below.
-* **Numbers** follow YAML 1.2: `1e-5` is a number. Dates and `1:30` are text.
-* **Relative paths** of data files and of the model are looked for beside the configuration file, then in the current
-  folder. `run.dir` is below the current folder.
-* **Shorthands**: a plain string at `model`, `strategy`, `source` or `reward` stands for the mapping's first key. A
-  source that looks like a file (`data/x.jsonl`, `./x`) is a file, `owner/name` is a dataset of the hub, and `pocket` is
-  the pocket task with the domain's name.
-* The run directory keeps the resolved file, every default filled in; it can be run again as it is.
-
-**A configuration is a program.** A reward named `package.module:object` is imported and called with the options that
-stand there, with your rights: run only configurations that you trust. `counterpoint config check`, `config schema`
-and `plan` import no reward; `train`, `study` (also `--check`), `eval`, `refresh`, `recover`, `rollback`, `score`,
-`merge` with several scales and those parts of `diagnose` that load prompts do, before anything is trained. Code that
-comes with a model runs only with `model.trust_remote_code`.
-
-**What comes from the environment is used and not kept.** The run's `config.yaml` holds `${VAR}` in the place of the
-value, and the value is read again when the run is resumed, evaluated, diagnosed or refreshed: a variable that is not
-set then is an error that names it, and one with another value is taken as it is now. A default that was used is a text
-of the file and is kept. In reports, samples, logs, error messages, `environment.json`, studies, trackers and
-checkpoints the variable's name stands for values of at least 8 characters; of 4, where the variable or the key looks
-like a secret. What a value names (a run's folder, a checkpoint) is still called by its name in files that are read
-again. `--set training.hub_token='${HF_TOKEN}'`, in single quotes, leaves the value to counterpoint; in double quotes
-your shell writes it out, and it is refused.
-"""
-
-_TRAINING = """
-## `training`
-
-Every key is passed unchanged to `trl.GRPOConfig`, whose documentation describes it. `counterpoint config check` and
-`counterpoint train` compare every value with the type, the choices and the range of its setting, and build TRL's
-configuration, the optimizer, the schedule and the generation settings once, before any model is loaded. What fails is
-named by its key. These keys are refused, because counterpoint sets them itself:
-
-| key | instead |
-|---|---|
-"""
-
-_SECTIONS: tuple[tuple[str, type[Section]], ...] = (
-    ("model", ModelConfig),
-    ("model.lora", LoraConfig),
-    ("strategy", StrategyConfig),
-    ("surgery", SurgeryConfig),
-    ("domains.NAME", DomainConfig),
-    ("domains.NAME.reward", RewardConfig),
-    ("domains.NAME.evaluation", DomainEvaluation),
-    ("evaluation", EvaluationConfig),
-    ("recovery", RecoveryConfig),
-    ("run", RunConfig),
-)
+_BEGIN, _END = "<!-- tables, made by `python -m counterpoint.config.reference docs` -->\n", "<!-- end of the tables -->"
+_TYPES = {"string": "text", "integer": "integer", "number": "number", "boolean": "boolean", "null": "null"}
+_LIMITS = (("exclusiveMinimum", ">"), ("minimum", "≥"), ("exclusiveMaximum", "<"), ("maximum", "≤"))
 
 
-def reference() -> str:
-    """The whole reference as Markdown."""
-    parts = [_INTRO, _section("Top level", Config)]
-    for path, section in _SECTIONS:
-        parts.append(_section(f"`{path}`", section))
-        if section is DomainConfig:
-            parts += [_section(f"`domains.NAME.source`, type `{name}`", source) for name, source in SOURCES.items()]
-    rows = [*REFUSED_KEYS.items(), *((f"{prefix}*", reason) for prefix, reason in REFUSED_PREFIXES.items())]
-    parts.append(_TRAINING + "\n".join(f"| `{key}` | {reason} |" for key, reason in rows) + "\n")
-    return "".join(parts)
+def settings() -> str:
+    """Every key of a configuration: a table for each section."""
+    schema = Config.model_json_schema()
+    parts = []
+    for title, section in _sections("", schema, schema["$defs"]):
+        required = section.get("required", ())
+        about = "" if section is schema else section["description"].partition("\n")[0] + "\n\n"
+        fields = section["properties"].items()
+        rows = [(f"`{key}`", *_row(node, schema["$defs"], key in required)) for key, node in fields]
+        parts.append(f"## {title or 'Top level'}\n\n{about}{_table('key type default meaning', rows)}")
+    refused = {**REFUSED_KEYS, **{f"{prefix}*": reason for prefix, reason in REFUSED_PREFIXES.items()}}
+    training = _table("key instead", [(f"`{key}`", reason) for key, reason in refused.items()])
+    return "\n".join([*parts, f"## Refused under `training`\n\n{training}"])
 
 
-def _section(title: str, section: type[Section]) -> str:
-    rows = "\n".join(_row(name, info) for name, info in section.model_fields.items())
-    about = (section.__doc__ or "").split("\n")[0] if section is not Config else ""
-    heading = f"\n## {title}\n\n" + (f"{about}\n\n" if about else "")
-    return f"{heading}| key | type | default | meaning |\n|---|---|---|---|\n{rows}\n"
+def strategies() -> str:
+    """Every strategy, grouping and weighting."""
+    from counterpoint.surgery import GROUPINGS, STRATEGIES, WEIGHTINGS  # late: it brings torch
+
+    named = [(f"`{s.name}`", f"`{s.grouping}`", f"`{s.weighting}`", s.summary) for s in STRATEGIES.values()]
+    stages = "one domain after another: a way to train, not a way to combine gradients"
+    weightings = [(f"`{w.name}`", w.summary(), _options(w), _paper(w.paper)) for w in WEIGHTINGS.values()]
+    return "\n".join(
+        [
+            _table("strategy groups weights what", [*named, (f"`{SEQUENTIAL}`", "", "", stages)]),
+            _table("grouping groups", [(f"`{grouping.name}`", grouping.groups) for grouping in GROUPINGS.values()]),
+            _table("weighting weights options paper", weightings),
+        ]
+    )
 
 
-def _row(name: str, info: FieldInfo) -> str:
-    example = f" Example: `{_inline(info.examples[0])}`." if info.examples else ""
-    return f"| `{name}` | {_type(info)} | {_default(info)} | {info.description}{example} |"
+PAGES: dict[str, Callable[[], str]] = {"configuration.md": settings, "strategies.md": strategies}
+"""Page of the documentation -> its tables."""
 
 
-def _default(info: FieldInfo) -> str:
-    if info.is_required():
-        return "required"
-    value = info.get_default(call_default_factory=True, validated_data={})
-    if isinstance(value, StrategyConfig | ModelConfig):
-        return f"`{value.name if isinstance(value, StrategyConfig) else value.path}`"
-    if isinstance(value, Section):
-        return "its own defaults"
+def with_tables(page: str, tables: str) -> str:
+    """The text of a page with its tables anew."""
+    before, _, rest = page.partition(_BEGIN)
+    return f"{before}{_BEGIN}\n{tables}\n{_END}{rest.partition(_END)[2]}"
+
+
+def _sections(path: str, node: Mapping[str, Any], definitions: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Title and schema of every mapping with fields, each once."""
+    seen: set[str] = set()
+
+    def walk(path: str, node: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+        for option in options_in(node, definitions):
+            if "properties" in option:
+                kind = option["properties"].get("type", {}).get("const")
+                if option["title"] not in seen:
+                    seen.add(option["title"])
+                    yield (f"`{path}`" if path else "") + (f", type `{kind}`" if kind else ""), option
+                    for key, below in option["properties"].items():
+                        yield from walk(f"{path}.{key}".strip("."), below)
+            elif isinstance(option.get("additionalProperties"), dict):
+                yield from walk(f"{path}.NAME", option["additionalProperties"])
+            elif "items" in option:
+                yield from walk(path, option["items"])
+
+    yield from walk(path, node)
+
+
+def _row(node: Mapping[str, Any], definitions: Mapping[str, Any], required: bool) -> tuple[str, str, str]:
+    example = f" Example: `{_inline(node['examples'][0])}`." if node.get("examples") else ""
+    texts = (item.get("description") for item in (node, *options_in(node, definitions)))  # of a section often its own
+    default = "required" if required else _default(node)
+    return _type(node, definitions), default, f"{next(filter(None, texts))}{example}"
+
+
+def _default(node: Mapping[str, Any]) -> str:
+    if "default" not in node:
+        made = {"object": "`{}`", "array": "`[]`"}  # by a factory, of which the schema says nothing
+        return made.get(node.get("type", ""), "required")
+    value = node["default"]
+    if isinstance(value, dict) and value:
+        shorthand = value.get("name", value.get("path"))
+        return f"`{shorthand}`" if shorthand else "its own defaults"
     return f"`{_inline(value)}`"
 
 
@@ -148,32 +110,47 @@ def _inline(value: Any) -> str:
     return text.removesuffix("...\n").strip()
 
 
-def _type(info: FieldInfo) -> str:
+def _type(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
+    options = list(options_in(node, definitions))
     limits = [
-        sign + " " + (f"{value:,}" if isinstance(value, int) else f"{value:g}")
-        for constraint in info.metadata
-        for key, sign in (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))
-        if (value := getattr(constraint, key, None)) is not None
+        f"{sign} {option[key]:,}" if isinstance(option[key], int) else f"{sign} {option[key]:g}"
+        for option in options
+        for key, sign in _LIMITS
+        if key in option
     ]
-    return ", ".join([" or ".join(dict.fromkeys(_names(info.annotation))), *limits])
+    return ", ".join([" or ".join(dict.fromkeys(_name(option, definitions) for option in options)), *limits])
 
 
-def _names(annotation: Any) -> Iterator[str]:
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        yield from _names(arguments[0])
-    elif origin in (Union, types.UnionType):
-        for argument in arguments:
-            yield from _names(argument)
-    elif origin is Literal:
-        yield from (f"`{value}`" for value in arguments)
-    elif origin in (list, tuple):
-        yield f"list of {'/'.join(dict.fromkeys(_names(arguments[0])))}"
-    elif origin is dict or (isinstance(annotation, type) and issubclass(annotation, Section)):
-        yield "mapping"
-    else:
-        yield {str: "text", int: "integer", float: "number", bool: "boolean", type(None): "null"}.get(annotation, "any")
+def _name(option: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
+    if "enum" in option or "const" in option:
+        return " or ".join(f"`{value}`" for value in option.get("enum", [option.get("const")]))
+    if option.get("type") == "array":
+        inside = (_name(item, definitions) for item in options_in(option["items"], definitions))
+        return f"list of {'/'.join(dict.fromkeys(inside))}"
+    return "mapping" if option.get("type") == "object" else _TYPES.get(option.get("type", ""), "any")
+
+
+def _options(weighting: type) -> str:
+    """The options of a weighting with their types, limits and defaults."""
+    types = options_type(weighting).json_schema()["properties"]
+    lines = []
+    for name, option in options_of(weighting).items():
+        default = "required" if option.default is option.empty else _inline(option.default)
+        lines.append(f"`{name}` ({_type(types[name], {})}; {default}): {meaning(option)}")
+    return "<br>".join(lines)
+
+
+def _paper(paper: str) -> str:
+    return f"[{paper}](https://arxiv.org/abs/{paper})" if re.fullmatch(r"\d{4}\.\d{5}", paper) else paper
+
+
+def _table(heads: str, rows: Sequence[tuple[str, ...]]) -> str:
+    names = heads.split()
+    lines = [f"| {' | '.join(line)} |\n" for line in (names, *rows)]
+    return "".join([lines[0], f"|{'---|' * len(names)}\n", *lines[1:]])
 
 
 if __name__ == "__main__":
-    sys.stdout.write(reference())
+    for name, tables in PAGES.items():
+        page = Path(sys.argv[1], name)
+        page.write_text(with_tables(page.read_text(encoding="utf-8"), tables()), encoding="utf-8")

@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field
 
-from counterpoint.config.base import LARGEST_SEED, MAX_COUNT, MAX_NAME, DomainName, Path, Section
 from counterpoint.config.document import dump_yaml
 from counterpoint.config.domain import DomainConfig, fill_domain
-from counterpoint.config.names import NAMED_STRATEGIES, SEQUENTIAL
+from counterpoint.config.section import LARGEST_SEED, MAX_COUNT, MAX_NAME, DomainName, Path, Section
 from counterpoint.config.variables import Filled, put_back
+from counterpoint.registry import SEQUENTIAL
 
 
 class LoraConfig(Section):
@@ -46,21 +46,22 @@ class ModelConfig(Section):
 
 
 class StrategyConfig(Section):
-    """How the domain gradients of a step become one update."""
+    """How the domain gradients of a step become one update; docs/strategies.md has all names and options."""
 
     name: str | None = Field(
         default=None,
-        description="`mixed`, `pcgrad`, `mgs`, `mgs-tensor`, `mgs-significant`, `mgs-ema`, `mgs-shuffled` or "
-        "`sequential`; null where grouping and weighting are spelled out.",
+        description="A named strategy, or `sequential`; null where grouping and weighting are spelled out.",
         examples=["mgs"],
     )
     grouping: str | None = Field(
-        default=None, description="`global`, `layer`, `module` or `tensor`; goes with `weighting`.", examples=["module"]
+        default=None,
+        description="What one vector is; goes with `weighting`. Of your own as `package.module:function`.",
+        examples=["module"],
     )
     weighting: str | None = Field(
         default=None,
-        description="`ones`, `pcgrad`, `significant`, `ema`, `shuffled`, `static`, or one of TorchJD's; goes with "
-        "`grouping`.",
+        description="How domains in conflict are weighted; goes with `grouping`. Of your own as "
+        "`package.module:object`.",
         examples=["upgrad"],
     )
     options: dict[str, Any] = Field(
@@ -68,8 +69,8 @@ class StrategyConfig(Section):
     )
     protect: list[str] = Field(
         default_factory=list,
-        description="Domains whose gradients are never altered; the others give way to them. With the weightings "
-        "`pcgrad`, `significant` and `ema`, and the strategies made of them.",
+        description="Domains whose gradients are never altered; the others give way to them. For weightings with the "
+        "option `protect`, and the strategies made of them.",
         examples=[["math"]],
     )
     order: list[str] | None = Field(
@@ -87,32 +88,36 @@ class StrategyConfig(Section):
 
     @property
     def label(self) -> str:
-        """The strategy in one word, for file names and tables: ``mgs``, ``module-upgrad`` or ``mgs-protect-math``.
+        """The strategy in one word, for file names and tables: ``module-upgrad`` or ``mgs-ema-decay-0.5-protect-math``.
 
-        An option that is a mapping is spelled out: ``global-static-math-2-qa-0.5``.
+        Options that are mappings go without their name: ``global-static-math-2-qa-0.5``.
         """
-        words = [self.name or f"{self.grouping}-{self.weighting}"]
-        for option in self.options.values():
-            if isinstance(option, dict):
-                words += [
-                    f"{key}-{f'{value:g}' if isinstance(value, float) else value}" for key, value in option.items()
-                ]
+        words: list[Any] = [self.name or f"{self.grouping}-{self.weighting}"]
+        for option, value in self.options.items():
+            words += _words(value) if isinstance(value, dict) else [option, *_words(value)]
         words += ["protect", *self.protect] if self.protect else []
         return re.sub(r"[^A-Za-z0-9._-]", "-", "-".join(words))
 
     @property
     def spec(self) -> str | dict[str, Any]:
-        """The strategy as ``counterpoint.surgery.Surgeon`` takes it: a name, or grouping and weighting."""
-        options = {**self.options, "protect": list(self.protect)} if self.protect else self.options
-        if self.name is not None and not options:
+        """The strategy as ``counterpoint.surgery.Surgeon`` takes it: its name, or what is set of it."""
+        if self.name is not None and not self.options and not self.protect:
             return self.name
-        grouping, weighting = NAMED_STRATEGIES[self.name] if self.name else (self.grouping, self.weighting)
-        return {"grouping": grouping, "weighting": {"type": weighting, **options} if options else weighting}
+        return self.model_dump(exclude_defaults=True, exclude={"order", "steps"})
 
     @property
     def sequential(self) -> bool:
         """Whether training goes one domain after another."""
         return self.name == SEQUENTIAL
+
+
+def _words(value: Any) -> list[str]:
+    """A value in a name: 2 for 2.0, lists and mappings one after another."""
+    if isinstance(value, dict):
+        return [word for key, item in value.items() for word in (str(key), *_words(item))]
+    if isinstance(value, list):
+        return [word for item in value for word in _words(item)]
+    return [repr(value).removesuffix(".0") if isinstance(value, float) else str(value)]
 
 
 class SurgeryConfig(Section):
@@ -268,4 +273,12 @@ class Config(Section):
 
 def config_schema() -> dict[str, Any]:
     """The JSON schema of a configuration file, shorthands included; editors complete and check YAML by it."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
+    from counterpoint.surgery import GROUPINGS, STRATEGIES, WEIGHTINGS  # late: it brings torch
+
+    schema = Config.model_json_schema()
+    strategy = schema["$defs"]["StrategyConfig"]["properties"]
+    own, null = {"type": "string", "pattern": ":"}, {"type": "null"}
+    strategy["name"]["anyOf"] = [{"enum": [*STRATEGIES, SEQUENTIAL]}, null]
+    strategy["grouping"]["anyOf"] = [{"enum": [*GROUPINGS]}, own, null]
+    strategy["weighting"]["anyOf"] = [{"enum": [*WEIGHTINGS]}, own, null]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from counterpoint.config.base import MAX_COUNT, Path, Section
+from counterpoint.config.section import MAX_COUNT, Path, Section
 
 FILE_SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 """Suffix -> format; a further ``.gz`` is read through gzip."""

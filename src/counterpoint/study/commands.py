@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from counterpoint.config.names import SEQUENTIAL
 from counterpoint.errors import RunError
+from counterpoint.registry import SEQUENTIAL
 from counterpoint.runs import RunDirectory
 from counterpoint.runs.records import Record, read_json
 from counterpoint.runs.seals import remove_file

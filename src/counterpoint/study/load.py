@@ -4,17 +4,11 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
 
 from counterpoint.config import Config
-from counterpoint.config.base import Section
-from counterpoint.config.document import Document, Key, Problem, dump_yaml
-from counterpoint.config.fields import strip_tags
-from counterpoint.config.load import TrainingCheck, plain_problems, read_document
-from counterpoint.config.messages import sentence
-from counterpoint.config.variables import Filled, put_back
+from counterpoint.config.document import Document, Problem, dump_yaml
+from counterpoint.config.load import TrainingCheck, plain_problems, read_document, validated
+from counterpoint.config.variables import Filled, Key, put_back
 from counterpoint.errors import ConfigError, nearest
 from counterpoint.inputs import expanded, kind_of
 from counterpoint.study.relations import row_findings
@@ -67,14 +61,14 @@ def load_study(path: str | Path, check_training: TrainingCheck | None = None) ->
     """
     path = Path(path)
     document = _read(path, "study")
-    config, problems = _validated(StudyConfig, document, ())
+    config, problems = validated(StudyConfig, document, ())
     _raise(problems)
     assert isinstance(config, StudyConfig)
     rows, row_problems = _rows(document, config)
     base_document, base_path = _base(document, config, path)
     domains = domains_of(base_document.data)
     if reason := too_many(rows, domains):
-        _raise([*row_problems, Problem(document.place(("rows",)), ("rows",), reason)])
+        _raise([*row_problems, document.problem(("rows",), reason)])
     rows = expanded_rows(rows, domains)
     configs, base, problems = build_configs(rows, base_document, base_path, document, check_training)
     if not row_problems:
@@ -88,7 +82,7 @@ def _findings(
     document: Document, config: StudyConfig, rows: dict[str, Row], configs: RowConfigs, base: Config | None
 ) -> Iterator[Problem]:
     for path, message in row_findings(config, rows, configs, base):
-        yield Problem(document.place(path), path, message)
+        yield document.problem(path, message)
 
 
 def _read(path: Path, what: str) -> Document:
@@ -109,29 +103,16 @@ def _rows(document: Document, config: StudyConfig) -> tuple[dict[str, Row], list
         kind = data.get("kind", "train") if isinstance(data, dict) else "train"
         if not isinstance(data, dict):
             message = f"expected a strategy's name or a mapping, found {data!r}."
-            problems.append(Problem(document.place(at), at, message))
+            problems.append(document.problem(at, message))
         elif not isinstance(kind, str) or kind not in KINDS:
             message = f"unknown kind {kind!r}: {nearest(str(kind), KINDS)}"
-            problems.append(Problem(document.place((*at, "kind")), (*at, "kind"), message))
+            problems.append(document.problem((*at, "kind"), message))
         else:
-            row, found = _validated(KINDS[kind], document, at, data)
+            row, found = validated(KINDS[kind], document, at, data)
             problems += found
             if isinstance(row, Row):
                 rows[name] = row
     return rows, problems
-
-
-def _validated(
-    section: type[Section], document: Document, at: Key, data: Any = None
-) -> tuple[Section | None, list[Problem]]:
-    try:
-        return section.model_validate(document.data if data is None else data), []
-    except ValidationError as error:
-        problems = []
-        for details in error.errors(include_url=False):
-            path = (*at, *strip_tags(details["loc"]))
-            problems.append(Problem(document.place(path), path, sentence(section, details)))
-        return None, problems
 
 
 def _base(document: Document, config: StudyConfig, path: Path) -> tuple[Document, Path]:

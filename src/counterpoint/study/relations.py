@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from counterpoint.config import Config
-from counterpoint.config.document import Key
+from counterpoint.config.variables import Key
 from counterpoint.errors import nearest
 from counterpoint.study.row_configs import RowConfigs
 from counterpoint.study.schema import ExpertsRow, MergeRow, RefreshRow, RollbackRow, Row, StudyConfig, TrainRow

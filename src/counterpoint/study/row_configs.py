@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint.config import Config
-from counterpoint.config.document import Document, Key, Problem
-from counterpoint.config.load import TrainingCheck, check_document
-from counterpoint.config.overrides import set_value
-from counterpoint.config.variables import Filled
+from counterpoint.config.document import Document, Problem
+from counterpoint.config.load import TrainingCheck, check_document, set_value
+from counterpoint.config.variables import Filled, Key
 from counterpoint.errors import ConfigError
 from counterpoint.study.schema import ExpertsRow, Row, TrainRow
 

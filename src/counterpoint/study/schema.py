@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from counterpoint.config.base import LARGEST_SEED, MAX_NAME, Section
+from counterpoint.config.section import LARGEST_SEED, MAX_NAME, Section
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 RowName = Annotated[str, Field(pattern=_NAME, max_length=MAX_NAME)]

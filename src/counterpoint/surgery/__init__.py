@@ -13,11 +13,9 @@ conflicts with whom; a weighting turns it into one weight per domain; the update
     optimizer.step(); optimizer.zero_grad()
 
     Surgeon, Record                          the object above and what combine() returns
-    STRATEGIES, resolve_strategy             mixed, pcgrad, mgs, mgs-tensor, mgs-significant, mgs-ema,
-                                             mgs-shuffled, or {grouping, weighting}
-    GROUPINGS, group_parameters              global, layer, module, tensor, or a rule of your own
-    WEIGHTINGS, build_weighting              ones, pcgrad, significant, ema, shuffled, static, TorchJD's, or a
-                                             function of your own
+    STRATEGIES, resolve_strategy             the strategies by name, or {grouping, weighting}
+    GROUPINGS, group_parameters              the groupings by name, or a rule of your own
+    WEIGHTINGS, build_weighting              the weightings by name, or a function or class of your own
     Weighting, Context, Halves               what one of your own is and sees
     cosines, conflict_rate, removed_share    what a Gram tells
 """
@@ -25,7 +23,7 @@ conflicts with whom; a weighting turns it into one weight per domain; the update
 from .gram import conflict_rate, cosines, removed_share
 from .groupings import GROUPINGS, group_parameters
 from .record import Record
-from .strategies import STRATEGIES, Strategy, resolve_strategy
+from .strategies import STRATEGIES, Strategy, resolve_strategy, strategy_problems
 from .surgeon import Surgeon
 from .weightings import WEIGHTINGS, Context, Halves, Weighting, build_weighting
 
@@ -45,4 +43,5 @@ __all__ = [
     "group_parameters",
     "removed_share",
     "resolve_strategy",
+    "strategy_problems",
 ]

@@ -1,18 +1,13 @@
 """Groupings: which parameters are one vector. Every group of a Gram comes from here.
 
-========  =====================================================================================
-global    one group, ``global``
-layer     ``layers.0`` ..., ``embedding``, ``norm``, ``lm_head``
-module    ``layers.0.attention``, ``layers.0.mlp``, ``layers.0.experts.3`` ...: the blocks of
-          ``counterpoint.anatomy``, each with the norms that feed or close it
-tensor    one group per parameter, named as the parameter
-========  =====================================================================================
+Layers and blocks are those of ``counterpoint.anatomy``.
 
 Experts that are stored fused, all in one parameter, are cut into equal slices along dimension 0: a group for each.
 LoRA factors of fused experts mix the experts in one matrix and form one group per layer, ``layers.0.experts``.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -27,13 +22,32 @@ Groups = dict[str, tuple[str, ...]]
 ParameterRule = Callable[[str, tuple[int, ...]], str | Sequence[str]]
 """A grouping of one's own: ``(name, shape) -> group`` or a sequence of groups, one per slice along dimension 0."""
 
-GROUPINGS: dict[str, Callable[[str, Place], tuple[str, ...]]] = {
-    "global": lambda name, place: ("global",),
-    "layer": lambda name, place: (place.layer,),
-    "module": lambda name, place: place.blocks,
-    "tensor": lambda name, place: (plain_name(name),),
+
+@dataclass(frozen=True)
+class Grouping:
+    """A grouping that goes by what a parameter is."""
+
+    name: str
+    groups: str
+    """What its groups are."""
+    rule: Callable[[str, Place], tuple[str, ...]]
+    """From a parameter's name and place to its groups, as in ``Groups``."""
+
+
+GROUPINGS: dict[str, Grouping] = {
+    grouping.name: grouping
+    for grouping in (
+        Grouping("global", "one group, `global`", lambda name, place: ("global",)),
+        Grouping("layer", "each layer; embedding, final norm and `lm_head` apart", lambda name, place: (place.layer,)),
+        Grouping(
+            "module",
+            "each block of a layer (attention, MLP, expert ...) with its norms; the rest as in `layer`",
+            lambda name, place: place.blocks,
+        ),
+        Grouping("tensor", "each parameter, named as it is", lambda name, place: (plain_name(name),)),
+    )
 }
-"""The built-in groupings by name: from a parameter and its place to its groups."""
+"""The groupings by name."""
 
 
 def group_parameters(
@@ -58,7 +72,7 @@ def group_parameters(
     if names is None:
         names = [name for name, found in _named(source).items() if getattr(found, "requires_grad", True)]
     if isinstance(grouping, str) and grouping in GROUPINGS:
-        rule, places = GROUPINGS[grouping], anatomy or Anatomy.of(source)
+        rule, places = GROUPINGS[grouping].rule, anatomy or Anatomy.of(source)
         return {name: rule(name, places.place(name)) for name in names}
     own = import_function(grouping, "grouping", GROUPINGS, GroupingError) if isinstance(grouping, str) else grouping
     return {name: _apply(own, name, shapes[name]) for name in names}

@@ -9,8 +9,8 @@ from trl import GRPOConfig
 
 from counterpoint.domains.sampler import QuotaSampler
 from counterpoint.errors import ConfigError, DomainError, StrategyError, nearest
-from counterpoint.surgery import STRATEGIES, Strategy, resolve_strategy
-from counterpoint.surgery.strategies import needs_halves, protected_domains, weighted_domains
+from counterpoint.surgery import STRATEGIES, Strategy, build_weighting, resolve_strategy
+from counterpoint.surgery.weightings import weighting_problems
 
 SHARE_RULES = ("exact", "carry")
 BUFFERS = ("device", "bfloat16", "cpu")
@@ -47,8 +47,8 @@ class DomainGRPOConfig(GRPOConfig):
     strategy: Strategy | str | dict[str, Any] | None = field(
         default="mgs",
         metadata={
-            "help": "How the domains' gradients are combined: mixed, pcgrad, mgs, mgs-tensor, mgs-significant, "
-            "mgs-ema, mgs-shuffled, or a JSON object with the keys grouping and weighting."
+            "help": f"How the domains' gradients are combined: {', '.join(STRATEGIES)}, or a JSON object with the keys "
+            "grouping and weighting."
         },
     )
     shares: dict[str, float] | str | None = field(
@@ -166,11 +166,9 @@ def check_strategy(strategy: Strategy, sampler: QuotaSampler) -> None:
     Raises:
         DomainError: naming the domain, or saying what to set so that it has two micro-batches in every step.
     """
-    for verb, names in (("protects", protected_domains(strategy)), ("weights", weighted_domains(strategy))):
-        for name in names:
-            if name not in sampler.domains:
-                raise DomainError(f"The strategy {verb} {name!r}, which is no domain; {nearest(name, sampler.domains)}")
-    if len(sampler.domains) < 2 or not needs_halves(strategy):
+    for path, message in weighting_problems(strategy.weighting, sampler.domains):
+        raise DomainError(f"The strategy {strategy.name!r}: {'.'.join(map(str, path))} {message}")
+    if len(sampler.domains) < 2 or not build_weighting(strategy.weighting).uses_halves:
         return
     geometry = sampler.geometry
     fewest = [min(counts) for counts in zip(*map(sampler.quotas.counts, range(_STEPS_LOOKED_AT)), strict=True)]

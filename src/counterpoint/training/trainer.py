@@ -14,8 +14,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from counterpoint.domains.domain_rewards import DOMAIN_COLUMN, ROW_COLUMN, DomainRewards
 from counterpoint.errors import DivergedError, StrategyError
-from counterpoint.surgery import Record, Surgeon, resolve_strategy
-from counterpoint.surgery.strategies import needs_halves
+from counterpoint.surgery import Record, Surgeon, build_weighting, resolve_strategy
 from counterpoint.training.backends import (
     Reduction,
     balancing_loss,
@@ -161,7 +160,7 @@ class DomainGRPOTrainer(GRPOTrainer):
             self._script_run = ScriptRun(self._own["run"], args)
         self.held_out: dict[str, float] = {}
         """Last held-out mean reward of each domain, for the model card."""
-        self._halves = needs_halves(self.strategy)
+        self._halves = build_weighting(self.strategy.weighting).uses_halves
         self._surgeon: Surgeon | None = None
         self._surgeon_state: dict[str, Any] = {}
         self.last_record: Record | None = None

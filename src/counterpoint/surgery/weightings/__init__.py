@@ -1,34 +1,24 @@
-"""The weightings by name, and how one is made from a name, a mapping, a function or an object."""
+"""The weightings by name, and how one is made from a name, a mapping, a function or an object.
+
+Every file here is found by itself: a new weighting is one class with a ``name`` in a file of its own.
+"""
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from ...errors import StrategyError
+from ...registry import Path, named_classes, option_problems
 from .._outside import import_function
-from .base import Context, Halves, Ones, Weighting
-from .ema import EMAPCGrad
-from .pcgrad import PCGrad
-from .shuffled import ShuffledPCGrad
-from .significant import SignificantPCGrad
-from .static import StaticWeights
-from .torchjd import TORCHJD, TorchJDWeighting
+from .base import Context, Halves, Weighting
 
 __all__ = ["WEIGHTINGS", "Context", "Halves", "Weighting", "WeightingSpec", "build_weighting", "weighting_name"]
 
-WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
-    "ones": Ones,
-    "pcgrad": PCGrad,
-    "significant": SignificantPCGrad,
-    "ema": EMAPCGrad,
-    "shuffled": ShuffledPCGrad,
-    "static": StaticWeights,
-    **{name: functools.partial(TorchJDWeighting, name) for name in TORCHJD},
-}
-"""The built-in weightings by name; each Surgeon makes its own from the options."""
+WEIGHTINGS: dict[str, type[Weighting]] = named_classes(__name__, __path__, Weighting)  # type: ignore[type-abstract]
+"""The weightings by name; each Surgeon makes its own from the options."""
 
 WeightingSpec = str | Mapping[str, Any] | Callable[..., Any]
 
@@ -40,13 +30,21 @@ def build_weighting(spec: WeightingSpec) -> Weighting:
     function of ``(gram_GDD)`` or ``(gram_GDD, context)``. A class is instantiated with the options, so that each
     Surgeon has its own. Raises ``StrategyError`` for an unknown name or options a weighting does not take.
     """
-    if not isinstance(spec, Mapping):
-        return _build(spec, {})
-    options = dict(spec)
-    name = options.pop("type", None)
-    if not isinstance(name, str):
-        raise StrategyError(f"The weighting {dict(spec)} has no name: write it as {{type: NAME, OPTION: VALUE}}.")
-    return _build(name, options)
+    found, options = _found(spec)
+    if problems := list(weighting_problems(spec)):
+        listed = " ".join(f"{'.'.join(map(str, path))} {message}" for path, message in problems)
+        raise StrategyError(f"The weighting {_type_of(spec)!r}: {listed}")
+    if inspect.isclass(found):
+        made = found(**options)
+        return made if isinstance(made, Weighting) else _Adapted(made, made)
+    return found if isinstance(found, Weighting) else _Adapted(functools.partial(found, **options), found)
+
+
+def weighting_problems(spec: WeightingSpec, domains: Collection[str] | None = None) -> Iterator[tuple[Path, str]]:
+    """Path and message of every option that the weighting does not take, or that names none of ``domains``."""
+    found, options = _found(spec)
+    if inspect.isclass(found):
+        yield from option_problems(_type_of(spec), found, options, domains)
 
 
 def weighting_name(spec: WeightingSpec) -> str:
@@ -54,7 +52,12 @@ def weighting_name(spec: WeightingSpec) -> str:
     if isinstance(spec, Mapping):
         options = ", ".join(f"{key}={_plain(value)}" for key, value in sorted(spec.items()) if key != "type")
         return f"{spec.get('type')}({options})" if options else str(spec.get("type"))
-    return spec if isinstance(spec, str) else getattr(spec, "__name__", type(spec).__name__)
+    return _type_of(spec)
+
+
+def _type_of(spec: WeightingSpec) -> str:
+    named = spec.get("type") if isinstance(spec, Mapping) else spec
+    return named if isinstance(named, str) else getattr(named, "__name__", type(named).__name__)
 
 
 def _plain(value: Any) -> str:
@@ -63,47 +66,33 @@ def _plain(value: Any) -> str:
     return "+".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _build(name: Any, options: dict[str, Any]) -> Weighting:
+def _found(spec: WeightingSpec) -> tuple[Any, dict[str, Any]]:
+    """The class, function or object that ``spec`` names, and its options."""
+    options = dict(spec) if isinstance(spec, Mapping) else {}
+    name = options.pop("type", None) if isinstance(spec, Mapping) else spec
+    if isinstance(spec, Mapping) and not isinstance(name, str):
+        raise StrategyError(f"The weighting {dict(spec)} has no name: write it as {{type: NAME, OPTION: VALUE}}.")
     if not isinstance(name, str):
-        return _adapted(name, options)
-    if name not in WEIGHTINGS:
-        return _adapted(import_function(name, "weighting", WEIGHTINGS, StrategyError), options)
-    signature = inspect.signature(WEIGHTINGS[name])
-    try:
-        signature.bind(**options)
-    except TypeError as error:
-        known = ", ".join(signature.parameters) or "none"
-        raise StrategyError(f"The weighting {name!r}: {error}. Its options: {known}.") from error
-    return WEIGHTINGS[name](**options)
-
-
-def _adapted(found: Any, options: dict[str, Any]) -> Weighting:
-    """A function, class or object of the user's as a weighting."""
-    flags = {flag: bool(getattr(found, flag, False)) for flag in ("uses_halves", "weighs_one")}
-    if inspect.isclass(found):
-        found = found(**options)
-    elif options:
-        found = functools.partial(found, **options)
-    takes = [p for p in inspect.signature(found).parameters.values() if p.default is p.empty and _positional(p)]
-    if len(takes) not in (1, 2):
-        raise StrategyError(
-            f"The weighting {weighting_name(found)!r} must take (gram_GDD) or (gram_GDD, context); "
-            f"it takes {len(takes)} arguments."
-        )
-    if isinstance(found, Weighting) and len(takes) == 2:
-        return found
-    return _Adapted(found, len(takes) == 2, **flags)
-
-
-def _positional(parameter: inspect.Parameter) -> bool:
-    return parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        return name, options
+    return WEIGHTINGS.get(name) or import_function(name, "weighting", WEIGHTINGS, StrategyError), options
 
 
 class _Adapted(Weighting):
-    def __init__(self, found: Any, takes_context: bool, uses_halves: bool, weighs_one: bool) -> None:
-        self._found, self._takes_context = found, takes_context
-        self.uses_halves = uses_halves or bool(getattr(found, "uses_halves", False))
-        self.weighs_one = weighs_one or bool(getattr(found, "weighs_one", False))
+    """A function or object of the user's; ``flags`` is what carries the attributes of :class:`Weighting`, if any."""
+
+    def __init__(self, found: Any, flags: Any) -> None:
+        parameters = inspect.signature(found).parameters.values()
+        takes = [
+            p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        ]
+        if len(takes) not in (1, 2):
+            raise StrategyError(
+                f"The weighting {weighting_name(flags)!r} must take (gram_GDD) or (gram_GDD, context); "
+                f"it takes {len(takes)} arguments."
+            )
+        self._found, self._takes_context = found, len(takes) == 2
+        self.uses_halves = bool(getattr(flags, "uses_halves", False))
+        self.weighs_one = bool(getattr(flags, "weighs_one", False))
 
     def __call__(self, gram_GDD: Tensor, context: Context) -> Tensor:
         return self._found(gram_GDD, context) if self._takes_context else self._found(gram_GDD)

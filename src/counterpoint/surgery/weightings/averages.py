@@ -7,28 +7,30 @@ it has. Legend: C numbers per pair; N all domains seen so far.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Lt
 from torch import Tensor
 
 from ...errors import StrategyError
 from .base import Context
+
+Decay = Annotated[float, Ge(0), Lt(1)]
+"""Weight of a step against the one after it; 0 keeps the newest alone."""
 
 
 class PairAverages:
     """Averages of C numbers for every group and ordered pair of domains, kept by their names.
 
     Arguments:
-        decay: weight of a step against the one after it, at least 0 and below 1; 0 keeps the newest value alone.
+        decay: see ``Decay``.
         width: C.
 
-    Raises ``StrategyError`` for another decay, and where one object is used with the groups of two models.
+    Raises ``StrategyError`` where one object is used with the groups of two models.
     """
 
     def __init__(self, decay: float, width: int) -> None:
-        if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 <= decay < 1:
-            raise StrategyError(f"decay must be a number of at least 0 and below 1, found {decay!r}.")
         self._decay = float(decay)
         self._width = width
         self._groups: tuple[str, ...] = ()

@@ -10,12 +10,13 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ...errors import StrategyError, nearest
+from ...registry import Named
 
 PATIENCE = 50
 """Steps after which a weighting that could do nothing so far says so instead of going on."""
@@ -67,14 +68,20 @@ class Context:
         return f"{self.seed}/{self.step}/{group}".encode()
 
 
-class Weighting(ABC):
-    """Base of all weightings. One without memory defines ``__call__`` alone."""
+class Weighting(Named, ABC):
+    """Base of all weightings. One without memory defines ``__call__`` alone; its options are those of ``__init__``."""
+
+    strategies: ClassVar[tuple[tuple[str, str, str], ...]] = ()
+    """Name, grouping and description of each named strategy that is made of it."""
 
     uses_halves: bool = False
     """Whether it needs every domain's gradient in two halves, as ``context.halves``; that takes twice the buffers."""
 
     weighs_one: bool = False
     """Whether it is asked also in a step of one domain, which passes unchanged otherwise."""
+
+    protects: bool = False
+    """Whether it has the option ``protect``."""
 
     @abstractmethod
     def __call__(self, gram_GDD: Tensor, context: Context) -> Tensor:
@@ -84,16 +91,8 @@ class Weighting(ABC):
         """What it remembers from step to step, of plain Python objects."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Puts back what ``state_dict()`` gave."""
-
-
-class Ones(Weighting):
-    """The plain sum of the domain gradients."""
-
-    def __call__(self, gram_GDD: Tensor, context: Context) -> Tensor:
-        """Weights [G, D] of 1."""
-        return torch.ones(gram_GDD.shape[:2], dtype=torch.float64)
 
 
 class NamedDomains:

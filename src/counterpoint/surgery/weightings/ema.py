@@ -9,34 +9,39 @@ more than cosines do: in an average of Grams the steps with long gradients would
 must fit the lengths of the gradients they multiply.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import torch
+from annotated_types import doc
 from torch import Tensor
 
 from ..gram import cosines, scales
-from .averages import PairAverages
+from .averages import Decay, PairAverages
 from .base import Context, Weighting
 from .pcgrad import pcgrad
-from .protect import Protection
+from .protect import Protect, Protection
 
 
 class EMAPCGrad(Weighting):
-    """PCGrad's rule on exponentially averaged cosines.
+    """PCGrad on cosines that are averaged over steps.
 
     The average of a pair takes in the steps that hold both domains with gradients in the group, this one included; it
     is divided by the sum of its weights, so that the first steps count in full. A step whose own Gram has a conflict
-    keeps the plain sum where no average is negative.
-
-    Arguments:
-        decay: weight of a step's cosines against the next one's; 0.9 is a memory of about ten steps, 0 is PCGrad.
-        protect: domains whose gradients are never altered. The others give way to them as far as ``K'`` tells.
-
-    Raises ``StrategyError`` for options out of range.
+    keeps the plain sum where no average is negative. The others give way to protected domains as far as ``K'`` tells.
     """
 
-    def __init__(self, decay: float = 0.9, protect: Sequence[str] = ()) -> None:
+    name = "ema"
+    strategies = (("mgs-ema", "module", "Modular Gradient Surgery on averaged conflicts"),)
+    protects = True
+
+    def __init__(
+        self,
+        decay: Annotated[
+            Decay, doc("Weight of a step against the next one; 0.9 is about ten steps, 0 is PCGrad.")
+        ] = 0.9,
+        protect: Protect = (),
+    ) -> None:
         self._averages = PairAverages(decay, width=1)
         self._protection = Protection(protect)
 

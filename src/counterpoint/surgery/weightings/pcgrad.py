@@ -20,20 +20,25 @@ from torch import Tensor
 
 from ..gram import conflicts
 from .base import Context, Weighting
-from .protect import Protection, give_way
+from .protect import Protect, Protection, give_way
 
 
 class PCGrad(Weighting):
-    """PCGrad, with domains that the others give way to.
+    """A domain's gradient gives up what opposes another domain's.
 
-    Arguments:
-        protect: domains whose gradients are never altered. Every other domain is treated by PCGrad's rule among the
-            unprotected ones and then projected onto the vectors that oppose no protected gradient.
-
-    Raises ``StrategyError`` for anything but a list of up to seven different names.
+    Protected domains keep theirs: every other domain is treated by PCGrad's rule among the unprotected ones and then
+    projected onto the vectors that oppose no protected gradient.
     """
 
-    def __init__(self, protect: Sequence[str] = ()) -> None:
+    name, paper = "pcgrad", "2001.06782"
+    strategies = (
+        ("mgs", "module", "Modular Gradient Surgery, arXiv 2602.02301"),
+        ("mgs-tensor", "tensor", "the same on every parameter tensor, as the paper's public code does it"),
+        ("pcgrad", "global", "PCGrad as published"),
+    )
+    protects = True
+
+    def __init__(self, protect: Protect = ()) -> None:
         self._protection = Protection(protect)
 
     def __call__(self, gram_GDD: Tensor, context: Context) -> Tensor:

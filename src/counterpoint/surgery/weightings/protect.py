@@ -9,16 +9,18 @@ With at most seven protected domains every set of those with ``m_p > 0`` can be 
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Annotated
 
 import torch
+from annotated_types import doc
 from torch import Tensor
 
-from ...errors import StrategyError
+from ...registry import Domain, Rule
 from ..gram import cosines, norms
 from .base import Context, NamedDomains
 
-MAX_PROTECTED = 7
+_MAX_PROTECTED = 7
 """Every set of protected domains is tried, so their number is limited."""
 
 _ROUNDING = 1e-6
@@ -26,19 +28,23 @@ _ROUNDING = 1e-6
 weights and lose more precision than it gains."""
 
 
-class Protection(NamedDomains):
-    """The protected domains, at most seven; none protects nothing.
+def _can_be_protected(names: Sequence[str], domains: Collection[str] | None) -> None:
+    if len(names) > _MAX_PROTECTED or len(set(names)) < len(names):
+        raise ValueError(f"lists {len(names)} domains. Give at most {_MAX_PROTECTED}, each of them once.")
+    if domains and set(domains) <= set(names):
+        raise ValueError("lists every domain, so that none is left to give way. Leave one out, or use `mixed`.")
 
-    Raises ``StrategyError`` for anything but a list of different names.
-    """
+
+Protect = Annotated[
+    Sequence[Domain], Rule(_can_be_protected), doc("Domains whose gradients are never altered; the others give way.")
+]
+"""The type of the option ``protect``."""
+
+
+class Protection(NamedDomains):
+    """The protected domains; none protects nothing."""
 
     def __init__(self, names: Sequence[str] = ()) -> None:
-        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-            raise StrategyError(f"protect must be a list of domain names, found {names!r}: write it as [NAME, ...].")
-        if len(set(names)) != len(names) or len(names) > MAX_PROTECTED:
-            raise StrategyError(
-                f"protect lists {', '.join(names)}: give up to {MAX_PROTECTED} domains, each of them once."
-            )
         super().__init__(names, "protect lists", "it protects nothing")
 
     def among(self, context: Context) -> Tensor:

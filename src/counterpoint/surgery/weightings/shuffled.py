@@ -16,10 +16,13 @@ _STREAM = "cycle of all groups"
 
 
 class ShuffledPCGrad(Weighting):
-    """PCGrad's weights, every group with those of another group; one group keeps its own.
+    """A control: PCGrad's weights, every group with those of another group; one group keeps its own.
 
     A random cycle through all groups, drawn from (seed, step) alone, says whose weights a group gets.
     """
+
+    name = "shuffled"
+    strategies = (("mgs-shuffled", "module", "a control: the weights of `mgs` in the wrong modules"),)
 
     def __call__(self, gram_GDD: Tensor, context: Context) -> Tensor:
         """Weights [G, D] for Grams [G, D, D], both float64."""

@@ -12,41 +12,46 @@ and each of the three squares is seen in every step. They are divided by ``||A||
 the cosine, and averaged over steps. ``significant`` compares the cosine with what its averaged variance allows.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Gt, Lt, doc
 from torch import Tensor
 
 from ...errors import StrategyError
 from ..gram import cosines, scales
-from .averages import PairAverages
+from .averages import Decay, PairAverages
 from .base import PATIENCE, Context, Halves, Weighting
 from .pcgrad import pcgrad
-from .protect import Protection
+from .protect import Protect, Protection
 
 
 class SignificantPCGrad(Weighting):
-    """PCGrad in which only pairs of domains in significant conflict are projected against each other.
+    """PCGrad against conflicts that exceed their noise.
 
     A pair counts where ``cos < -t sqrt(variance)``, t being the quantile of Student's distribution for as many degrees
     of freedom as the average is worth steps. A pair never seen with both halves of both domains is never projected.
+    The others give way to those protected domains with which they are in significant conflict.
 
-    Arguments:
-        level: the share of pairs without conflict that may be projected by chance, between 0 and 0.5.
-        decay: weight of a step's squares against the next one's in the average.
-        protect: domains whose gradients are never altered. The others give way to those of them with which they are in
-            significant conflict.
-
-    Raises ``StrategyError`` for options out of range, without ``context.halves``, and where no pair of domains had both
-    halves in the first 50 steps.
+    Raises ``StrategyError`` without ``context.halves``, and where no pair of domains had both halves in the first 50
+    steps.
     """
 
-    uses_halves = True
+    name = "significant"
+    strategies = (("mgs-significant", "module", "Modular Gradient Surgery against significant conflicts alone"),)
+    uses_halves = protects = True
 
-    def __init__(self, level: float = 0.05, decay: float = 0.95, protect: Sequence[str] = ()) -> None:
-        if isinstance(level, bool) or not isinstance(level, int | float) or not 0 < level < 0.5:
-            raise StrategyError(f"level must be a number above 0 and below 0.5, found {level!r}.")
+    def __init__(
+        self,
+        level: Annotated[
+            float, Gt(0), Lt(0.5), doc("Share of pairs without conflict that may be projected by chance.")
+        ] = 0.05,
+        decay: Annotated[
+            Decay, doc("Weight of a step's noise against the next one's; 0.95 is about twenty steps.")
+        ] = 0.95,
+        protect: Protect = (),
+    ) -> None:
         self._level = level
         self._averages = PairAverages(decay, width=2)
         self._protection = Protection(protect)

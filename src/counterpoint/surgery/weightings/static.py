@@ -7,36 +7,33 @@ Justin Gilmer, Do Current Multi-Task Optimization Methods in Deep Learning Even 
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Gt, Lt, MinLen, doc
 from torch import Tensor
 
-from ...errors import StrategyError
+from ...registry import Domain
 from .base import Context, NamedDomains, Weighting
 
 
 class StaticWeights(Weighting):
     """One fixed weight per domain, the same in every group and step.
 
-    Arguments:
-        weights: domain -> weight, a positive finite number; a domain without one has the weight 1.
-
-    Raises ``StrategyError`` for anything else, and in use where a named domain is none of the first 50 steps'.
+    Raises ``StrategyError`` where a domain with a weight is none of the first 50 steps'.
     """
 
+    name, paper = "static", "2209.11379"
     weighs_one = True
 
-    def __init__(self, weights: Mapping[str, float]) -> None:
-        if not isinstance(weights, Mapping) or not weights:
-            raise StrategyError(
-                f"weights must be a mapping of domains to numbers, found {weights!r}: "
-                "write it as {type: static, weights: {math: 2.0}}."
-            )
-        for name, weight in weights.items():
-            number = isinstance(weight, int | float) and not isinstance(weight, bool)
-            if not isinstance(name, str) or not number or not (0 < weight < math.inf):
-                raise StrategyError(f"weights gives {name!r} the weight {weight!r}: give a positive finite number.")
+    def __init__(
+        self,
+        weights: Annotated[
+            Mapping[Domain, Annotated[float, Gt(0), Lt(math.inf)]],
+            MinLen(1),
+            doc("Domain and weight, as in {math: 2.0}; a domain without one has the weight 1."),
+        ],
+    ) -> None:
         self._weights = dict(weights)
         self._named = NamedDomains(weights, "weights names", "its weight does nothing")
 
