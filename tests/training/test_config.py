@@ -75,7 +75,7 @@ def test_a_rule_of_a_script_is_logged_and_saved_by_its_name(tmp_path):
         ({"grams_every": 1.5}, ConfigError, "grams_every=1.5"),
         ({"buffers": "disk"}, StrategyError, "buffers='disk' is unknown.*bfloat16"),
         ({"strategy": "mgss"}, StrategyError, "Unknown strategy 'mgss': did you mean 'mgs'"),
-        ({"strategy": {"grouping": "layer"}}, StrategyError, "lacks weighting"),
+        ({"strategy": {"grouping": "layer"}}, StrategyError, "needs a name, or grouping and weighting together"),
         ({"share_rule": "cary"}, ConfigError, "share_rule='cary': did you mean 'carry'"),
         ({"shares": {"math": 0}}, DomainError, r"shares\['math'\]=0: a share must be a number above 0"),
         ({"shares": {"math": "2"}}, DomainError, r"shares\['math'\]='2'"),

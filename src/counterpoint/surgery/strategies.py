@@ -113,7 +113,7 @@ def _spelled_out(spec: Mapping[str, Any]) -> Strategy:
             raise StrategyError(f"Unknown key {key!r} in the strategy {dict(spec)}: {nearest(str(key), _KEYS)}")
     named = None if spec.get("name") is None else _named(spec["name"])
     for path, message in _name_problems(spec):
-        raise StrategyError(f"The strategy {dict(spec)}: {' '.join(map(str, path))} {message}")
+        raise StrategyError(" ".join([f"The strategy {dict(spec)}", *map(str, path), message]))
     grouping, weighting = (named.grouping, named.weighting) if named else (spec["grouping"], spec["weighting"])
     options = {**(spec.get("options") or {}), **({"protect": spec["protect"]} if spec.get("protect") else {})}
     if options:
