@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from counterpoint.surgery import GROUPINGS, STRATEGIES, WEIGHTINGS, Context, Surgeon
+from counterpoint.surgery import GROUPINGS, STRATEGIES, WEIGHTINGS, Context, Surgeon, build_weighting
 
 PAGE = (Path(__file__).parents[2] / "docs" / "strategies.md").read_text()
 
@@ -32,8 +32,14 @@ def test_own_weighting(blocks):
     torch.testing.assert_close(weights_GD, torch.tensor([[1.0, 1.0, 3.0]], dtype=torch.float64))
 
 
+def test_own_weighting_as_a_class(blocks):
+    found = build_weighting(blocks[2]["Damped"])
+    gram_GDD = torch.tensor([[[1.0, 0.5], [0.5, 1.0]], [[1.0, -0.5], [-0.5, 1.0]]], dtype=torch.float64)
+    assert found(gram_GDD, Context(("a", "b"), ("math", "code"))).tolist() == [[1, 1], [0.5, 0.5]]
+
+
 def test_own_grouping(blocks, build):
-    assert Surgeon(build("llama"), grouping=blocks[2]["attention_or_not"]).groups == ("rest", "attention")
+    assert Surgeon(build("llama"), grouping=blocks[3]["attention_or_not"]).groups == ("rest", "attention")
 
 
 def test_every_name_is_on_the_page():

@@ -70,7 +70,11 @@ print(json.dumps({
 }))
 """
 
-DOMAINS = "domains: {math: {source: pocket}, qa: {source: pocket}}\ntraining: {max_steps: 2, gradient_accumulation_steps: 2}\nrun: {device: cpu}\n"
+DOMAINS = """
+domains: {math: {source: pocket}, qa: {source: pocket}}
+training: {max_steps: 2, gradient_accumulation_steps: 2}
+run: {device: cpu}
+"""
 
 
 @pytest.mark.slow

@@ -98,13 +98,13 @@ def test_halves_are_checked_in_a_configuration_too():
 def test_a_protected_domain_must_exist(tiny_model, tiny_tokenizer, tmp_path):
     strategy = {"grouping": "module", "weighting": {"type": "pcgrad", "protect": ["maths"]}}
     assert resolve_strategy(strategy)
-    with pytest.raises(DomainError, match="protect.0 unknown domain 'maths': did you mean 'math'"):
+    with pytest.raises(DomainError, match=r"protect\.0 unknown domain 'maths': did you mean 'math'"):
         build(tiny_model, tiny_tokenizer, tmp_path, strategy)
 
 
 def test_a_weighted_domain_must_exist(tiny_model, tiny_tokenizer, tmp_path):
     strategy = {"grouping": "global", "weighting": {"type": "static", "weights": {"maths": 2.0}}}
-    with pytest.raises(DomainError, match="weights.maths unknown domain 'maths': did you mean 'math'"):
+    with pytest.raises(DomainError, match=r"weights\.maths unknown domain 'maths': did you mean 'math'"):
         build(tiny_model, tiny_tokenizer, tmp_path, strategy)
 
 

@@ -18,7 +18,9 @@ def groups(
     grouping: Annotated[
         str,
         typer.Option(
-            "--grouping", "-g", help="global, layer, module, tensor, or one of your own as package.module:function."
+            "--grouping",
+            "-g",
+            help="As `counterpoint config reference` lists them, or your own as package.module:function.",
         ),
     ] = "module",
     lora: Annotated[

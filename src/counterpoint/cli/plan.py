@@ -28,7 +28,12 @@ GPUsOption = Annotated[int, typer.Option("--gpus", "-n", min=1, help="GPUs in al
 DomainsOption = Annotated[
     int | None, typer.Option("--domains", "-d", min=1, help="Domains in a step.", show_default="2")
 ]
-StrategyOption = Annotated[str | None, typer.Option("--strategy", "-s", help="Name of a strategy.", show_default="mgs")]
+StrategyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--strategy", "-s", help="Name of a strategy; `counterpoint config reference` lists them.", show_default="mgs"
+    ),
+]
 BuffersOption = Annotated[
     Buffers | None,
     typer.Option("--buffers", help="Where domain gradients wait.", show_default="device"),

@@ -8,38 +8,34 @@ from counterpoint.config.domain import expand_reward
 from counterpoint.config.training_keys import refused_reason
 from counterpoint.config.variables import Key
 from counterpoint.errors import nearest
-from counterpoint.inputs import MAX_DEPTH, is_deep, is_text
+from counterpoint.inputs import MAX_DEPTH, is_text
 from counterpoint.registry import SEQUENTIAL
 from counterpoint.rewards import REWARDS
 
 Finding = tuple[Key, str]
 
 
-def plain_findings(data: Any) -> Iterator[Finding]:
+def plain_findings(value: Any, path: Key = ()) -> Iterator[Finding]:
     """Path and message of every value that no YAML file holds or no tool further on can: other checks rely on it."""
-    if is_deep(data):
-        yield (), f"nested more than {MAX_DEPTH} deep. Write it flatter."
-        return
-    open_items: list[tuple[Key, Any]] = [((), data)]
-    while open_items:
-        path, value = open_items.pop()
-        if isinstance(value, dict):
-            for key, item in value.items():
-                if isinstance(key, str) and is_text(key):
-                    open_items.append(((*path, key), item))
-                else:
-                    yield path, f"a key must be plain text, found {key!r}."
-        elif isinstance(value, list | tuple):
-            open_items.extend(((*path, index), item) for index, item in enumerate(value))
-        elif isinstance(value, str):
-            if not is_text(value):
-                yield path, "holds a NUL or half of a character, which no tool can write. Remove it."
-        elif isinstance(value, int) and value.bit_length() > MAX_BITS:
-            bits = value.bit_length()
-            yield path, f"a whole number of {bits} bits; at most {MAX_BITS} are read. Write a smaller one."
-        elif value is not None and not isinstance(value, int | float):
-            kinds = "text, a number, true, false, null, a list or a mapping"
-            yield path, f"expected {kinds}, found {type(value).__name__}."
+    if isinstance(value, dict | list | tuple) and len(path) >= MAX_DEPTH:
+        yield path[:3], f"nested more than {MAX_DEPTH} deep. Write it flatter."
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if isinstance(key, str) and is_text(key):
+                yield from plain_findings(item, (*path, key))
+            else:
+                yield path, f"a key must be plain text, found {key!r}."
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from plain_findings(item, (*path, index))
+    elif isinstance(value, str):
+        if not is_text(value):
+            yield path, "holds a NUL or half of a character, which no tool can write. Remove it."
+    elif isinstance(value, int) and value.bit_length() > MAX_BITS:
+        yield path, f"a whole number of {value.bit_length()} bits; at most {MAX_BITS} are read. Write a smaller one."
+    elif value is not None and not isinstance(value, int | float):
+        kinds = "text, a number, true, false, null, a list or a mapping"
+        yield path, f"expected {kinds}, found {type(value).__name__}."
 
 
 def cross_findings(data: Any) -> Iterator[Finding]:

@@ -1,6 +1,5 @@
 """YAML as plain data with the place of every key; duplicates refused, ``${VAR}`` filled in from the environment."""
 
-import os
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -115,7 +114,7 @@ def read_data(data: Any, name: str) -> Document:
 def _with_secret(document: Document, data: Any, path: Key, done: Key) -> Any:
     """``data`` with the variables of the text at ``path`` filled in; what leads there is copied."""
     if not path:
-        text, written, missing = fill(data, done, os.environ)
+        text, written, missing = fill(data, done)
         document.problems += [Problem(document.name, done, _unset(variable)) for variable in missing]
         if written is not None:
             document.filled.append(Filled(done, text, Written(written, plain=False)))
@@ -181,7 +180,7 @@ class _Builder:
     def _scalar(self, node: yaml.ScalarNode, path: Key) -> Any:
         written: str | None = None
         if "${" in node.value and node.tag == f"{_TAG}str":
-            text, written, missing = fill(node.value, path, os.environ)
+            text, written, missing = fill(node.value, path)
             for variable in missing:
                 self._problem(node, path, _unset(variable))
             tag = self.loader.resolve(yaml.ScalarNode, text, (True, False)) if node.style is None else node.tag

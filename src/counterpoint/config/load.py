@@ -198,47 +198,34 @@ def set_value(document: Document, path: Key, value: Any, where: str, filled: Seq
 
     ``filled`` is what came from the environment, by its path within ``value``.
     """
-    document.data = {} if document.data is None else document.data
-    holder: Any = document.data
-    done: Key = ()
     try:
-        for part in path[:-1]:
-            key = _key(holder, part, done)
-            holder[key] = _opened(holder, key, done)
-            document.places.setdefault((*done, key), where)  # made by this override
-            holder, done = holder[key], (*done, key)
-        last = _key(holder, path[-1], done)
+        document.data, path = _changed(document.data, (), path, value)
     except LookupError as error:
         document.problems.append(Problem(where, path, f"cannot be set: {error.args[0]}."))
         return
-    holder[last] = value
-    written = (*done, last)
-    for known in [known for known in document.places if known[: len(written)] == written]:
-        del document.places[known]
-    document.places[written] = where
-    kept = [one for one in document.filled if one.path[: len(written)] != written]
-    document.filled = [*kept, *(replace(one, path=(*written, *one.path)) for one in filled)]
+    document.places = {known: place for known, place in document.places.items() if known[: len(path)] != path}
+    for length in range(1, len(path) + 1):  # what was made by this override, too
+        document.places.setdefault(path[:length], where)
+    kept = [one for one in document.filled if one.path[: len(path)] != path]
+    document.filled = [*kept, *(replace(one, path=(*path, *one.path)) for one in filled)]
 
 
-def _key(holder: Any, part: str | int, done: Key) -> str | int:
-    """``part`` as a key of the mapping, or an index into the list, ``holder``."""
+def _changed(holder: Any, done: Key, path: Key, value: Any) -> tuple[Any, Key]:
+    """What stands at ``done``, with ``value`` written below it at ``path``; and that whole path, indices as numbers."""
+    if not path:
+        return value, done
+    holder = {} if holder is None else _expand(done, holder)
+    part: Any = path[0]
     if isinstance(holder, dict):
-        return part
+        below, whole = _changed(holder.get(part), (*done, part), path[1:], value)
+        return {**holder, part: below}, whole
     if isinstance(holder, list) and _INDEX.match(str(part)) and int(part) < len(holder):
-        return int(part)
-    shown = MASK if any(is_secret_name(str(part)) for part in done) else repr(holder)
-    kind = (
-        f"a list of {len(holder)}, whose items are named 0, 1, ..."
-        if isinstance(holder, list)
-        else f"{shown}, not a mapping"
-    )
-    raise LookupError(f"{dotted(done) or 'the document'} is {kind}")
-
-
-def _opened(holder: Any, key: Any, done: Key) -> Any:
-    """What stands at ``key``: made where nothing does, its long form where a shorthand does."""
-    below = holder.get(key) if isinstance(holder, dict) else holder[key]
-    return {} if below is None else _expand((*done, key), below)
+        index = int(part)
+        below, whole = _changed(holder[index], (*done, index), path[1:], value)
+        return [*holder[:index], below, *holder[index + 1 :]], whole
+    shown = MASK if any(is_secret_name(str(key)) for key in done) else repr(holder)
+    items = f"a list of {len(holder)}, whose items are named 0, 1, ..." if isinstance(holder, list) else ""
+    raise LookupError(f"{dotted(done) or 'the document'} is {items or f'{shown}, not a mapping'}")
 
 
 def _expand(path: Key, value: Any) -> Any:

@@ -1,7 +1,8 @@
 """``${VAR}`` in a configuration: filled in from the environment for use, put back for the disk; and literal secrets."""
 
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,35 +35,29 @@ class Filled:
     text: Written
 
 
-def fill(text: str, path: Key, environment: Mapping[str, str]) -> tuple[str, str | None, list[str]]:
+def fill(text: str, path: Key) -> tuple[str, str | None, list[str]]:
     """``text`` with every variable's value; the same with the variables that were set, if any; and those missing.
 
     A variable that is not set takes its default, which is a text of the file like any other. As in a shell, empty
     counts as unset.
     """
-    used: list[str] = []
+    values: list[str] = []
+    written: list[str] = []
     missing: list[str] = []
-    secret = any(is_secret_name(str(part)) for part in path)
-
-    def value_of(match: re.Match[str]) -> str:
-        escaped, variable, default = match.groups()
-        if escaped:
-            return match[0][1:]
-        if value := environment.get(variable):
-            used.append(variable)
-            remember(value, variable, secret=secret)
-            return value
-        if default is None:
-            missing.append(variable)
-        return default or ""
-
-    def without_default(match: re.Match[str]) -> str:
-        if match[1]:
-            return match[0]
-        return f"${{{match[2]}}}" if environment.get(match[2]) else escaped(match[3] or "")
-
-    value = VARIABLE.sub(value_of, text)
-    return value, VARIABLE.sub(without_default, text) if used else None, missing
+    used, end = False, 0
+    for match in VARIABLE.finditer(text):
+        double, variable, default = match.groups()
+        value, again = match[0][1:], match[0]
+        if not double and (found := os.environ.get(variable)):
+            remember(found, variable, secret=any(is_secret_name(str(part)) for part in path))
+            value, again, used = found, f"${{{variable}}}", True
+        elif not double:
+            value, again = default or "", escaped(default or "")
+            missing += [variable] if default is None else []
+        values += [text[end : match.start()], value]
+        written += [text[end : match.start()], again]
+        end = match.end()
+    return "".join([*values, text[end:]]), "".join([*written, text[end:]]) if used else None, missing
 
 
 def escaped(text: str) -> str:

@@ -1,6 +1,5 @@
 """From a study file to a checked ``Study``: every problem of the file and of every row's run is told at once."""
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -120,7 +119,7 @@ def _base(document: Document, config: StudyConfig, path: Path) -> tuple[Document
     if isinstance(config.config, dict):
         places = {key[1:]: place for key, place in document.places.items() if key[:1] == ("config",)}
         filled = [replace(one, path=one.path[1:]) for one in document.filled if one.path[0] == "config"]
-        return Document(copy.deepcopy(config.config), document.name, places, filled=filled), path
+        return Document(config.config, document.name, places, filled=filled), path
     wanted = expanded(config.config)
     beside = path.parent / wanted
     base = beside if kind_of(beside) else wanted

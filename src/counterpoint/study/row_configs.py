@@ -1,6 +1,5 @@
 """The configuration of every run of a study: the base configuration with what its row changes."""
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -105,10 +104,10 @@ def _checked(
     check_training: TrainingCheck | None,
     filled: Sequence[Filled] = (),
 ) -> tuple[Config | None, list[Problem]]:
-    document = Document(copy.deepcopy(base.data), base.name, dict(base.places), filled=list(base.filled))
+    document = Document(base.data, base.name, dict(base.places), filled=list(base.filled))
     for path, value in (*COMMON, *changes):
         for leaf, part in _leaves(document.data, path, value):
-            set_value(document, leaf, copy.deepcopy(part), where)
+            set_value(document, leaf, part, where)
     document.filled += filled
     try:
         return check_document(document, base_path, check_training), []

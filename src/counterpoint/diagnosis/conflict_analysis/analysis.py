@@ -21,12 +21,12 @@ from counterpoint.diagnosis.damage_analysis.curvature import is_out_of_memory
 from counterpoint.diagnosis.rollouts import Rollouts
 from counterpoint.diagnosis.statistics import pairs_of
 from counterpoint.errors import CounterpointError, GroupingError, nearest
-from counterpoint.surgery import group_parameters
+from counterpoint.surgery import GROUPINGS, group_parameters
 from counterpoint.surgery.units import sum_units
 
 Progress = Callable[[str, int, int], None]
 
-ALL_GROUPINGS = ("global", "layer", "module", "tensor", "neuron")
+ALL_GROUPINGS = (*GROUPINGS, "neuron")
 
 
 def conflicts(
