@@ -37,6 +37,20 @@ class Damped(Weighting):
         return torch.where(conflict_G, self.by, 1.0).double().unsqueeze(1).repeat(1, context.num_domains)
 '''
 
+OWN = """
+from typing import Annotated
+import torch
+from annotated_types import Gt
+from counterpoint.surgery import Weighting
+
+class Own(Weighting):
+    def __init__(self, by: Annotated[float, Gt(0)] = 0.5) -> None:
+        self.by = by
+
+    def __call__(self, gram_GDD, context):
+        return torch.full(gram_GDD.shape[:2], self.by)
+"""
+
 USE = """
 import json, sys, warnings
 warnings.simplefilter("ignore")
@@ -47,6 +61,8 @@ from counterpoint.config import load_config
 from counterpoint.config.reference import strategies
 from counterpoint.study.load import load_study
 from counterpoint.surgery import Surgeon
+
+OWN = "strategy={grouping: layer, weighting: 'mine:Own', options: {by: %s}}"
 
 def ask(*arguments):
     result = CliRunner().invoke(app, arguments)
@@ -64,6 +80,8 @@ print(json.dumps({
     "fine": ask("config", "check", "c.yaml"),
     "wrong": ask("config", "check", "c.yaml", "--set", "strategy.options.by=2"),
     "unknown": ask("config", "check", "c.yaml", "--set", "strategy=mgs-dampd"),
+    "own": ask("config", "check", "c.yaml", "--set", OWN % "0.25"),
+    "wrong own": ask("config", "check", "c.yaml", "--set", OWN % "-1"),
     "gradient": model.weight.grad.tolist(),
     "row": [study.configs[row, ""].strategy.label for row in study.rows],
     "table": strategies(),
@@ -82,6 +100,7 @@ def test_a_weighting_in_one_new_file_is_known_everywhere(tmp_path):
     package = tmp_path / "src" / "counterpoint"
     shutil.copytree(Path(counterpoint.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
     (package / "surgery" / "weightings" / "damped.py").write_text(NEW)
+    (tmp_path / "src" / "mine.py").write_text(OWN)
     (tmp_path / "c.yaml").write_text("strategy: {name: mgs-damped, options: {by: 0.1}}\n" + DOMAINS)
     rows = "rows: {mixed: mixed, named: mgs-damped, own: {strategy: {grouping: layer, weighting: damped}}}\n"
     (tmp_path / "study.yaml").write_text("name: s\nconfig: c.yaml\nseeds: 2\n" + rows)
@@ -96,9 +115,12 @@ def test_a_weighting_in_one_new_file_is_known_everywhere(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert "Strategy mgs-damped-by-0.1, domains math, qa, run c-mgs-damped-by-0.1." in found["fine"]
+    assert "fine. Strategy mgs-damped-by-0.1," in found["fine"]
+    assert "run runs/c-mgs-damped-by-0.1 " in found["fine"]
     assert "strategy.options.by: should be less than or equal to 1, found 2. Factor in a conflict." in found["wrong"]
     assert "unknown strategy 'mgs-dampd': did you mean 'mgs-damped'?" in found["unknown"]
+    assert "fine. Strategy layer-mine-Own-by-0.25," in found["own"]
+    assert "by should be greater than 0, found -1" in found["wrong own"]
     assert found["gradient"] == [[-0.25, -0.25]]
     assert found["row"] == ["mixed", "mgs-damped", "layer-damped"]
     assert (

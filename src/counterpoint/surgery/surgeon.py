@@ -38,7 +38,8 @@ class Surgeon:
         model_or_named_parameters: a module, or names and parameters. Layers and modules are read from the module's
             tree, or by name where only names are given. Frozen parameters are left out, tied ones count once. What
             requires a gradient now is what takes part later.
-        strategy: a name in ``STRATEGIES`` or ``{"grouping": ..., "weighting": ...}``.
+        strategy: a name in ``STRATEGIES``, or a mapping as in a configuration, ``{"name": "mgs", "protect": ["math"]}``
+            or ``{"grouping": "layer", "weighting": "cagrad", "options": {"c": 0.2}}``.
         grouping, weighting: replace that part of the strategy.
         seed: of the private random generators; with the step and the group's name it fixes every random order.
         copy: copy each gradient instead of taking its tensor over. Needed where something else owns and reuses the

@@ -25,8 +25,8 @@ class DomainGRPOConfig(GRPOConfig):
 
     Parameters:
         strategy (`str`, `dict` or [`~counterpoint.surgery.Strategy`], *optional*, defaults to `"mgs"`):
-            How the domains' gradients are combined: a name in `counterpoint.surgery.STRATEGIES`, or
-            `{"grouping": ..., "weighting": ...}`.
+            How the domains' gradients are combined: a name in `counterpoint.surgery.STRATEGIES`, or a mapping as in a
+            configuration, `{"name": "mgs", "protect": ["math"]}` or `{"grouping": ..., "weighting": ...}`.
         shares (`dict[str, float]`, *optional*):
             Relative share of every step's prompts per domain. `None` means equal shares.
         share_rule (`str`, *optional*, defaults to `"exact"`):
@@ -47,8 +47,8 @@ class DomainGRPOConfig(GRPOConfig):
     strategy: Strategy | str | dict[str, Any] | None = field(
         default="mgs",
         metadata={
-            "help": f"How the domains' gradients are combined: {', '.join(STRATEGIES)}, or a JSON object with the keys "
-            "grouping and weighting."
+            "help": f"How the domains' gradients are combined: {', '.join(STRATEGIES)}, or a JSON object as in a "
+            "configuration."
         },
     )
     shares: dict[str, float] | str | None = field(
