@@ -10,12 +10,12 @@ from pydantic import ValidationError
 
 from counterpoint.config.checks import cross_findings, plain_findings
 from counterpoint.config.document import Document, Problem, dotted, read_data, read_yaml
-from counterpoint.config.domain import expand_reward, fill_domain
+from counterpoint.config.domain import fill_domain
 from counterpoint.config.schema import Config
 from counterpoint.config.section import MAX_NAME, Section, explained
 from counterpoint.config.sources import expand_source
 from counterpoint.config.training_keys import refused_reason
-from counterpoint.config.variables import Filled, Key, literal_secrets
+from counterpoint.config.variables import Filled, Key, literal_secrets, long_form
 from counterpoint.errors import ConfigError
 from counterpoint.inputs import MAX_DEPTH, expanded, kind_of, read_text
 from counterpoint.masking import MASK, is_secret_name, masked_names
@@ -232,15 +232,8 @@ def _expand(path: Key, value: Any) -> Any:
     """The long form of a shorthand at ``path``; ``value`` itself where there is none."""
     if isinstance(value, dict | list):
         return value
-    match path:
-        case ("model",):
-            return {"path": value}
-        case ("strategy",):
-            return {"name": value}
-        case ("domains", _, "source") | ("domains", _, "evaluation", "source"):
-            return expand_source(value)
-        case ("domains", _, "reward"):
-            return expand_reward(value)
-        case ("domains", _, "reward", int()):
-            return {"name": value}
+    if path[:1] == ("domains",) and path[-1:] == ("source",):
+        return expand_source(value)
+    for key in reversed(long_form(path)[len(path) :]):
+        value = [value] if key == 0 else {key: value}
     return value

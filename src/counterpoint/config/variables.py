@@ -11,7 +11,7 @@ from counterpoint.masking import is_secret_name, remember
 Key = tuple[str | int, ...]
 
 _DEEPEST = 100  # keys above each other among which secrets are looked for
-VARIABLE = re.compile(r"\$(\$?)\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+_VARIABLE = re.compile(r"\$(\$?)\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 
 class Written(str):
@@ -45,7 +45,7 @@ def fill(text: str, path: Key) -> tuple[str, str | None, list[str]]:
     written: list[str] = []
     missing: list[str] = []
     used, end = False, 0
-    for match in VARIABLE.finditer(text):
+    for match in _VARIABLE.finditer(text):
         double, variable, default = match.groups()
         value, again = match[0][1:], match[0]
         if not double and (found := os.environ.get(variable)):
@@ -62,13 +62,13 @@ def fill(text: str, path: Key) -> tuple[str, str | None, list[str]]:
 
 def escaped(text: str) -> str:
     """``text`` such that filling it in gives it back."""
-    return VARIABLE.sub(lambda match: "$" + match[0], text)
+    return _VARIABLE.sub(lambda match: "$" + match[0], text)
 
 
 def put_back(data: Any, filled: Sequence[Filled]) -> Any:
     """``data`` with :class:`Written` texts in the places of ``filled`` that still hold what was filled in."""
     for one in filled:
-        data = _put(data, _long_form(one.path), one)
+        data = _put(data, long_form(one.path), one)
     return data
 
 
@@ -87,7 +87,7 @@ def _put(data: Any, path: Key, one: Filled) -> Any:
     return data
 
 
-def _long_form(path: Key) -> Key:
+def long_form(path: Key) -> Key:
     """Where a value stands once shorthands are spelled out: ``model`` is ``model.path``."""
     match path:
         case ("model",) | ("domains", _, "source") | ("domains", _, "evaluation", "source"):
@@ -103,9 +103,9 @@ def _long_form(path: Key) -> Key:
 
 def literal_secrets(data: Any, filled: Sequence[Filled]) -> Iterator[tuple[Key, str]]:
     """Path and message of every secret that is written out where options are free: a run keeps its configuration."""
-    from_environment = {_long_form(one.path) for one in filled}
+    from_environment = {long_form(one.path) for one in filled}
     for path in secret_texts(data):
-        if _long_form(path) not in from_environment:
+        if long_form(path) not in from_environment:
             yield (
                 path,
                 (
