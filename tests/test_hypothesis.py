@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from counterpoint.checkpoints import open_checkpoint
 from counterpoint.config import FileSource, load_config
-from counterpoint.domains.files import read_file
+from counterpoint.domains.sources import read_file
 from counterpoint.engine.prepare import setting_findings, setting_names
 from counterpoint.errors import CounterpointError
 from counterpoint.rewards import build_reward

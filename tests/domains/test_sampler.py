@@ -6,9 +6,7 @@ from collections import Counter
 
 import pytest
 
-from counterpoint.domains.geometry import Geometry
-from counterpoint.domains.sampler import DomainStream, QuotaSampler
-from counterpoint.domains.shares import normalise
+from counterpoint.domains.shares import DomainStream, Geometry, QuotaSampler, normalise
 from counterpoint.errors import DomainError
 
 

@@ -1,4 +1,4 @@
-"""One domain: rows filtered, made into prompts with their reward's columns, measured, and split."""
+"""The domains of a configuration: rows filtered, made into prompts with their reward's columns, measured, split."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -6,12 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from counterpoint.config import Config, DomainConfig, PocketSource
-from counterpoint.domains.prompts import Prompter, prompt_key, prompt_lengths
-from counterpoint.domains.read import read_pocket_test, read_source
-from counterpoint.domains.template import Path, Template
-from counterpoint.errors import DomainError
-
-Row = dict[str, Any]
+from counterpoint.domains.prompts import Column, Prompter, Template, prompt_key, prompt_lengths
+from counterpoint.domains.sources import Row, read_pocket_test, read_source
+from counterpoint.errors import CounterpointError, DomainError
 
 _GIVEN = ("prompt", "prompts", "completion", "completions", "completion_ids", "domain")
 """What every reward gets without a column of the data."""
@@ -63,6 +60,30 @@ class Domain:
     rewards: tuple[WeightedReward, ...]
     share: float
     summary: LoadSummary
+
+
+def load_domains(config: Config, tokenizer: Any) -> list[Domain]:
+    """Every domain with its training rows, held-out rows and rewards, in the order of the configuration.
+
+    The result depends on the configuration, the data and the tokenizer alone.
+
+    Args:
+        config: a checked configuration.
+        tokenizer: the model's tokenizer; prompts are measured with it.
+
+    Raises:
+        DomainError: one line per domain that cannot be used, each with what was found and what to do.
+    """
+    domains: list[Domain] = []
+    problems: list[str] = []
+    for name in config.domains:
+        try:
+            domains.append(build_domain(name, config, tokenizer))
+        except CounterpointError as error:
+            problems.append(f"domains.{name}: {error}")
+    if problems:
+        raise DomainError("\n".join(problems))
+    return domains
 
 
 def build_domain(name: str, config: Config, tokenizer: Any) -> Domain:
@@ -119,7 +140,7 @@ class _RowMaker:
     name: str
     rewards: Sequence[WeightedReward]
     prompter: Prompter
-    columns: Mapping[str, Path | Template]
+    columns: Mapping[str, Column | Template]
     optional: tuple[str, ...]
     every_column: bool
     filter: Mapping[str, Any]
@@ -141,9 +162,9 @@ class _RowMaker:
         functions = [reward.function for reward in rewards]
         required = [column for function in functions for column in getattr(function, "columns", ())]
         optional = [column for function in functions for column in getattr(function, "optional_columns", ())]
-        columns: dict[str, Path | Template] = {c: Path(c) for c in required if c not in _GIVEN}
+        columns: dict[str, Column | Template] = {c: Column(c) for c in required if c not in _GIVEN}
         for column, written in domain.columns.items():
-            columns[column] = _template(f"columns.{column}", written) if "{" in written else Path(written)
+            columns[column] = _template(f"columns.{column}", written) if "{" in written else Column(written)
         prompter = Prompter.build(domain.prompt, domain.system, domain.chat, tokenizer)
         spare = tuple(c for c in optional if c not in columns and c not in _GIVEN)
         drop = domain.unusable_rows == "drop"
@@ -198,7 +219,7 @@ class _RowMaker:
 
     def _wanted(self, number: int, raw: Row) -> bool:
         for column, wanted in self.filter.items():
-            found = _read(Path(column).get, raw, f"filter.{column}", number)
+            found = _read(Column(column).get, raw, f"filter.{column}", number)
             accepted = wanted if isinstance(wanted, list) else [wanted]
             if found not in accepted and str(found) not in map(str, accepted):  # CSV knows only text
                 return False
@@ -208,7 +229,7 @@ class _RowMaker:
         row = {column: raw[column] for column in raw if column not in _GIVEN} if self.every_column else {}
         for column, place in self.columns.items():
             read = place.render if isinstance(place, Template) else place.get
-            own_name = isinstance(place, Path) and place.text == column
+            own_name = isinstance(place, Column) and place.text == column
             what = f"the reward needs the column {column!r} (columns maps it)" if own_name else f"columns.{column}"
             row[column] = _read(read, raw, what, number)
         for column in self.optional:

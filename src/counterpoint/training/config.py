@@ -7,7 +7,7 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from counterpoint.domains.sampler import QuotaSampler
+from counterpoint.domains.shares import QuotaSampler
 from counterpoint.errors import ConfigError, DomainError, StrategyError, nearest
 from counterpoint.surgery import STRATEGIES, Strategy, resolve_strategy
 from counterpoint.surgery.strategies import needs_halves, protected_domains, weighted_domains

@@ -1,4 +1,4 @@
-"""Rows of a local file: JSONL, JSON, CSV or Parquet, each also compressed with gzip."""
+"""Rows of any source, before they are made into prompts: files (JSONL, JSON, CSV, Parquet), the hub, tasks."""
 
 import csv
 import difflib
@@ -6,16 +6,94 @@ import gzip
 import json
 import re
 from collections.abc import Iterator
-from itertools import islice
-from pathlib import Path as FilePath
+from itertools import count, islice
+from pathlib import Path
 from typing import Any, TextIO
 
-from counterpoint.config.sources import FILE_SUFFIXES, FileSource
-from counterpoint.domains.template import Path
-from counterpoint.errors import DomainError
+from counterpoint.config import FileSource, HubSource, PocketSource, ReasoningGymSource
+from counterpoint.config.sources import FILE_SUFFIXES
+from counterpoint.domains.prompts import Column
+from counterpoint.errors import DomainError, MissingExtraError, nearest
 from counterpoint.inputs import LIBRARY_FAULTS, Place, kind_of, parse_json, reading
 
 Row = dict[str, Any]
+Source = PocketSource | FileSource | HubSource | ReasoningGymSource
+
+_TRIES = 50  # draws per wanted test prompt before a pocket task counts as exhausted
+
+
+def read_source(source: Source, limit: int | None) -> list[Row]:
+    """The first ``limit`` rows of ``source`` for training.
+
+    Raises:
+        DomainError: the source is missing, unreadable or malformed.
+        MissingExtraError: it needs a package that is not installed.
+    """
+    match source:
+        case FileSource():
+            return read_file(source, limit)
+        case HubSource():
+            return _hub(source, limit)
+        case ReasoningGymSource():
+            return _reasoning_gym(source, limit)
+        case PocketSource():
+            task = _pocket_task(source)
+            return [task.generate("train", index) for index in range(min(source.size, limit or source.size))]
+
+
+def read_pocket_test(source: PocketSource, size: int) -> list[Row]:
+    """``size`` different held-out rows of a pocket task, or fewer if it has fewer."""
+    task = _pocket_task(source)
+    unique: dict[str, Row] = {}
+    for index in islice(count(), size * _TRIES):
+        row = task.generate("test", index)
+        unique.setdefault(row["prompt"], row)
+        if len(unique) == size:
+            break
+    return list(unique.values())
+
+
+def _pocket_task(source: PocketSource) -> Any:
+    from counterpoint.pocket.tasks import TASKS
+
+    task = str(source.task)
+    if task not in TASKS:
+        raise DomainError(f"unknown pocket task {task!r}: {nearest(task, TASKS)} Set source.task.")
+    return TASKS[task]
+
+
+def _hub(source: HubSource, limit: int | None) -> list[Row]:
+    import datasets
+
+    try:
+        data = datasets.load_dataset(source.path, source.config, split=source.split, revision=source.revision)
+    except LIBRARY_FAULTS as error:  # offline, unknown id, gated, unknown configuration or split
+        wanted = f"{source.path} (config {source.config}, split {source.split})"
+        raise DomainError(
+            f"the hub dataset {wanted} cannot be loaded: {error}. Check its id, config and split, and the network; "
+            "a local copy is read with type: file."
+        ) from error
+    return data.select(range(min(limit or len(data), len(data)))).to_list()
+
+
+def _reasoning_gym(source: ReasoningGymSource, limit: int | None) -> list[Row]:
+    try:
+        import reasoning_gym
+        from reasoning_gym.factory import DATASETS
+    except ModuleNotFoundError as error:
+        raise MissingExtraError.for_extra("A reasoning_gym source", "reasoning-gym") from error
+    if source.task not in DATASETS:
+        raise DomainError(f"unknown reasoning_gym task {source.task!r}: {nearest(source.task, DATASETS)}")
+    try:
+        task = reasoning_gym.create_dataset(source.task, size=source.size, seed=source.seed, **source.options)
+        rows = [task[index] for index in range(min(source.size, limit or source.size))]
+    except LIBRARY_FAULTS as error:  # its tasks refuse options in many ways, some when they make a row
+        raise DomainError(f"reasoning_gym task {source.task!r} refuses its options: {error}.") from error
+    return [
+        {"prompt": row["question"], "question": row["question"], "answer": row["answer"], "entry": row} for row in rows
+    ]
+
+
 _MEND = "Mend the file, or leave this out."
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 _MAX_FIELD = 1 << 30  # characters of one CSV value; Python's own limit is 131072
@@ -27,7 +105,7 @@ def read_file(source: FileSource, limit: int | None) -> list[Row]:
     Raises:
         DomainError: the file is missing (naming the nearest), unreadable, or malformed (naming the line).
     """
-    path = FilePath(source.path)
+    path = Path(source.path)
     if (found := kind_of(path)) != "file":
         raise DomainError(f"{path}: is a {found}. Give one file." if found else _missing(path))
     return list(islice(_READERS[_format(source)](path, source), limit))
@@ -36,7 +114,7 @@ def read_file(source: FileSource, limit: int | None) -> list[Row]:
 def _format(source: FileSource) -> str:
     if source.format != "auto":
         return source.format
-    path = FilePath(source.path)
+    path = Path(source.path)
     suffix = (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()
     if suffix not in FILE_SUFFIXES:
         known = ", ".join(FILE_SUFFIXES)
@@ -44,13 +122,13 @@ def _format(source: FileSource) -> str:
     return FILE_SUFFIXES[suffix]
 
 
-def _open_text(path: FilePath) -> TextIO:
+def _open_text(path: Path) -> TextIO:
     opener = gzip.open if path.suffix == ".gz" else open
     # what is no UTF-8 is refused by `_check_text`, which knows the line
     return opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
-def _jsonl(path: FilePath, source: FileSource) -> Iterator[Row]:
+def _jsonl(path: Path, source: FileSource) -> Iterator[Row]:
     place = Place(path)
     with reading(place, DomainError, _MEND), _open_text(path) as file:
         for line in file:
@@ -59,14 +137,14 @@ def _jsonl(path: FilePath, source: FileSource) -> Iterator[Row]:
             place.line += 1
 
 
-def _json(path: FilePath, source: FileSource) -> Iterator[Row]:
+def _json(path: Path, source: FileSource) -> Iterator[Row]:
     with reading(path, DomainError, _MEND), _open_text(path) as file:
         data = _parse(file.read(), path)
     if source.field is not None:
         if not isinstance(data, dict):
             raise DomainError(f"{path}: source.field is {source.field!r}, but the file holds no object. Remove it.")
         try:
-            data = Path(source.field).get(data)
+            data = Column(source.field).get(data)
         except DomainError as error:
             raise DomainError(f"{path}: source.field: {error}") from None
     if not isinstance(data, list):
@@ -77,7 +155,7 @@ def _json(path: FilePath, source: FileSource) -> Iterator[Row]:
         yield _object(item, f"{path}: row {number}")
 
 
-def _csv(path: FilePath, source: FileSource) -> Iterator[Row]:
+def _csv(path: Path, source: FileSource) -> Iterator[Row]:
     csv.field_size_limit(_MAX_FIELD)
     place = Place(path)
     with reading(place, DomainError, _MEND), _open_text(path) as file:
@@ -96,7 +174,7 @@ def _counted(file: TextIO, place: Place) -> Iterator[str]:
         yield line
 
 
-def _parquet(path: FilePath, source: FileSource) -> Iterator[Row]:
+def _parquet(path: Path, source: FileSource) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
@@ -131,7 +209,7 @@ def _object(value: Any, where: object) -> Row:
     return value
 
 
-def _missing(path: FilePath) -> str:
+def _missing(path: Path) -> str:
     folder = path.parent
     if kind_of(folder) != "folder":
         return f"{path}: there is no such file, and no folder {folder}. Correct source.path."
