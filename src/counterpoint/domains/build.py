@@ -94,9 +94,7 @@ def build_domain(name: str, config: Config, tokenizer: Any) -> Domain:
     """
     domain = config.domains[name]
     rewards = build_rewards(domain)
-    limit = domain.max_prompt_tokens or config.max_prompt_tokens
-    rendering = config.training.get("chat_template_kwargs") or {}
-    maker = _RowMaker.build(name, domain, rewards, tokenizer, limit, rendering)
+    maker = _RowMaker(name, config, rewards, tokenizer)
     train = maker.make(read_source(domain.source, domain.limit))
     size = domain.evaluation.size or config.evaluation.prompts
     if domain.evaluation.source is None and not isinstance(domain.source, PocketSource):
@@ -135,53 +133,24 @@ class _Made:
     unusable: int
 
 
-@dataclass(frozen=True)
 class _RowMaker:
-    name: str
-    rewards: Sequence[WeightedReward]
-    prompter: Prompter
-    columns: Mapping[str, Column | Template]
-    optional: tuple[str, ...]
-    every_column: bool
-    filter: Mapping[str, Any]
-    drop_unusable: bool
-    tokenizer: Any
-    max_tokens: int
-    chat_template_kwargs: Mapping[str, Any]
+    """Makes the rows of one domain: prompt, the columns of the rewards, nothing that a reward cannot use."""
 
-    @classmethod
-    def build(
-        cls,
-        name: str,
-        domain: DomainConfig,
-        rewards: Sequence[WeightedReward],
-        tokenizer: Any,
-        max_tokens: int,
-        chat_template_kwargs: Mapping[str, Any],
-    ) -> "_RowMaker":
+    def __init__(self, name: str, config: Config, rewards: Sequence[WeightedReward], tokenizer: Any) -> None:
+        domain = config.domains[name]
         functions = [reward.function for reward in rewards]
         required = [column for function in functions for column in getattr(function, "columns", ())]
         optional = [column for function in functions for column in getattr(function, "optional_columns", ())]
-        columns: dict[str, Column | Template] = {c: Column(c) for c in required if c not in _GIVEN}
+        self.columns: dict[str, Column | Template] = {c: Column(c) for c in required if c not in _GIVEN}
         for column, written in domain.columns.items():
-            columns[column] = _template(f"columns.{column}", written) if "{" in written else Column(written)
-        prompter = Prompter.build(domain.prompt, domain.system, domain.chat, tokenizer)
-        spare = tuple(c for c in optional if c not in columns and c not in _GIVEN)
-        drop = domain.unusable_rows == "drop"
-        undeclared = any(not hasattr(function, "columns") for function in functions)
-        return cls(
-            name,
-            rewards,
-            prompter,
-            columns,
-            spare,
-            undeclared,
-            domain.filter or {},
-            drop,
-            tokenizer,
-            max_tokens,
-            chat_template_kwargs,
-        )
+            self.columns[column] = _template(f"columns.{column}", written) if "{" in written else Column(written)
+        self.optional = [c for c in optional if c not in self.columns and c not in _GIVEN]
+        self.every_column = any(not hasattr(function, "columns") for function in functions)
+        self.prompter = Prompter(domain.prompt, domain.system, domain.chat, tokenizer)
+        self.name, self.rewards, self.tokenizer = name, rewards, tokenizer
+        self.filter, self.drop_unusable = domain.filter or {}, domain.unusable_rows == "drop"
+        self.max_tokens = domain.max_prompt_tokens or config.max_prompt_tokens
+        self.chat_template_kwargs = config.training.get("chat_template_kwargs") or {}
 
     def make(self, raw: Sequence[Row]) -> _Made:
         """The rows of this domain in ``raw``.

@@ -1,7 +1,7 @@
-"""Shares: how many rows of every domain a step holds, and which; every step, every rank, from any step on.
+"""Shares: how many rows of every domain an optimizer step holds, and which rows.
 
-``Quotas`` splits the units of a step by the shares, ``Geometry`` says how many units a step has, and ``QuotaSampler``
-gives TRL the rows. All arithmetic is in integers and fractions, so a share typed as 0.1 is one tenth.
+``Quotas`` splits the units of a step, ``Geometry`` says how many units a step has, ``QuotaSampler`` gives TRL the rows.
+All arithmetic is in integers and fractions, so a share typed as 0.1 is one tenth.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from counterpoint.errors import DomainError, nearest
 
 RULES = ("exact", "carry")
 
-MAX_SUGGESTED = 4096  # beyond this many units an exact split is no practical advice
+_MAX_SUGGESTED = 4096  # beyond this many units an exact split is no practical advice
 
 
 def normalise(shares: Mapping[str, float]) -> dict[str, Fraction]:
@@ -34,33 +34,31 @@ def normalise(shares: Mapping[str, float]) -> dict[str, Fraction]:
     return {name: share / total for name, share in exact.items()}
 
 
-def ratio(shares: Mapping[str, float]) -> str:
-    """The shares as the smallest whole numbers, such as ``2:1:1``."""
-    fractions = normalise(shares)
-    scale = math.lcm(*(share.denominator for share in fractions.values()))
-    return ":".join(str(int(share * scale)) for share in fractions.values())
-
-
 def exact_units(shares: Mapping[str, float]) -> int:
     """The smallest number of units per step that ``shares`` split without remainder."""
     return math.lcm(*(share.denominator for share in normalise(shares).values()))
+
+
+def ratio(shares: Mapping[str, float]) -> str:
+    """The shares as the smallest whole numbers, such as ``2:1:1``."""
+    units = exact_units(shares)
+    return ":".join(str(int(share * units)) for share in normalise(shares).values())
 
 
 def would_do(shares: Mapping[str, float], units: int) -> list[int]:
     """The numbers of units nearest to ``units``, below and above, that split exactly; empty if all are too large."""
     smallest = exact_units(shares)
     below = units // smallest * smallest
-    return [number for number in (below, below + smallest) if 0 < number <= MAX_SUGGESTED]
+    return [number for number in (below, below + smallest) if 0 < number <= _MAX_SUGGESTED]
 
 
 class Quotas:
-    """Units of each domain in every step, for ``units`` per step; ``counts(step)`` needs no state from the caller.
+    """Units of each domain in every step of ``units`` units; any step can be asked for first.
 
-    With ``rule="exact"`` every step is the same and holds each share without remainder. With ``rule="carry"`` every
-    domain gets the whole part of its share in each step, and the units left over go round by Tijdeman's schedule for
-    the chairman assignment problem (Discrete Mathematics 32, 1980), which keeps the number of units that each domain
-    has had by any step within one of its exact share. Handing each unit to the domain that is furthest behind does
-    not keep that bound.
+    With ``rule="exact"`` every step holds each share without remainder. With ``rule="carry"`` every domain gets the
+    whole part of its share in each step, and the units left over go round by Tijdeman's schedule for the chairman
+    assignment problem (Discrete Mathematics 32, 1980): after every step, each domain has had its exact share to within
+    one unit. Always serving the domain that is furthest behind does not keep that bound.
 
     Raises:
         DomainError: shares that ``rule="exact"`` cannot meet, naming numbers of units that it could.
@@ -71,7 +69,6 @@ class Quotas:
             raise DomainError(f"Unknown share rule {rule!r}: {nearest(rule, RULES)}")
         if units < 1:
             raise DomainError(f"A step must hold at least one unit of rows, found {units}.")
-        self.units = units
         targets = [share * units for share in normalise(shares).values()]
         self._base = [math.floor(target) for target in targets]
         left = [target - whole for target, whole in zip(targets, self._base, strict=True)]
@@ -79,11 +76,15 @@ class Quotas:
         self._parts = [int(share * self._period) for share in left]  # extra units of each domain in a period
         self._left = units - sum(self._base)
         if self._left and rule == "exact":
-            raise DomainError(_cannot_split(shares, units))
+            would = " or ".join(map(str, would_do(shares, units))) or "no practical number of units"
+            raise DomainError(
+                f"{units} units of rows per step cannot be split {ratio(shares)} between the domains "
+                f"{', '.join(shares)}; {would} would do. Change the batch, change the shares, or set share_rule: carry."
+            )
         self._extra: list[list[int]] = [[0] * len(targets)]  # extra units had before each step of the period
 
     def counts(self, step: int) -> list[int]:
-        """Units of each domain in ``step`` (from 0), in the order of the shares; they sum to ``units``."""
+        """Units of each domain in ``step`` (from 0), in the order of the shares."""
         before, after = self.before(step), self.before(step + 1)
         return [later - earlier for earlier, later in zip(before, after, strict=True)]
 
@@ -108,19 +109,9 @@ class Quotas:
         return given
 
 
-def _cannot_split(shares: Mapping[str, float], units: int) -> str:
-    numbers = would_do(shares, units)
-    names = ", ".join(shares)
-    advice = f"{' or '.join(map(str, numbers))} would do" if numbers else "no practical number of units would do"
-    return (
-        f"{units} units of rows per step cannot be split {ratio(shares)} between the domains {names}; {advice}. "
-        "Change the batch, change the shares, or set share_rule: carry."
-    )
-
-
 @dataclass(frozen=True)
 class Geometry:
-    """How rows are cut. All numbers of rows are per rank (device); every rank is cut alike.
+    """How a step is cut into rows, groups, micro-batches and generations; numbers of rows are per rank.
 
     A *unit* is the smallest number of rows that can belong to one domain: whole micro-batches and whole groups of
     completions of one prompt, so ``lcm(rows_per_device, num_generations)`` rows. A *quota step* is the stretch of
@@ -226,22 +217,17 @@ class Geometry:
             )
 
     def _check_units(self) -> None:
-        at_once = min(self.steps_per_generation, self.accumulation)
-        if at_once % self.unit_micro_batches == 0:
+        at_once, base = min(self.steps_per_generation, self.accumulation), self.unit_micro_batches
+        if at_once % base == 0:
             return
         key = "gradient_accumulation_steps" if at_once == self.accumulation else "steps_per_generation"
+        below = at_once // base * base
         raise DomainError(
             f"per_device_train_batch_size={self.rows_per_device} and num_generations={self.num_generations}: whole "
             f"micro-batches of whole groups come in {self.unit_rows} rows on each device, but {key}={at_once} gives "
-            f"{at_once * self.rows_per_device}. Use {key}={_around(at_once, self.unit_micro_batches)}, or a "
+            f"{at_once * self.rows_per_device}. Use {key}={f'{below} or ' if below else ''}{below + base}, or a "
             f"per_device_train_batch_size that is a multiple of {self.num_generations}."
         )
-
-
-def _around(found: int, base: int) -> str:
-    """The multiples of ``base`` next to ``found``, as ``4 or 8``."""
-    below = found // base * base
-    return " or ".join(str(number) for number in (below, below + base) if number > 0)
 
 
 def _fitting(found: int, base: int) -> str:
@@ -265,23 +251,16 @@ class DomainStream:
     def __init__(self, num_rows: int, seed: int, name: str, shuffle: bool = True) -> None:
         if num_rows < 1:
             raise DomainError(f"The domain {name!r} has no rows. Give it some or leave it out.")
-        self.num_rows = num_rows
-        self.seed = seed
-        self.name = name
-        self.shuffle = shuffle
-        self._pass = -1
-        self._order: list[int] = []
+        self.num_rows, self.seed, self.name, self.shuffle = num_rows, seed, name, shuffle
+        self._pass, self._order = -1, list(range(num_rows))
 
     def __getitem__(self, position: int) -> int:
         """The row at ``position`` (from 0) of the endless order."""
         number, within = divmod(position, self.num_rows)
-        if not self.shuffle:
-            return within
-        if number != self._pass:
+        if self.shuffle and number != self._pass:
+            self._pass, self._order = number, list(range(self.num_rows))
             text = f"{self.seed}\n{self.name}\n{number}"
-            self._order = list(range(self.num_rows))
             random.Random(hashlib.sha256(text.encode()).digest()).shuffle(self._order)
-            self._pass = number
         return self._order[within]
 
 
@@ -289,13 +268,18 @@ class QuotaSampler:
     """Row indices in TRL's protocol: each prompt ``num_generations`` times in a row, each generation repeated.
 
     TRL's loader takes ``steps_per_generation`` micro-batches at a time and accelerate gives rank r the r-th chunk of
-    every ``world`` chunks. One generation (W ranks, each with whole units of one domain) is therefore laid out as::
+    every ``world`` chunks. One generation (whole units of one domain on each of W ranks) is therefore laid out as::
 
         rank 0: [unit of math][unit of code] | rank 1: [unit of math][unit of code] | ...
 
     and yielded ``iterations * steps_per_generation`` times, because TRL asks once per micro-step and reuses the first
-    answer. Every optimizer step then holds, on every rank, exactly the units that ``Quotas`` gives each domain. The
-    order is a function of the step alone: skipping the first k batches is the same as starting at the k-th.
+    answer. The order is a function of the step alone: skipping the first k batches is the same as starting at the k-th.
+
+    >>> batch = {"num_generations": 2, "rows_per_device": 2, "accumulation": 3}
+    >>> sampler = QuotaSampler({"math": 4, "code": 2}, shares={"math": 2, "code": 1}, shuffle=False, **batch)
+    >>> rows = list(sampler)  # rows 0 to 3 are math, 4 and 5 are code
+    >>> rows[:6], rows[18:24]  # the first and the second step, each asked for three times
+    ([0, 0, 4, 4, 1, 1], [2, 2, 5, 5, 3, 3])
 
     Args:
         sizes: rows of each domain; they stand in this order in the one dataset that TRL indexes.
@@ -331,11 +315,13 @@ class QuotaSampler:
         self.geometry = Geometry(
             num_generations, rows_per_device, accumulation, steps_per_generation or accumulation, iterations, world
         )
-        check_shares(shares, self.geometry, rule)
+        _check_shares(shares, self.geometry, rule)
         self.quotas = Quotas(shares, self.geometry.quota_units, rule)
         self._streams = [DomainStream(size, seed, name, shuffle) for name, size in sizes.items()]
         self._offsets = [sum(list(sizes.values())[:index]) for index in range(len(sizes))]
-        self._periods = self._periods_per_epoch(sum(sizes.values()))
+        prompts_per_step = world * self.geometry.quota_units * self.geometry.unit_prompts
+        self._periods = math.ceil(sum(sizes.values()) / (prompts_per_step * self.geometry.period_quota_steps))
+        self._repeats = self.geometry.iterations * self.geometry.steps_per_generation
         self.epoch = 0
 
     @property
@@ -375,19 +361,10 @@ class QuotaSampler:
         if geometry.steps_per_generation < geometry.accumulation:
             return None
         steps = geometry.period_quota_steps
-        first = micro_step // (geometry.steps_per_generation * geometry.iterations) * steps
+        first = micro_step // self._repeats * steps
         return [
             [units * geometry.unit_micro_batches for units in self.quotas.counts(first + step)] for step in range(steps)
         ]
-
-    @property
-    def _repeats(self) -> int:
-        return self.geometry.iterations * self.geometry.steps_per_generation
-
-    def _periods_per_epoch(self, num_rows: int) -> int:
-        geometry = self.geometry
-        prompts = geometry.world * geometry.quota_units * geometry.unit_prompts * geometry.period_quota_steps
-        return math.ceil(num_rows / prompts)
 
     def _generations(self, period: int) -> Iterator[list[int]]:
         """The rows of every generation of ``period``: rank after rank, each prompt ``num_generations`` times."""
@@ -395,11 +372,10 @@ class QuotaSampler:
         units = [unit for step in range(period * steps, (period + 1) * steps) for unit in self._units(step)]
         size = self.geometry.generation_units
         for start in range(0, len(units), size):
-            chunk = units[start : start + size]
             yield [
                 row
                 for rank in range(self.geometry.world)
-                for unit in chunk
+                for unit in units[start : start + size]
                 for row in unit[rank]
                 for _ in range(self.geometry.num_generations)
             ]
@@ -415,15 +391,13 @@ class QuotaSampler:
             yield [rows[rank * prompts : (rank + 1) * prompts] for rank in range(world)]
 
 
-def check_shares(shares: Mapping[str, float], geometry: Geometry, rule: str) -> None:
+def _check_shares(shares: Mapping[str, float], geometry: Geometry, rule: str) -> None:
     """Refuses shares that a step of this geometry cannot hold exactly, naming batches that would."""
     units = geometry.quota_units
     if rule != "exact" or units % exact_units(shares) == 0:
         return
-    numbers = [geometry.accumulation_for(number) for number in would_do(shares, units)]
-    advice = (
-        f"gradient_accumulation_steps={' or '.join(map(str, numbers))} would do" if numbers else "no batch would do"
-    )
+    numbers = [str(geometry.accumulation_for(number)) for number in would_do(shares, units)]
+    advice = f"gradient_accumulation_steps={' or '.join(numbers)} would do" if numbers else "no batch would do"
     if numbers and geometry.steps_per_generation != geometry.accumulation:
         advice += f" (and a steps_per_generation to match; it is {geometry.steps_per_generation})"
     raise DomainError(

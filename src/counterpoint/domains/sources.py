@@ -1,4 +1,7 @@
-"""Rows of any source, before they are made into prompts: files (JSONL, JSON, CSV, Parquet), the hub, tasks."""
+"""Rows of any source, before they are made into prompts: files (JSONL, JSON, CSV, Parquet), the hub, tasks.
+
+Files are read with the standard library: every value stays as it was written, and an error names file and line.
+"""
 
 import csv
 import difflib
@@ -6,7 +9,7 @@ import gzip
 import json
 import re
 from collections.abc import Iterator
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,6 +22,9 @@ from counterpoint.inputs import LIBRARY_FAULTS, Place, kind_of, parse_json, read
 Row = dict[str, Any]
 Source = PocketSource | FileSource | HubSource | ReasoningGymSource
 
+_MEND = "Mend the file, or leave this out."
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # an escape that may be half of a surrogate pair
+_MAX_FIELD = 1 << 30  # characters of one CSV value; Python's own limit is 131072
 _TRIES = 50  # draws per wanted test prompt before a pocket task counts as exhausted
 
 
@@ -45,7 +51,7 @@ def read_pocket_test(source: PocketSource, size: int) -> list[Row]:
     """``size`` different held-out rows of a pocket task, or fewer if it has fewer."""
     task = _pocket_task(source)
     unique: dict[str, Row] = {}
-    for index in islice(count(), size * _TRIES):
+    for index in range(size * _TRIES):
         row = task.generate("test", index)
         unique.setdefault(row["prompt"], row)
         if len(unique) == size:
@@ -94,11 +100,6 @@ def _reasoning_gym(source: ReasoningGymSource, limit: int | None) -> list[Row]:
     ]
 
 
-_MEND = "Mend the file, or leave this out."
-_HALF = re.compile(r"\\u[dD][89a-fA-F]")
-_MAX_FIELD = 1 << 30  # characters of one CSV value; Python's own limit is 131072
-
-
 def read_file(source: FileSource, limit: int | None) -> list[Row]:
     """The first ``limit`` rows of the file.
 
@@ -108,13 +109,22 @@ def read_file(source: FileSource, limit: int | None) -> list[Row]:
     path = Path(source.path)
     if (found := kind_of(path)) != "file":
         raise DomainError(f"{path}: is a {found}. Give one file." if found else _missing(path))
-    return list(islice(_READERS[_format(source)](path, source), limit))
+    return list(islice(_READERS[_format(source, path)](path, source), limit))
 
 
-def _format(source: FileSource) -> str:
+def _missing(path: Path) -> str:
+    folder = path.parent
+    if kind_of(folder) != "folder":
+        return f"{path}: there is no such file, and no folder {folder}. Correct source.path."
+    names = [item.name for item in folder.iterdir() if item.is_file()]
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.4)
+    hint = f"did you mean {close[0]!r}?" if close else "correct source.path."
+    return f"{path}: there is no such file; {hint}"
+
+
+def _format(source: FileSource, path: Path) -> str:
     if source.format != "auto":
         return source.format
-    path = Path(source.path)
     suffix = (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()
     if suffix not in FILE_SUFFIXES:
         known = ", ".join(FILE_SUFFIXES)
@@ -128,13 +138,32 @@ def _open_text(path: Path) -> TextIO:
     return opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
+def _check_text(text: str) -> None:
+    """Raises UnicodeError for what was no UTF-8, or is half of a pair of escapes: neither can be written again."""
+    if not text.isascii():
+        text.encode()
+
+
+def _parse(text: str, where: object) -> Any:
+    _check_text(text)
+    value = parse_json(text, where, DomainError, _MEND)
+    if _HALF.search(text):
+        _check_text(json.dumps(value, ensure_ascii=False))
+    return value
+
+
+def _object(value: Any, where: object) -> Row:
+    if not isinstance(value, dict):
+        raise DomainError(f"{where}: a row must be a JSON object, found {type(value).__name__}.")
+    return value
+
+
 def _jsonl(path: Path, source: FileSource) -> Iterator[Row]:
     place = Place(path)
     with reading(place, DomainError, _MEND), _open_text(path) as file:
-        for line in file:
+        for place.line, line in enumerate(file, start=1):
             if line.strip():
                 yield _object(_parse(line, place), place)
-            place.line += 1
 
 
 def _json(path: Path, source: FileSource) -> Iterator[Row]:
@@ -187,33 +216,3 @@ def _parquet(path: Path, source: FileSource) -> Iterator[Row]:
 
 
 _READERS = {"jsonl": _jsonl, "json": _json, "csv": _csv, "parquet": _parquet}
-
-
-def _parse(text: str, where: object) -> Any:
-    _check_text(text)
-    value = parse_json(text, where, DomainError, _MEND)
-    if _HALF.search(text):
-        _check_text(json.dumps(value, ensure_ascii=False))
-    return value
-
-
-def _check_text(text: str) -> None:
-    """Raises UnicodeError for what was no UTF-8, or is half of a pair of escapes: neither can be written again."""
-    if not text.isascii():
-        text.encode()
-
-
-def _object(value: Any, where: object) -> Row:
-    if not isinstance(value, dict):
-        raise DomainError(f"{where}: a row must be a JSON object, found {type(value).__name__}.")
-    return value
-
-
-def _missing(path: Path) -> str:
-    folder = path.parent
-    if kind_of(folder) != "folder":
-        return f"{path}: there is no such file, and no folder {folder}. Correct source.path."
-    names = [item.name for item in folder.iterdir() if item.is_file()]
-    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.4)
-    hint = f"did you mean {close[0]!r}?" if close else "correct source.path."
-    return f"{path}: there is no such file; {hint}"
