@@ -206,7 +206,9 @@ def test_schema_is_json_schema_and_knows_the_shorthands():
     assert schema["additionalProperties"] is False
     assert {"type": "string"} in schema["properties"]["model"]["anyOf"]
     domain = schema["$defs"]["DomainConfig"]
-    assert {"type": "string"} in domain["properties"]["source"]["anyOf"]
+    one, several = domain["properties"]["source"]["oneOf"]
+    assert {"type": "string"} in one["anyOf"]
+    assert several["items"] == one
     assert domain["required"] == ["source"]
     described = [field for section in schema["$defs"].values() for field in section["properties"].values()]
     assert all(field.get("description") for field in described)

@@ -4,10 +4,10 @@ import doctest
 
 import pytest
 
-from counterpoint.domains import prompts, shares
+from counterpoint.domains import prompts, sampler
 
 
-@pytest.mark.parametrize("module", [prompts, shares])
+@pytest.mark.parametrize("module", [prompts, sampler])
 def test_examples(module):
     result = doctest.testmod(module)
     assert result.attempted

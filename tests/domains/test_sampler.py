@@ -6,7 +6,8 @@ from collections import Counter
 
 import pytest
 
-from counterpoint.domains.shares import DomainStream, Geometry, QuotaSampler, normalise
+from counterpoint.domains.sampler import DomainStream, QuotaSampler
+from counterpoint.domains.shares import Geometry, normalise
 from counterpoint.errors import DomainError
 
 

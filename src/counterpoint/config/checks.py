@@ -6,6 +6,7 @@ from typing import Any
 from counterpoint.config.document import MAX_BITS, Key
 from counterpoint.config.domain import expand_reward
 from counterpoint.config.names import SEQUENTIAL
+from counterpoint.config.sources import share_findings
 from counterpoint.config.strategy_checks import Finding, strategy_findings
 from counterpoint.config.training_keys import refused_reason
 from counterpoint.errors import nearest
@@ -50,6 +51,10 @@ def cross_findings(data: Any) -> Iterator[Finding]:
     yield from _recovery(root)
     for name, domain in _mapping(root.get("domains")).items():
         yield from _rewards(("domains", name, "reward"), _mapping(domain).get("reward"))
+        evaluation = _mapping(_mapping(domain).get("evaluation"))
+        for path, holder in (("domains", name), _mapping(domain)), (("domains", name, "evaluation"), evaluation):
+            for place, message in share_findings(holder.get("source")):
+                yield (*path, "source", *place), message
 
 
 def _mapping(value: Any) -> dict[Any, Any]:

@@ -7,7 +7,7 @@ from pydantic.fields import FieldInfo
 
 from counterpoint.config.base import Section
 from counterpoint.config.document import Key
-from counterpoint.config.sources import SOURCES
+from counterpoint.config.sources import ONE, SEVERAL, SOURCES
 
 
 def sections_in(annotation: Any) -> list[type[Section]]:
@@ -22,12 +22,15 @@ def sections_in(annotation: Any) -> list[type[Section]]:
 
 
 def strip_tags(location: Key) -> Key:
-    """pydantic's ``location`` without the ``type`` it puts after ``source`` and the ``[key]`` after keys."""
-    return tuple(
-        part
-        for index, part in enumerate(location)
-        if part != "[key]" and not (part in SOURCES and index > 0 and location[index - 1] == "source")
-    )
+    """pydantic's ``location`` without its tags: form and ``type`` after ``source``, ``[key]`` after keys."""
+    found: list[str | int] = []
+    names: list[str | int] = []
+    for part in location:
+        if part in ("[key]", ONE, SEVERAL) or (part in SOURCES and names[-1:] == ["source"]):
+            continue
+        found.append(part)
+        names += [] if isinstance(part, int) else [part]
+    return tuple(found)
 
 
 def section_at(root: type[Section], location: Key) -> type[Section] | None:
@@ -37,6 +40,8 @@ def section_at(root: type[Section], location: Key) -> type[Section] | None:
     for part in location:
         if inside_mapping or isinstance(part, int):
             inside_mapping = False
+        elif part in (ONE, SEVERAL):
+            continue
         elif part in SOURCES and len(current) > 1:
             current = [SOURCES[str(part)]]
         else:
@@ -48,8 +53,7 @@ def section_at(root: type[Section], location: Key) -> type[Section] | None:
 
 def field_at(root: type[Section], location: Key) -> FieldInfo | None:
     """The field that ``location`` names; None for keys of free mappings and for unknown keys."""
-    names = [part for part in location if not isinstance(part, int)]
-    while location and isinstance(location[-1], int):
+    while location and (isinstance(location[-1], int) or location[-1] in (ONE, SEVERAL)):
         location = location[:-1]
-    section = section_at(root, location[:-1]) if names else None
+    section = section_at(root, location[:-1]) if location else None
     return section.model_fields.get(str(location[-1])) if section else None

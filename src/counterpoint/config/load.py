@@ -165,6 +165,8 @@ def _resolved(config: Config, path: Path) -> Config:
 
 
 def _located(source: Any, folder: Path) -> Any:
+    if isinstance(source, tuple):
+        return tuple(_located(one, folder) for one in source)
     if source.type != "file":
         return source
     found = _beside(source.path, folder) or folder / expanded(source.path)

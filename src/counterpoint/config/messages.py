@@ -14,7 +14,8 @@ _SHORT = 80  # characters of a found value that are shown
 def sentence(root: type[Section], details: Any) -> str:
     """The message for one entry of ``ValidationError.errors()``."""
     location, kind, found = details["loc"], details["type"], details.get("input")
-    key = strip_tags(location)[-1] if location else ""
+    path = strip_tags(location)
+    key = path[-1] if path else ""
     if kind == "extra_forbidden":
         section = section_at(root, location[:-1])
         return f"unknown key. {nearest(str(key), section.model_fields) if section else 'Remove it.'}"
@@ -27,7 +28,7 @@ def sentence(root: type[Section], details: Any) -> str:
     if location[-1:] == ("[key]",):
         return "is no domain name. Use lower-case letters, digits, `_` and `-`."
     if kind in ("model_type", "model_attributes_type", "dict_type"):
-        what = "source" if key == "source" else "mapping"
+        what = "source" if "source" in path[-2:] else "mapping"
         return f"expected a {what}, found {_show(found)}. {_remedy(root, location)}"
     rule = details["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return f"{rule}, found {_show(found)}. {_remedy(root, location)}"

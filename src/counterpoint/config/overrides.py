@@ -93,6 +93,8 @@ def _expand(path: Key, value: Any) -> Any:
             return {"name": value}
         case ("domains", _, "source") | ("domains", _, "evaluation", "source"):
             return expand_source(value)
+        case ("domains", _, "source", int()) | ("domains", _, "evaluation", "source", int()):
+            return expand_source(value)
         case ("domains", _, "reward"):
             return expand_reward(value)
         case ("domains", _, "reward", int()):
