@@ -189,6 +189,41 @@ run:
     assert config.run.seed == 3
 
 
+def test_a_list_of_sources(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "words.jsonl").touch()
+    monkeypatch.setenv("DATA", "data")
+    text = """
+domains:
+  a:
+    source:
+      - {type: file, path: "${DATA}/words.jsonl", share: 3}
+      - {type: hub, path: owner/name, share: 1}
+    reward: text
+    evaluation: {source: ["${DATA}/words.jsonl", owner/test]}
+  math: {source: [pocket, {type: pocket, task: qa}]}
+"""
+    config = load_config(
+        write(tmp_path, text), ["domains.a.source.1.share=2", "domains.a.evaluation.source.1.split=test"]
+    )
+    words = str(tmp_path / "data" / "words.jsonl")
+    assert config.domains["a"].source == (
+        FileSource(type="file", path=words, share=3),
+        HubSource(type="hub", path="owner/name", share=2),
+    )
+    assert config.domains["a"].evaluation.source == (
+        FileSource(type="file", path=words),
+        HubSource(type="hub", path="owner/test", split="test"),
+    )
+    assert [source.task for source in config.domains["math"].source] == ["math", "qa"]
+    assert config.domains["math"].reward[0].name == "pocket"
+    kept = yaml.safe_load(config.to_yaml())["domains"]["a"]
+    folder = f"{tmp_path}/${{DATA}}/words.jsonl"
+    assert kept["source"][0]["path"] == kept["evaluation"]["source"][0]["path"] == folder
+    (tmp_path / "kept.yaml").write_text(config.to_yaml())
+    assert load_config(tmp_path / "kept.yaml").domains == config.domains
+
+
 def test_merge_keys_and_aliases(tmp_path):
     text = """
 domains:

@@ -102,7 +102,7 @@ def test_a_resumed_run_draws_what_the_uninterrupted_one_would_have():
 
 
 def test_other_domains_keep_their_order():
-    rows, order = sampler()
+    _, order = sampler()
     plain = QuotaSampler({"m": 56, "n": 20}, **BATCH)
     assert [row for row in order if row >= 56] == [row for row in plain if row >= 56]
     assert list(order) != list(plain)
@@ -273,7 +273,10 @@ def test_a_source_that_is_too_small_is_named(write, tokenizer):
         ([{"type": "pocket", "share": 1}, "pocket"], "domains.math.source.1.share: is missing, and other sources"),
         ([{"type": "pocket", "share": 0}, "pocket"], "domains.math.source.0.share: should be greater than 0, found 0"),
         ([{"type": "pocket", "share": -1}, "pocket"], "source.0.share: should be greater than 0, found -1"),
-        ([{"type": "pocket", "share": float("inf")}, "pocket"], "domains.math.source.0.share: should be a finite number"),
+        (
+            [{"type": "pocket", "share": float("inf")}, "pocket"],
+            "domains.math.source.0.share: should be a finite number",
+        ),
         ([{"type": "pocket", "shar": 1}, "pocket"], "domains.math.source.0.shar: unknown key. did you mean 'share'?"),
         ([{"type": "fil"}, "pocket"], "domains.math.source.0: unknown type 'fil': did you mean 'file'?"),
         (["pocket", {"type": "file"}], "domains.math.source.1.path: is missing. The file, looked for beside"),
