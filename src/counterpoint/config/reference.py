@@ -60,7 +60,7 @@ training:
   folder. `run.dir` is below the current folder.
 * **Shorthands**: a plain string at `model`, `strategy`, `source` or `reward` stands for the mapping's first key. A
   source that looks like a file (`data/x.jsonl`, `./x`) is a file, `owner/name` is a dataset of the hub, and `pocket` is
-  the pocket task with the domain's name.
+  the pocket task with the domain's name. `source` may be a list of sources ([domains](domains.md)).
 * The run directory keeps the resolved file, every default filled in; it can be run again as it is.
 
 **A configuration is a program.** A reward named `package.module:object` is imported and called with the options that
