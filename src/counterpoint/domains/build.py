@@ -147,24 +147,31 @@ def _hold_out(
         for label, source in sources.items()
         if given is not None or isinstance(source, PocketSource)
     }
-    known = frozenset().union(*(part.lacking for part in made.values()))
-    pools = {label: part.rows for label, part in {**made, **maker.make(tests, known)}.items() if label in sources}
+    made_tests = maker.make(tests, known=frozenset().union(*(part.lacking for part in made.values())))
+    pools = {label: (made_tests if label in tests else made)[label].rows for label in sources}
     sizes = pools if given is not None else {label: part.rows for label, part in made.items()}
-    counts = Quotas(_weights(sources, sizes), size, "carry").counts(0)  # to within one of each source's share
-    taken: set[str] = set()
+    counts = Quotas(_weights(sources, sizes), size, "carry").counts(0)
     held_out: dict[str, list[Row]] = {}
     for label, count in zip(sources, counts, strict=True):
-        unique: dict[str, Row] = {}
-        for row in pools[label]:
-            unique.setdefault(prompt_key(row["prompt"]), row)
-        unique = {key: row for key, row in unique.items() if key not in taken}
-        if len(unique) < count + (label not in tests):
-            message = _too_few(count, len(unique), label in tests)
-            raise DomainError(f"{label}: {message}" if len(sources) > 1 else message)
-        chosen = set(random.Random(seed if len(sources) == 1 else f"{seed}\n{label}").sample(sorted(unique), count))
+        alone = len(sources) == 1
+        unique = _different(pools[label], held_out)
+        if len(unique) < count + (label not in tests):  # one at least is left to train on
+            raise DomainError(f"{'' if alone else f'{label}: '}{_too_few(count, len(unique), label in tests)}")
+        chosen = set(random.Random(seed if alone else f"{seed}\n{label}").sample(sorted(unique), count))
         held_out[label] = [row for key, row in unique.items() if key in chosen]
-        taken |= chosen
     return held_out
+
+
+def _keys(parts: Mapping[str, Iterable[Row]]) -> set[str]:
+    return {prompt_key(row["prompt"]) for rows in parts.values() for row in rows}
+
+
+def _different(rows: Iterable[Row], taken: Mapping[str, Iterable[Row]]) -> dict[str, Row]:
+    """The first row of every prompt that is not in ``taken``, by the prompt's key."""
+    known, found = _keys(taken), dict[str, Row]()
+    for row in rows:
+        found.setdefault(prompt_key(row["prompt"]), row)
+    return {key: row for key, row in found.items() if key not in known}
 
 
 def _too_few(asked: int, found: int, from_tests: bool) -> str:
@@ -181,7 +188,7 @@ def _too_few(asked: int, found: int, from_tests: bool) -> str:
 
 def _without(made: Mapping[str, Made], held_out: Mapping[str, Iterable[Row]]) -> dict[str, list[Row]]:
     """The rows of every source whose prompt is not held out, whichever source that came from."""
-    taken = {prompt_key(row["prompt"]) for drawn in held_out.values() for row in drawn}
+    taken = _keys(held_out)
     left = {}
     for label, part in made.items():
         left[label] = [row for row in part.rows if prompt_key(row["prompt"]) not in taken]
