@@ -255,6 +255,16 @@ def test_sources_of_one_name_are_told_apart(write, tmp_path, tokenizer):
     assert counted(load(sources, tokenizer).train) == {"a.jsonl": 16, "a.jsonl (2)": 16}
 
 
+def test_only_sources_that_bring_the_same_reward_need_none():
+    pocket = {"type": "pocket", "task": "math"}
+    assert parse_config({"domains": {"m": {"source": [pocket, pocket]}}}).domains["m"].reward[0].name == "pocket"
+    for other in ("a.jsonl", {"type": "reasoning_gym", "task": "chain_sum"}, {"type": ["pocket"]}):
+        with pytest.raises(ConfigError):
+            parse_config({"domains": {"m": {"source": [pocket, other]}}})
+    with pytest.raises(ConfigError, match=r"domains.m.reward: is missing"):
+        parse_config({"domains": {"m": {"source": [pocket, "a.jsonl"]}}})
+
+
 def test_a_source_that_is_too_small_is_named(write, tokenizer):
     sources = [write("tiny.jsonl", rows("t", 3)) | {"share": 1}, write("b.jsonl", rows("b", 40)) | {"share": 1}]
     assert refused(sources, tokenizer).startswith("domains.m: tiny.jsonl: 4 prompts are to be held out, but there are")
@@ -280,6 +290,7 @@ def test_a_source_that_is_too_small_is_named(write, tokenizer):
         ([{"type": "pocket", "shar": 1}, "pocket"], "domains.math.source.0.shar: unknown key. did you mean 'share'?"),
         ([{"type": "fil"}, "pocket"], "domains.math.source.0: unknown type 'fil': did you mean 'file'?"),
         (["pocket", {"type": "file"}], "domains.math.source.1.path: is missing. The file, looked for beside"),
+        ([{"type": ["pocket"]}, {"type": {}}], "domains.math.source.1: unknown type {}: "),
         (["pocket", 3], "domains.math.source.1: expected a source, found 3."),
         ([["pocket"]], "domains.math.source.0: expected a source, found ['pocket']."),
         ([], "domains.math.source: is an empty list. Write one source, or several with their shares."),

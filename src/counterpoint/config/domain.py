@@ -122,10 +122,9 @@ def fill_domain(name: str, value: Any) -> Any:
         filled["evaluation"] = _name_pocket_task(name, filled["evaluation"])
     written = filled.get("source")
     sources = written if isinstance(written, list) else [written]
-    kinds = {source.get("type") if isinstance(source, dict) else None for source in sources}
-    if "reward" not in filled and len(kinds) == 1 and kinds <= {*OWN_REWARDS}:
-        filled["reward"] = kinds.pop()
-    return filled
+    kinds = [source.get("type") if isinstance(source, dict) else None for source in sources]
+    brought = [kind for kind in OWN_REWARDS if kinds and all(found == kind for found in kinds)]
+    return ({"reward": brought[0]} if brought else {}) | filled
 
 
 def _name_pocket_task(name: str, holder: dict[str, Any]) -> dict[str, Any]:
