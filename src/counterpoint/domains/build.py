@@ -32,9 +32,9 @@ class LoadSummary:
     sources: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """``7,000 rows to train on, 64 held out; dropped of 7,473 read: 12 by filter, 3 too long``."""
-        text = _sentence(vars(self))
-        return "\n".join([text, *(f"  {name}: {_sentence(counts)}" for name, counts in self.sources.items())])
+        """``7,000 rows to train on, 64 held out; dropped of 7,473 read: 12 by filter``, and a line for each source."""
+        of_sources = (f"\n  {name}: {_sentence(counts)}" for name, counts in self.sources.items())
+        return _sentence(vars(self)) + "".join(of_sources)
 
 
 def _sentence(counts: Mapping[str, Any]) -> str:
@@ -223,10 +223,7 @@ def _interleaved(parts: Mapping[str, Sequence[Row]], weights: Mapping[str, float
 def _summary(made: Mapping[str, Made], train: Mapping[str, Sequence[Row]], held_out: Mapping[str, Any]) -> LoadSummary:
     counts = {
         label: {
-            "rows_read": part.read,
-            "dropped_filtered": part.filtered,
-            "dropped_too_long": part.too_long,
-            "dropped_unusable": part.unusable,
+            **part.counts,
             "dropped_held_out": len(part.rows) - len(train[label]),
             "train_rows": len(train[label]),
             "evaluation_rows": len(held_out.get(label, ())),

@@ -27,14 +27,11 @@ class WeightedReward:
 
 @dataclass(frozen=True)
 class Made:
-    """Rows made of one source, the columns of other sources that it lacks, and how many rows were dropped."""
+    """Rows made of one source, the columns of other sources that it lacks, and how many rows were read and dropped."""
 
     rows: list[Row]
     lacking: frozenset[str]
-    read: int
-    filtered: int
-    too_long: int
-    unusable: int
+    counts: dict[str, int]
 
 
 class RowMaker:
@@ -86,15 +83,16 @@ class RowMaker:
         if problems and not self.drop_unusable:
             raise DomainError(_unusable({numbers[index]: problem for index, problem in problems.items()}))
         kept = [rows[index] for index in short if index not in problems]
-        made = Made(kept, lacking, len(raw), len(raw) - len(rows), len(rows) - len(short), len(problems))
+        filtered, too_long = len(raw) - len(rows), len(rows) - len(short)
         if not kept:
             shortest = f" (the shortest has {min(lengths)})" if lengths else ""
             raise DomainError(
-                f"no rows are left: {made.read} read, {made.filtered} dropped by filter, {made.too_long} longer than "
-                f"max_prompt_tokens={self.max_tokens}{shortest}, {made.unusable} of no use to the reward. "
+                f"no rows are left: {len(raw)} read, {filtered} dropped by filter, {too_long} longer than "
+                f"max_prompt_tokens={self.max_tokens}{shortest}, {len(problems)} of no use to the reward. "
                 "Relax what dropped them."
             )
-        return made
+        dropped = {"dropped_filtered": filtered, "dropped_too_long": too_long, "dropped_unusable": len(problems)}
+        return Made(kept, lacking, {"rows_read": len(raw), **dropped})
 
     def _problem(self, row: Row) -> str | None:
         """Why a reward says that it cannot use ``row``, which it gets as it will in training: without the prompt."""
