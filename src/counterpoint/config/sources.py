@@ -136,16 +136,6 @@ def source_names(sources: Sequence[Source]) -> list[str]:
     return names
 
 
-def describe_sources(source: Source | tuple[Source, ...]) -> str:
-    """A list of sources in words, such as ``gsm8k.jsonl 75 %, openai/math 25 %``; nothing for one source."""
-    sources = listed(source)
-    if len(sources) < 2:
-        return ""
-    total = sum(one.share or 0 for one in sources)
-    shares = [f" {100 * one.share / total:.3g} %" if one.share else "" for one in sources]
-    return ", ".join(f"{name}{share}" for name, share in zip(source_names(sources), shares, strict=True))
-
-
 def share_findings(written: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """Place and message of what is wrong with the shares under ``source``, as it stands in the file."""
     several = isinstance(written, list | tuple)
