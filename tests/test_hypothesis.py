@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from counterpoint.checkpoints import open_checkpoint
 from counterpoint.config import FileSource, load_config
-from counterpoint.domains.files import read_file
-from counterpoint.engine.prepare import setting_findings, setting_names
+from counterpoint.domains.sources import read_file
 from counterpoint.errors import CounterpointError
 from counterpoint.rewards import build_reward
 from counterpoint.rewards.sandbox._values import MalformedError, decode, read, write
 from counterpoint.study.load import load_study
+from counterpoint.training.values import setting_findings, setting_names
 
 pytestmark = pytest.mark.slow
 fuzz = settings(

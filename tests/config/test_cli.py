@@ -59,3 +59,15 @@ def test_check_is_the_whole_preflight(tmp_path, monkeypatch):
     result = run("check", "c.yaml")
     assert isinstance(result.exception, RunError)
     assert "thesis.tex" in str(result.exception)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_check_counts_the_rows_of_every_source(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sources = "[{type: pocket, task: math, size: 90, share: 3}, {type: pocket, task: qa, size: 50, share: 1}]"
+    settings = "training: {max_steps: 2}\nevaluation: {prompts: 8}\nrun: {device: cpu}\n"
+    (tmp_path / "c.yaml").write_text(f"domains:\n  d: {{source: {sources}}}\n{settings}")
+    result = run("check", "c.yaml")
+    assert result.exit_code == 0, result.exception
+    assert "d: 140 rows to train on, 8 held out\n" in result.stdout
+    assert "  math: 90 rows to train on, 6 held out\n  qa: 50 rows to train on, 2 held out\n" in result.stdout

@@ -19,6 +19,11 @@ TREE = {
             "filter": {"level": ["easy"]},
             "reward": [{"name": "choice"}, {"name": "length", "weight": 0.5, "options": {"maximum": 5}}],
         },
+        "both": {
+            "source": [{"type": "file", "path": "a.jsonl", "share": 3}, {"type": "hub", "path": "b/c", "share": 1}],
+            "reward": "text",
+            "evaluation": {"source": [{"type": "pocket", "task": "math"}, "b.jsonl"]},
+        },
     },
     "training": {"max_steps": 4, "learning_rate": 1e-5},
     "evaluation": {"every": 2, "prompts": 4},

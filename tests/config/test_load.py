@@ -200,6 +200,41 @@ run:
     assert config.run.seed == 3
 
 
+def test_a_list_of_sources(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "words.jsonl").touch()
+    monkeypatch.setenv("DATA", "data")
+    text = """
+domains:
+  a:
+    source:
+      - {type: file, path: "${DATA}/words.jsonl", share: 3}
+      - {type: hub, path: owner/name, share: 1}
+    reward: text
+    evaluation: {source: ["${DATA}/words.jsonl", owner/test]}
+  math: {source: [pocket, {type: pocket, task: qa}]}
+"""
+    config = load_config(
+        write(tmp_path, text), ["domains.a.source.1.share=2", "domains.a.evaluation.source.1.split=test"]
+    )
+    words = str(tmp_path / "data" / "words.jsonl")
+    assert config.domains["a"].source == (
+        FileSource(type="file", path=words, share=3),
+        HubSource(type="hub", path="owner/name", share=2),
+    )
+    assert config.domains["a"].evaluation.source == (
+        FileSource(type="file", path=words),
+        HubSource(type="hub", path="owner/test", split="test"),
+    )
+    assert [source.task for source in config.domains["math"].source] == ["math", "qa"]
+    assert config.domains["math"].reward[0].name == "pocket"
+    kept = yaml.safe_load(config.to_yaml())["domains"]["a"]
+    folder = f"{tmp_path}/${{DATA}}/words.jsonl"
+    assert kept["source"][0]["path"] == kept["evaluation"]["source"][0]["path"] == folder
+    (tmp_path / "kept.yaml").write_text(config.to_yaml())
+    assert load_config(tmp_path / "kept.yaml").domains == config.domains
+
+
 def test_merge_keys_and_aliases(tmp_path):
     text = """
 domains:
@@ -217,7 +252,9 @@ def test_schema_is_json_schema_and_knows_the_shorthands():
     assert schema["additionalProperties"] is False
     assert {"type": "string"} in schema["properties"]["model"]["anyOf"]
     domain = schema["$defs"]["DomainConfig"]
-    assert {"type": "string"} in domain["properties"]["source"]["anyOf"]
+    one, several = domain["properties"]["source"]["oneOf"]
+    assert {"type": "string"} in one["anyOf"]
+    assert several["items"] == one
     assert domain["required"] == ["source"]
     described = [field for section in schema["$defs"].values() for field in section["properties"].values()]
     assert all(field.get("description") for field in described)

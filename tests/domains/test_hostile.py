@@ -13,8 +13,8 @@ import pytest
 from counterpoint.cli.score import read_rows
 from counterpoint.config import FileSource, parse_config
 from counterpoint.domains import load_domains
-from counterpoint.domains.files import read_file
 from counterpoint.domains.prompts import prompt_lengths
+from counterpoint.domains.sources import read_file
 from counterpoint.errors import DomainError, RewardError
 from counterpoint.models import load_tokenizer
 from hostile import as_json, damaged, mutated, survey

@@ -74,6 +74,7 @@ class TestRows:
             "dropped_held_out": 2,
             "train_rows": 4,
             "evaluation_rows": 2,
+            "sources": {},
         }
 
     def test_columns_by_path_and_by_template(self, jsonl, tokenizer):

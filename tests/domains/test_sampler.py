@@ -6,9 +6,8 @@ from collections import Counter
 
 import pytest
 
-from counterpoint.domains.geometry import Geometry
 from counterpoint.domains.sampler import DomainStream, QuotaSampler
-from counterpoint.domains.shares import normalise
+from counterpoint.domains.shares import Geometry, normalise
 from counterpoint.errors import DomainError
 
 

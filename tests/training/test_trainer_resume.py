@@ -2,6 +2,7 @@
 
 import pytest
 
+from counterpoint.domains.sampler import MixedRows
 from counterpoint.errors import RunError
 from counterpoint.training import DomainGRPOTrainer
 from trainer_helpers import DATA, REWARDS, GradientTape, grpo_args, relative_error
@@ -62,6 +63,39 @@ def test_resumed_equals_uninterrupted(overrides, tiny_model, tiny_tokenizer, tmp
     for mine, theirs in zip(resumed_tape.steps, whole_tape.steps[3:], strict=True):
         assert relative_error(mine, theirs) == 0
     assert resumed.surgeon.step == whole.surgeon.step
+
+
+def mixed(shares):
+    """The same rows, those of ``math`` from two sources."""
+    rows = [row | {"domain_source": "ab"[i % 3 == 0]} for i, row in enumerate(DATA["math"])]
+    return DATA | {"math": MixedRows(rows, shares)}
+
+
+def test_a_domain_of_several_sources_is_resumed_and_its_shares_may_not_change(tiny_model, tiny_tokenizer, tmp_path):
+    prompts = []
+
+    def see(completions, prompts_seen=prompts, **columns):
+        prompts_seen.append(list(columns["domain_source"]))
+        return REWARDS["math"](completions)
+
+    def make(shares):
+        settings = {"save_strategy": "steps", "save_steps": 3, "max_steps": 6}
+        rewards = REWARDS | {"math": see}
+        return DomainGRPOTrainer(
+            str(tiny_model), rewards, grpo_args(tmp_path, **settings), mixed(shares), processing_class=tiny_tokenizer
+        )
+
+    whole = make({"a": 1, "b": 3})
+    whole.train()
+    seen = list(prompts)
+    prompts.clear()
+    assert [sources.count("b") / len(sources) for sources in seen].count(1) == 3, "3 of 4 prompts, two in a step"
+    resumed = make({"a": 1, "b": 3})
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert history(resumed, after=3) == history(whole, after=3)
+    assert prompts == seen[3:]
+    with pytest.raises(RunError, match=r"shares of the sources was {'math': {'a': 1, 'b': 3}} and is .*'b': 1"):
+        make({"a": 1, "b": 1}).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
 
 
 def test_another_seed_gives_other_numbers_so_the_comparison_can_fail(tiny_model, tiny_tokenizer, tmp_path):

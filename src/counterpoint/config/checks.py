@@ -5,6 +5,7 @@ from typing import Any
 
 from counterpoint.config.document import MAX_BITS
 from counterpoint.config.domain import expand_reward
+from counterpoint.config.sources import share_findings
 from counterpoint.config.training_keys import refused_reason
 from counterpoint.config.variables import Key
 from counterpoint.errors import nearest
@@ -58,6 +59,10 @@ def cross_findings(data: Any) -> Iterator[Finding]:
             yield ("training", key), f"is set by counterpoint itself: {reason}. Remove it here."
     for name, domain in _mapping(root.get("domains")).items():
         yield from _rewards(("domains", name, "reward"), _mapping(domain).get("reward"))
+        evaluation = _mapping(_mapping(domain).get("evaluation"))
+        for path, holder in (("domains", name), _mapping(domain)), (("domains", name, "evaluation"), evaluation):
+            for place, message in share_findings(holder.get("source")):
+                yield (*path, "source", *place), message
 
 
 def _mapping(value: Any) -> dict[Any, Any]:

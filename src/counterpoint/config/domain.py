@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from counterpoint.config.section import MAX_COUNT, Section, Share
-from counterpoint.config.sources import Source, expand_source
+from counterpoint.config.sources import Sources, expand_source
 
 OWN_REWARDS = ("pocket", "reasoning_gym")
 """Source types that bring a reward of the same name."""
@@ -47,9 +47,9 @@ Rewards = Annotated[
 class DomainEvaluation(Section):
     """The held-out rows of one domain."""
 
-    source: Source | None = Field(
+    source: Sources | None = Field(
         default=None,
-        description="Where held-out rows come from; null holds them out of the training rows "
+        description="Where held-out rows come from, or a list of sources; null holds them out of the training rows "
         "(for `pocket`: its own test rows).",
         examples=["data/test.jsonl"],
     )
@@ -63,7 +63,10 @@ class DomainConfig(Section):
 
     model_config = ConfigDict(json_schema_extra={"required": ["source"]})  # some sources bring their own reward
 
-    source: Source = Field(description="Where the rows come from.", examples=["data/train.jsonl", "openai/gsm8k"])
+    source: Sources = Field(
+        description="Where the rows come from, or a list of sources, each with its `share` inside the domain.",
+        examples=["data/train.jsonl", "openai/gsm8k"],
+    )
     prompt: str = Field(
         default="{prompt}",
         min_length=1,
@@ -89,7 +92,7 @@ class DomainConfig(Section):
         examples=[{"level": ["easy", "medium"]}],
     )
     limit: int | None = Field(
-        default=None, gt=0, description="Read at most this many rows of the source.", examples=[1000]
+        default=None, gt=0, description="Read at most this many rows of each source.", examples=[1000]
     )
     reward: Rewards = Field(
         description="The reward: a name, a mapping, or a list of them. May be left out for `pocket` and "
@@ -117,15 +120,24 @@ def fill_domain(name: str, value: Any) -> Any:
     filled = _name_pocket_task(name, value)
     if isinstance(filled.get("evaluation"), dict):
         filled["evaluation"] = _name_pocket_task(name, filled["evaluation"])
-    source = filled.get("source")
-    kind = source.get("type") if isinstance(source, dict) else None
-    if "reward" not in filled and kind in OWN_REWARDS:
-        filled["reward"] = kind
-    return filled
+    written = filled.get("source")
+    sources = written if isinstance(written, list) else [written]
+    kinds = [source.get("type") if isinstance(source, dict) else None for source in sources]
+    brought = [kind for kind in OWN_REWARDS if kinds and all(found == kind for found in kinds)]
+    return ({"reward": brought[0]} if brought else {}) | filled
 
 
 def _name_pocket_task(name: str, holder: dict[str, Any]) -> dict[str, Any]:
-    source = expand_source(holder.get("source"))
+    if "source" not in holder:
+        return dict(holder)
+    written = holder["source"]
+    if isinstance(written, list | tuple):
+        return {**holder, "source": [_named(name, source) for source in written]}
+    return {**holder, "source": _named(name, written)}
+
+
+def _named(name: str, written: Any) -> Any:
+    source = expand_source(written)
     if isinstance(source, dict) and source.get("type") == "pocket" and source.get("task") is None:
-        return {**holder, "source": {**source, "task": name}}
-    return {**holder, "source": source} if "source" in holder else dict(holder)
+        return {**source, "task": name}
+    return source

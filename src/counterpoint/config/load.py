@@ -163,6 +163,8 @@ def _resolved(config: Config, path: Path) -> Config:
 
 
 def _located(source: Any, folder: Path) -> Any:
+    if isinstance(source, tuple):
+        return tuple(_located(one, folder) for one in source)
     if source.type != "file":
         return source
     found = _beside(source.path, folder) or folder / expanded(source.path)
@@ -230,10 +232,11 @@ def _changed(holder: Any, done: Key, path: Key, value: Any) -> tuple[Any, Key]:
 
 def _expand(path: Key, value: Any) -> Any:
     """The long form of a shorthand at ``path``; ``value`` itself where there is none."""
-    if isinstance(value, dict | list):
+    if isinstance(value, dict | list) or not path:
         return value
-    if path[:1] == ("domains",) and path[-1:] == ("source",):
+    inner = long_form(path)[len(path) :]
+    if path[0] == "domains" and inner == ("path",):
         return expand_source(value)
-    for key in reversed(long_form(path)[len(path) :]):
+    for key in reversed(inner):
         value = [value] if key == 0 else {key: value}
     return value

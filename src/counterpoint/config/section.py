@@ -1,5 +1,6 @@
 """What the sections of a file share: their base class and types, and a sentence for what pydantic finds in one."""
 
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Annotated, Any
@@ -55,7 +56,7 @@ def explained(root: type[Section], details: Any) -> tuple[Key, str]:
         return path, "is no domain name. Use lower-case letters, digits, `_` and `-`."
     rule = rule_of(details)
     if kind in ("model_type", "model_attributes_type", "dict_type"):
-        rule = f"expected a {'source' if path[-1:] == ('source',) else 'mapping'}"
+        rule = f"expected a {'source' if 'source' in path[-2:] else 'mapping'}"
     return path, f"{rule}, found {shown(found)}. {remedy}"
 
 
@@ -77,13 +78,15 @@ def _placed(root: type[Section], location: Key) -> tuple[Key, dict[str, Any], li
         keys = {key: value for option in options for key, value in option.get("properties", {}).items()}
         items = next((option["items"] for option in options if "items" in option), None)
         free = next((option.get("additionalProperties") for option in options if option.get("type") == "object"), None)
+        if re.fullmatch(r"\[\w+\]", str(part)):
+            continue
         if part in tags_in(about):
             about = {**about, "$ref": tags_in(about)[str(part)]}
         elif part in keys:
             path, known, about = (*path, part), list(keys), keys[part]
         elif isinstance(part, int) and items is not None:
             path, about = (*path, part), {**_texts(about), **items}
-        elif part != "[key]" and free is not None:
+        elif free is not None:
             path, known, about = (*path, part), list(keys), free if isinstance(free, dict) else {}
     return path, about, known
 
@@ -106,5 +109,7 @@ def options_in(about: Mapping[str, Any], definitions: Mapping[str, Any]) -> Iter
 
 def tags_in(about: Mapping[str, Any]) -> Mapping[str, str]:
     """Type -> schema, where ``type`` tells schemas apart."""
-    nodes = (about, *about.get("anyOf", ()))
-    return next((node["discriminator"]["mapping"] for node in nodes if "discriminator" in node), {})
+    if "discriminator" in about:
+        return about["discriminator"]["mapping"]
+    inner = (tags_in(node) for node in (*about.get("anyOf", ()), *about.get("oneOf", ())))
+    return next(filter(None, inner), {})

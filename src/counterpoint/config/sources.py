@@ -1,14 +1,25 @@
-"""Where a domain's rows come from: one class per ``type``, and the shorthands that stand for them."""
+"""Where a domain's rows come from: one class per ``type``, the shorthands that stand for them, and lists of them."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from counterpoint.config.section import MAX_COUNT, Path, Section
+from counterpoint.config.section import MAX_COUNT, Path, Section, Share
 
 FILE_SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 """Suffix -> format; a further ``.gz`` is read through gzip."""
+
+
+_ShareInside = Annotated[
+    Share | None,
+    Field(
+        description="Only in a list of sources: how often this one is drawn, relative to the others of the domain; "
+        "null in all of them makes one pool of their rows.",
+        examples=[3],
+    ),
+]
 
 
 class PocketSource(Section):
@@ -19,6 +30,7 @@ class PocketSource(Section):
         default=None, description="Task name; null means the domain's own name.", examples=["math"]
     )
     size: int = Field(default=4096, gt=0, le=MAX_COUNT, description="Number of training rows to make.", examples=[4096])
+    share: _ShareInside = None
 
 
 class FileSource(Section):
@@ -35,6 +47,7 @@ class FileSource(Section):
     field: str | None = Field(
         default=None, description="JSON only: dotted path of the list of rows inside the file.", examples=["data.rows"]
     )
+    share: _ShareInside = None
 
 
 class HubSource(Section):
@@ -47,6 +60,7 @@ class HubSource(Section):
     revision: str | None = Field(
         default=None, description="Branch, tag or commit; null means the newest.", examples=["main"]
     )
+    share: _ShareInside = None
 
 
 class ReasoningGymSource(Section):
@@ -59,6 +73,7 @@ class ReasoningGymSource(Section):
     options: dict[str, Any] = Field(
         default_factory=dict, description="Options of the task, passed on.", examples=[{"max_terms": 3}]
     )
+    share: _ShareInside = None
 
 
 SOURCES: dict[str, type[Section]] = {
@@ -84,4 +99,57 @@ def expand_source(value: Any) -> Any:
 
 
 _Tagged = Annotated[PocketSource | FileSource | HubSource | ReasoningGymSource, Field(discriminator="type")]
-Source = Annotated[_Tagged, BeforeValidator(expand_source, json_schema_input_type=str | _Tagged)]
+_One = Annotated[_Tagged, BeforeValidator(expand_source, json_schema_input_type=str | _Tagged)]
+_Several = tuple[_One, ...]
+
+ONE, SEVERAL = "[one]", "[several]"
+"""What pydantic puts into the place of a problem after ``source``."""
+
+
+def _form(value: Any) -> str:
+    return SEVERAL if isinstance(value, list | tuple) else ONE
+
+
+Source = PocketSource | FileSource | HubSource | ReasoningGymSource
+Sources = Annotated[Annotated[_One, Tag(ONE)] | Annotated[_Several, Tag(SEVERAL)], Discriminator(_form)]
+"""A source, or a list of them."""
+
+
+def listed(sources: Source | tuple[Source, ...]) -> tuple[Source, ...]:
+    """What a domain has under ``source`` as a tuple."""
+    return sources if isinstance(sources, tuple) else (sources,)
+
+
+def source_names(sources: Sequence[Source]) -> list[str]:
+    """A name for each source of a list: its file, dataset or task, numbered where that is not its own."""
+    names: list[str] = []
+    for source in sources:
+        match source:
+            case FileSource():
+                plain = PurePosixPath(source.path).name
+            case HubSource():
+                plain = f"{source.path}:{source.config}" if source.config else source.path
+            case _:
+                plain = str(source.task)
+        same = sum(name == plain or name.startswith(f"{plain} (") for name in names)
+        names.append(f"{plain} ({same + 1})" if same else plain)
+    return names
+
+
+def share_findings(written: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Place and message of what is wrong with the shares under ``source``, as it stands in the file."""
+    several = isinstance(written, list | tuple)
+    items = list(written) if several else [written]
+    if not items:
+        yield (), "is an empty list. Write one source, or several with their shares."
+    given = [isinstance(item, dict) and item.get("share") is not None for item in items]
+    for index, has_share in enumerate(given):
+        where = (index, "share") if several else ("share",)
+        if has_share and len(items) == 1:
+            yield (
+                where,
+                "is the share of one source among several, and here is only one. Remove it, or list another source; "
+                "the share of the whole domain stands beside `source`.",
+            )
+        elif any(given) and not has_share:
+            yield where, "is missing, and other sources of this domain have one. Give all of them one, or none."

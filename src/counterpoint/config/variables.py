@@ -92,6 +92,8 @@ def long_form(path: Key) -> Key:
     match path:
         case ("model",) | ("domains", _, "source") | ("domains", _, "evaluation", "source"):
             return (*path, "path")
+        case ("domains", _, "source", int()) | ("domains", _, "evaluation", "source", int()):
+            return (*path, "path")
         case ("strategy",) | ("domains", _, "reward", int()):
             return (*path, "name")
         case ("domains", _, "reward"):

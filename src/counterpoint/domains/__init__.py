@@ -1,7 +1,7 @@
 """Domains: prompts with their reward, their share of every step, and the order in which they are drawn."""
 
-from counterpoint.domains.build import Domain, LoadSummary, WeightedReward
-from counterpoint.domains.load import load_domains
+from counterpoint.domains.build import Domain, LoadSummary, load_domains
+from counterpoint.domains.rows import WeightedReward
 from counterpoint.domains.sampler import QuotaSampler
 from counterpoint.domains.shares import Quotas
 

@@ -1,36 +1,26 @@
-"""One domain: rows filtered, made into prompts with their reward's columns, measured, and split."""
+"""The domains of a configuration, ready for training: rows of all sources, held-out rows, rewards, a summary."""
 
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from counterpoint.config import Config, DomainConfig, PocketSource
-from counterpoint.domains.prompts import Prompter, prompt_key, prompt_lengths
-from counterpoint.domains.read import read_pocket_test, read_source
-from counterpoint.domains.template import Path, Template
-from counterpoint.errors import DomainError
-
-Row = dict[str, Any]
-
-_GIVEN = ("prompt", "prompts", "completion", "completions", "completion_ids", "domain")
-"""What every reward gets without a column of the data."""
-
-_SHOWN = 3  # rows that a reward cannot use which are shown
-
-
-@dataclass(frozen=True)
-class WeightedReward:
-    """One reward of a domain: ``function`` is in TRL's protocol, ``name`` is what its part is logged as."""
-
-    name: str
-    weight: float
-    function: Callable[..., list[float | None]]
+from counterpoint.config.sources import Source, listed, source_names
+from counterpoint.domains.prompts import prompt_key
+from counterpoint.domains.rows import Made, RowMaker, WeightedReward
+from counterpoint.domains.sampler import MixedRows
+from counterpoint.domains.shares import Quotas
+from counterpoint.domains.sources import Row, read_pocket_test, read_source
+from counterpoint.errors import CounterpointError, DomainError
 
 
 @dataclass(frozen=True)
 class LoadSummary:
-    """What became of the rows of a domain; every number counts rows."""
+    """What became of the rows of a domain; every number counts rows.
+
+    ``sources`` has the same numbers for each of several sources, by name.
+    """
 
     rows_read: int
     dropped_filtered: int
@@ -39,23 +29,32 @@ class LoadSummary:
     dropped_held_out: int
     train_rows: int
     evaluation_rows: int
+    sources: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """``7,000 rows to train on, 64 held out; dropped of 7,473 read: 12 by filter, 3 too long``."""
-        dropped = {
-            "by filter": self.dropped_filtered,
-            "too long": self.dropped_too_long,
-            "of no use to the reward": self.dropped_unusable,
-            "with held-out prompts": self.dropped_held_out,
-        }
-        reasons = ", ".join(f"{count:,} {why}" for why, count in dropped.items() if count)
-        kept = f"{self.train_rows:,} rows to train on, {self.evaluation_rows:,} held out"
-        return f"{kept}; dropped of {self.rows_read:,} read: {reasons}" if reasons else kept
+        """``7,000 rows to train on, 64 held out; dropped of 7,473 read: 12 by filter``, and a line for each source."""
+        of_sources = (f"\n  {name}: {_sentence(counts)}" for name, counts in self.sources.items())
+        return _sentence(vars(self)) + "".join(of_sources)
+
+
+def _sentence(counts: Mapping[str, Any]) -> str:
+    reasons = {
+        "dropped_filtered": "by filter",
+        "dropped_too_long": "too long",
+        "dropped_unusable": "of no use to the reward",
+        "dropped_held_out": "with held-out prompts",
+    }
+    dropped = ", ".join(f"{counts[key]:,} {why}" for key, why in reasons.items() if counts[key])
+    kept = f"{counts['train_rows']:,} rows to train on, {counts['evaluation_rows']:,} held out"
+    return f"{kept}; dropped of {counts['rows_read']:,} read: {dropped}" if dropped else kept
 
 
 @dataclass(frozen=True)
 class Domain:
-    """A domain ready for training: rows have ``prompt``, ``domain`` and the columns of its rewards."""
+    """A domain ready for training: rows have ``prompt``, ``domain`` and the columns of its rewards.
+
+    Rows of several sources have ``domain_source`` too; ``train`` is a ``MixedRows`` where the sources have shares.
+    """
 
     name: str
     train: list[Row]
@@ -63,6 +62,30 @@ class Domain:
     rewards: tuple[WeightedReward, ...]
     share: float
     summary: LoadSummary
+
+
+def load_domains(config: Config, tokenizer: Any) -> list[Domain]:
+    """Every domain with its training rows, held-out rows and rewards, in the order of the configuration.
+
+    The result depends on the configuration, the data and the tokenizer alone.
+
+    Args:
+        config: a checked configuration.
+        tokenizer: the model's tokenizer; prompts are measured with it.
+
+    Raises:
+        DomainError: one line per domain that cannot be used, each with what was found and what to do.
+    """
+    domains: list[Domain] = []
+    problems: list[str] = []
+    for name in config.domains:
+        try:
+            domains.append(build_domain(name, config, tokenizer))
+        except CounterpointError as error:
+            problems.append(f"domains.{name}: {error}")
+    if problems:
+        raise DomainError("\n".join(problems))
+    return domains
 
 
 def build_domain(name: str, config: Config, tokenizer: Any) -> Domain:
@@ -73,24 +96,21 @@ def build_domain(name: str, config: Config, tokenizer: Any) -> Domain:
     """
     domain = config.domains[name]
     rewards = build_rewards(domain)
-    limit = domain.max_prompt_tokens or config.max_prompt_tokens
-    rendering = config.training.get("chat_template_kwargs") or {}
-    maker = _RowMaker.build(name, domain, rewards, tokenizer, limit, rendering)
-    train = maker.make(read_source(domain.source, domain.limit))
+    maker = RowMaker(name, config, rewards, tokenizer)
+    sources = _by_name(domain.source)
+    made = maker.make({label: read_source(source, domain.limit) for label, source in sources.items()})
     size = domain.evaluation.size or config.evaluation.prompts
-    if domain.evaluation.source is None and not isinstance(domain.source, PocketSource):
-        kept, held_out = _hold_out(train, size, f"{config.evaluation.seed}\n{name}")
-    else:
-        source = domain.evaluation.source or domain.source
-        test = read_pocket_test(source, size) if isinstance(source, PocketSource) else read_source(source, None)
-        held_out = _first_prompts(maker.make(test), size, f"{config.evaluation.seed}\n{name}")
-        taken = {prompt_key(row["prompt"]) for row in held_out}
-        kept = [row for row in train.rows if prompt_key(row["prompt"]) not in taken]
-        if not kept:
-            raise DomainError(f"all {len(train.rows)} training prompts are among the held-out ones. Use other rows.")
-    lost = len(train.rows) - len(kept)
-    summary = LoadSummary(train.read, train.filtered, train.too_long, train.unusable, lost, len(kept), len(held_out))
-    return Domain(name, kept, held_out, rewards, domain.share, summary)
+    seed = f"{config.evaluation.seed}\n{name}"
+    held_out = _hold_out(domain, maker, made, size, seed)
+    train = _without(made, held_out)
+    rows = _interleaved(train, _weights(sources, train), seed)
+    evaluation = _interleaved(held_out, {label: len(drawn) for label, drawn in held_out.items()}, seed)
+    if maker.several:  # rewards get columns, so all rows need the same ones
+        columns = dict.fromkeys(column for row in [*rows, *evaluation] for column in row)
+        rows, evaluation = ([columns | row for row in part] for part in (rows, evaluation))
+    if any(source.share is not None for source in sources.values()):
+        rows = MixedRows(rows, _weights(sources, train))
+    return Domain(name, rows, evaluation, rewards, domain.share, _summary(made, train, held_out))
 
 
 def build_rewards(domain: DomainConfig) -> tuple[WeightedReward, ...]:
@@ -103,163 +123,113 @@ def build_rewards(domain: DomainConfig) -> tuple[WeightedReward, ...]:
     )
 
 
-@dataclass(frozen=True)
-class _Made:
-    """Rows made of one source, and how many were dropped on the way."""
-
-    rows: list[Row]
-    read: int
-    filtered: int
-    too_long: int
-    unusable: int
+def _by_name(source: Source | tuple[Source, ...]) -> dict[str, Source]:
+    sources = listed(source)
+    return dict(zip(source_names(sources), sources, strict=True))
 
 
-@dataclass(frozen=True)
-class _RowMaker:
-    name: str
-    rewards: Sequence[WeightedReward]
-    prompter: Prompter
-    columns: Mapping[str, Path | Template]
-    optional: tuple[str, ...]
-    every_column: bool
-    filter: Mapping[str, Any]
-    drop_unusable: bool
-    tokenizer: Any
-    max_tokens: int
-    chat_template_kwargs: Mapping[str, Any]
-
-    @classmethod
-    def build(
-        cls,
-        name: str,
-        domain: DomainConfig,
-        rewards: Sequence[WeightedReward],
-        tokenizer: Any,
-        max_tokens: int,
-        chat_template_kwargs: Mapping[str, Any],
-    ) -> "_RowMaker":
-        functions = [reward.function for reward in rewards]
-        required = [column for function in functions for column in getattr(function, "columns", ())]
-        optional = [column for function in functions for column in getattr(function, "optional_columns", ())]
-        columns: dict[str, Path | Template] = {c: Path(c) for c in required if c not in _GIVEN}
-        for column, written in domain.columns.items():
-            columns[column] = _template(f"columns.{column}", written) if "{" in written else Path(written)
-        prompter = Prompter.build(domain.prompt, domain.system, domain.chat, tokenizer)
-        spare = tuple(c for c in optional if c not in columns and c not in _GIVEN)
-        drop = domain.unusable_rows == "drop"
-        undeclared = any(not hasattr(function, "columns") for function in functions)
-        return cls(
-            name,
-            rewards,
-            prompter,
-            columns,
-            spare,
-            undeclared,
-            domain.filter or {},
-            drop,
-            tokenizer,
-            max_tokens,
-            chat_template_kwargs,
-        )
-
-    def make(self, raw: Sequence[Row]) -> _Made:
-        """The rows of this domain in ``raw``.
-
-        Raises:
-            DomainError: a column is missing, or nothing is left (saying what dropped how many).
-        """
-        numbers = [number for number, row in enumerate(raw, start=1) if self._wanted(number, row)]
-        rows = [self._row(number, raw[number - 1]) for number in numbers]
-        lengths = prompt_lengths([row["prompt"] for row in rows], self.tokenizer, self.chat_template_kwargs)
-        short = [index for index, length in enumerate(lengths) if length <= self.max_tokens]
-        problems = {index: problem for index in short if (problem := self._problem(rows[index])) is not None}
-        if problems and not self.drop_unusable:
-            raise DomainError(_unusable({numbers[index]: problem for index, problem in problems.items()}))
-        kept = [rows[index] for index in short if index not in problems]
-        made = _Made(kept, len(raw), len(raw) - len(rows), len(rows) - len(short), len(problems))
-        if not kept:
-            shortest = f" (the shortest has {min(lengths)})" if lengths else ""
-            raise DomainError(
-                f"no rows are left: {made.read} read, {made.filtered} dropped by filter, {made.too_long} longer than "
-                f"max_prompt_tokens={self.max_tokens}{shortest}, {made.unusable} of no use to the reward. "
-                "Relax what dropped them."
-            )
-        return made
-
-    def _problem(self, row: Row) -> str | None:
-        """Why a reward says that it cannot use ``row``, which it gets as it will in training: without the prompt."""
-        for reward in self.rewards:
-            check_rows = getattr(reward.function, "check_rows", None)
-            given = set(_GIVEN) - set(getattr(reward.function, "columns", ()))
-            seen = {column: value for column, value in row.items() if column not in given}
-            if check_rows is not None and (problems := check_rows([seen])):
-                return f"the reward {reward.name!r} cannot use it: {problems[0].removeprefix('row 0: ')}"
-        return None
-
-    def _wanted(self, number: int, raw: Row) -> bool:
-        for column, wanted in self.filter.items():
-            found = _read(Path(column).get, raw, f"filter.{column}", number)
-            accepted = wanted if isinstance(wanted, list) else [wanted]
-            if found not in accepted and str(found) not in map(str, accepted):  # CSV knows only text
-                return False
-        return True
-
-    def _row(self, number: int, raw: Row) -> Row:
-        row = {column: raw[column] for column in raw if column not in _GIVEN} if self.every_column else {}
-        for column, place in self.columns.items():
-            read = place.render if isinstance(place, Template) else place.get
-            own_name = isinstance(place, Path) and place.text == column
-            what = f"the reward needs the column {column!r} (columns maps it)" if own_name else f"columns.{column}"
-            row[column] = _read(read, raw, what, number)
-        for column in self.optional:
-            if column in raw:
-                row[column] = raw[column]
-        return {"prompt": _read(self.prompter.prompt, raw, "prompt", number), "domain": self.name, **row}
+def _weights(sources: Mapping[str, Source], rows: Mapping[str, Sequence[Row]]) -> dict[str, float]:
+    """The shares of sources inside their domain; without shares every row weighs the same."""
+    return {label: source.share or len(rows[label]) for label, source in sources.items()}
 
 
-def _unusable(problems: Mapping[int, str]) -> str:
-    shown = " ".join(f"Row {number}: {problem}" for number, problem in list(problems.items())[:_SHOWN])
-    more = f" And {len(problems) - _SHOWN} more rows." if len(problems) > _SHOWN else ""
-    count = "1 row" if len(problems) == 1 else f"{len(problems)} rows"
-    return f"{count} cannot be used. {shown}{more} Mend or filter them, or set unusable_rows: drop."
+def _hold_out(
+    domain: DomainConfig, maker: RowMaker, made: Mapping[str, Made], size: int, seed: str
+) -> dict[str, list[Row]]:
+    """``size`` held-out rows with different prompts, each source by its share; by source.
+
+    They are drawn from the evaluation sources, from a pocket task's own test rows, or else from the training rows.
+    """
+    given = domain.evaluation.source
+    sources = _by_name(domain.source if given is None else given)
+    tests = {
+        label: read_pocket_test(source, size) if isinstance(source, PocketSource) else read_source(source, None)
+        for label, source in sources.items()
+        if given is not None or isinstance(source, PocketSource)
+    }
+    made_tests = maker.make(tests, known=frozenset().union(*(part.lacking for part in made.values())))
+    pools = {label: (made_tests if label in tests else made)[label].rows for label in sources}
+    sizes = pools if given is not None else {label: part.rows for label, part in made.items()}
+    counts = Quotas(_weights(sources, sizes), size, "carry").counts(0)
+    held_out: dict[str, list[Row]] = {}
+    for label, count in zip(sources, counts, strict=True):
+        alone = len(sources) == 1
+        unique = _different(pools[label], held_out)
+        if len(unique) < count + (label not in tests):  # one at least is left to train on
+            raise DomainError(f"{'' if alone else f'{label}: '}{_too_few(count, len(unique), label in tests)}")
+        chosen = set(random.Random(seed if alone else f"{seed}\n{label}").sample(sorted(unique), count))
+        held_out[label] = [row for key, row in unique.items() if key in chosen]
+    return held_out
 
 
-def _read(read: Callable[[Row], Any], raw: Row, what: str, number: int) -> Any:
-    try:
-        return read(raw)
-    except DomainError as error:
-        raise DomainError(f"{what}; row {number}: {error}") from None
+def _keys(parts: Mapping[str, Iterable[Row]]) -> set[str]:
+    return {prompt_key(row["prompt"]) for rows in parts.values() for row in rows}
 
 
-def _template(what: str, text: str) -> Template:
-    try:
-        return Template.parse(text)
-    except DomainError as error:
-        raise DomainError(f"{what}: {error}") from None
+def _different(rows: Iterable[Row], taken: Mapping[str, Iterable[Row]]) -> dict[str, Row]:
+    """The first row of every prompt that is not in ``taken``, by the prompt's key."""
+    known, found = _keys(taken), dict[str, Row]()
+    for row in rows:
+        found.setdefault(prompt_key(row["prompt"]), row)
+    return {key: row for key, row in found.items() if key not in known}
 
 
-def _hold_out(made: _Made, size: int, seed: str) -> tuple[list[Row], list[Row]]:
-    """Training rows and ``size`` held-out rows; no prompt is in both."""
-    keys = [prompt_key(row["prompt"]) for row in made.rows]
-    unique = sorted(set(keys))
-    if len(unique) <= size:
-        raise DomainError(
-            f"{size} prompts are to be held out, but there are only {len(unique)} different ones and at least one must "
-            "be left to train on. Set evaluation.size lower, or give evaluation.source."
-        )
-    chosen = set(random.Random(seed).sample(unique, size))
-    first = {key: index for index, key in reversed(list(enumerate(keys)))}
-    held_out = [made.rows[first[key]] for key in sorted(chosen, key=lambda key: first[key])]
-    return [row for row, key in zip(made.rows, keys, strict=True) if key not in chosen], held_out
-
-
-def _first_prompts(made: _Made, size: int, seed: str) -> list[Row]:
-    """``size`` rows with different prompts, drawn from an evaluation source."""
-    unique = {prompt_key(row["prompt"]): row for row in reversed(made.rows)}
-    if len(unique) < size:
-        raise DomainError(
-            f"{size} held-out prompts are asked for, but the evaluation source has only {len(unique)} different ones. "
+def _too_few(asked: int, found: int, from_tests: bool) -> str:
+    if from_tests:
+        return (
+            f"{asked} held-out prompts are asked for, but the evaluation source has only {found} different ones. "
             "Set evaluation.size lower, or give more rows."
         )
-    chosen = set(random.Random(seed).sample(sorted(unique), size))
-    return [row for key, row in reversed(unique.items()) if key in chosen]
+    return (
+        f"{asked} prompts are to be held out, but there are only {found} different ones and at least one must be left "
+        "to train on. Set evaluation.size lower, or give evaluation.source."
+    )
+
+
+def _without(made: Mapping[str, Made], held_out: Mapping[str, Iterable[Row]]) -> dict[str, list[Row]]:
+    """The rows of every source whose prompt is not held out, whichever source that came from."""
+    taken = _keys(held_out)
+    left = {}
+    for label, part in made.items():
+        left[label] = [row for row in part.rows if prompt_key(row["prompt"]) not in taken]
+        if not left[label]:
+            where = f"{label}: " if len(made) > 1 else ""
+            raise DomainError(
+                f"{where}all {len(part.rows)} training prompts are among the held-out ones. Use other rows."
+            )
+    return left
+
+
+def _interleaved(parts: Mapping[str, Sequence[Row]], weights: Mapping[str, float], seed: str) -> list[Row]:
+    """The rows of all sources in one list whose beginning and end hold them by weight: analyses take rows from there.
+
+    A source whose rows do not reach keeps the middle free. Places are drawn at random within a source's even steps, so
+    that no source lies on every other row.
+    """
+    parts = {label: rows for label, rows in parts.items() if rows}
+    if len(parts) == 1:
+        return list(*parts.values())
+    generator = random.Random(seed)
+    end = max(len(rows) / weights[label] for label, rows in parts.items())
+    placed = []
+    for label, rows in parts.items():
+        for index, row in enumerate(rows):
+            early = index < len(rows) / 2
+            steps = (index if early else index - len(rows)) + generator.random()
+            placed.append((steps / weights[label] + (0 if early else end), row))
+    return [row for _, row in sorted(placed, key=lambda pair: pair[0])]
+
+
+def _summary(made: Mapping[str, Made], train: Mapping[str, Sequence[Row]], held_out: Mapping[str, Any]) -> LoadSummary:
+    counts = {
+        label: {
+            **part.counts,
+            "dropped_held_out": len(part.rows) - len(train[label]),
+            "train_rows": len(train[label]),
+            "evaluation_rows": len(held_out.get(label, ())),
+        }
+        for label, part in made.items()
+    }
+    total = {key: sum(numbers[key] for numbers in counts.values()) for key in next(iter(counts.values()))}
+    total["evaluation_rows"] = sum(map(len, held_out.values()))
+    return LoadSummary(**total, sources=counts if len(counts) > 1 else {})

@@ -1,7 +1,8 @@
-"""From a row to the prompt that a model sees: template, system prompt, chat messages or plain text, length."""
+"""From a row to the prompt that a model sees: columns, template, system prompt, chat messages or text, length."""
 
 import hashlib
 import json
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,37 +10,121 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 from jinja2 import TemplateError
 
-from counterpoint.domains.template import Template
 from counterpoint.errors import DomainError
 from counterpoint.inputs import LIBRARY_FAULTS
 
-_FAULTS: tuple[type[Exception], ...] = (TemplateError, *LIBRARY_FAULTS)
-
 Prompt = str | list[dict[str, Any]]
 
-_LIMIT = 10.0
-"""Seconds of processor time for one prompt; templates take a thousandth of one."""
+_INDEX = re.compile(r"-?[0-9]{1,9}$")
+_STEP = re.compile(r"\.?([^.\[\]]+)|\[([^\[\]]+)\]")
+_LIMIT = 10.0  # seconds of processor time for one chat template; they take a thousandth of one
+_FAULTS: tuple[type[Exception], ...] = (TemplateError, *LIBRARY_FAULTS)
 
 
 @dataclass(frozen=True)
-class Prompter:
-    """Makes prompts of rows: a text, or chat messages where ``chat``."""
+class Column:
+    """A place in a row: ``answer``, ``question.stem`` or ``choices[0].text``. Keys and indices only, no attributes."""
 
-    template: Template
-    system: str | None
-    chat: bool
+    text: str
 
-    @classmethod
-    def build(cls, template: str, system: str | None, chat: bool | None, tokenizer: Any) -> "Prompter":
-        """The prompter for a domain's settings and a tokenizer.
+    def steps(self) -> list[str]:
+        """The keys and indices on the way."""
+        found = list(_STEP.finditer(self.text))
+        if not found or "".join(match[0] for match in found) != self.text:
+            raise DomainError(f"{{{self.text}}} is no column. Write {{column}}, {{column.key}} or {{column[0]}}.")
+        return [match[1] or match[2] for match in found]
+
+    def get(self, row: Mapping[str, Any]) -> Any:
+        """The value in ``row``.
 
         Raises:
-            DomainError: a malformed template, or ``chat: true`` with a tokenizer that has no chat template.
+            DomainError: nothing is there; the message lists what is.
         """
+        if self.text in row:
+            return row[self.text]
+        value: Any = row
+        seen = ""
+        for step in self.steps():
+            if isinstance(value, Mapping):
+                if step not in value:
+                    where, what = (f" in {seen!r}", "keys") if seen else ("", "columns")
+                    raise DomainError(f"no {step!r}{where}; the {what} are: {', '.join(map(str, value)) or 'none'}.")
+                value = value[step]
+            elif isinstance(value, list | tuple) and _INDEX.match(step):
+                if not -len(value) <= int(step) < len(value):
+                    raise DomainError(f"{seen!r} has {len(value)} items, so there is no [{step}].")
+                value = value[int(step)]
+            else:
+                found = repr(value)
+                raise DomainError(f"{seen!r} is {found[:60]}{'...' * (len(found) > 60)}, so it has no {step!r}.")
+            seen = f"{seen}.{step}" if seen else step
+        return value
+
+
+@dataclass(frozen=True)
+class Template:
+    """Text with ``{column}`` where a row's values go; ``{{`` and ``}}`` are literal braces.
+
+    >>> Template.parse("{a} + {b[0]} = {{x}}").render({"a": 1, "b": [2]})
+    '1 + 2 = {x}'
+    """
+
+    parts: tuple[str | Column, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The template written as ``text``.
+
+        Raises:
+            DomainError: a brace without its partner, or something else than a column between braces.
+        """
+        parts: list[str | Column] = []
+        for match in re.finditer(r"\{\{|\}\}|\{([^{}]*)\}|[^{}]+|[{}]", text):
+            if match[1] is not None:
+                column = Column(match[1].strip())
+                column.steps()
+                parts.append(column)
+            elif match[0] in "{}":
+                raise DomainError(
+                    f"a single {match[0]!r} at character {match.start() + 1}. Write it twice for a brace."
+                )
+            else:
+                parts.append(match[0][0] if match[0] in ("{{", "}}") else match[0])
+        return cls(tuple(parts))
+
+    @property
+    def only_column(self) -> Column | None:
+        """The column of a template that is nothing else."""
+        return self.parts[0] if len(self.parts) == 1 and isinstance(self.parts[0], Column) else None
+
+    def render(self, row: Mapping[str, Any]) -> str:
+        """The text for ``row``: strings as they are, other values as JSON.
+
+        Raises:
+            DomainError: a column that is missing or null.
+        """
+        return "".join(part if isinstance(part, str) else _as_text(part, row) for part in self.parts)
+
+
+def _as_text(column: Column, row: Mapping[str, Any]) -> str:
+    value = column.get(row)
+    if value is None:
+        raise DomainError(f"{column.text!r} is null.")
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+class Prompter:
+    """Makes prompts of rows: text, or chat messages where the tokenizer has a chat template and ``chat`` allows it.
+
+    Raises:
+        DomainError: a malformed template, or ``chat: true`` with a tokenizer that has no chat template.
+    """
+
+    def __init__(self, template: str, system: str | None, chat: bool | None, tokenizer: Any) -> None:
         has_template = getattr(tokenizer, "chat_template", None) is not None
         if chat and not has_template:
             raise DomainError(
@@ -47,32 +132,29 @@ class Prompter:
                 "a model with a chat template."
             )
         try:
-            parsed = Template.parse(template)
+            self.template = Template.parse(template)
         except DomainError as error:
             raise DomainError(f"prompt: {error}") from None
-        return cls(parsed, system, has_template if chat is None else chat)
+        self.system = system
+        self.chat = has_template if chat is None else chat
 
     def prompt(self, row: dict[str, Any]) -> Prompt:
         """The prompt of ``row``; a column that holds chat messages is taken as they are."""
-        path = self.template.only_path
-        value: Any = path.get(row) if path is not None else None
-        if path is not None and _is_messages(value):
-            return self._from_messages(value)
+        column = self.template.only_column
+        if column is not None and _is_messages(value := column.get(row)):
+            if not self.chat:
+                raise DomainError(
+                    f"{column.text!r} holds chat messages, but prompts are plain text here. Use a model with a chat "
+                    "template, or a template over the messages' text."
+                )
+            return self._with_system([dict(message) for message in value])
         text = self.template.render(row)
         if not self.chat:
             return f"{self.system}\n\n{text}" if self.system is not None else text
         return self._with_system([{"role": "user", "content": text}])
 
-    def _from_messages(self, messages: list[dict[str, Any]]) -> Prompt:
-        if not self.chat:
-            raise DomainError(
-                f"{self.template.only_path.text if self.template.only_path else ''!r} holds chat messages, but prompts "
-                "are plain text here. Use a model with a chat template, or a template over the messages' text."
-            )
-        return self._with_system([dict(message) for message in messages])
-
     def _with_system(self, messages: list[dict[str, Any]]) -> Prompt:
-        if self.system is None or (messages and messages[0].get("role") == "system"):
+        if self.system is None or messages[0].get("role") == "system":
             return messages
         return [{"role": "system", "content": self.system}, *messages]
 
@@ -102,7 +184,6 @@ def prompt_lengths(
     if not prompts:
         return []
     chosen = {"add_generation_prompt": True, "tokenize": False, **(chat_template_kwargs or {})}
-    chat = not isinstance(prompts[0], str)
     texts: list[str] = []
     with _time_limit() as start:
         for prompt in prompts:
@@ -114,7 +195,8 @@ def prompt_lengths(
                 texts.append(tokenizer.apply_chat_template(prompt, **chosen))
             except _FAULTS as error:
                 raise DomainError(f"the model's chat template refuses the prompt: {error}.") from error
-    return [len(ids) for ids in tokenizer(texts, add_special_tokens=not chat)["input_ids"]]
+    plain = isinstance(prompts[0], str)  # chat templates write special tokens themselves
+    return [len(ids) for ids in tokenizer(texts, add_special_tokens=plain)["input_ids"]]
 
 
 @contextmanager

@@ -1,12 +1,12 @@
-"""The order of prompts: every optimizer step holds every domain's share, on every rank, from any step on."""
+"""The order of prompts: which rows of every domain a step holds, on every rank, from any step on."""
 
 import hashlib
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
-from counterpoint.domains.geometry import Geometry
-from counterpoint.domains.shares import Quotas, exact_units, ratio, would_do
+from counterpoint.domains.shares import Geometry, Quotas, exact_units, ratio, would_do
 from counterpoint.errors import DomainError
 
 
@@ -23,37 +23,98 @@ class DomainStream:
     def __init__(self, num_rows: int, seed: int, name: str, shuffle: bool = True) -> None:
         if num_rows < 1:
             raise DomainError(f"The domain {name!r} has no rows. Give it some or leave it out.")
-        self.num_rows = num_rows
-        self.seed = seed
-        self.name = name
-        self.shuffle = shuffle
-        self._pass = -1
-        self._order: list[int] = []
+        self.num_rows, self.seed, self.name, self.shuffle = num_rows, seed, name, shuffle
+        self._pass, self._order = -1, list(range(num_rows))
 
     def __getitem__(self, position: int) -> int:
         """The row at ``position`` (from 0) of the endless order."""
         number, within = divmod(position, self.num_rows)
-        if not self.shuffle:
-            return within
-        if number != self._pass:
+        if self.shuffle and number != self._pass:
+            self._pass, self._order = number, list(range(self.num_rows))
             text = f"{self.seed}\n{self.name}\n{number}"
-            self._order = list(range(self.num_rows))
-            random.Random(hashlib.sha256(text.encode()).digest()).shuffle(self._order)
-            self._pass = number
+            _generator(text).shuffle(self._order)
         return self._order[within]
+
+    def draw(self, start: int, end: int) -> list[int]:
+        """The rows from position ``start`` to before ``end``."""
+        return [self[position] for position in range(start, end)]
+
+
+def _generator(text: str) -> random.Random:
+    return random.Random(hashlib.sha256(text.encode()).digest())
+
+
+SOURCE_COLUMN = "domain_source"
+"""Column of the rows of a domain with several sources: the name of the row's source."""
+
+
+class MixedRows(list[dict[str, Any]]):
+    """Rows of one domain from several sources, each drawn by its share inside the domain.
+
+    ``shares`` are those of the sources; every row names its own in the column ``domain_source``.
+    """
+
+    def __init__(self, rows: Iterable[dict[str, Any]], shares: Mapping[str, float]) -> None:
+        super().__init__(rows)
+        self.shares = dict(shares)
+
+
+class MixedStream:
+    """An endless order of the rows of one domain in which every source has its share.
+
+    After any number of rows each source has had its share of them to within one row (``Quotas`` with units of one
+    row), and goes through its own rows as a ``DomainStream`` does: a short source repeats, a long one takes longer to
+    be seen whole.
+
+    >>> rows = MixedRows([{"domain_source": "a"}, {"domain_source": "b"}, {"domain_source": "b"}], {"a": 3, "b": 1})
+    >>> stream = MixedStream(rows, seed=0, name="math", shuffle=False)
+    >>> [stream[position] for position in range(8)]
+    [0, 0, 1, 0, 0, 0, 2, 0]
+    """
+
+    def __init__(self, rows: MixedRows, seed: int, name: str, shuffle: bool = True) -> None:
+        self.seed, self.name, self.shuffle = seed, name, shuffle
+        self._quotas = Quotas(rows.shares, 1, "carry")
+        self._rows: dict[str, list[int]] = {source: [] for source in rows.shares}
+        for index, row in enumerate(rows):
+            self._rows[row[SOURCE_COLUMN]].append(index)
+        self._streams = [
+            DomainStream(len(own), seed, f"{name}\n{source}", shuffle) for source, own in self._rows.items()
+        ]
+
+    def __getitem__(self, position: int) -> int:
+        """The row at ``position`` (from 0) of the endless order."""
+        source = self._quotas.counts(position).index(1)
+        own = list(self._rows.values())[source]
+        return own[self._streams[source][self._quotas.before(position)[source]]]
+
+    def draw(self, start: int, end: int) -> list[int]:
+        """The rows from position ``start`` to before ``end``, which is what one step holds.
+
+        They are shuffled: shares of 1:1 would otherwise give each of two ranks, or halves of a step, one source.
+        """
+        rows = [self[position] for position in range(start, end)]
+        if self.shuffle:
+            _generator(f"{self.seed}\n{self.name}\nfrom {start}").shuffle(rows)
+        return rows
 
 
 class QuotaSampler:
     """Row indices in TRL's protocol: each prompt ``num_generations`` times in a row, each generation repeated.
 
     TRL's loader takes ``steps_per_generation`` micro-batches at a time and accelerate gives rank r the r-th chunk of
-    every ``world`` chunks. One generation (W ranks, each with whole units of one domain) is therefore laid out as::
+    every ``world`` chunks. One generation (whole units of one domain on each of W ranks) is therefore laid out as::
 
         rank 0: [unit of math][unit of code] | rank 1: [unit of math][unit of code] | ...
 
     and yielded ``iterations * steps_per_generation`` times, because TRL asks once per micro-step and reuses the first
-    answer. Every optimizer step then holds, on every rank, exactly the units that ``Quotas`` gives each domain. The
-    order is a function of the step alone: skipping the first k batches is the same as starting at the k-th.
+    answer. The order is a function of the step alone: skipping the first k batches is the same as starting at the k-th.
+
+    >>> batch = {"num_generations": 2, "rows_per_device": 2, "accumulation": 3}
+    >>> sampler = QuotaSampler({"math": 4, "code": 2}, shares={"math": 2, "code": 1}, shuffle=False, **batch)
+    >>> rows = list(sampler)  # rows 0 to 3 are math, 4 and 5 are code
+    >>> rows[:6], rows[18:24]  # the first and the second step, each asked for three times
+    ([0, 0, 4, 4, 1, 1], [2, 2, 5, 5, 3, 3])
 
     Args:
         sizes: rows of each domain; they stand in this order in the one dataset that TRL indexes.
@@ -61,6 +122,7 @@ class QuotaSampler:
         rule: ``exact`` or ``carry``, see ``Quotas``.
         seed: seed of the order inside each domain.
         shuffle: whether each pass over a domain's rows has an order of its own; False keeps the order of the rows.
+        mixed: the rows of those domains whose sources have shares.
         num_generations, rows_per_device, accumulation, steps_per_generation, iterations, world: see ``Geometry``.
 
     Raises:
@@ -81,6 +143,7 @@ class QuotaSampler:
         seed: int = 0,
         rule: str = "exact",
         shuffle: bool = True,
+        mixed: Mapping[str, MixedRows] | None = None,
     ) -> None:
         if set(sizes) != set(shares):
             raise DomainError(f"Shares are given for {sorted(shares)}, but the domains are {sorted(sizes)}.")
@@ -89,11 +152,18 @@ class QuotaSampler:
         self.geometry = Geometry(
             num_generations, rows_per_device, accumulation, steps_per_generation or accumulation, iterations, world
         )
-        check_shares(shares, self.geometry, rule)
+        _check_shares(shares, self.geometry, rule)
         self.quotas = Quotas(shares, self.geometry.quota_units, rule)
-        self._streams = [DomainStream(size, seed, name, shuffle) for name, size in sizes.items()]
+        self._streams: list[DomainStream | MixedStream] = [
+            MixedStream(mixed[name], seed, name, shuffle)
+            if mixed and name in mixed
+            else DomainStream(size, seed, name, shuffle)
+            for name, size in sizes.items()
+        ]
         self._offsets = [sum(list(sizes.values())[:index]) for index in range(len(sizes))]
-        self._periods = self._periods_per_epoch(sum(sizes.values()))
+        prompts_per_step = world * self.geometry.quota_units * self.geometry.unit_prompts
+        self._periods = math.ceil(sum(sizes.values()) / (prompts_per_step * self.geometry.period_quota_steps))
+        self._repeats = self.geometry.iterations * self.geometry.steps_per_generation
         self.epoch = 0
 
     @property
@@ -133,19 +203,10 @@ class QuotaSampler:
         if geometry.steps_per_generation < geometry.accumulation:
             return None
         steps = geometry.period_quota_steps
-        first = micro_step // (geometry.steps_per_generation * geometry.iterations) * steps
+        first = micro_step // self._repeats * steps
         return [
             [units * geometry.unit_micro_batches for units in self.quotas.counts(first + step)] for step in range(steps)
         ]
-
-    @property
-    def _repeats(self) -> int:
-        return self.geometry.iterations * self.geometry.steps_per_generation
-
-    def _periods_per_epoch(self, num_rows: int) -> int:
-        geometry = self.geometry
-        prompts = geometry.world * geometry.quota_units * geometry.unit_prompts * geometry.period_quota_steps
-        return math.ceil(num_rows / prompts)
 
     def _generations(self, period: int) -> Iterator[list[int]]:
         """The rows of every generation of ``period``: rank after rank, each prompt ``num_generations`` times."""
@@ -153,11 +214,10 @@ class QuotaSampler:
         units = [unit for step in range(period * steps, (period + 1) * steps) for unit in self._units(step)]
         size = self.geometry.generation_units
         for start in range(0, len(units), size):
-            chunk = units[start : start + size]
             yield [
                 row
                 for rank in range(self.geometry.world)
-                for unit in chunk
+                for unit in units[start : start + size]
                 for row in unit[rank]
                 for _ in range(self.geometry.num_generations)
             ]
@@ -165,23 +225,23 @@ class QuotaSampler:
     def _units(self, quota_step: int) -> Iterator[list[list[int]]]:
         """For every unit of the quota step, the rows of its prompts on each rank."""
         prompts, world = self.geometry.unit_prompts, self.geometry.world
-        drawn = [units * world * prompts for units in self.quotas.before(quota_step)]
+        had, will = self.quotas.before(quota_step), self.quotas.before(quota_step + 1)
+        rows = [
+            iter(stream.draw(start * world * prompts, end * world * prompts))
+            for stream, start, end in zip(self._streams, had, will, strict=True)
+        ]
         for domain in self.layout(quota_step):
-            start = drawn[domain]
-            drawn[domain] += world * prompts
-            rows = [self._offsets[domain] + self._streams[domain][start + i] for i in range(world * prompts)]
-            yield [rows[rank * prompts : (rank + 1) * prompts] for rank in range(world)]
+            offset = self._offsets[domain]
+            yield [[offset + next(rows[domain]) for _ in range(prompts)] for _ in range(world)]
 
 
-def check_shares(shares: Mapping[str, float], geometry: Geometry, rule: str) -> None:
+def _check_shares(shares: Mapping[str, float], geometry: Geometry, rule: str) -> None:
     """Refuses shares that a step of this geometry cannot hold exactly, naming batches that would."""
     units = geometry.quota_units
     if rule != "exact" or units % exact_units(shares) == 0:
         return
-    numbers = [geometry.accumulation_for(number) for number in would_do(shares, units)]
-    advice = (
-        f"gradient_accumulation_steps={' or '.join(map(str, numbers))} would do" if numbers else "no batch would do"
-    )
+    numbers = [str(geometry.accumulation_for(number)) for number in would_do(shares, units)]
+    advice = f"gradient_accumulation_steps={' or '.join(numbers)} would do" if numbers else "no batch would do"
     if numbers and geometry.steps_per_generation != geometry.accumulation:
         advice += f" (and a steps_per_generation to match; it is {geometry.steps_per_generation})"
     raise DomainError(

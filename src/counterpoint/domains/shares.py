@@ -1,18 +1,18 @@
-"""How many units of every optimizer step each domain gets: exactly its share, or exactly in the long run.
+"""Shares: how many units of rows every domain has in an optimizer step, and how many units a step has.
 
-A unit is the smallest number of rows that can go to one domain (whole micro-batches of whole groups). All arithmetic
-is in integers and fractions, so a share typed as 0.1 is one tenth.
+All arithmetic is in integers and fractions, so a share typed as 0.1 is one tenth.
 """
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from fractions import Fraction
 
 from counterpoint.errors import DomainError, nearest
 
 RULES = ("exact", "carry")
 
-MAX_SUGGESTED = 4096  # beyond this many units an exact split is no practical advice
+_MAX_SUGGESTED = 4096  # beyond this many units an exact split is no practical advice
 
 
 def normalise(shares: Mapping[str, float]) -> dict[str, Fraction]:
@@ -31,33 +31,31 @@ def normalise(shares: Mapping[str, float]) -> dict[str, Fraction]:
     return {name: share / total for name, share in exact.items()}
 
 
-def ratio(shares: Mapping[str, float]) -> str:
-    """The shares as the smallest whole numbers, such as ``2:1:1``."""
-    fractions = normalise(shares)
-    scale = math.lcm(*(share.denominator for share in fractions.values()))
-    return ":".join(str(int(share * scale)) for share in fractions.values())
-
-
 def exact_units(shares: Mapping[str, float]) -> int:
     """The smallest number of units per step that ``shares`` split without remainder."""
     return math.lcm(*(share.denominator for share in normalise(shares).values()))
+
+
+def ratio(shares: Mapping[str, float]) -> str:
+    """The shares as the smallest whole numbers, such as ``2:1:1``."""
+    units = exact_units(shares)
+    return ":".join(str(int(share * units)) for share in normalise(shares).values())
 
 
 def would_do(shares: Mapping[str, float], units: int) -> list[int]:
     """The numbers of units nearest to ``units``, below and above, that split exactly; empty if all are too large."""
     smallest = exact_units(shares)
     below = units // smallest * smallest
-    return [number for number in (below, below + smallest) if 0 < number <= MAX_SUGGESTED]
+    return [number for number in (below, below + smallest) if 0 < number <= _MAX_SUGGESTED]
 
 
 class Quotas:
-    """Units of each domain in every step, for ``units`` per step; ``counts(step)`` needs no state from the caller.
+    """Units of each domain in every step of ``units`` units; any step can be asked for first.
 
-    With ``rule="exact"`` every step is the same and holds each share without remainder. With ``rule="carry"`` every
-    domain gets the whole part of its share in each step, and the units left over go round by Tijdeman's schedule for
-    the chairman assignment problem (Discrete Mathematics 32, 1980), which keeps the number of units that each domain
-    has had by any step within one of its exact share. Handing each unit to the domain that is furthest behind does
-    not keep that bound.
+    With ``rule="exact"`` every step holds each share without remainder. With ``rule="carry"`` every domain gets the
+    whole part of its share in each step, and the units left over go round by Tijdeman's schedule for the chairman
+    assignment problem (Discrete Mathematics 32, 1980): after every step, each domain has had its exact share to within
+    one unit. Always serving the domain that is furthest behind does not keep that bound.
 
     Raises:
         DomainError: shares that ``rule="exact"`` cannot meet, naming numbers of units that it could.
@@ -68,7 +66,6 @@ class Quotas:
             raise DomainError(f"Unknown share rule {rule!r}: {nearest(rule, RULES)}")
         if units < 1:
             raise DomainError(f"A step must hold at least one unit of rows, found {units}.")
-        self.units = units
         targets = [share * units for share in normalise(shares).values()]
         self._base = [math.floor(target) for target in targets]
         left = [target - whole for target, whole in zip(targets, self._base, strict=True)]
@@ -76,11 +73,15 @@ class Quotas:
         self._parts = [int(share * self._period) for share in left]  # extra units of each domain in a period
         self._left = units - sum(self._base)
         if self._left and rule == "exact":
-            raise DomainError(_cannot_split(shares, units))
+            would = " or ".join(map(str, would_do(shares, units))) or "no practical number of units"
+            raise DomainError(
+                f"{units} units of rows per step cannot be split {ratio(shares)} between the domains "
+                f"{', '.join(shares)}; {would} would do. Change the batch, change the shares, or set share_rule: carry."
+            )
         self._extra: list[list[int]] = [[0] * len(targets)]  # extra units had before each step of the period
 
     def counts(self, step: int) -> list[int]:
-        """Units of each domain in ``step`` (from 0), in the order of the shares; they sum to ``units``."""
+        """Units of each domain in ``step`` (from 0), in the order of the shares."""
         before, after = self.before(step), self.before(step + 1)
         return [later - earlier for earlier, later in zip(before, after, strict=True)]
 
@@ -105,11 +106,130 @@ class Quotas:
         return given
 
 
-def _cannot_split(shares: Mapping[str, float], units: int) -> str:
-    numbers = would_do(shares, units)
-    names = ", ".join(shares)
-    advice = f"{' or '.join(map(str, numbers))} would do" if numbers else "no practical number of units would do"
-    return (
-        f"{units} units of rows per step cannot be split {ratio(shares)} between the domains {names}; {advice}. "
-        "Change the batch, change the shares, or set share_rule: carry."
-    )
+@dataclass(frozen=True)
+class Geometry:
+    """How a step is cut into rows, groups, micro-batches and generations; numbers of rows are per rank.
+
+    A *unit* is the smallest number of rows that can belong to one domain: whole micro-batches and whole groups of
+    completions of one prompt, so ``lcm(rows_per_device, num_generations)`` rows. A *quota step* is the stretch of
+    different micro-batches that one optimizer step sums; the shares hold in each.
+
+    Args:
+        num_generations: completions of one prompt (TRL's ``num_generations``).
+        rows_per_device: completions of one micro-batch (``per_device_train_batch_size``).
+        accumulation: micro-batches of an optimizer step (``gradient_accumulation_steps``).
+        steps_per_generation: micro-batches generated at once; a multiple or a divisor of ``accumulation``.
+        iterations: how often each generation is used (``num_iterations``).
+        world: number of ranks.
+
+    Raises:
+        DomainError: numbers that do not fit, naming numbers that would.
+    """
+
+    num_generations: int
+    rows_per_device: int
+    accumulation: int
+    steps_per_generation: int
+    iterations: int = 1
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise DomainError(f"{name} must be at least 1, found {value}.")
+        self._check_generation()
+        self._check_iterations()
+        self._check_units()
+
+    @property
+    def unit_rows(self) -> int:
+        """Rows of a unit."""
+        return math.lcm(self.rows_per_device, self.num_generations)
+
+    @property
+    def unit_micro_batches(self) -> int:
+        """Micro-batches of a unit."""
+        return self.unit_rows // self.rows_per_device
+
+    @property
+    def unit_prompts(self) -> int:
+        """Prompts of a unit."""
+        return self.unit_rows // self.num_generations
+
+    @property
+    def generation_units(self) -> int:
+        """Units that are generated at once."""
+        return self.steps_per_generation // self.unit_micro_batches
+
+    @property
+    def quota_micro_batches(self) -> int:
+        """Different micro-batches in an optimizer step."""
+        if self.steps_per_generation >= self.accumulation:
+            return self.accumulation
+        return max(self.accumulation // self.iterations, self.steps_per_generation)
+
+    @property
+    def quota_units(self) -> int:
+        """Units that the shares split, in every optimizer step."""
+        return self.quota_micro_batches // self.unit_micro_batches
+
+    @property
+    def period_quota_steps(self) -> int:
+        """Quota steps after which a generation and an optimizer step end together."""
+        return max(1, self.steps_per_generation // self.quota_micro_batches)
+
+    @property
+    def period_generations(self) -> int:
+        """Generations in such a period."""
+        return max(1, self.quota_micro_batches // self.steps_per_generation)
+
+    @property
+    def period_steps(self) -> int:
+        """Optimizer steps in such a period, repeated use of generations included."""
+        return self.period_generations * self.iterations * self.steps_per_generation // self.accumulation
+
+    def accumulation_for(self, units: int) -> int:
+        """The ``accumulation`` that gives ``units`` units in a step, all else equal."""
+        return units * self.unit_micro_batches * (self.accumulation // self.quota_micro_batches)
+
+    def _check_generation(self) -> None:
+        accumulation, generated = self.accumulation, self.steps_per_generation
+        if accumulation % generated and generated % accumulation:
+            raise DomainError(
+                f"steps_per_generation={generated} and gradient_accumulation_steps={accumulation}: one must divide the "
+                f"other, so that no step ends inside a generation. "
+                f"Use steps_per_generation={_fitting(generated, accumulation)}."
+            )
+
+    def _check_iterations(self) -> None:
+        generations, rest = divmod(self.accumulation, self.steps_per_generation)
+        if rest or generations < 2:
+            return
+        if generations % self.iterations and self.iterations % generations:
+            raise DomainError(
+                f"num_iterations={self.iterations} with {generations} generations per step "
+                f"(gradient_accumulation_steps={self.accumulation}, steps_per_generation={self.steps_per_generation}): "
+                f"one must divide the other. Use num_iterations={_fitting(self.iterations, generations)}, "
+                f"or steps_per_generation={self.accumulation}."
+            )
+
+    def _check_units(self) -> None:
+        at_once, base = min(self.steps_per_generation, self.accumulation), self.unit_micro_batches
+        if at_once % base == 0:
+            return
+        key = "gradient_accumulation_steps" if at_once == self.accumulation else "steps_per_generation"
+        below = at_once // base * base
+        raise DomainError(
+            f"per_device_train_batch_size={self.rows_per_device} and num_generations={self.num_generations}: whole "
+            f"micro-batches of whole groups come in {self.unit_rows} rows on each device, but {key}={at_once} gives "
+            f"{at_once * self.rows_per_device}. Use {key}={f'{below} or ' if below else ''}{below + base}, or a "
+            f"per_device_train_batch_size that is a multiple of {self.num_generations}."
+        )
+
+
+def _fitting(found: int, base: int) -> str:
+    """The nearest numbers below and above ``found`` that divide ``base`` or are its multiples."""
+    above = found + base - found % base
+    fitting = [number for number in range(1, above + 1) if base % number == 0 or number % base == 0]
+    below = [number for number in fitting if number < found][-1:]
+    return " or ".join(str(number) for number in (*below, *[n for n in fitting if n > found][:1]))

@@ -14,6 +14,7 @@ import torch
 from datasets import Dataset, DatasetDict, IterableDatasetDict
 from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
+from counterpoint.domains.sampler import MixedRows
 from counterpoint.errors import DomainError, RewardError, UnsupportedError, nearest
 from counterpoint.rewards.values import LARGEST_PART
 
@@ -56,6 +57,11 @@ class DomainRows:
     def sizes(self) -> dict[str, int]:
         """Number of rows of each domain."""
         return {name: len(rows) for name, rows in self.rows.items()}
+
+    @property
+    def mixed(self) -> dict[str, MixedRows]:
+        """The rows of those domains whose sources have shares."""
+        return {name: rows for name, rows in self.rows.items() if isinstance(rows, MixedRows)}
 
     @cached_property
     def index(self) -> Dataset:

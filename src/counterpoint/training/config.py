@@ -7,7 +7,7 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from counterpoint.domains.sampler import QuotaSampler
+from counterpoint.domains.sampler import MixedRows, QuotaSampler
 from counterpoint.errors import ConfigError, DomainError, StrategyError, nearest
 from counterpoint.surgery import STRATEGIES, Strategy, build_weighting, resolve_strategy
 from counterpoint.surgery.weightings import weighting_problems
@@ -138,8 +138,14 @@ def _plain(part: Any) -> Any:
     return f"{named.__module__}:{named.__qualname__}"
 
 
-def quota_sampler(args: GRPOConfig, sizes: Mapping[str, int], shares: Mapping[str, float], rule: str) -> QuotaSampler:
-    """The order of prompts for training with ``args`` on domains of these sizes and shares.
+def quota_sampler(
+    args: GRPOConfig,
+    sizes: Mapping[str, int],
+    shares: Mapping[str, float],
+    rule: str,
+    mixed: Mapping[str, MixedRows] | None = None,
+) -> QuotaSampler:
+    """The order of prompts for training with ``args`` on domains of these sizes and shares; see ``QuotaSampler``.
 
     Raises:
         DomainError: a batch that does not fit, or shares that a step of it cannot hold, naming what would do.
@@ -157,6 +163,7 @@ def quota_sampler(args: GRPOConfig, sizes: Mapping[str, int], shares: Mapping[st
         seed=args.seed,
         rule=rule,
         shuffle=args.shuffle_dataset is not False,
+        mixed=mixed,
     )
 
 

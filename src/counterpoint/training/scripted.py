@@ -18,7 +18,7 @@ from trl import GRPOConfig
 
 from counterpoint.config import Config, parse_config
 from counterpoint.config.training_keys import refused_reason
-from counterpoint.domains.build import Domain, LoadSummary, WeightedReward
+from counterpoint.domains import Domain, LoadSummary, WeightedReward
 from counterpoint.domains.domain_rewards import is_function, named_rewards
 from counterpoint.errors import DomainError, RewardError, RunError
 from counterpoint.evaluation.history import Evaluations

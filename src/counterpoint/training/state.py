@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOConfig
 
+from counterpoint.domains.sampler import MixedRows
 from counterpoint.errors import RunError
 from counterpoint.runs.records import Record, Row, Whole, read_json
 from counterpoint.training.batches import Buffer
@@ -43,12 +44,15 @@ class TrainerState:
     buffer: list[Buffer] | None
 
 
-def kept_settings(args: GRPOConfig, own: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
+def kept_settings(
+    args: GRPOConfig, own: Mapping[str, Any], sizes: Mapping[str, int], mixed: Mapping[str, MixedRows]
+) -> dict[str, Any]:
     """Everything that settles which prompts a step holds and how they are combined, as plain data.
 
     Args:
         own: what ``own_settings`` gives.
         sizes: rows of each domain, in their order.
+        mixed: the rows of those domains whose sources have shares.
     """
     batch = (
         *("seed", "num_generations", "per_device_train_batch_size", "gradient_accumulation_steps"),
@@ -59,6 +63,7 @@ def kept_settings(args: GRPOConfig, own: Mapping[str, Any], sizes: Mapping[str, 
         "strategy": plain_strategy(own["strategy"]),
         "rows of the domains": [[name, size] for name, size in sizes.items()],
         "shares": {name: float(shares[name]) for name in sizes},
+        "shares of the sources": {name: rows.shares for name, rows in mixed.items()},
         "share_rule": own["share_rule"],
     } | {name: getattr(args, name) for name in batch}
 

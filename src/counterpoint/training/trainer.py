@@ -147,7 +147,7 @@ class DomainGRPOTrainer(GRPOTrainer):
         self.domains = self.domain_rows.domains
         sizes = self.domain_rows.sizes
         shares = self._own["shares"] or dict.fromkeys(sizes, 1.0)
-        self._sampler = quota_sampler(args, sizes, shares, self._own["share_rule"])
+        self._sampler = quota_sampler(args, sizes, shares, self._own["share_rule"], self.domain_rows.mixed)
         check_strategy(self.strategy, self._sampler)
         self._rewards = Rewards(reward_funcs, reward_processing_classes, self.domains)
         if args.world_size > 1:
@@ -446,7 +446,7 @@ class DomainGRPOTrainer(GRPOTrainer):
         super()._save_checkpoint(model, trial)
 
     def _kept_settings(self) -> dict[str, Any]:
-        return kept_settings(self.args, self._own, self.domain_rows.sizes)
+        return kept_settings(self.args, self._own, self.domain_rows.sizes, self.domain_rows.mixed)
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """``GRPOTrainer.train``; a resumed run continues with the numbers of one that was never interrupted.

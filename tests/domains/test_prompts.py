@@ -2,7 +2,7 @@
 
 import pytest
 
-from counterpoint.domains.template import Path, Template
+from counterpoint.domains.prompts import Column, Template
 from counterpoint.errors import DomainError
 
 ROW = {
@@ -70,5 +70,5 @@ def test_what_is_not_there(path, message):
 
 
 def test_paths_keep_the_type():
-    assert Path("deep.list").get(ROW) == [{"text": "first"}, "second"]
-    assert Path("null").get(ROW) is None
+    assert Column("deep.list").get(ROW) == [{"text": "first"}, "second"]
+    assert Column("null").get(ROW) is None

@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from counterpoint.config import FileSource
-from counterpoint.domains.files import read_file
+from counterpoint.domains.sources import read_file
 from counterpoint.errors import DomainError
 
 ROWS = [{"q": "één, \u2028 two", "a": "1"}, {"q": 'say "hi"\nnow', "a": "2"}, {"q": "", "a": "3"}]
