@@ -14,7 +14,7 @@ from counterpoint.cli import verify as command
 from counterpoint.errors import ConfigError, UnsupportedError
 from counterpoint.surgery import GROUPINGS, Context, group_parameters
 from counterpoint.surgery.weightings.pcgrad import random_orders
-from counterpoint.verify import CASES, PLANTED, World, _suite, open_world, run_suite, select
+from counterpoint.verify import CASES, PLANTED, World, _cases, _suite, open_world, run_suite, select
 from counterpoint.verify._model import ModelSpec, Plan, build_model, named_trainable, policy_loss
 from counterpoint.verify._suite import Spread, follow
 from exactness.variants import VARIANTS
@@ -92,6 +92,13 @@ def test_what_needs_more_ranks_is_not_run_and_printed(world, monkeypatch):
     assert "needs 2 ranks or more: ddp; orders differ" in text
     assert "needs 4 ranks or more, a multiple of 2: hsdp" in text
     assert "0 of 0 cases held" in text
+
+
+def test_without_peft_its_case_is_not_run(world, monkeypatch):
+    monkeypatch.setattr(_cases, "find_spec", lambda name: None)
+    outcomes = run_suite(world, {"lora": CASES["lora"]})
+    assert [outcome.status for outcome in outcomes] == ["not run"]
+    assert "needs PEFT (pip install 'counterpoint[peft]'): lora." in printed(outcomes, world, monkeypatch)
 
 
 def test_the_numbers_can_be_written_as_json(world, tmp_path):

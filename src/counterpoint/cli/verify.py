@@ -67,6 +67,7 @@ def verify(
 def _print(outcomes: "list[Outcome]", world: "World") -> None:
     """The table, what was not run, what failed, and one sentence."""
     from rich.console import Console
+    from rich.markup import escape
 
     console = Console()
     if not console.is_terminal:
@@ -77,9 +78,9 @@ def _print(outcomes: "list[Outcome]", world: "World") -> None:
         console.print(_table(run, _place(world)))
     for note in dict.fromkeys(outcome.note for outcome in outcomes if outcome.status == "not run"):
         names = "; ".join(outcome.name for outcome in outcomes if outcome.note == note)
-        console.print(f"Not run, {note}: {names}.", highlight=False)
+        console.print(f"Not run, {note}: {names}.", highlight=False, markup=False)
     for outcome in failed:
-        console.print(f"[bold red]{outcome.name}[/]: {outcome.note or 'beyond its tolerance, see the table'}")
+        console.print(f"[bold red]{outcome.name}[/]: {escape(outcome.note) or 'beyond its tolerance, see the table'}")
     console.print(_sentence(run, _place(world)), style="bold red" if failed else "bold green", highlight=False)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib.util import find_spec
 from itertools import count
 from typing import Any
 
@@ -84,6 +85,8 @@ class Case:
 
     def missing(self, world: World) -> str:
         """``needs 4 ranks or more``, where they are not there."""
+        if self.model.lora and find_spec("peft") is None:
+            return "needs PEFT (pip install 'counterpoint[peft]')"
         least, multiple = self.ranks
         if world.size >= least and world.size % multiple == 0:
             return ""
