@@ -81,10 +81,14 @@ def _print(outcomes: "list[Outcome]", world: "World") -> None:
         console.print(f"Not run, {note}: {names}.", highlight=False, markup=False)
     for outcome in failed:
         console.print(f"[bold red]{outcome.name}[/]: {escape(outcome.note) or 'beyond its tolerance, see the table'}")
-    console.print(_sentence(run, _place(world)), style="bold red" if failed else "bold green", highlight=False)
+    console.print(
+        _sentence(run, _place(world)), style="bold green" if run and not failed else "bold red", highlight=False
+    )
 
 
 def _sentence(run: "list[Outcome]", place: str) -> str:
+    if not run:
+        return f"Nothing was run on {place}: start more ranks with torchrun --nproc-per-node."
     cases, bugs = ([outcome for outcome in run if bool(outcome.seen_by) == is_bug] for is_bug in (False, True))
     held, seen = (sum(outcome.status != "failed" for outcome in part) for part in (cases, bugs))
     verdict = "Exact" if held + seen == len(run) else "Not exact"
