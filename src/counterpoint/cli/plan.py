@@ -12,7 +12,7 @@ from counterpoint.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from counterpoint.config import ModelConfig
+    from counterpoint.config import Config, ModelConfig
     from counterpoint.plan import Plan, RankPlan, Setup
 
 TOTAL = "all but activations"
@@ -109,8 +109,13 @@ def _read(model: str, setup: "Setup") -> tuple["ModelConfig", "Setup"]:
     from counterpoint.cli.loading import load
 
     config = load(Path(model))
+    return config.model, setup_of(config, setup)
+
+
+def setup_of(config: "Config", setup: "Setup") -> "Setup":
+    """``setup`` with what a configuration says."""
     sequential = config.strategy.sequential  # a stage holds one domain, and there is nothing to combine
-    return config.model, replace(
+    return replace(
         setup,
         domains=1 if sequential else len(config.domains),
         strategy="mixed" if sequential else config.strategy.spec,
