@@ -1,7 +1,7 @@
 """Loads policies and tokenizers, and says plainly when a path is not one."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,22 @@ def meta_model(config: Any, kind: Any = None, trust_remote_code: bool = False) -
         if kind is not None:
             return kind._from_config(config)
         return auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
+
+
+def described_model(name: str, read_config: Callable[[], Any], choices: str, trust_remote_code: bool = False) -> Any:
+    """The model on the meta device of the configuration that ``read_config`` reads.
+
+    Raises:
+        ModelError: there is no configuration of a causal language model; ``choices`` is what may be given instead.
+    """
+    refuse_devices(name, ModelError)
+    try:
+        return meta_model(read_config(), trust_remote_code=trust_remote_code)
+    except MODEL_FAULTS as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise ModelError(
+            f"{name!r} is no causal language model that transformers can build: {reason}. Give {choices}."
+        ) from error
 
 
 def resolve_path(model: ModelConfig) -> str:

@@ -22,25 +22,22 @@ def command():
 
 
 def test_both_back_ends_side_by_side(command):
-    result = command("8B", "--gpus", "8", "--domains", "3", "--bandwidth", "50")
+    result = command("8B", "--gpus", "8", "--domains", "3")
     assert result.exit_code == 0
     for text in (
         "8,030,261,248 trained",
         "DDP",
         "FSDP2",
         "surgery: 2 more gradients",
-        "one sum of 81.9 KiB",
-        "2.2 s",
         "do not fit",
     ):
         assert text in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= WIDTH
 
 
-def test_one_gpu_sends_nothing(command):
+def test_one_gpu(command):
     result = command("0.5B")
     assert "one process" in result.stdout
-    assert "sent per GPU" not in result.stdout
     assert "1 more gradient on the device" in result.stdout
 
 
@@ -81,7 +78,6 @@ def test_stages_hold_one_domain_each(command, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ([], ConfigError, "There is no model to plan for. Give 0.5B, 8B, 70B"),
         (["pocket", "--lora-targets", "all-linear"], ConfigError, "Give their rank too: --lora-r 16"),
         (["pocket", "-n", "8", "--shards", "3"], ConfigError, "8 GPUs cannot be cut into replicas of 3"),
         (["pocket", "-s", "sequential"], StrategyError, "trains one domain after another"),
@@ -91,8 +87,3 @@ def test_mistakes(command, arguments, error, message):
     result = command(*arguments)
     assert isinstance(result.exception, error)
     assert message in str(result.exception)
-
-
-def test_the_documentation_holds_this_table(command):
-    printed = command("--table").stdout.strip()
-    assert printed in (ROOT / "docs" / "distributed.md").read_text()

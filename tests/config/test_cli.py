@@ -1,6 +1,7 @@
 """``counterpoint config``."""
 
 import json
+import os
 
 import pytest
 from typer.testing import CliRunner
@@ -59,6 +60,10 @@ def test_check_is_the_whole_preflight(tmp_path, monkeypatch):
     result = run("check", "c.yaml")
     assert isinstance(result.exception, RunError)
     assert "thesis.tex" in str(result.exception)
+    monkeypatch.setattr(os, "sysconf", lambda name: 1)  # a machine of one byte
+    result = run("check", "c.yaml", "--set", "run.name=other")
+    assert isinstance(result.exception, ConfigError)
+    assert "Memory" in str(result.exception)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

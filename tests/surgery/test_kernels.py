@@ -93,19 +93,18 @@ def implementation(monkeypatch):
     monkeypatch.setattr(_kernels, "_implementation", lambda *_: IMPLEMENTATION)
 
 
-@pytest.fixture(params=[None, 512, 40], ids=["whole", "512 bytes", "40 bytes"])
+@pytest.fixture(params=[None, 128, 10], ids=["whole", "128 elements", "10 elements"])
 def chunks(request, monkeypatch):
     """Chunks of any size give the same."""
     if INTERPRETED:
-        if request.param == 40:
+        if request.param == 10:
             pytest.skip("interpreted kernels are slow, and two sizes show as much as three")
         monkeypatch.setattr(fused, "ITEM", 300 if request.param else 1 << 15)
         monkeypatch.setattr(fused, "ROWS", 2)
         fused._layout.cache_clear()
     elif request.param:
-        monkeypatch.setattr(plain, "SUM_BYTES", 20 * request.param)
-        monkeypatch.setattr(plain, "DOT_BYTES", request.param)
-        monkeypatch.setattr(plain, "JOB", request.param)
+        monkeypatch.setattr(plain, "CHUNK", request.param)
+        monkeypatch.setattr(plain, "JOB", 4 * request.param)
 
 
 @pytest.mark.parametrize("name", CASES)

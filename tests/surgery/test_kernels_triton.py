@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-triton = pytest.importorskip("triton", reason="the fused kernels need triton, which torch brings along on CUDA alone")
+triton = pytest.importorskip("triton", reason="the fused kernels need triton, which the extra dev brings on Linux")
 
 CASES = "grams or weighted_sums or ones or number_that or weight_of or nothing_gives or low_precision"
 

@@ -1,11 +1,15 @@
 """``counterpoint config``: check a configuration file, print its JSON schema and what every key and name means."""
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from counterpoint.errors import ConfigError
+
+if TYPE_CHECKING:
+    from counterpoint.config import Config
 
 app = typer.Typer(help="Check a configuration file, or print what it may hold.", no_args_is_help=True)
 
@@ -42,6 +46,7 @@ def check(
     place = Path(checked.run.dir) / (checked.run.name or config.stem)
     needed = needed_bytes(plan)
     check_place(place, needed)
+    memory = check_memory(checked)
     if show:
         typer.echo(checked.to_yaml(), nl=False)
         return
@@ -52,6 +57,30 @@ def check(
         f"{config}: fine. Strategy {checked.strategy.label}, {plan.total_steps} steps{stages}, "
         f"{plan.num_params / 1e6:,.1f} million parameters, run {place} (checkpoints take up to {needed / 1e9:.1f} GB)."
     )
+    typer.echo(memory)
+
+
+def check_memory(config: "Config") -> str:
+    """What weights, gradients, AdamW and surgery take in one process, beside what the device has.
+
+    Raises:
+        ConfigError: they alone do not fit.
+    """
+    import torch
+
+    from counterpoint.cli.plan import setup_of
+    from counterpoint.engine.prepare import uses_cpu
+    from counterpoint.plan import Setup, make_plan, model_shapes, size, verdict
+
+    if uses_cpu(config):
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    else:
+        total = torch.accelerator.get_memory_info()[1]
+    plan = make_plan(model_shapes(config.model), setup_of(config, Setup()), ("one process",))
+    (rank,) = plan.ranks
+    if rank.device > total:
+        raise ConfigError(f"Memory: {verdict(plan, rank, total)}")
+    return f"Memory: {size(rank.device)} of {size(total)} before activations and generation."
 
 
 @app.command()

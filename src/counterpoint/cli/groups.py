@@ -1,11 +1,9 @@
 """``counterpoint groups``: what a grouping makes of a model, from its configuration alone."""
 
 from collections import Counter
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-
-from counterpoint.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,25 +52,13 @@ def _meta_model(model: str, lora: bool) -> "nn.Module":
     """The model on the meta device: names and shapes without memory."""
     from transformers import AutoConfig
 
-    from counterpoint.planning.shapes import described_model
-    from counterpoint.pocket import model_path
+    from counterpoint.config import LoraConfig, ModelConfig
+    from counterpoint.models import described_model, resolve_path, with_adapters
 
-    path = str(model_path()) if model == "pocket" else model
+    chosen = ModelConfig(path=model, lora=LoraConfig(target_modules="all-linear") if lora else None)
     choices = "a folder with a config.json, a hub id, or 'pocket'"
-    built = described_model(path, lambda: AutoConfig.from_pretrained(path), choices)
-    return _with_lora(built) if lora else built
-
-
-def _with_lora(model: Any) -> "nn.Module":
-    try:
-        import peft
-    except ImportError as error:
-        raise MissingExtraError.for_extra("--lora", "peft") from error
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about ranks per module of fused experts, which change no group
-        return peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))
+    built = described_model(model, lambda: AutoConfig.from_pretrained(resolve_path(chosen)), choices)
+    return with_adapters(chosen, built)
 
 
 def _group_sizes(model: "nn.Module", grouping: str) -> dict[str, tuple[int, int]]:

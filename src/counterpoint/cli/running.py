@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from counterpoint.engine import Reporter
 
 
-SILENCE_S = 5.0
+SILENCE_S = 10.0
 """Seconds that other ranks wait before they tell of an error; a launcher ends them in a fraction of one."""
 
 INTERRUPTED = 130
