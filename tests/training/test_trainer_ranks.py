@@ -69,7 +69,7 @@ def hybrid(tiny_model, tmp_path_factory):
 
 
 BACK_ENDS = [
-    (back_end, name)
+    pytest.param(back_end, name, marks=[] if back_end == "sharded" else [pytest.mark.slow])
     for back_end, names in (("launched", CASES), ("sharded", SHARDED_CASES), ("hybrid", HYBRID_CASES))
     for name in names
 ]

@@ -12,9 +12,9 @@ from trl import GRPOConfig, GRPOTrainer
 import counterpoint.training.values as values
 from counterpoint.config import load_config, parse_config
 from counterpoint.engine import check_config
-from counterpoint.engine.prepare import grpo_config, setting_names
+from counterpoint.engine.prepare import grpo_config
 from counterpoint.errors import ConfigError
-from counterpoint.training.values import CHOICES, setting_findings
+from counterpoint.training.values import CHOICES, setting_findings, setting_names
 from hostile import survey, value
 
 pytestmark = [

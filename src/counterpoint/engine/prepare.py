@@ -13,7 +13,7 @@ from transformers.trainer_callback import PrinterCallback
 from counterpoint.config import Config
 from counterpoint.domains import Domain, load_domains
 from counterpoint.engine.stages import plan_stages
-from counterpoint.errors import ConfigError, CounterpointError
+from counterpoint.errors import ConfigError, CounterpointError, DomainError
 from counterpoint.evaluation.trackers import RunTracking
 from counterpoint.launch import Launch
 from counterpoint.models import load_model, load_tokenizer, lora_config, skeleton, with_adapters
@@ -94,10 +94,10 @@ def plan_run(config: Config) -> Plan:
         domains = tuple(load_domains(config, tokenizer))
     except CounterpointError as error:
         found.append(error)
-    if len(found) > 1 and str(found[0]) != str(found[1]):
+    if len(found) > 1 and isinstance(found[1], DomainError):
         raise ConfigError("\n".join(map(str, found)))
     if found:
-        raise found[0]
+        raise found[0]  # of a path that is no model it is enough to say so once
     args = grpo_config(config, "unused")
     stages = tuple(plan_stages(config, total_steps(args, sum(len(domain.train) for domain in domains))))
     return Plan(config, domains, stages, tokenizer, num_params)
