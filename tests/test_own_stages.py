@@ -1,6 +1,7 @@
 """How a sequential run ends: every domain after its own stage and at the end, in the terminal and on the page."""
 
 import io
+import json
 
 import pytest
 from rich.console import Console
@@ -58,3 +59,18 @@ def test_without_a_later_stage_or_a_whole_evaluation_there_is_nothing_to_say(run
     calm = own_stages(state["stages"], [line | {"scores": [0.5] * 9} for line in evals])
     assert "No domain fell beyond noise" in verdict(calm, "run")
     assert "counterpoint diagnose run" in verdict(calm, "run")
+
+
+def test_a_refresh_is_no_stage_of_the_domains_own(tmp_path):
+    """A watched run: math falls while code is trained, and its refresh brings a part of it back."""
+    path = write_run(tmp_path / "run", {"math": [0.3, 0.9, 0.4, 0.6], "code": [0.3, 0.3, 0.7, 0.7], "x": [0.5] * 4})
+    state = json.loads((path / "run.json").read_text())
+    state["stages"][2] |= {"kind": "refresh", "domains": ["math"]}
+    (path / "run.json").write_text(json.dumps(state))
+    run = RunDirectory.open(path, write=False)
+    (math, code) = own_stages(run.state["stages"], run.lines("evals.jsonl"))
+    assert (math.domain, math.own["step"], math.fell) == ("math", 10, True)
+    assert (code.domain, code.own["step"], code.fell) == ("code", 20, False)
+    ((fallen,), _) = fallen_domains(run)
+    assert (fallen.domain, fallen.from_step, fallen.since) == ("math", 10, ("code",))
+    assert (fallen.change.value, fallen.change.high) == (math.change.mean, math.change.high)

@@ -12,7 +12,7 @@ LEVEL = 0.05
 
 @dataclass(frozen=True)
 class OwnStage:
-    """A domain's evaluation at the end of its own, last stage (``own``) and of the run (``end``).
+    """A domain's evaluation at the end of its own, last stage (``own``; a refresh is none) and of the run (``end``).
 
     ``change`` is paired by prompt, with an interval that holds for all comparisons of the run at once (Bonferroni):
     every earlier domain after every later stage, as in ``counterpoint diagnose behaviour`` and ``recover``.
@@ -37,7 +37,12 @@ def own_stages(stages: Sequence[Mapping[str, Any]], evals: Sequence[Mapping[str,
         evals: the lines of ``evals.jsonl``.
     """
     ordered = sorted(stages, key=lambda entry: int(entry["last_step"]))
-    last = {domain: number for number, entry in enumerate(ordered) for domain in entry["domains"]}
+    last = {
+        domain: number
+        for number, entry in enumerate(ordered)
+        if entry.get("kind", "train") == "train"
+        for domain in entry["domains"]
+    }
     lines = {(line["domain"], line["step"]): line for line in evals}
     found, comparisons = [], 0
     for domain, number in sorted(last.items(), key=lambda item: item[1]):

@@ -19,6 +19,8 @@ class TrainedStage:
     domains: tuple[str, ...]
     first_step: int
     last_step: int
+    kind: str = "train"
+    """``refresh`` where a watched run brought back a domain that had fallen: no stage of the domain's own."""
 
 
 @dataclass(frozen=True)
@@ -98,5 +100,6 @@ def _check_prompts(run: RunDirectory, lines: Sequence[Line]) -> None:
 def _stages(rows: Sequence[Line]) -> tuple[TrainedStage, ...]:
     ordered = sorted(rows, key=lambda row: row["last_step"])
     return tuple(
-        TrainedStage(i, tuple(row["domains"]), row["first_step"], row["last_step"]) for i, row in enumerate(ordered)
+        TrainedStage(i, tuple(row["domains"]), row["first_step"], row["last_step"], row.get("kind", "train"))
+        for i, row in enumerate(ordered)
     )

@@ -88,10 +88,15 @@ def stage_changes(history: History) -> list[Change]:
 
 
 def forgetting(history: History, changes: Sequence[Change]) -> list[Forgetting]:
-    """What later stages did to every domain after its own stage, stage by stage from there."""
-    own = {change.domain: change for change in changes if change.domain in change.during}
+    """What later stages did to every domain after its own stage, stage by stage from there.
+
+    A refresh is no stage of its domain's own: a watched run's fall counts from before it.
+    """
     # A domain that is trained again is judged from the last time.
-    last = {domain: stage.index for stage in history.stages for domain in stage.domains}
+    trained = {domain: stage for stage in history.stages if stage.kind == "train" for domain in stage.domains}
+    last = {domain: stage.index for domain, stage in trained.items()}
+    ends = {(domain, stage.last_step) for domain, stage in trained.items()}
+    own = {change.domain: change for change in changes if (change.domain, change.last_step) in ends}
     cells = [
         (domain, stage)
         for stage in history.stages
@@ -101,7 +106,7 @@ def forgetting(history: History, changes: Sequence[Change]) -> list[Forgetting]:
     found = []
     for domain, stage in cells:
         between = [s for s in history.stages if last[domain] < s.index <= stage.index]
-        since = tuple(dict.fromkeys(name for s in between for name in s.domains))
+        since = tuple(dict.fromkeys(name for s in between for name in s.domains if name != domain))
         cell = _change(history, domain, since, own[domain].last_step, stage.last_step, len(cells))
         verdict = _forgetting_verdict(own[domain].verdict, cell.verdict)
         found.append(
@@ -118,6 +123,7 @@ def rigidity(history: History, alone: dict[str, History]) -> list[Rigidity]:
         (stage, stage.domains[0])
         for stage in history.stages
         if stage.index > 0
+        and stage.kind == "train"
         and len(stage.domains) == 1
         and all(history.scores(stage.domains[0], step) is not None for step in (stage.first_step, stage.last_step))
     ]
