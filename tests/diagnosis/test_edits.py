@@ -216,25 +216,14 @@ def test_nonfinite_weights_are_counted_named_and_left_out(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_types_may_differ_and_are_compared_exactly(tmp_path, dtype):
-    base = {name: tensor.to(dtype) for name, tensor in random_model().items()}
-    after = changed({name: tensor.float() for name, tensor in base.items()}, noise(1e-4))
-    found = diagnose(tmp_path, base, after).checkpoints[0]
-    edit = torch.cat([(after[name] - base[name].float()).flatten() for name in base])
+    base = random_model()
+    stored = {name: tensor.to(dtype) for name, tensor in base.items()}
+    found = diagnose(tmp_path, base, stored).checkpoints[0]
+    edit = torch.cat([(stored[name].float() - base[name]).flatten() for name in base])
     assert found.whole.norm == pytest.approx(edit.norm().item(), rel=1e-5)
-    assert list(found.rounding.dtypes) == ["float32"]
-
-
-def test_the_rounding_of_a_wider_base_is_no_edit(tmp_path):
-    base = {name: tensor.float() for name, tensor in random_model().items()}
-    edited = [changed(base, noise(1e-3), seed) for seed in (1, 2)]
-    stored = [{name: tensor.bfloat16() for name, tensor in tensors.items()} for tensors in (*edited, base)]
-    found = diagnose(tmp_path, base, *stored)
-    assert abs(found.pairs[0].cosine) < 0.03
-    assert found.checkpoints[2].sparsity.identical == 1.0  # the untouched base, kept in bfloat16
-    rounded = diagnose(tmp_path / "rounded", stored[2], *stored)
-    assert found.checkpoints[0].whole.norm == rounded.checkpoints[0].whole.norm
-    chained = diagnose(tmp_path / "chain", base, stored[0], stored[0], chain=True)
-    assert chained.checkpoints[0].whole.norm == found.checkpoints[0].whole.norm
+    if dtype == torch.bfloat16:
+        assert found.rounding.unchanged_in_bfloat16 == 1
+        assert list(found.rounding.dtypes) == ["bfloat16"]
 
 
 def test_shards_and_threads_change_nothing(tmp_path):

@@ -94,7 +94,6 @@ class TensorPass:
         types = {base.dtypes[c.sources[name][0]] for c in comparisons}
         types |= {c.after.dtypes[c.sources[name][1]] for c in comparisons}
         dtype = torch.float64 if torch.float64 in types else torch.float32
-        self._base_type = self._coarser_type()
         size = min(self.step, max(1, self.rows)) * self.row
         self.space = Workspace(size, dtype)
         self._edits = [torch.empty(size, dtype=dtype) for _ in comparisons]
@@ -159,20 +158,8 @@ class TensorPass:
         for start in range(0, self.rows, self.step):
             stop = min(start + self.step, self.rows)
             stored = [c.rows(name, start, stop) if self.shape else c.tensor(name) for c, name in sources]
-            stored[0] = stored[0].to(self._base_type)
             yield self._block(start, [tensor.view(stop - start, self.row) for tensor in stored])
             advance(sum(tensor.nbytes for tensor in stored))
-
-    def _coarser_type(self) -> torch.dtype:
-        """The type to which the base is rounded: that of the checkpoints beside it, where it is the coarser one.
-
-        Otherwise the base's own rounding counts as an edit, the same one in every checkpoint.
-        """
-        comparisons = self.comparisons[:1] if self.options.chain else self.comparisons
-        base = comparisons[0].base.dtypes[comparisons[0].sources[self.name][0]]
-        after = {c.after.dtypes[c.sources[self.name][1]] for c in comparisons}
-        (only,) = after if len(after) == 1 else (base,)
-        return only if torch.finfo(only).eps > torch.finfo(base).eps else base
 
     def _block(self, start: int, stored: list[Tensor]) -> _Blocks:
         count, shape = stored[0].numel(), stored[0].shape
