@@ -17,12 +17,10 @@ def edited(tensors, seed=1, share=1.0, size=0.1):
     return moved
 
 
-def saved_edit(folder, *, share=1.0, base=False, shards=1, tied=True, **model):
+def saved_edit(folder, *, share=1.0, shards=1, tied=True, **model):
     """``(Edit, tensors before, tensors after)`` of a random model on disk."""
     before = random_model(0, **model)
     after = edited(before, share=share)
     save(folder / "before", before, tied=tied)
     save(folder / "after", after, shards=shards, tied=tied)
-    if base:
-        save(folder / "base", edited(before, seed=2), tied=tied)
-    return open_edit(folder / "before", folder / "after", folder / "base" if base else None), before, after
+    return open_edit(folder / "before", folder / "after"), before, after

@@ -149,18 +149,11 @@ def test_selection_never_sees_a_held_out_row(place, monkeypatch):
     assert all(prompts and not prompts & held_out for prompts in selection)
 
 
-def test_neurons_on_the_shared_route_and_activity(place):
+def test_neurons_on_the_shared_route(place):
     """Every other choice runs from end to end and keeps to its place."""
-    found = restore(
-        place, score="activity", unit="neurons", where="route", other="qa", budgets=(0.01,), fraction=0.5, force=True
-    )
+    found = restore(place, unit="neurons", where="route", other="qa", budgets=(0.01,), fraction=0.5, force=True)
     assert 0 < found.num_candidates < found.num_weights
     assert 0 < found.tried[1].num_weights <= 0.01 * found.num_weights
-
-
-def test_opposition_needs_the_base(place):
-    with pytest.raises(CounterpointError, match=r"needs the checkpoint before the domain's stage\. Give it"):
-        restore(place, score="opposition")
 
 
 def test_nothing_damaged_is_nothing_to_recover(place):
@@ -175,14 +168,16 @@ def test_nothing_damaged_is_nothing_to_recover(place):
 
 
 def test_an_error_on_the_way_never_looks_like_a_result(place):
-    """The base equals the checkpoint before, so nothing opposes it: known only after both ends were measured."""
+    """That the budget holds no whole neuron is known only after both ends were measured."""
     folder = place["folder"]
-    with pytest.raises(CounterpointError, match="The later edit nowhere goes against the domain's own"):
-        restore(place, score="opposition", base=folder / "before", force=True, save=folder / "failed.json")
+    few = {"score": "magnitude", "unit": "neurons", "budgets": (1e-5,)}
+    with pytest.raises(CounterpointError, match="less than the best neuron has"):
+        restore(place, **few, force=True, save=folder / "failed.json")
     assert not (folder / "failed.json").exists()
     data = json.loads((folder / "failed.stopped.json").read_text())
     assert data["verdict"] == data["stopped"]
-    assert "nowhere goes against" in data["stopped"]
+    assert "less than the best neuron has" in data["stopped"]
+    assert [row["name"] for row in data["reported"]] == ["before", "after"]
 
 
 def test_what_was_measured_before_ctrl_c_is_kept(place, monkeypatch):
@@ -208,7 +203,7 @@ BAD = [
     ({"budgets": (float("nan"),)}, CounterpointError, "above 0 and at most 1; found nan"),
     ({"scales": (1.5,)}, CounterpointError, r"at most 1 \(all the way\); found 1.5"),
     ({"scales": ()}, CounterpointError, "need a number each"),
-    ({"score": "fisher"}, CounterpointError, "--score fisher: there is no such choice"),
+    ({"score": "opposition"}, CounterpointError, "opposition: there is no such choice; Known: damage, magnitude"),
     ({"unit": "neuron"}, CounterpointError, "did you mean 'neurons'"),
     ({"where": "route"}, CounterpointError, "Name the later domain with --other"),
     ({"where": "route", "other": "math"}, CounterpointError, "--other is math"),

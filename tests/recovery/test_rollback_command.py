@@ -64,7 +64,7 @@ def result(**changes):
         "restored_random": estimate(0.0),
         "beyond_random": {"math": estimate(0.2), "qa": estimate(0.0)},
     } | changes
-    found = Rollback("b", "c", None, "math", None, RollbackOptions(), **fields)
+    found = Rollback("b", "c", "math", None, RollbackOptions(), **fields)
     return Rollback(**(vars(found) | {"verdict": verdict_of(found)}))
 
 

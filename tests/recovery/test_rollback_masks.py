@@ -9,7 +9,7 @@ from counterpoint.anatomy import NeuronAxis
 from counterpoint.recovery.rolling_back.edit import changed_weights
 from counterpoint.recovery.rolling_back.masks import coordinates, neurons, random_coordinates, random_neurons
 from counterpoint.recovery.rolling_back.region import Region
-from counterpoint.recovery.rolling_back.scores import RandomScores, WeightScores, opposition
+from counterpoint.recovery.rolling_back.scores import RandomScores, WeightScores
 from recovery_helpers import saved_edit
 
 SHARED = {0: torch.arange(20) % 3 == 0, 1: torch.arange(20) < 5}
@@ -51,33 +51,20 @@ def on_route(name, shape, shared):
 
 @pytest.fixture
 def place(tmp_path):
-    return saved_edit(tmp_path, share=0.6, base=True)
+    return saved_edit(tmp_path, share=0.6)
 
 
 @pytest.mark.parametrize("shared", [None, SHARED], ids=["everywhere", "route"])
-@pytest.mark.parametrize("rule", ["damage", "magnitude", "opposition", "activity"])
+@pytest.mark.parametrize("rule", ["damage", "magnitude"])
 def test_coordinates_are_the_top_of_the_formula(place, rule, shared):
     edit, before, after = place
     generator = torch.Generator().manual_seed(5)
     fisher = {name: torch.rand(tensor.shape, generator=generator) for name, tensor in before.items()}
-    activity = {layer: torch.rand(20, generator=generator, dtype=torch.float64) for layer in (0, 1)}
-    scores = WeightScores(rule, edit, Region(rule == "activity", shared), fisher, activity)
+    scores = WeightScores(rule, edit, Region(shared=shared), fisher)
     expected = {}
     for name in edit.names:
         d = (after[name] - before[name]).double()
-        axis = axis_of(name)
-        if rule == "damage":
-            value = fisher[name].double() * d**2
-        elif rule == "magnitude":
-            value = d.abs()
-        elif rule == "opposition":
-            own = before[name] - edit.own.base.tensor(name)
-            value = torch.where(own * d < 0, d.abs(), 0.0)
-        else:
-            value = torch.zeros_like(d)
-            if axis is not None:
-                shape = (-1, 1) if axis.dim == 0 else (1, -1)
-                value = d.abs() * activity[axis.layer].view(shape)
+        value = fisher[name].double() * d**2 if rule == "damage" else d.abs()
         if shared is not None:
             value = value * on_route(name, d.shape, shared)
         expected[name] = value
@@ -89,11 +76,6 @@ def test_coordinates_are_the_top_of_the_formula(place, rule, shared):
         chosen = torch.cat([part.flatten() for part in held(mask, edit).values()])
         assert int(chosen.sum()) == count == mask.num_weights
         assert joined[chosen].min() >= joined[~chosen].max() * (1 - 1e-6)
-
-
-def test_opposition_does_not_vanish_where_the_product_of_small_numbers_does():
-    d, own = torch.tensor([1e-30, 1e-30, 0.0]), torch.tensor([-1e-30, 1e-30, -1.0])
-    assert opposition(d, own).tolist() == pytest.approx([1e-30, 0, 0])
 
 
 @pytest.mark.parametrize("shared", [None, SHARED], ids=["everywhere", "route"])

@@ -14,8 +14,6 @@ class Score(StrEnum):
 
     damage = "damage"
     magnitude = "magnitude"
-    opposition = "opposition"
-    activity = "activity"
 
 
 class Unit(StrEnum):
@@ -51,20 +49,14 @@ def rollback(
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where the restored checkpoint is written.")
     ],
-    base: Annotated[
-        str | None,
-        typer.Option(
-            "--base", metavar="CHECKPOINT", help="The checkpoint before the domain's stage (--score opposition)."
-        ),
-    ] = None,
     other: Annotated[
         str | None, typer.Option("--other", metavar="NAME", help="The later domain (--where route).")
     ] = None,
     score: Annotated[
         Score,
         typer.Option(
-            help="Ranks weights: F d^2 (damage), |d| (magnitude), |d| where it opposes the domain's own edit "
-            "(opposition), or |d| times what the neuron contributes (activity)."
+            help="Ranks weights: F d^2 with the domain's Fisher diagonal F (damage), or the size of the edit |d| "
+            "(magnitude)."
         ),
     ] = Score.damage,
     unit: Annotated[Unit, typer.Option(help="Single weights, or whole MLP neurons.")] = Unit.coordinates,
@@ -95,7 +87,7 @@ def rollback(
         typer.Option("--completions", metavar="FILE", help="Completions of --before an analysis saved: no sampling."),
     ] = None,
     fraction: Annotated[float, typer.Option(help="Share of neurons that form a domain's route.")] = 0.1,
-    batch_size: Annotated[int, typer.Option(help="Completions in memory at once for routes and activity.")] = 32,
+    batch_size: Annotated[int, typer.Option(help="Completions in memory at once for routes.")] = 32,
     seed: Annotated[int, typer.Option(min=0, help="Seed of sampling and of the random sets.")] = 0,
     json: Annotated[
         Path | None,
@@ -156,7 +148,6 @@ def rollback(
             domain,
             config,
             out=out,
-            base=base,
             other=other,
             options=options,
             completions=completions,

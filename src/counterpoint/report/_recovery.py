@@ -68,7 +68,7 @@ def _rollback(row: Row, domains: list[str], detail: Detail) -> Content:
     tried = [_try(item, domains) for item in rows_of(row.get("tried"))[: 4 * detail.curve_points]]
     return {
         **_head(row, domains),
-        **{key: clean(row.get(key), 300) for key in ("before", "after", "base", "score", "unit", "where")},
+        **{key: clean(row.get(key), 300) for key in ("before", "after", "score", "unit", "where")},
         **numbers_of(row, ("num_weights", "num_changed", "num_candidates", "seconds")),
         **{key: score_of(row.get(key)) for key in ("damage", "restored", "restored_random")},
         "selection": _split(row.get("selection")),

@@ -144,9 +144,6 @@ def _rollback(job: Job, folder: StudyFolder) -> list[str]:
         shutil.rmtree(out / MODEL)
     ends = _ends_of_stages(source)
     options = {"seed": job.seed} | row.options
-    if options.get("score") == "opposition" and "base" not in options:
-        earlier = list(ends)[: list(ends).index(row.domain)]
-        options["base"] = str(ends[earlier[-1]]) if earlier else job.config.model.path
     return [
         *("rollback", str(folder.config(job.id)), "--before", str(ends[row.domain])),
         *("--after", str(last_checkpoint(source)), "--domain", row.domain, *_options(options)),

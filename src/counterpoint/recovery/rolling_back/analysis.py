@@ -31,7 +31,6 @@ def rollback(
     config: str | Path | Config,
     *,
     out: Path | None = None,
-    base: str | Path | None = None,
     other: str | None = None,
     options: RollbackOptions | None = None,
     completions: Path | None = None,
@@ -46,7 +45,6 @@ def rollback(
         domain: the domain that may have suffered.
         config: configuration or run directory that defines the domains.
         out: the folder to write; None writes none. It is not written where nothing was damaged or nothing helped.
-        base: the checkpoint before the domain's own stage, for the score ``opposition``.
         other: the later domain, for ``where="route"``.
         options: which weights, how many, how far, and what it is measured on.
         completions: a file of completions of ``before`` that an analysis saved, instead of sampling.
@@ -60,15 +58,15 @@ def rollback(
     """
     start = time.monotonic()
     options = options or RollbackOptions()
-    check_options(options, domain, other, base)
+    check_options(options, domain, other)
     config = config if isinstance(config, Config) else config_of(config)
     wanted_domains(config, [domain, *([other] if other else [])])
-    edit = open_edit(before, after, base)
+    edit = open_edit(before, after)
     if out is not None:
         check_output(out, edit.pair.after)
     changed = changed_weights(edit, lambda done, total: on_progress("read the edit", done, total))
     check_budgets(options, edit, sum(changed.values()))
-    asked = Rollback(str(before), str(after), None if base is None else str(base), domain, other, options)
+    asked = Rollback(str(before), str(after), domain, other, options)
     work = Work(config, edit, changed, options, completions, out, on_progress, _begin(asked, edit, changed))
     try:
         work.run()

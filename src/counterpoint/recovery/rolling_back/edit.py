@@ -17,10 +17,9 @@ Watch = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Edit:
-    """``after - before``, one tensor at a time; with a base also the domain's own edit ``before - base``."""
+    """``after - before``, one tensor at a time."""
 
     pair: Comparison
-    own: Comparison | None
     names: tuple[str, ...]
     """The tensors of floating-point numbers, each weight once, in model order."""
     anatomy: Anatomy
@@ -55,19 +54,13 @@ class Edit:
         """The edit of one tensor: float32 or wider."""
         return wide(self.after(name)) - wide(self.before(name))
 
-    def own_change(self, name: str) -> Tensor:
-        """What the domain's own stage changed in one tensor: float32 or wider."""
-        assert self.own is not None, "options are checked before: this score needs a base"
-        in_base, in_before = self.own.sources[name]
-        return wide(self.own.after.tensor(in_before)) - wide(self.own.base.tensor(in_base))
-
 
 def wide(tensor: Tensor) -> Tensor:
     """The tensor in float32, or in float64 where it is that already."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def open_edit(before: str | Path, after: str | Path, base: str | Path | None = None) -> Edit:
+def open_edit(before: str | Path, after: str | Path) -> Edit:
     """The edit between two checkpoints; reads headers and no weights.
 
     Raises:
@@ -75,17 +68,15 @@ def open_edit(before: str | Path, after: str | Path, base: str | Path | None = N
             that is tied to the embedding only afterwards.
     """
     first, last = open_checkpoint(before), open_checkpoint(after)
-    start = None if base is None else open_checkpoint(base)
-    pair = compare(first, last, [start] if start else [])
-    own = compare(start, first, [last]) if start else None
+    pair = compare(first, last)
     taken = [in_after for _, in_after in pair.sources.values()]
     if len(set(taken)) < len(taken):
         raise ModelError(
-            f"{after} ties its output projection to its embedding and {before} or {base} does not, so the two cannot "
-            "be restored apart. Use checkpoints of one run."
+            f"{after} ties its output projection to its embedding and {before} does not, so the two cannot be "
+            "restored apart. Use checkpoints of one run."
         )
     names = tuple(name for name in pair.names if last.dtypes[pair.sources[name][1]].is_floating_point)
-    return Edit(pair, own, names, pair.anatomy())
+    return Edit(pair, names, pair.anatomy())
 
 
 def changed_weights(edit: Edit, watch: Watch = lambda done, total: None) -> Mapping[str, int]:

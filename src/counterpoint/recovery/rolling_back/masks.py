@@ -127,7 +127,7 @@ def coordinates(names: Sequence[str], scores: Callable[[str], Tensor], watch: Wa
 
 
 def neurons(scores: WeightScores, watch: Watch) -> Neurons:
-    """Ranks neurons by the sum of their weights' scores; by their activity where that is the rule."""
+    """Ranks neurons by the sum of their weights' scores."""
     edit, sizes = scores.edit, _neuron_sizes(scores.edit)
     totals: dict[int, Tensor] = {}
     for done, name in enumerate(edit.names, 1):
@@ -136,8 +136,6 @@ def neurons(scores: WeightScores, watch: Watch) -> Neurons:
             own_N = gather(scores.squared(name), axis)
             totals[axis.layer] = totals[axis.layer] + own_N if axis.layer in totals else own_N
         watch(done, len(edit.names))
-    if scores.rule == "activity":
-        totals = {layer: scores.activity[layer].double() * (own > 0) for layer, own in totals.items()}
     return Neurons(dict(sorted(totals.items())), sizes, edit.anatomy)
 
 

@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 
 from counterpoint.errors import CounterpointError, nearest
-from counterpoint.recovery.rolling_back.scores import SCORES
 
+SCORES = ("damage", "magnitude")
 BUDGETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 SCALES = (0.5, 1.0)
 UNITS = ("coordinates", "neurons")
@@ -40,11 +40,11 @@ class RollbackOptions:
     force: bool = False
 
 
-def check_options(options: RollbackOptions, domain: str, other: str | None, base: object) -> None:
+def check_options(options: RollbackOptions, domain: str, other: str | None) -> None:
     """Refuses what cannot be done, before anything is read.
 
     Raises:
-        CounterpointError: an unknown word, a number out of range, or a checkpoint or domain that the choice needs.
+        CounterpointError: an unknown word, a number out of range, or a domain that the choice needs.
     """
     for name, value, known in (
         ("--score", options.score, SCORES),
@@ -55,11 +55,6 @@ def check_options(options: RollbackOptions, domain: str, other: str | None, base
         if value not in known:
             raise CounterpointError(f"{name} {value}: there is no such choice; {nearest(value, known)}")
     _check_numbers(options)
-    if options.score == "opposition" and base is None:
-        raise CounterpointError(
-            "--score opposition compares the later edit with the domain's own, which needs the checkpoint before the "
-            "domain's stage. Give it with --base."
-        )
     if options.where == "route" and other in (None, domain):
         raise CounterpointError(
             f"--where route restores neurons that two domains share, and --other is {other or 'not given'}. Name the "

@@ -66,7 +66,6 @@ class Rollback:
 
     before: str
     after: str
-    base: str | None
     domain: str
     other: str | None
     options: RollbackOptions

@@ -23,8 +23,6 @@ from counterpoint.recovery.rolling_back.scores import WeightScores
 REMEDIES = {
     "damage": "The domain's completions have no gradient there. Sample more with --prompts, or use --score magnitude.",
     "magnitude": "The edit changed nothing there. Use --where everywhere, or --unit coordinates.",
-    "opposition": "The later edit nowhere goes against the domain's own. Use --score damage.",
-    "activity": "The edit changed no neuron that the domain uses. Use --score damage.",
 }
 """What to do where no weight has a score above 0."""
 

@@ -5,14 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from counterpoint.config import Config
 from counterpoint.diagnosis.damage_analysis.stages import shared_neurons
 from counterpoint.diagnosis.domains_of_config import Progress, Subject, completions_for, open_subject
 from counterpoint.diagnosis.rollouts import Rollouts
-from counterpoint.diagnosis.route_analysis.capture import activity_of, sites_of
 from counterpoint.diagnosis.statistics import Estimate
 from counterpoint.diagnosis.threads import threads_for
 from counterpoint.recovery.rolling_back.comparison import beyond, change, restored, row
@@ -83,7 +79,7 @@ class Work:
         if options.where == "route":
             pair = (rollouts[domain], rollouts[str(self.result.other)])
             shared = shared_neurons(bench.subject, pair, options.fraction, options.batch_size)
-        region = Region(options.unit == "neurons" or options.score == "activity", shared)
+        region = Region(options.unit == "neurons", shared)
         scores = WeightScores(options.score, self.edit, region)
         if options.score == "damage":
             names = [name for name in self.changed if region.holds(self.edit.neurons(name))]
@@ -91,14 +87,12 @@ class Work:
                 bench.subject.model, rollouts[domain], bench.site.params_of(names), self.on_progress
             )
             scores = replace(scores, fisher=bench.site.to_disk(fisher))
-        elif options.score == "activity":
-            scores = replace(scores, activity=_activity(bench.subject, rollouts[domain], options.batch_size))
         return region, scores
 
     def _rollouts(self, subject: Subject) -> dict[str, Rollouts]:
         """Completions of the domains that the choice of weights looks at; of none where it looks at the edit alone."""
         options, domain = self.options, self.result.domain
-        wanted = [domain] if options.score in ("damage", "activity") else []
+        wanted = [domain] if options.score == "damage" else []
         wanted += [name for name in (domain, str(self.result.other)) if options.where == "route" and name not in wanted]
         if not wanted:
             return {}
@@ -189,15 +183,6 @@ def open_merged(config: Config, edit: Edit) -> Subject:
     subject = open_subject(config, edit.pair.after.path)
     merged = subject.model.merge_and_unload() if hasattr(subject.model, "merge_and_unload") else subject.model
     return replace(subject, model=merged.eval().requires_grad_(False))
-
-
-def _activity(subject: Subject, rollouts: Rollouts, batch_size: int) -> dict[int, Tensor]:
-    """Mean contribution of every neuron by layer."""
-    sites = sites_of(subject.model)
-    pad_id = subject.tokenizer.pad_token_id
-    mean_N = activity_of(subject.model, sites, rollouts, pad_id=pad_id, batch_size=batch_size).mean("neuron")
-    layers_N = sites.neuron_layers_N
-    return {int(layer): mean_N[layers_N == layer] for layer in torch.unique(layers_N)}
 
 
 class _Passes:
