@@ -2,14 +2,10 @@
 
 import json
 
-FIGURES = {
-    "rollback-0-budget", "rollback-0-others", "rollback-0-test", "refresh-0-scores", "refresh-0-contraction",
-}  # fmt: skip
+FIGURES = {"rollback-0-budget", "rollback-0-others", "rollback-0-test", "refresh-0-scores"}
 """Ids of the pictures that these files make."""
 
 BUDGETS = (0.001, 0.01, 0.1)
-RATE = 0.03
-"""What the planted distances shrink by in every step."""
 
 
 def estimate(value, half=0.02):
@@ -54,9 +50,9 @@ def rollback(domains, note=""):
         )
     ]  # fmt: skip
     return {
-        "before": note or "checkpoints/step-40", "after": note or "checkpoints/step-80", "base": note or None,
+        "before": note or "checkpoints/step-40", "after": note or "checkpoints/step-80",
         "domain": domains[0], "other": domains[-1], "checkpoint": note or "recovery/rollback-math",
-        "score": note or "fisher", "unit": "coordinates", "where": "everywhere", "num_weights": 2_500_000,
+        "score": note or "damage", "unit": "coordinates", "where": "everywhere", "num_weights": 2_500_000,
         "num_changed": 1_200_000, "num_candidates": 1_000_000, "selection": split, "test": split, "tried": tried,
         "chosen": {"budget": 0.1, "scale": 1.0, "num_weights": 100_000}, "reported": reported,
         "verdict": note or f"The rollback brought {domains[0]} back from 0.50 to 0.80.", "notes": [note or "One note."],
@@ -66,19 +62,13 @@ def rollback(domains, note=""):
 
 def refresh(domains, note=""):
     steps = [0, 4, 8, 12]
-    shared = [2.0 * (1 - RATE) ** step for step in steps]
     return {
-        "model": note or "checkpoints/step-80", "reference": note or None, "domain": domains[0], "other": domains[-1],
+        "model": note or "checkpoints/step-80", "reference": note or None, "domain": domains[0],
         "run": note or "recovery/refresh-math", "checkpoint": note or "recovery/refresh-math/checkpoints/step-12",
         "options": {note or "learning rate": note or 1e-4}, "stopped": note or "recovered", "harmed": note or None,
         "steps": 12, "former": estimate(0.9), "start": by_domain(domains, 0.5),
         "evaluations": [{"step": step, "scores": by_domain(domains, 0.5 + 0.03 * step)} for step in steps[1:]],
         "changes": by_domain(domains, 0.36, 0.0),
-        "contraction": {
-            "steps": steps, "shared": shared, "elsewhere": [3.0, 3.1, 3.2, 3.3], "whole": [3.6, 3.6, 3.7, 3.7],
-            "num_shared": 50_000, "rate": RATE, "rate_low": 0.02, "rate_high": 0.04, "r_squared": 0.99,
-            "curvature": 200.0, "predicted_rate": 0.02, "learning_rate": 1e-4, "verdict": note or "It contracts.",
-        },
         "verdict": note or f"{domains[0]} is back.", "notes": [note or "One note."], "seconds": 30.0,
     }  # fmt: skip
 

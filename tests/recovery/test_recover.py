@@ -179,7 +179,7 @@ class Fake:
         }
         write_json(save, data | {"checkpoint": self._model(out), "options": attempts_file.plain(options)})
 
-    def _refresh(self, start, domain, config, *, other, out, options, reporter, on_progress):
+    def _refresh(self, start, domain, config, *, out, options, reporter):
         self.calls.append(("refresh", domain, str(start)))
         scores_of, changes = self._numbers("refresh", domain)
         data = {"stopped": "recovered", "evaluations": [{"step": 5, "scores": scores_of}], "changes": changes}

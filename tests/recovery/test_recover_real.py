@@ -67,7 +67,7 @@ def test_both_attempts_run_and_the_better_one_is_left(tmp_path):
     folder = make_run(tmp_path / "run")
     options = RecoverOptions(
         RollbackOptions(budgets=(0.002,), scales=(1.0,), draws=1, prompts=16, samples=2),
-        RefreshOptions(steps=1, every=1, contraction=False),
+        RefreshOptions(steps=1, every=1),
         both=True,
     )
     found = recover(folder, options)

@@ -8,7 +8,7 @@ from counterpoint.report import build, write_report
 from counterpoint.report._read import read_run
 from counterpoint.report._recovery_figures import recovery_figures
 from counterpoint.report._run_figures import run_figures
-from planted_recovery import BUDGETS, FIGURES, RATE, write_recovery
+from planted_recovery import BUDGETS, FIGURES, write_recovery
 from report_page import cells
 
 DOMAINS = ("math", "code", "qa", "writing")
@@ -48,7 +48,7 @@ def test_the_page_says_what_fell_what_was_tried_and_what_was_kept(recovered):
         "First a rollback, then a refresh.", "rollback helped.", "The refresh was kept.",
         "The rollback brought math back from 0.50 to 0.80.",
         "It stopped because the domain was back within the interval of its former score, after 12 steps.",
-        "Kept: <b>the checkpoint of the refresh</b>", "Fitted rate per step: 0.03 [0.02, 0.04]; predicted 0.02.",
+        "Kept: <b>the checkpoint of the refresh</b>",
     ):  # fmt: skip
         assert text in page
     assert page.count("kept</span>") == 1
@@ -95,19 +95,14 @@ def test_the_former_interval_is_a_band_and_the_course_begins_at_the_start(recove
     assert math["y"] == pytest.approx([0.5, 0.62, 0.74, 0.86])
 
 
-def test_a_true_contraction_lies_on_its_fitted_line(recovered):
-    figure = recovery_figures(content_of(recovered)["recovery"])["refresh-0-contraction"]
-    assert figure["layout"]["yaxis"]["type"] == "log"
-    measured, fitted, predicted = (traces(figure)[name] for name in ("on the shared route", "fitted", "predicted"))
-    assert fitted["y"][-1] == pytest.approx(measured["y"][-1]) == pytest.approx(2 * (1 - RATE) ** 12)
-    assert predicted["y"][-1] == pytest.approx(2 * 0.98**12)
-
-
-@pytest.mark.parametrize("rate", [None, 1.0, 2.0, -1e90, -8.0, 1e-300])
-def test_no_rate_makes_a_number_that_json_lacks(recovered, rate):
-    contraction = json.loads((recovered / "recovery" / "refresh.json").read_text())["contraction"]
-    change(recovered, "refresh", contraction=contraction | {"rate": rate, "steps": [0, 10, 1000, 1e99]})
-    write_report(recovered)
+def test_fields_of_older_versions_are_passed_over(recovered):
+    shown = content_of(recovered)["recovery"]
+    change(recovered, "rollback", base="checkpoints/step-0")
+    contraction = {"steps": [0, 4, 8], "shared": [2.0, 1.8, 1.6], "rate": 0.03, "verdict": "It contracts."}
+    change(recovered, "refresh", contraction=contraction, other="code")
+    assert content_of(recovered)["recovery"]["rollback"] == shown["rollback"]
+    assert recovery_figures(content_of(recovered)["recovery"]) == recovery_figures(shown)
+    assert "It contracts." not in write_report(recovered).read_text()
 
 
 def test_results_in_folders_below_are_found_too(run_dir):

@@ -25,10 +25,6 @@ def refresh(
         float | None,
         typer.Option("--former", metavar="SCORE", help="The score to reach, where no checkpoint shows it."),
     ] = None,
-    other: Annotated[
-        str | None,
-        typer.Option("--other", metavar="NAME", help="The later domain: the route is then what both domains use."),
-    ] = None,
     steps: Annotated[int, typer.Option(help="Most optimizer steps.")] = 40,
     every: Annotated[int, typer.Option(help="Steps between looks at all domains.")] = 5,
     learning_rate: Annotated[
@@ -51,15 +47,6 @@ def refresh(
         typer.Option(metavar="NAME", help="With replay: mixed, pcgrad, mgs, ... [mgs with --protect, else mixed]"),
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of training; the configuration's plus one.")] = None,
-    contraction: Annotated[
-        bool, typer.Option(help="Measure the distance to the reference on the neurons of the route.")
-    ] = True,
-    curvature: Annotated[
-        bool, typer.Option("--curvature", help="Also the curvature there, for the predicted rate. May be slow.")
-    ] = False,
-    fraction: Annotated[float, typer.Option(help="Share of neurons that form a domain's route.")] = 0.1,
-    prompts: Annotated[int, typer.Option(help="Prompts per domain on which the route is measured.")] = 64,
-    samples: Annotated[int, typer.Option(help="Completions per prompt for it.")] = 4,
 ) -> None:
     """Bring a damaged domain back by a few steps of reinforcement learning on it, watching all the others.
 
@@ -71,7 +58,7 @@ def refresh(
 
       counterpoint refresh runs/seq --model runs/seq/checkpoints/step-160 --domain math -o runs/seq-math
 
-      counterpoint refresh config.yaml --model after --reference before --domain math --other code -o runs/math
+      counterpoint refresh config.yaml --model after --reference before --domain math -o runs/math
 
       counterpoint refresh config.yaml --model after --former 0.9 --domain math --protect code -o runs/math
     """
@@ -89,11 +76,6 @@ def refresh(
         strategy=strategy,
         seed=seed,
         former=former,
-        contraction=contraction,
-        curvature=curvature,
-        fraction=fraction,
-        prompts=prompts,
-        samples=samples,
     )
     from counterpoint.cli.refreshing import with_progress
     from counterpoint.recovery import refresh as bring_back
@@ -101,15 +83,7 @@ def refresh(
     with one_rank_speaks():
         with_progress(
             out,
-            lambda reporter, on_progress: bring_back(
-                model,
-                domain,
-                config,
-                reference=reference,
-                other=other,
-                out=out,
-                options=options,
-                reporter=reporter,
-                on_progress=on_progress,
+            lambda reporter: bring_back(
+                model, domain, config, reference=reference, out=out, options=options, reporter=reporter
             ),
         )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -13,18 +13,19 @@ from counterpoint.report import write_report
 
 if TYPE_CHECKING:
     from counterpoint.diagnosis import Estimate
+    from counterpoint.engine import Reporter
     from counterpoint.recovery import Refresh
 
 
-def with_progress(out: Path, work: "Callable[[Any, Callable[[str, int, int], None]], Refresh]") -> "Refresh":
+def with_progress(out: Path, work: "Callable[[Reporter], Refresh]") -> "Refresh":
     """Does ``work`` with progress on the terminal, then prints its table and writes its report."""
     from counterpoint.engine import Interrupted, Reporter
 
     if rank_of_environment():
-        return work(Reporter(), lambda what, done, total: None)
+        return work(Reporter())
     with ConsoleReporter() as reporter:
         try:
-            found = work(reporter, reporter.working)
+            found = work(reporter)
         except Interrupted as stop:
             reporter.message(f"Saved. Repeat the command to go on, or: counterpoint train --resume {out}")
             raise KeyboardInterrupt from stop
@@ -33,9 +34,9 @@ def with_progress(out: Path, work: "Callable[[Any, Callable[[str, int, int], Non
     return found
 
 
-def print_refresh(found: "Refresh", console: Console | None = None) -> None:
+def print_refresh(found: "Refresh") -> None:
     """Every domain at the start and at the end, then what it means."""
-    console = console or Console()
+    console = Console()
     table = Table(title="Held-out reward, mean [95 % interval]", title_justify="left")
     for column in ("domain", "start", "end", "change"):
         table.add_column(column, justify="left" if column == "domain" else "right")
@@ -43,10 +44,8 @@ def print_refresh(found: "Refresh", console: Console | None = None) -> None:
     for name, start in found.start.items():
         table.add_row(name, f"{start.value:.3f}", _cell(last[name]), _cell(found.changes[name], "+"))
     console.print(table)
-    said = [found.verdict, *([found.contraction.verdict] if found.contraction else []), *found.notes]
-    if found.checkpoint is not None:
-        said.append(f"Checkpoint: {found.checkpoint}")
-    for sentence in said:
+    checkpoint = [f"Checkpoint: {found.checkpoint}"] if found.checkpoint is not None else []
+    for sentence in (found.verdict, *found.notes, *checkpoint):
         console.print(sentence, soft_wrap=True, highlight=False, markup=False)
 
 

@@ -50,7 +50,7 @@ def _resume_refresh(path: Path) -> RunDirectory:
     from counterpoint.cli.refreshing import with_progress
     from counterpoint.recovery import continue_refresh
 
-    with_progress(path, lambda reporter, on_progress: continue_refresh(path, reporter, on_progress))
+    with_progress(path, lambda reporter: continue_refresh(path, reporter))
     return RunDirectory.open(path, write=False)
 
 

@@ -42,9 +42,6 @@ from counterpoint.training.recording import (
 from counterpoint.training.state import read_numbers
 from counterpoint.training.trainer import DomainGRPOTrainer
 
-OnCheckpoint = Callable[[int, Path], None]
-"""``(step, folder)`` of a checkpoint that was just written."""
-
 
 class Interrupted(KeyboardInterrupt):
     """The user stopped the run; it is saved and can be resumed from ``run``."""
@@ -54,17 +51,12 @@ class Interrupted(KeyboardInterrupt):
         self.run = run
 
 
-def ignore_checkpoint(step: int, folder: Path) -> None:
-    """Nobody waits for checkpoints."""
-
-
 def train(
     config: Config,
     name: str,
     reporter: Reporter | None = None,
     *,
     refresh: RefreshPlan | None = None,
-    on_checkpoint: OnCheckpoint = ignore_checkpoint,
 ) -> RunDirectory:
     """Trains as configured and leaves a run directory.
 
@@ -75,7 +67,6 @@ def train(
         name: the run's name where the configuration gives none.
         reporter: hears of progress.
         refresh: end early, by its rule; the configuration must have one stage. It is kept in ``run.json``.
-        on_checkpoint: called on the first rank with the step and the folder of every checkpoint.
 
     Raises:
         CounterpointError: anything wrong with configuration, data, model or rewards; before training where it can be
@@ -86,7 +77,7 @@ def train(
     path = Path(config.run.dir) / (config.run.name or name)
     facts = {} if refresh is None else {"refresh": refresh.to_json()}
     opening = functools.partial(RunDirectory.create, path, config, needed_bytes(plan), facts)
-    return _execute(plan, path, opening, reporter, refresh, on_checkpoint)
+    return _execute(plan, path, opening, reporter, refresh)
 
 
 LONGER = ("training.max_steps", "training.num_train_epochs", "strategy.order", "strategy.steps")
@@ -98,7 +89,6 @@ def resume(
     reporter: Reporter | None = None,
     *,
     longer: Sequence[str] = (),
-    on_checkpoint: OnCheckpoint = ignore_checkpoint,
 ) -> RunDirectory:
     """Continues the run at ``path`` from its last whole checkpoint, with the numbers of one never interrupted.
 
@@ -109,7 +99,6 @@ def resume(
         reporter: hears of progress.
         longer: ``KEY=VALUE`` of the keys in ``LONGER``: a finished run goes on, along the learning-rate schedule of the
             longer one.
-        on_checkpoint: called on the first rank with the step and the folder of every checkpoint.
 
     Raises:
         RunError: no run there, another process is writing it, it was trained by another number of ranks, no checkpoint
@@ -134,7 +123,7 @@ def resume(
             _lengthen(run, plan)
         return run
 
-    return _execute(plan, path, opening, reporter, refresh, on_checkpoint)
+    return _execute(plan, path, opening, reporter, refresh)
 
 
 def _lengthen(run: RunDirectory, plan: Plan) -> None:
@@ -166,13 +155,12 @@ def _execute(
     opening: Callable[[], RunDirectory],
     reporter: Reporter | None,
     refresh: RefreshPlan | None,
-    on_checkpoint: OnCheckpoint,
 ) -> RunDirectory:
     """The run from where it stands to its end; the first rank opens it for writing, the others write nothing."""
     launch, opened = Launch.join(), []
     launch.share(lambda: opened.append(opening()))
     with sigterm_as_ctrl_c(), opened[0] if opened else Bystander(path) as run:
-        return _Execution(plan, run, launch, reporter or Reporter(), _policy(plan, refresh), on_checkpoint).execute()
+        return _Execution(plan, run, launch, reporter or Reporter(), _policy(plan, refresh)).execute()
 
 
 def _policy(plan: Plan, refresh: RefreshPlan | None) -> Policy:
@@ -212,10 +200,9 @@ class _Execution:
         launch: Launch,
         reporter: Reporter,
         policy: Policy,
-        on_checkpoint: OnCheckpoint,
     ) -> None:
         self.plan, self.run, self.launch, self.reporter = plan, run, launch, reporter
-        self.policy, self.on_checkpoint = policy, on_checkpoint
+        self.policy = policy
         self.config = plan.config
         self.evaluations = Evaluations(plan.config, plan.domains, plan.tokenizer, run, launch, reporter)
         self.start = launch.share(lambda: resume_point(run))
@@ -406,7 +393,7 @@ class _Execution:
             GramWriter(self.run, stage, trainer, self.config.run.grams_every),
             Evaluator(lambda step: bool(every and step % every == 0) or stage.looks_at(step), stage, look),
             MetricsWriter(self.run, stage, self.policy.total((*self.done, stage)), self.reporter),
-            CheckpointMover(self.run, stage, self.config.run.keep, kept, self.launch, self.on_checkpoint),
+            CheckpointMover(self.run, stage, self.config.run.keep, kept, self.launch),
         ]
 
     def _record_stages(self) -> None:

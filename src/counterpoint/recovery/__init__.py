@@ -12,7 +12,6 @@ import importlib
 from typing import Any
 
 _HOMES: dict[str, str] = {
-    "Contraction": "refreshing.results",
     "Recover": "recovering.results",
     "RecoverOptions": "recovering.results",
     "Refresh": "refreshing.results",

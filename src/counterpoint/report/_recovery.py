@@ -6,7 +6,7 @@ A file names its form in ``schema``; one without is taken for what its name says
 from typing import Any
 
 from counterpoint.report._detail import Detail
-from counterpoint.report._fields import Row, estimate, list_of, names_of, numbers_of, row_of, rows_of, texts_of
+from counterpoint.report._fields import Row, estimate, names_of, numbers_of, row_of, rows_of, texts_of
 from counterpoint.report._read import RunData
 from counterpoint.report._text import clean, number
 
@@ -128,21 +128,7 @@ def _refresh(row: Row, domains: list[str], detail: Detail) -> Content:
         "start": scores_of(row.get("start"), domains),
         "evaluations": [{"step": step, "scores": by_step[step]} for step in steps if by_step[step]],
         "changes": scores_of(row.get("changes"), domains),
-        "contraction": _contraction(row_of(row.get("contraction")), detail),
     }
-
-
-def _contraction(row: Row, detail: Detail) -> Content | None:
-    steps = [number(step) for step in list_of(row.get("steps"))]
-    series = {
-        key: [number(value) for value in list_of(row.get(key))][: detail.curve_points]
-        for key in ("shared", "elsewhere", "whole")
-    }
-    if not any(series.values()) or not steps:
-        return None
-    keys = ("num_shared", "rate", "rate_low", "rate_high", "r_squared", "curvature", "predicted_rate", "learning_rate")
-    known = {"steps": steps[: detail.curve_points], "verdict": clean(row.get("verdict"), 1200)}
-    return {**known, **series, **numbers_of(row, keys)}
 
 
 def _recover(row: Row, domains: list[str], detail: Detail) -> Content:

@@ -1,4 +1,4 @@
-"""Figures of a recovery as plotly JSON: budgets of a rollback beside chance, course and contraction of a refresh."""
+"""Figures of a recovery as plotly JSON: budgets of a rollback beside chance, and the course of a refresh."""
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -24,7 +24,6 @@ def recovery_figures(content: Content) -> dict[str, Figure]:
         found[f"rollback-{index}-test"] = _test_split(result)
     for index, result in enumerate(content["refresh"]):
         found[f"refresh-{index}-scores"] = _course(result)
-        found[f"refresh-{index}-contraction"] = _contraction(result["contraction"])
     return {name: figure for name, figure in found.items() if figure is not None}
 
 
@@ -201,56 +200,3 @@ def _invisible(heights: Sequence[float]) -> Trace:
     """Points that nobody sees but the axis, which has to reach the band."""
     shared = {"type": "scatter", "mode": "markers", "hoverinfo": "skip", "showlegend": False, "opacity": 0}
     return {**shared, "x": [0] * len(heights), "y": list(heights)}
-
-
-def _contraction(content: Content | None) -> Figure | None:
-    """Distance from the former weights, as measured, as fitted, and as the curvature predicts, on a log axis."""
-    if not content:
-        return None
-    data: list[Trace] = []
-    for key, name, colour, width in (
-        ("whole", "all weights", "@muted", 1.5), ("elsewhere", "elsewhere", "@faint", 1.5),
-        ("shared", "on the shared route", "@ink", 2.5),
-    ):  # fmt: skip
-        points = [(t, y) for t, y in zip(content["steps"], content[key], strict=False) if t is not None and y]
-        data += _distances([(t, y) for t, y in points if y > 0], name, colour, width, "solid", "lines+markers")
-    measured = [(t, y) for t, y in zip(content["steps"], content["shared"], strict=False) if t is not None and y]
-    if measured:
-        for key, name, colour, dash in (
-            ("rate", "fitted", "@r1", "dash"),
-            ("predicted_rate", "predicted", "@r2", "dot"),
-        ):
-            data += _distances(_decay(measured[0], measured[-1][0], content[key]), name, colour, 2, dash, "lines")
-    if not data:
-        return None
-    layout = {"xaxis": axis("step of the refresh"), "yaxis": {**axis("distance"), "type": "log"}, "showlegend": True}
-    return {"data": data, "layout": layout, "height": 340}
-
-
-def _decay(start: tuple[float, float], end: float, rate: float | None) -> list[tuple[float, float]]:
-    """``start`` shrinking by the factor ``1 - rate`` a step, at up to 60 steps until ``end``."""
-    if rate is None or not 0 < 1 - rate < 10:
-        return []
-    first, height = start
-    steps = [first + (end - first) * k / 60 for k in range(61)]
-    found = [(step, height * (1 - rate) ** (step - first)) for step in steps if step - first < 300]
-    return [(step, value) for step, value in found if 1e-300 < value < 1e300]
-
-
-def _distances(
-    points: Sequence[tuple[float, float]], name: str, colour: str, width: float, dash: str, mode: str
-) -> list[Trace]:
-    if not points:
-        return []
-    return [
-        {
-            "type": "scatter",
-            "mode": mode,
-            "x": [step for step, _ in points],
-            "y": [value for _, value in points],
-            "name": name,
-            "line": {"color": colour, "width": width, "dash": dash},
-            "marker": {"color": colour, "size": 5},
-            "hovertemplate": "step %{x}: %{y:.4g}<extra>%{fullData.name}</extra>",
-        }
-    ]

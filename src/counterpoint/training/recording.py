@@ -145,8 +145,6 @@ class Stopper(TrainerCallback):
 class CheckpointMover(TrainerCallback):
     """Gives a finished checkpoint of TRL its manifest, turns it into ``checkpoints/step-N`` by one rename once it has
     reached the disk, and removes old ones.
-
-    ``told`` is called on the first rank with the step and the folder.
     """
 
     def __init__(
@@ -156,19 +154,16 @@ class CheckpointMover(TrainerCallback):
         keep: int | None,
         protected: set[int],
         launch: Launch,
-        told: Callable[[int, Path], None],
     ) -> None:
         self.run, self.stage, self.keep, self.protected, self.launch = run, stage, keep, protected, launch
-        self.told = told
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Runs after TRL has written everything; a kill before the rename leaves the old checkpoints as they were."""
         self.launch.wait()  # every rank has its own part to write
         if self.launch.first:
             step = self.stage.offset + state.global_step
-            target = self.run.checkpoint_path(step)
-            self._move(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}", target, step)
-            self.told(step, target)
+            source = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+            self._move(source, self.run.checkpoint_path(step), step)
         self.launch.wait()
 
     def _move(self, source: Path, target: Path, step: int) -> None:

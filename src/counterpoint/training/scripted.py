@@ -141,7 +141,7 @@ class _Book:
             GramWriter(run, self.stage, self.trainer, self.config.run.grams_every),
             Evaluator(lambda step: bool(every and step % every == 0), self.stage, self._look),
             MetricsWriter(run, self.stage, self.stage.last_step, Reporter()),
-            CheckpointMover(run, self.stage, keep, {self.stage.last_step}, self.launch, lambda step, folder: None),
+            CheckpointMover(run, self.stage, keep, {self.stage.last_step}, self.launch),
             RunTracking(self.trainer),
         ]
 

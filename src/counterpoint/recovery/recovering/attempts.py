@@ -60,11 +60,9 @@ class Attempts:
             start,
             one.domain,
             self.run,
-            other=one.since[0] if len(one.since) == 1 else None,
             out=folder,
             options=self.options.refresh,
             reporter=self.reporter,
-            on_progress=self.on_progress,
         )
         file = folder / "recovery" / "refresh.json"
         return _read(file, lambda found: _refresh_attempt(found, one, start, folder, file))

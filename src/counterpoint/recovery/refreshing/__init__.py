@@ -1,1 +1,1 @@
-"""Refresh: short reinforcement learning on a damaged domain that watches the others, and how fast it contracts."""
+"""Refresh: short reinforcement learning on a damaged domain that watches the others."""

@@ -1,6 +1,5 @@
 """What a damaged domain scored when it was good: evaluated on its checkpoint, read from its run, or simply given."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from counterpoint.config import Config, parse_config
@@ -8,29 +7,17 @@ from counterpoint.diagnosis.domains_of_config import model_of
 from counterpoint.engine import Reporter, evaluate_model
 from counterpoint.errors import CounterpointError, RunError
 from counterpoint.runs import RunDirectory
-from counterpoint.stats import Former
+from counterpoint.stats import Former, Scores
 
 
-@dataclass(frozen=True)
-class OwnStage:
-    """The end of a domain's own stage in a run: the scores there, and the checkpoint where it is still there."""
-
-    scores: tuple[float, ...]
-    checkpoint: str | None
-
-
-def own_stage(run: RunDirectory, domain: str) -> OwnStage | None:
-    """The last stage of ``run`` that trained ``domain`` (refreshes aside); None where it has none."""
+def own_scores(run: RunDirectory, domain: str) -> Scores | None:
+    """The scores at the end of the last stage of ``run`` that trained ``domain`` (refreshes aside); None without."""
     stages = [s for s in run.state["stages"] if domain in s["domains"] and s.get("kind", "train") == "train"]
     if not stages:
         return None
-    last = max(stages, key=lambda stage: stage["last_step"])
-    step = last["last_step"]
+    step = max(stage["last_step"] for stage in stages)
     lines = [line for line in run.lines("evals.jsonl") if line["step"] == step and line["domain"] == domain]
-    if not lines:
-        return None
-    folder = run.path / last["checkpoint"]
-    return OwnStage(tuple(lines[-1]["scores"]), str(folder) if folder.is_dir() else None)
+    return tuple(lines[-1]["scores"]) if lines else None
 
 
 def former_score(
@@ -59,13 +46,13 @@ def former_score(
             f"What did {domain} score before it fell? Give --reference CHECKPOINT (the one after its own stage), "
             "--former SCORE, or the run that trained it as CONFIG."
         )
-    stage = own_stage(run, domain)
-    if stage is None:
+    scores = own_scores(run, domain)
+    if scores is None:
         raise RunError(
             f"{run.path}: no stage that trained {domain} has ended with an evaluation, so its former score is not "
             "known. Give --reference CHECKPOINT or --former SCORE."
         )
-    return Former.of_scores(stage.scores)
+    return Former.of_scores(scores)
 
 
 def _alone(config: Config, domain: str, model: str) -> Config:

@@ -1,15 +1,12 @@
 """From the lines of a refresh's run to its result: why it stopped, what every look said, what changed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from counterpoint.diagnosis.statistics import Estimate
 from counterpoint.engine.stages import outcome
-from counterpoint.recovery.refreshing.contraction import fit_rate, verdict_of
-from counterpoint.recovery.refreshing.results import Contraction, Look
+from counterpoint.recovery.refreshing.results import Look
 from counterpoint.runs import RunDirectory
 from counterpoint.stats import Former, Interval, Scores, difference_interval, mean_interval
-
-NOT_THERE = "The difference to the reference does not touch the neurons of the route, so nothing can shrink there."
 
 Looks = Mapping[int, Mapping[str, Scores]]
 
@@ -82,35 +79,6 @@ def notes_of(run: RunDirectory, domain: str, looks: Looks, stopped: str) -> tupl
     if stopped == "harmed" and steps and (folder := run.checkpoint_path(steps[-1])).is_dir():
         notes.append(f"The checkpoint before the harm is {folder}.")
     return tuple(notes)
-
-
-def contraction_of(
-    distances: Mapping[int, Sequence[float]],
-    looks: Looks,
-    num_shared: int,
-    curvature: float | None,
-    learning_rate: float,
-) -> Contraction:
-    """The norms at the looks and the fit to those on the route."""
-    steps = tuple(step for step in sorted(distances) if step in looks)
-    shared, elsewhere, whole = (tuple(distances[step][i] for step in steps) for i in range(3))
-    fit = fit_rate(steps, shared)
-    predicted = None if curvature is None else learning_rate * curvature
-    return Contraction(
-        steps=steps,
-        shared=shared,
-        elsewhere=elsewhere,
-        whole=whole,
-        num_shared=num_shared,
-        rate=fit.rate if fit else None,
-        rate_low=fit.low if fit else None,
-        rate_high=fit.high if fit else None,
-        r_squared=fit.r_squared if fit else None,
-        curvature=curvature,
-        predicted_rate=predicted,
-        learning_rate=learning_rate,
-        verdict=verdict_of(fit, predicted) if any(shared) else NOT_THERE,
-    )
 
 
 def last_checkpoint(run: RunDirectory) -> tuple[int, str | None]:

@@ -1,4 +1,4 @@
-"""What a refresh leaves: options, scores of every look, and the decay of the damage beside what theory says."""
+"""What a refresh leaves: options, and the scores of every look."""
 
 import math
 from dataclasses import dataclass, field
@@ -16,9 +16,7 @@ class RefreshOptions:
     ``protect`` names domains whose gradients the refresh gives way to, which needs replay (0.5 where none is given).
     ``strategy`` combines the gradients where there is replay: ``mgs`` with protected domains, else ``mixed``.
     ``seed`` is the configuration's plus one where it is None, so that prompts come in another order than in the
-    domain's own stage. ``former`` is the score to reach, where no checkpoint shows it. ``contraction`` measures the
-    distance to the reference on the shared route, the top ``fraction`` of neurons on ``prompts`` prompts of each domain
-    with ``samples`` completions; ``curvature`` adds the curvature along it, by Hessian products.
+    domain's own stage. ``former`` is the score to reach, where no checkpoint shows it.
     """
 
     steps: int = 40
@@ -29,14 +27,9 @@ class RefreshOptions:
     strategy: str | None = None
     seed: int | None = None
     former: float | None = None
-    contraction: bool = True
-    curvature: bool = False
-    fraction: float = 0.1
-    prompts: int = 64
-    samples: int = 4
 
     def __post_init__(self) -> None:
-        for name in ("steps", "every", "prompts", "samples"):
+        for name in ("steps", "every"):
             if getattr(self, name) < 1:
                 raise CounterpointError(f"{name} must be at least 1, found {getattr(self, name)}.")
         for name in ("learning_rate", "former"):
@@ -49,8 +42,6 @@ class RefreshOptions:
             raise CounterpointError(
                 f"replay is the share of prompts from the other domains: at least 0 and below 1, found {self.replay}."
             )
-        if not 0 < self.fraction < 1:
-            raise CounterpointError(f"fraction must lie between 0 and 1, found {self.fraction}.")
         if self.strategy is not None and not self.share_of_others:
             raise CounterpointError(
                 f"strategy={self.strategy!r} combines gradients of several domains, and a refresh without replay has "
@@ -78,30 +69,6 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Contraction:
-    """Norms of ``theta_t - theta_A`` at every look: ``shared`` on the neurons of the route, ``elsewhere``, ``whole``.
-
-    ``rate`` is r of the fit ``shared_t = c (1 - r)^t`` (least squares on the logarithm) with its 95 % interval, per
-    step; ``curvature`` is mu = ``v'Hv / v'v`` along the shared part v of the damage at theta_A, and ``predicted_rate``
-    is learning rate times mu, what plain gradient descent would have (arXiv 2606.02398, Theorem 1).
-    """
-
-    steps: tuple[int, ...]
-    shared: tuple[float, ...]
-    elsewhere: tuple[float, ...]
-    whole: tuple[float, ...]
-    num_shared: int
-    rate: float | None
-    rate_low: float | None
-    rate_high: float | None
-    r_squared: float | None
-    curvature: float | None
-    predicted_rate: float | None
-    learning_rate: float
-    verdict: str
-
-
-@dataclass(frozen=True)
 class Refresh:
     """A refresh of ``domain`` from ``model``.
 
@@ -113,7 +80,6 @@ class Refresh:
     model: str
     reference: str | None
     domain: str
-    other: str | None
     run: str
     checkpoint: str | None
     options: RefreshOptions
@@ -124,7 +90,6 @@ class Refresh:
     start: dict[str, Estimate]
     evaluations: tuple[Look, ...]
     changes: dict[str, Estimate]
-    contraction: Contraction | None
     verdict: str
     seconds: float
     notes: tuple[str, ...] = field(default=())
