@@ -92,11 +92,15 @@ def test_problems_of_rows_are_told_before_anything_runs(model, tmp_path):
         "mixed": "mixed",
         "seq": "sequential",
         "back": {"kind": "rollback", "of": "seq", "domain": "math", "options": {"budgetz": 0.1}},
+        "against": {"kind": "rollback", "of": "seq", "domain": "math", "options": {"score": "opposition"}},
+        "measured": {"kind": "refresh", "of": "seq", "domain": "math", "options": {"contraction": False}},
         "few": {"strategy": "mixed", "set": {"domains.math.share": 100}},
     }
     status, output = study(write(tmp_path, model, rows))
     assert status == 1
     assert "rows.back.options.budgetz: no option of `counterpoint rollback`: did you mean 'budgets'?" in output
+    assert "rows.against.options.score: 'opposition' is no choice: Known: damage, magnitude." in output
+    assert "rows.measured.options.contraction: no option of `counterpoint refresh`: Known: every, former, " in output
     assert "rows.few: " in output
     assert not (tmp_path / "studies").exists()
 

@@ -1,9 +1,9 @@
 """``counterpoint study``: strategies by seeds, one table."""
 
-import inspect
 from collections.abc import Iterator
+from enum import EnumType
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_type_hints
 
 import typer
 
@@ -65,20 +65,22 @@ def study(
 
 
 def _unknown_options(loaded: "Study") -> Iterator[str]:
-    """Options of rows of kind refresh and rollback that their commands do not have."""
+    """Options of rows of kind refresh and rollback, and choices, that their commands do not have."""
     from counterpoint.cli.refresh import refresh
     from counterpoint.cli.rollback import rollback
     from counterpoint.study.schema import RefreshRow, RollbackRow
 
     for name, row in loaded.rows.items():
-        if isinstance(row, RefreshRow | RollbackRow):
-            known = (
-                set(inspect.signature(refresh if isinstance(row, RefreshRow) else rollback).parameters) - OWN_OPTIONS
-            )
-            for option in row.options:
-                if option.replace("-", "_") not in known:
-                    what = f"no option of `counterpoint {row.kind}`: {nearest(option, known)}"
-                    yield f"rows.{name}.options.{option}: {what}"
+        if not isinstance(row, RefreshRow | RollbackRow):
+            continue
+        types = get_type_hints(refresh if isinstance(row, RefreshRow) else rollback)
+        known = types.keys() - OWN_OPTIONS - {"return"}
+        for option, value in row.options.items():
+            at, found = f"rows.{name}.options.{option}", option.replace("-", "_")
+            if found not in known:
+                yield f"{at}: no option of `counterpoint {row.kind}`: {nearest(option, known)}"
+            elif isinstance(types[found], EnumType) and value not in list(types[found]):
+                yield f"{at}: {value!r} is no choice: {nearest(str(value), types[found])}"
 
 
 def _check_runs(loaded: "Study") -> None:
