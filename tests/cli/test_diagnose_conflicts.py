@@ -62,7 +62,6 @@ def test_the_sentence_the_tables_and_the_json(config, completions, tmp_path):
     assert "(module, pair of domains) combinations conflict beyond noise" in found.output
     assert "Control, shuffled labels: 0 conflicts" in found.output
     assert "math - code" in found.output
-    assert "Neurons: " in found.output
     assert "math 5 prompts (10 completions)" in found.output
     written = json.loads((tmp_path / "c.json").read_text())
     assert written["schema"] == "counterpoint.diagnosis.conflicts"

@@ -21,7 +21,7 @@ def everything(
     quick: Annotated[
         bool,
         typer.Option(
-            "--quick", help="Half the prompts and samples; no single neurons, no Adam, no damage up to the end."
+            "--quick", help="Half the prompts and samples; no Adam, no damage up to the end."
         ),
     ] = False,
     thorough: Annotated[

@@ -160,11 +160,10 @@ def conflicts(
 
 def _groupings(config: "Config", by: str | None) -> tuple[list[str], str]:
     """What is measured, and what the tables show: the built-in groupings, the configuration's own, and ``by``."""
-    from counterpoint.diagnosis.conflict_analysis.analysis import ALL_GROUPINGS
-    from counterpoint.surgery import resolve_strategy
+    from counterpoint.surgery import GROUPINGS, resolve_strategy
 
     own = "module" if config.strategy.sequential else str(resolve_strategy(config.strategy.spec).grouping)
-    found = dict.fromkeys((*ALL_GROUPINGS, own, *([by] if by else [])))
+    found = dict.fromkeys((*GROUPINGS, own, *([by] if by else [])))
     return list(found), by or ("module" if own in ("global", "layer") else own)
 
 

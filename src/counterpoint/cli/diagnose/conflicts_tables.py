@@ -1,4 +1,4 @@
-"""Tables for people about conflicts: first the sentence that matters, then pairs, groups and neurons."""
+"""Tables for people about conflicts: first the sentence that matters, then pairs and groups."""
 
 import math
 from typing import TYPE_CHECKING
@@ -31,8 +31,6 @@ def print_conflicts(found: "Conflicts", by: str = "module", console: Console | N
         for sign, title in ((-1, "Conflicts beyond noise"), (1, "Pulling together beyond noise")):
             if bool((groups.verdict_GQ == sign).any()):
                 console.print(_groups_table(groups, sign, title + _METRICS.get(metric.metric, "")))
-        if metric.neurons is not None:
-            _say(console, _neurons_sentence(metric))
     _say(console, _basis(found))
 
 
@@ -49,17 +47,6 @@ def conflicts_sentence(metric: "MetricConflicts", by: str) -> str:
 
 def _control_sentence(control: "Control") -> str:
     return f"Control, {control.kind}: {control.conflicts} conflicts in {control.tests:,} tests."
-
-
-def _neurons_sentence(metric: "MetricConflicts") -> str:
-    neurons = metric.neurons
-    assert neurons is not None
-    measured, noise = (float(x.mean()) for x in (neurons.negative_share_MQ, neurons.noise_negative_share_MQ))
-    return (
-        f"Neurons{_METRICS.get(metric.metric, '')}: {neurons.conflicts} of {neurons.tested:,} (neuron, pair) "
-        f"combinations conflict beyond noise, {neurons.synergies} pull together. Before correction {measured:.1%} are "
-        f"negative at the level asked for, where noise alone gives {noise:.1%}."
-    )
 
 
 def _basis(found: "Conflicts") -> str:

@@ -14,26 +14,23 @@ from counterpoint.diagnosis.conflict_analysis.controls import run_controls, verd
 from counterpoint.diagnosis.conflict_analysis.gradients import GradientSource, PolicyGradients
 from counterpoint.diagnosis.conflict_analysis.grams import GradientGrams, check_splits, collect
 from counterpoint.diagnosis.conflict_analysis.metric import adam_metric
-from counterpoint.diagnosis.conflict_analysis.neurons import NeuronTests
 from counterpoint.diagnosis.conflict_analysis.noise import Moments, pair_tests, split_blocks, split_half
 from counterpoint.diagnosis.conflict_analysis.results import Conflicts, GroupConflicts, HeatMap, MetricConflicts
 from counterpoint.diagnosis.damage_analysis.curvature import is_out_of_memory
 from counterpoint.diagnosis.rollouts import Rollouts
 from counterpoint.diagnosis.statistics import pairs_of
-from counterpoint.errors import CounterpointError, GroupingError, nearest
+from counterpoint.errors import CounterpointError
 from counterpoint.surgery import GROUPINGS, group_parameters
 from counterpoint.surgery.units import sum_units
 
 Progress = Callable[[str, int, int], None]
-
-ALL_GROUPINGS = (*GROUPINGS, "neuron")
 
 
 def conflicts(
     model: Any,
     rollouts_by_domain: Mapping[str, Rollouts],
     *,
-    groupings: Sequence[str] = ALL_GROUPINGS,
+    groupings: Sequence[str] = tuple(GROUPINGS),
     batches: int = 16,
     splits: int | None = None,
     optimizer_state: Mapping[str, Any] | None = None,
@@ -49,7 +46,7 @@ def conflicts(
     Args:
         model: a causal language model. Dropout is off while it is measured; ``.grad`` and its mode stay as they are.
         rollouts_by_domain: completions, best of this very model (``sample_rollouts``).
-        groupings: any of global, layer, module, tensor, neuron, and any of your own as ``package.module:function``.
+        groupings: any of global, layer, module, tensor, and any of your own as ``package.module:function``.
         batches: batches of each domain, none of which share a prompt.
         splits: independent splits the batches are gathered in; a divisor of ``batches`` (up to 16 by default).
         optimizer_state: of Adam (``read_optimizer``); everything is then measured in its metric too.
@@ -105,7 +102,7 @@ def conflicts(
 def measure(
     source: GradientSource,
     *,
-    groupings: Sequence[str] = ALL_GROUPINGS,
+    groupings: Sequence[str] = tuple(GROUPINGS),
     splits: int | None = None,
     metrics: Mapping[str, Mapping[str, Tensor]] | None = None,
     level: float = 0.05,
@@ -119,34 +116,23 @@ def measure(
     ``metrics`` holds the positive diagonal of each metric by parameter; the other arguments are as in ``conflicts``.
     """
     num_splits = check_splits(source.num_batches, splits)
-    _check_groupings(groupings, source)
-    neurons = NeuronTests(source.domains, level, seed) if "neuron" in groupings else None
+    for name in groupings:  # before long work: is it known, and has it a group for every parameter?
+        group_parameters(source.shapes, name, anatomy=source.anatomy)
     grams = collect(
         source,
         num_splits,
         {name: {key: value.sqrt() for key, value in metric.items()} for name, metric in (metrics or {}).items()},
-        groupings=[name for name in groupings if name not in ALL_GROUPINGS],
+        groupings=[name for name in groupings if name not in GROUPINGS],
         memory_gib=memory_gib,
-        on_neurons=neurons.add if neurons else None,
         on_progress=on_progress,
     )
     pairs = tuple((source.domains[i], source.domains[j]) for i, j in pairs_of(len(source.domains)))
     result = []
     for gram in grams:
-        found = tuple(_one_grouping(gram, name, pairs, level, repeats, seed) for name in groupings if name != "neuron")
+        found = tuple(_one_grouping(gram, name, pairs, level, repeats, seed) for name in groupings)
         heat_map = next((_heat_map(one) for one in found if one.grouping == "module"), None)
-        single = neurons.result(gram.metric, pairs) if neurons else None
-        result.append(MetricConflicts(gram.metric, found, heat_map, single))
+        result.append(MetricConflicts(gram.metric, found, heat_map))
     return tuple(result)
-
-
-def _check_groupings(groupings: Sequence[str], source: GradientSource) -> None:
-    """Before long work: every grouping is known and has a group for every parameter."""
-    for name in groupings:
-        if name not in ALL_GROUPINGS and ":" not in name:
-            raise GroupingError(f"Unknown grouping {name!r}; {nearest(name, ALL_GROUPINGS)}")
-        if name != "neuron":
-            group_parameters(source.shapes, name, anatomy=source.anatomy)
 
 
 def _one_grouping(

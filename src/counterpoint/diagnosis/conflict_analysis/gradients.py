@@ -32,7 +32,7 @@ class GradientSource(Protocol):
 
     @property
     def anatomy(self) -> Anatomy:
-        """Layers, modules and neurons of the model."""
+        """Layers and modules of the model."""
 
     def gradients(self, domain: int, batch: int, names: Sequence[str]) -> dict[str, Tensor]:
         """The gradients of these parameters on one batch of one domain."""

@@ -1,6 +1,6 @@
 """Inner products of all domains' gradients over independent splits, in little memory.
 
-Legend: D domains, K splits of each, S = D * K, N batches of each, U units, M neurons of a layer, E elements.
+Legend: D domains, K splits of each, S = D * K, N batches of each, U units, E elements.
 
 Memory holds K running sums per domain, for one part of the parameters at a time. The completions are gone through once
 for every part, so memory is bought with time: ``memory_gib`` decides. Only the Grams stay.
@@ -8,13 +8,12 @@ for every part, so memory is bought with time: ``memory_gib`` decides. Only the 
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from counterpoint.anatomy import NeuronAxis
 from counterpoint.diagnosis.conflict_analysis.gradients import GradientSource
 from counterpoint.diagnosis.conflict_analysis.noise import LOWEST_SPLITS
 from counterpoint.errors import CounterpointError
@@ -23,11 +22,7 @@ from counterpoint.surgery.units import Units
 MOST_SPLITS = 16
 """Splits of each domain where none are asked for: beyond it the tests gain little and memory grows."""
 
-_NEURON_CHUNK = 256
 _ELEMENT_CHUNK = 1 << 20
-
-NeuronGrams = Callable[[str, int, Tensor], None]
-"""``(metric, layer, gram_MSS)``: told the Gram of a chunk of a layer's neurons, which is then forgotten."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +60,6 @@ def collect(
     *,
     groupings: Sequence[str] = (),
     memory_gib: float = 4.0,
-    on_neurons: NeuronGrams | None = None,
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> list[GradientGrams]:
     """The inner products under every metric: ``gradient`` itself, and each of ``scales``.
@@ -76,7 +70,6 @@ def collect(
         scales: name of a metric -> for each parameter the square root of the metric's diagonal.
         groupings: those that will be asked of the units besides the built-in ones.
         memory_gib: what the running sums may take; a part is at least one module.
-        on_neurons: told the Grams of neurons.
         on_progress: called after every batch of every domain.
 
     Raises:
@@ -96,7 +89,7 @@ def collect(
     for names in parts:
         sums = _sum_splits(source, names, splits, collectors, tick)
         for collector in collectors:
-            collector.finish(sums, on_neurons)
+            collector.finish(sums)
     return [collector.grams for collector in collectors]
 
 
@@ -107,7 +100,6 @@ class _Collector:
         self, source: GradientSource, splits: int, metric: str, scale: Mapping[str, Tensor], groupings: Sequence[str]
     ) -> None:
         units, D = Units(source.shapes, "tensor", source.anatomy, groupings), len(source.domains)
-        self._anatomy = source.anatomy
         starts = itertools.accumulate(units.counts, initial=0)
         self._units_of = {
             name: slice(low, low + n) for name, low, n in zip(units.names, starts, units.counts, strict=False)
@@ -125,21 +117,11 @@ class _Collector:
         place = self._units_of[name]
         self.grams.batches_NUDD[batch, place] = _gram(self._scaled(name, value_D), place.stop - place.start)
 
-    def finish(self, sums: Mapping[str, Tensor], on_neurons: NeuronGrams | None) -> None:
+    def finish(self, sums: Mapping[str, Tensor]) -> None:
         """Inner products of the split means [S, ...] of one part."""
-        layers: dict[int, list[str]] = {}
         for name, value_S in sums.items():
             place = self._units_of[name]
             self.grams.splits_USS[place] = _gram(self._scaled(name, value_S), place.stop - place.start)
-            axis = self._anatomy.neuron_axis(name)
-            if axis is not None:
-                layers.setdefault(axis.layer, []).append(name)
-        for layer, names in layers.items() if on_neurons else ():
-            assert on_neurons is not None
-            axes = [(self._anatomy.neuron_axis(name), self._scaled(name, sums[name])) for name in names]
-            neurons = [_by_neuron(axis, value_S) for axis, value_S in axes if axis]
-            for gram_MSS in _neuron_grams(neurons):
-                on_neurons(self.grams.metric, layer, gram_MSS)
 
     def _scaled(self, name: str, value: Tensor) -> Tensor:
         return value * self._scale[name].to(value) if self._scale else value
@@ -204,16 +186,3 @@ def _gram(value_S: Tensor, count: int) -> Tensor:
     for chunk in value_USE.split(_ELEMENT_CHUNK, dim=2):
         total += (chunk @ chunk.transpose(1, 2)).double().cpu()
     return total
-
-
-def _by_neuron(axis: NeuronAxis, value_S: Tensor) -> Tensor:
-    """The gradients [S, ...] of one MLP weight as [M, S, elements of one neuron]."""
-    value = value_S.movedim(axis.dim + 1, 1).flatten(2)
-    value = value.unflatten(1, (axis.times, -1))
-    return value.movedim(2, 0).flatten(2)
-
-
-def _neuron_grams(neurons_MSE: Sequence[Tensor]) -> Iterator[Tensor]:
-    for low in range(0, len(neurons_MSE[0]), _NEURON_CHUNK):
-        chunks = [value_MSE[low : low + _NEURON_CHUNK] for value_MSE in neurons_MSE]
-        yield torch.stack([(chunk @ chunk.transpose(1, 2)).double().cpu() for chunk in chunks]).sum(0)

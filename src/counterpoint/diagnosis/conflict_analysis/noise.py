@@ -1,8 +1,8 @@
 """What sampling noise does to inner products of gradients: tests, noise floors, cosines without attenuation.
 
 Everything is a pure function of Grams over independent splits of the data. Domain a has K split gradients ``A_k``, each
-an independent unbiased estimate of the domain's true gradient, and so has b. Legend: ``...`` any leading axes (groups,
-neurons), D domains, Q pairs of domains, K splits of each domain, S = D * K, splits of one domain next to each other.
+an independent unbiased estimate of the domain's true gradient, and so has b. Legend: ``...`` any leading axes (groups),
+D domains, Q pairs of domains, K splits of each domain, S = D * K, splits of one domain next to each other.
 """
 
 import functools

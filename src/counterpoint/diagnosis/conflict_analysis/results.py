@@ -1,7 +1,7 @@
 """What the conflict analysis finds, as data: arrays that a heat map or a table can be drawn from.
 
-Axes: G groups, D domains, Q pairs of domains in the order of ``pairs``, M modules with neurons, L layers, B modules of
-a layer, H bins of a histogram. NaN (null in JSON) is "cannot be known": no gradient, or one lost in noise.
+Axes: G groups, D domains, Q pairs of domains in the order of ``pairs``, L layers, B modules of a layer. NaN (null in
+JSON) is "cannot be known": no gradient, or one lost in noise.
 """
 
 from dataclasses import dataclass
@@ -70,44 +70,12 @@ class HeatMap:
 
 
 @dataclass(frozen=True)
-class NeuronConflicts:
-    """Single neurons (gate row, up row, down column), told by module: distributions and shares, no rows."""
-
-    modules: tuple[str, ...]
-    neurons: int
-    pairs: tuple[tuple[str, str], ...]
-    tested: int
-    conflicts: int
-    synergies: int
-
-    conflict_share_MQ: Tensor
-    synergy_share_MQ: Tensor
-    """Shares of a module's neurons beyond noise, after correction over all neurons and pairs."""
-
-    negative_share_MQ: Tensor
-    """Share of a module's neurons with ``p <= level`` and a negative product, not corrected."""
-
-    noise_negative_share_MQ: Tensor
-    """The same where random signs leave noise alone; nominal is ``level / 2``."""
-
-    edges_H: Tensor
-    histogram_MQH: Tensor
-    """Counts of neurons by cosine; bin h reaches from ``edges[h]`` to ``edges[h + 1]``."""
-
-    noise_histogram_MQH: Tensor
-    """The same with random signs: the width that noise gives."""
-
-    controls: tuple[Control, ...]
-
-
-@dataclass(frozen=True)
 class MetricConflicts:
     """Everything under one metric: ``gradient`` (Euclidean) or ``adam``."""
 
     metric: str
     groupings: tuple[GroupConflicts, ...]
     heat_map: HeatMap | None
-    neurons: NeuronConflicts | None
 
     def grouping(self, name: str) -> GroupConflicts:
         """The results of one grouping; KeyError if it was not asked for."""

@@ -34,8 +34,8 @@ from counterpoint.runs import RunDirectory
 class DiagnoseOptions:
     """How much is measured: ``prompts`` per domain with ``samples`` completions each, at every checkpoint.
 
-    ``effort`` is ``usual``, ``quick`` (half of both numbers; no single neurons' gradients, no metric of Adam, no scales
-    of edits, no damage from a domain's own stage to the end of the run) or ``thorough`` (also blocks and spectrum of
+    ``effort`` is ``usual``, ``quick`` (half of both numbers; no metric of Adam, no scales of edits, no damage from a
+    domain's own stage to the end of the run) or ``thorough`` (also blocks and spectrum of
     the Hessian, and all scales).
     """
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from counterpoint.checkpoints import compare, open_checkpoint
 from counterpoint.config import Config
 from counterpoint.diagnosis.behaviour_analysis.analysis import Behaviour, behaviour
-from counterpoint.diagnosis.conflict_analysis.analysis import ALL_GROUPINGS, conflicts
+from counterpoint.diagnosis.conflict_analysis.analysis import conflicts
 from counterpoint.diagnosis.conflict_analysis.metric import state_beside
 from counterpoint.diagnosis.conflict_analysis.over_time import ConflictsOverTime, conflicts_over_time
 from counterpoint.diagnosis.conflict_analysis.results import Conflicts
@@ -154,7 +154,6 @@ class Workshop:
         quick = self.effort == "quick"
         model = self.subject(point).model
         state, _ = (None, "") if quick else state_beside(point.model, model)
-        groupings = tuple(name for name in ALL_GROUPINGS if name != "neuron") if quick else ALL_GROUPINGS
         # A domain that is nearly solved has few prompts with a signal, and every batch needs one of its own.
         signals = {name: part.informative.num_groups for name, part in rollouts.items()}
         told = {name: part for name, part in rollouts.items() if signals[name] >= MIN_BATCHES}
@@ -167,7 +166,6 @@ class Workshop:
         return conflicts(
             model,
             told,
-            groupings=groupings,
             batches=min(wanted, *(signals[name] for name in told)),
             optimizer_state=state,
             seed=self.seed,
