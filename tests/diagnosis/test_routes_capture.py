@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from counterpoint.diagnosis.rollouts import Rollout, Rollouts, collate
-from counterpoint.diagnosis.route_analysis.capture import activity_of, blocks_of, sites_of
+from counterpoint.diagnosis.route_analysis.capture import activity_of, sites_of
 from counterpoint.errors import CounterpointError, ModelError, UnsupportedError
 
 SMALL = {
@@ -109,12 +109,12 @@ def test_prompt_and_completion_tokens_add_up():
     torch.testing.assert_close(parts[0].neurons_KN + parts[1].neurons_KN, parts[2].neurons_KN)
 
 
-def test_even_and_odd_blocks_are_the_halves_without_a_common_prompt():
-    for groups in (2, 3, 5, 8, 13):
-        blocks, (even, odd) = blocks_of(rollouts(groups)), rollouts(groups).split()
-        if len(blocks) % 2 == 0 or groups <= 8:
-            assert {item for block in blocks[::2] for item in block} == set(even.items)
-            assert {item for block in blocks[1::2] for item in block} == set(odd.items)
+def test_every_half_is_summed_by_itself():
+    model, items = llama(), rollouts(5)
+    whole = measure(model, items)
+    for number, half in enumerate(items.split()):
+        torch.testing.assert_close(whole.mean("neuron", number), measure(model, half).mean("neuron"))
+        torch.testing.assert_close(whole.mean("head", number), measure(model, half).mean("head"))
 
 
 def test_hooks_are_removed_and_the_mode_is_restored():

@@ -210,7 +210,6 @@ def test_checkpoints_on_disk_from_end_to_end(tmp_path):
     assert verdicts["layers.0.mlp"] == "synergy"
     assert verdicts["layers.1.mlp"] == "conflict"
     assert all(o.jaccard == 1 for o in found.overlaps)
-    assert all(o.p_same == 1 for o in found.overlaps), "the same completions cannot be told apart"
 
 
 def test_controls_are_drawn_from_all_neurons_outside():

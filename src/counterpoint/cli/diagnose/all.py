@@ -20,9 +20,7 @@ def everything(
     run: Annotated[Path, typer.Argument(help="Run directory with checkpoints, finished or not, e.g. runs/sequential.")],
     quick: Annotated[
         bool,
-        typer.Option(
-            "--quick", help="Half the prompts and samples; no Adam, no damage up to the end."
-        ),
+        typer.Option("--quick", help="Half the prompts and samples; no Adam, no damage up to the end."),
     ] = False,
     thorough: Annotated[
         bool,

@@ -84,7 +84,7 @@ def routes(
     """Show which neurons and heads each domain uses, how far two domains share them, and who pulls them where.
 
     A route is the top of all neurons (or heads) by mean absolute contribution on a domain's own completions. Overlaps
-    stand beside chance and beside the same domain measured twice.
+    stand beside chance, and each route beside itself on other prompts.
 
     Examples:
 

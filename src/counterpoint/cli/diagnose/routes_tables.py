@@ -1,4 +1,4 @@
-"""Tables for people about routes: every number beside the level of chance and of the same domain measured twice."""
+"""Tables for people about routes: overlaps beside chance, routes beside the same domain on other prompts."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -52,16 +52,12 @@ def _overlap_table(found: "Routes") -> Table:
     table = _table(
         f"Overlap of neurons, Jaccard at {found.fraction:.0%}",
         "domains",
-        *("overlap", "chance", "p", "ceiling", "reached", "p same"),
+        *("overlap", "chance", "p"),
     )
     for o in found.overlaps:
         if o.kind == "neuron" and o.fraction == found.fraction:
-            levels = [f"{o.ceiling:.2f}", f"{o.of_ceiling:.0%}", _p(o.p_same)]
-            table.add_row(_pair(o), f"{o.jaccard:.3f}", f"{o.chance_in_layers:.3f}", _p(o.p_value_in_layers), *levels)
-    table.caption = (
-        "chance, p: random sets with as many in each layer · ceiling: two halves of one domain · "
-        "reached: from chance (0 %) to ceiling (100 %), between halves · p same: were both one domain"
-    )
+            table.add_row(_pair(o), f"{o.jaccard:.3f}", f"{o.chance_in_layers:.3f}", _p(o.p_value_in_layers))
+    table.caption = "chance, p: random sets with as many in each layer · one domain with itself: stability, above"
     return table
 
 

@@ -23,7 +23,7 @@ from counterpoint.diagnosis.route_analysis.direction import (
     head_products,
     neuron_products,
 )
-from counterpoint.diagnosis.route_analysis.overlap import Choice, Overlap, RouteSets, Stability, overlap, stability
+from counterpoint.diagnosis.route_analysis.overlap import Choice, Overlap, Stability, overlap, stability
 from counterpoint.errors import CounterpointError, DomainError, nearest
 
 FRACTIONS = (0.01, 0.05, 0.1, 0.2, 0.5)
@@ -126,7 +126,7 @@ def routes(
     activities = _activities(model, sites, rollouts_by_domain, tokenizer.pad_token_id, batch_size, tokens, on_progress)
     choices = {"neuron": Choice(sites.neuron_layers_N, per_layer), "head": Choice(sites.head_layers_H, per_layer)}
     choices = {kind: choice for kind, choice in choices.items() if len(choice.layers_U)}
-    stable, overlaps = _overlaps(activities, choices, sorted({fraction, *fractions}), seed)
+    stable, overlaps = _overlaps(activities, choices, sorted({fraction, *fractions}))
     found, non_finite = _directions(
         activities, choices, fraction, edits or {}, sites.anatomy, minimum, seed, on_progress
     )
@@ -210,14 +210,16 @@ def _route(rollouts: Rollouts, activity: Activity, choices: Mapping[str, Choice]
 
 
 def _overlaps(
-    activities: Mapping[str, Activity], choices: Mapping[str, Choice], levels: Sequence[float], seed: int
+    activities: Mapping[str, Activity], choices: Mapping[str, Choice], levels: Sequence[float]
 ) -> tuple[list[Stability], list[Overlap]]:
     stable, overlaps = [], []
     for kind, choice in choices.items():
         for level in levels:
-            sets = {name: RouteSets.of(activity, kind, choice, level) for name, activity in activities.items()}
-            stable += [stability(name, one, kind, level) for name, one in sets.items()]
-            overlaps += [overlap((a, b), sets[a], sets[b], kind, level, seed) for a, b in combinations(sets, 2)]
+            found = {name: choice.top(activity.mean(kind), level) for name, activity in activities.items()}
+            stable += [stability(name, activity, kind, choice, level) for name, activity in activities.items()]
+            overlaps += [
+                overlap((a, b), found[a], found[b], choice.layers_U, kind, level) for a, b in combinations(found, 2)
+            ]
     return stable, overlaps
 
 

@@ -3,8 +3,8 @@
 A neuron contributes ``|activation| * norm of its down column``; a head the norm of what its slice of the attention's
 output becomes behind the output projection. Both are means over tokens, so a domain's length does not count.
 
-Legend: K blocks of prompts, N neurons of all layers, H heads of all layers, S selected tokens of a batch, F features,
-C channels of one head.
+Legend: K halves of the prompts, N neurons of all layers, H heads of all layers, S selected tokens of a batch, F
+features, C channels of one head.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,12 +17,10 @@ from torch import Tensor
 
 from counterpoint.anatomy import Anatomy
 from counterpoint.diagnosis.damage_analysis.curvature import is_out_of_memory
-from counterpoint.diagnosis.rollouts import Rollout, Rollouts, TokenBatch, collate
+from counterpoint.diagnosis.rollouts import Rollouts, TokenBatch, collate
 from counterpoint.errors import CounterpointError, ModelError, UnsupportedError
 
 Tokens = Literal["completion", "prompt", "all"]
-BLOCKS = 8
-"""Blocks of prompts whose sums are kept apart: even ones and odd ones are the halves of ``Rollouts.split``."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +50,16 @@ class Sites:
 
 @dataclass(frozen=True)
 class Activity:
-    """Sums of contributions by block of prompts [float64] and the number of tokens that each block has."""
+    """Sums of contributions by half of the prompts [float64] and the number of tokens that each half has."""
 
     neurons_KN: Tensor
     heads_KH: Tensor
     tokens_K: Tensor
 
-    def mean(self, kind: str, blocks: Sequence[int] | None = None) -> Tensor:
-        """Mean contribution per token of each ``neuron`` or ``head``, over all blocks or the chosen ones."""
+    def mean(self, kind: str, half: int | None = None) -> Tensor:
+        """Mean contribution per token of each ``neuron`` or ``head``, over all prompts or one half of them."""
         sums_KU = self.neurons_KN if kind == "neuron" else self.heads_KH
-        chosen = list(range(len(sums_KU))) if blocks is None else list(blocks)
+        chosen = slice(None) if half is None else slice(half, half + 1)
         return sums_KU[chosen].sum(0) / self.tokens_K[chosen].sum().clamp(min=1)
 
 
@@ -104,21 +102,20 @@ def activity_of(
     tokens: Tokens = "completion",
     on_batch: Callable[[int], None] = lambda count: None,
 ) -> Activity:
-    """What every unit contributes on the tokens of ``rollouts``, each block of prompts summed by itself.
+    """What every unit contributes on the tokens of ``rollouts``, each half of the prompts summed by itself.
 
-    Sums are kept, never activations: memory is that of one batch and of one number per unit and block.
+    Sums are kept, never activations: memory is that of one batch and of one number per unit and half.
 
     Raises:
         CounterpointError: a contribution is no number (naming the layer), or memory does not suffice.
     """
-    blocks = blocks_of(rollouts)
-    sums = _Sums(sites, len(blocks))
+    sums = _Sums(sites)
     device = next(model.parameters()).device
     backbone = _backbone(model)
     with _measuring(model), sums.listening():
-        for number, items in enumerate(blocks):
-            longest_first = sorted(items, key=lambda item: -len(item.prompt_ids) - len(item.completion_ids))
-            for low in range(0, len(items), batch_size):
+        for number, half in enumerate(rollouts.split()):
+            longest_first = sorted(half.items, key=lambda item: -len(item.prompt_ids) - len(item.completion_ids))
+            for low in range(0, len(half), batch_size):
                 batch = collate(longest_first[low : low + batch_size], pad_id).to(device)
                 sums.select(number, _selected(batch, tokens))
                 try:
@@ -134,30 +131,23 @@ def activity_of(
     return sums.activity()
 
 
-def blocks_of(rollouts: Rollouts) -> list[list[Rollout]]:
-    """The completions in up to ``BLOCKS`` blocks that share no prompt: prompts by rank, in turn."""
-    rank = {group: i for i, group in enumerate(dict.fromkeys(item.group for item in rollouts.items))}
-    count = min(BLOCKS, len(rank))
-    return [[item for item in rollouts.items if rank[item.group] % count == k] for k in range(count)]
-
-
 class _Sums:
-    """Receives what arrives at every site and adds it to the current block."""
+    """Receives what arrives at every site and adds it to the current half."""
 
-    def __init__(self, sites: Sites, blocks: int) -> None:
+    def __init__(self, sites: Sites) -> None:
         self._sites = sites.sites
         self._maps = [_column_norms(site) if site.kind == "neuron" else _head_maps(site) for site in self._sites]
         self._sums = [
-            torch.zeros(blocks, site.units, dtype=torch.float64, device=scale.device)
+            torch.zeros(2, site.units, dtype=torch.float64, device=scale.device)
             for site, scale in zip(self._sites, self._maps, strict=True)
         ]
-        self._tokens_K = torch.zeros(blocks, dtype=torch.float64)
-        self._block = 0
+        self._tokens_K = torch.zeros(2, dtype=torch.float64)
+        self._half = 0
         self._rows = torch.zeros(0, dtype=torch.long)
 
-    def select(self, block: int, selected_BT: Tensor) -> None:
-        self._block, self._rows = block, selected_BT.flatten().nonzero().squeeze(1)
-        self._tokens_K[block] += len(self._rows)
+    def select(self, half: int, selected_BT: Tensor) -> None:
+        self._half, self._rows = half, selected_BT.flatten().nonzero().squeeze(1)
+        self._tokens_K[half] += len(self._rows)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -175,7 +165,7 @@ class _Sums:
 
         def hear(module: Any, args: tuple[Tensor, ...]) -> None:
             x_SF = args[0].flatten(0, -2).index_select(0, self._rows.to(args[0].device))
-            self._sums[i][self._block] += add(_wide(x_SF), self._maps[i])
+            self._sums[i][self._half] += add(_wide(x_SF), self._maps[i])
 
         return hear
 
