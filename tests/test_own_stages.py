@@ -8,7 +8,8 @@ from rich.console import Console
 
 from counterpoint.cli.tables import ends_of_stages, print_run_table
 from counterpoint.recovery.recovering.fallen import fallen_domains, final_changes
-from counterpoint.report import page_of
+from counterpoint.report import build, page_of
+from counterpoint.report._read import read_run
 from counterpoint.runs import RunDirectory
 from counterpoint.runs.own_stages import own_stages, verdict
 from planted_runs import write_run
@@ -43,7 +44,7 @@ def test_the_terminal_shows_it_and_names_the_next_command(run):
 
 
 def test_the_head_of_the_page_shows_it(run):
-    page, content = page_of(run.path)
+    page, content = page_of(run.path), build([read_run(run.path)])
     assert [(row["domain"], row["fell"]) for row in content["evaluation"]["own"]["rows"]] == [
         ("math", True),
         ("code", False),

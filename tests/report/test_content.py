@@ -1,5 +1,6 @@
 """What the report says equals what the files say, and whatever is missing or torn is said instead of hidden."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -21,8 +22,7 @@ from report_page import cells
 
 
 def content_of(path, compare=()):
-    write_report(path, compare=compare)
-    return json.loads((path / "report.json").read_text())
+    return build([read_run(item) for item in (path, *compare)])
 
 
 def test_the_table_says_what_the_evaluations_say(run_dir):
@@ -59,11 +59,11 @@ def test_without_a_score_per_prompt_the_change_has_no_interval(run_dir):
     assert [row["interval"] for row in content_of(run_dir)["evaluation"]["rows"]] == [None] * 4
 
 
-def test_compared_runs_stand_beside_each_other_in_page_and_json(tmp_path, make_run):
+def test_compared_runs_stand_beside_each_other(tmp_path, make_run):
     mgs = make_run(tmp_path / "a")
     mixed = make_run(tmp_path / "b", strategy="mixed", seed=1, lift=0.1)
     page = write_report(mgs, compare=[mixed]).read_text()
-    content = json.loads((mgs / "report.json").read_text())
+    content = content_of(mgs, [mixed])
     assert content["comparison"]["runs"] == ["mgs", "mixed"]
     assert content["comparison"]["same_start"]
     assert cells(page, "h-comparison")[0] == ["math", "0.21 [0.16, 0.26]", "0.46 [0.41, 0.51]", "0.31 [0.26, 0.36]"]
@@ -76,7 +76,7 @@ def test_runs_of_one_strategy_are_told_apart_by_name_and_a_different_start_is_sa
     rows[0]["mean"] += 0.1
     (second / "evals.jsonl").write_text("\n".join(map(json.dumps, rows)))
     page = write_report(first, compare=[second]).read_text()
-    assert json.loads((first / "report.json").read_text())["comparison"]["runs"] == ["a", "b"]
+    assert content_of(first, [second])["comparison"]["runs"] == ["a", "b"]
     assert "did not start from the same scores" in page
 
 
@@ -91,7 +91,7 @@ def test_an_unfinished_run_shows_its_latest_evaluation_and_says_so(run_dir):
     rows = [line for line in (run_dir / "evals.jsonl").read_text().splitlines() if '"after"' not in line]
     (run_dir / "evals.jsonl").write_text("\n".join(rows))
     page = write_report(run_dir).read_text()
-    content = json.loads((run_dir / "report.json").read_text())
+    content = content_of(run_dir)
     assert content["evaluation"]["rows"][0]["after"]["step"] == 30
     assert "at the last evaluation so far" in page
 
@@ -259,10 +259,16 @@ def test_what_is_no_run_directory_is_refused(tmp_path):
         write_report(tmp_path / "file")
 
 
-def test_an_unwritable_report_says_so_and_leaves_the_old_one(run_dir):
-    (run_dir / "report.json").mkdir()
-    with pytest.raises(RunError, match=r"report\.json: cannot be written"):
+def test_an_unwritable_report_says_so_and_leaves_the_old_one(run_dir, monkeypatch):
+    old = write_report(run_dir).read_bytes()
+
+    def full(number):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("counterpoint.disk.os.fsync", full)
+    with pytest.raises(RunError, match=r"report\.html: "):
         write_report(run_dir)
+    assert (run_dir / "report.html").read_bytes() == old
     assert not [path for path in run_dir.iterdir() if path.name.startswith(".report")]
 
 
@@ -354,7 +360,7 @@ def test_stages_of_a_sequential_run_are_marked_and_a_single_stage_is_not(tmp_pat
     run = make_run(tmp_path / "sequential", strategy="sequential", stages=True)
     stages = content_of(run)["run"]["stages"]
     assert [(stage["domain"], stage["first_step"]) for stage in stages][:2] == [("math", 0), ("code", 15)]
-    marks = figures(json.loads((run / "report.json").read_text()))["curve-reward"]["layout"]["annotations"]
+    marks = figures(content_of(run))["curve-reward"]["layout"]["annotations"]
     assert [mark["text"] for mark in marks] == ["math", "code", "qa", "writing"]
     info = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(info | {"stages": info["stages"][:1]}))

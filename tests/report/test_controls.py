@@ -5,8 +5,9 @@ import json
 import pytest
 
 from chromium import Chromium
-from counterpoint.report import write_report, write_study_report
-from counterpoint.report._study import non_dominated
+from counterpoint.report import build, write_report, write_study_report
+from counterpoint.report._read import read_run
+from counterpoint.report._study import non_dominated, read_study, study
 from planted_recovery import write_recovery
 from planted_study import write_study
 
@@ -46,7 +47,7 @@ def test_samples_are_filtered_by_domain_and_sorted_by_gain(run_dir, page):
 
 def test_the_slider_moves_the_map_by_layer(run_dir, page):
     page.open(write_report(run_dir).as_uri())
-    cosines = json.loads((run_dir / "report.json").read_text())["cosines"]
+    cosines = build([read_run(run_dir)])["cosines"]
     page.set("#window", "1")
     page.set("#moment", "0")
     shown = page.run("document.getElementById('module-time').data[0].z")
@@ -75,14 +76,14 @@ def test_chips_hide_a_domain_in_all_curves_and_the_pair_changes_the_map(run_dir,
     assert page.run(hidden.format("cosine")) == []
     pressed = "[...document.querySelectorAll('button[data-domain=\"1\"]')].map((item) => item.ariaPressed)"
     assert set(page.run(pressed)) == {"false"}
-    cosines = json.loads((run_dir / "report.json").read_text())["cosines"]
+    cosines = build([read_run(run_dir)])["cosines"]
     page.set("#pair", "3")
     assert page.run("document.getElementById('module-steps').data[0].z") == cosines["cosine"][3]
 
 
 def test_two_selectors_choose_the_pareto_plot(tmp_path, page):
     page.open(write_study_report(write_study(tmp_path / "study")).as_uri())
-    content = json.loads((tmp_path / "study" / "study-report.json").read_text())
+    content = study(read_study(tmp_path / "study")[0], "study")
     titles = "['xaxis', 'yaxis'].map((name) => document.getElementById('study-pareto').layout[name].title.text)"
     assert page.run(titles) == ["score, math", "score, code"]
     page.set("#pareto-x", "4")
@@ -101,9 +102,9 @@ def test_two_selectors_choose_the_pareto_plot(tmp_path, page):
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_nothing_is_wider_than_a_phone(tmp_path, run_dir, chromium_command, dark):
     write_recovery(run_dir, ("math", "code", "qa", "writing"))
-    study = write_study(tmp_path / "study")
+    folder = write_study(tmp_path / "study")
     with Chromium(chromium_command, tmp_path / "profile", width=375, height=800, dark=dark) as page:
-        for path in (write_report(run_dir), write_study_report(study)):
+        for path in (write_report(run_dir), write_study_report(folder)):
             page.open(path.as_uri())
             assert page.run("document.documentElement.scrollWidth") <= 375
             background = page.run("getComputedStyle(document.body).backgroundColor")

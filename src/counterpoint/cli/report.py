@@ -30,13 +30,13 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Write RUN/report.html, one self-contained page that needs no network, and RUN/report.json with its content.
+    """Write RUN/report.html, one self-contained page that needs no network.
 
     Works on a run that is still going, or was killed, from whatever it has written so far; run it again any time. Of a
-    study it writes study.html and study-report.json.
+    study it writes study.html.
 
     With --serve the page is also to be had at an address, and changes by itself as the run goes on. Nothing but the
-    page and its JSON can be read there.
+    page can be read there.
 
     Examples:
 

@@ -1,4 +1,4 @@
-"""A run directory or a study as one self-contained HTML page for people, and the same content as JSON for programs.
+"""A run directory or a study as one self-contained HTML page.
 
 >>> from counterpoint.report import write_report
 >>> page = write_report(Path("runs/demo-mgs"), compare=[Path("runs/demo-mixed")])  # doctest: +SKIP
@@ -34,7 +34,7 @@ MAX_BYTES = 5_900_000
 
 
 def write_report(run_dir: Path, *, compare: Sequence[Path] = ()) -> Path:
-    """Writes ``report.html`` and ``report.json`` into ``run_dir`` and returns the page's path.
+    """Writes ``report.html`` into ``run_dir`` and returns the page's path.
 
     Args:
         run_dir: a run directory; every file in it may be missing, unfinished or torn.
@@ -43,23 +43,21 @@ def write_report(run_dir: Path, *, compare: Sequence[Path] = ()) -> Path:
     Raises:
         RunError: one of the paths is no run directory, or the report cannot be written.
     """
-    page = _page_of_run(run_dir, compare, None)
-    return _write(Path(run_dir) / "report.html", *page)
+    return _write(Path(run_dir) / "report.html", _page_of_run(run_dir, compare, None))
 
 
 def write_study_report(folder: Path) -> Path:
-    """Writes ``study.html`` and ``study-report.json`` into the folder of a study and returns the page's path.
+    """Writes ``study.html`` into the folder of a study and returns the page's path.
 
     Raises:
         RunError: there is no ``study.json``, or the report cannot be written. A torn ``study.json`` gives a page that
             says so.
     """
-    page = _page_of_study(folder, None)
-    return _write(Path(folder) / "study.html", *page)
+    return _write(Path(folder) / "study.html", _page_of_study(folder, None))
 
 
-def page_of(path: Path, compare: Sequence[Path] = (), version: str | None = None) -> tuple[str, dict[str, Any]]:
-    """The page on a run or on a study, and its content, without writing anything.
+def page_of(path: Path, compare: Sequence[Path] = (), version: str | None = None) -> str:
+    """The page on a run or on a study, without writing anything.
 
     With a ``version`` the page is one to be served: it asks its server for news.
 
@@ -78,25 +76,21 @@ def is_study(path: Path) -> bool:
     return (Path(path) / STUDY).is_file()
 
 
-def _page_of_run(path: Path, compare: Sequence[Path], version: str | None) -> tuple[str, dict[str, Any]]:
+def _page_of_run(path: Path, compare: Sequence[Path], version: str | None) -> str:
     runs = [read_run(Path(item)) for item in (path, *compare)]
     for detail in LEVELS:
-        content = build(runs, detail)
-        page = render(content, version)
+        page = render(build(runs, detail), version)
         if len(page.encode()) < MAX_BYTES:
             break
-    return page, content
+    return page
 
 
-def _page_of_study(folder: Path, version: str | None) -> tuple[str, dict[str, Any]]:
+def _page_of_study(folder: Path, version: str | None) -> str:
     row, notes = read_study(Path(folder))
-    content = study(row, Path(folder).resolve().name, notes)
-    return render_study(content, version), content
+    return render_study(study(row, Path(folder).resolve().name, notes), version)
 
 
-def _write(path: Path, page: str, content: dict[str, Any]) -> Path:
-    beside = path.with_name("study-report.json" if path.stem == "study" else f"{path.stem}.json")
-    write_text(beside, json.dumps(content, ensure_ascii=False, allow_nan=False, indent=1))
+def _write(path: Path, page: str) -> Path:
     write_text(path, page)
     return path
 
@@ -110,11 +104,9 @@ def build(runs: Sequence[RunData], detail: Detail = LEVELS[0]) -> dict[str, Any]
     if len(names) > len(domains):
         notes.append(f"{len(names) - len(domains)} of {len(names)} domains are left out to keep the page readable.")
     return {
-        "format": 1,
         "run": overview(run, domains),
         "evaluation": evaluation(run, domains),
         "comparison": comparison(runs, domains),
-        "compared": [overview(other, domain_names(other)[: detail.domains]) for other in runs[1:]],
         "diagnosis": diagnosis(run, domains, detail),
         "recovery": recovery(run, domains, detail),
         "curves": domain_curves(run, domains, detail),

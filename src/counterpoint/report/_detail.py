@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Detail:
-    """Upper bounds on what the page and ``report.json`` repeat of the run's files."""
+    """Upper bounds on what the page repeats of the run's files."""
 
     curve_points: int
     """Points of one curve; longer ones are averaged in bins."""

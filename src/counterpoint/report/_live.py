@@ -1,7 +1,6 @@
 """A page that is made again when the files of its run have changed, at most as often as the machine can spare."""
 
 import hashlib
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,22 +19,21 @@ BUSY_SHARE = 0.1
 
 WATCHED = (*RUN_FILES, "environment.json", "samples.jsonl", "grams.jsonl", "study.json")
 
-Make = Callable[[str], tuple[str, dict[str, object]]]
+Make = Callable[[str], str]
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One state of the page: the whole, the part that changes, the same content as JSON, and what to call it."""
+    """One state of the page: what to call it, the whole, and the part that changes."""
 
     version: str
     page: str
     content: str
-    json: str
     problem: str | None = None
 
 
 class LivePage:
-    """Holds the newest page of ``paths``; ``make`` makes it for a version and returns it with its content.
+    """Holds the newest page of ``paths``; ``make`` makes it for a version.
 
     Whoever asks makes it anew, if need be: where nobody looks, nothing is done. Safe to be asked by several threads.
     """
@@ -63,12 +61,12 @@ class LivePage:
         except RunError as error:
             self._not_before = time.monotonic() + PAUSE_SECONDS
             shown = self._shown
-            return Shown(shown.version, shown.page, shown.content, shown.json, problem=str(error))
+            return Shown(shown.version, shown.page, shown.content, problem=str(error))
 
     def _made(self, version: str) -> Shown:
         begin = time.thread_time()  # of the processor: on a busy machine the clock on the wall says little about it
-        page, content = self._make(version)
-        shown = Shown(version, page, without_scripts(page), json.dumps(content, ensure_ascii=False, allow_nan=False))
+        page = self._make(version)
+        shown = Shown(version, page, without_scripts(page))
         spent = time.thread_time() - begin
         self._not_before = time.monotonic() + max(PAUSE_SECONDS, spent * (1 / BUSY_SHARE - 1))
         return shown

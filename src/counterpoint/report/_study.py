@@ -47,7 +47,6 @@ def study(row: Row, folder: str, notes: list[str]) -> Content:
         notes.append(f"{len(names) - MAX_DOMAINS} of {len(names)} domains are left out to keep the page readable.")
     seeds = [clean(seed, 20) for seed in list_of(row.get("seeds"))[:MAX_SEEDS]]
     return {
-        "format": 1,
         "name": clean(row.get("name"), 80) or clean(folder, 80),
         "reference": clean(row.get("reference"), 60),
         "seeds": seeds,

@@ -1,4 +1,4 @@
-"""The page of a run or a study over HTTP, fresh while the run goes; only the page and its JSON, read-only.
+"""The page of a run or a study over HTTP, fresh while the run goes; only the page, read-only.
 
 >>> from counterpoint.report.serving import serve
 >>> serve(Path("runs/demo-mgs"), port=0, announce=print)  # until Ctrl-C  # doctest: +SKIP
@@ -142,7 +142,6 @@ _ANSWERS: dict[str, tuple[str, Callable[[Shown], str]]] = {
     "/": ("text/html", lambda shown: shown.page),
     "/content": ("text/html", lambda shown: shown.content),
     "/version": ("application/json", _version),
-    "/report.json": ("application/json", lambda shown: shown.json),
 }
 
 

@@ -75,7 +75,7 @@ class RunDirectory:
         with disk_errors(run.path):
             run.path.mkdir(parents=True, exist_ok=True)
         run.lock()
-        for name in (*LINE_FILES, "report.html", "report.json"):
+        for name in (*LINE_FILES, "report.html"):
             (run.path / name).unlink(missing_ok=True)
         shutil.rmtree(run.path / TRACKERS, ignore_errors=True)
         write_text(run.path / "config.yaml", config.to_yaml())
