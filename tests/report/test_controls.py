@@ -83,7 +83,8 @@ def test_chips_hide_a_domain_in_all_curves_and_the_pair_changes_the_map(run_dir,
 
 def test_two_selectors_choose_the_pareto_plot(tmp_path, page):
     page.open(write_study_report(write_study(tmp_path / "study")).as_uri())
-    content = study(read_study(tmp_path / "study")[0], "study")
+    row, notes = read_study(tmp_path / "study")
+    content = study(row, "study", notes)
     titles = "['xaxis', 'yaxis'].map((name) => document.getElementById('study-pareto').layout[name].title.text)"
     assert page.run(titles) == ["score, math", "score, code"]
     page.set("#pareto-x", "4")

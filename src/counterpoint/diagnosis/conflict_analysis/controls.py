@@ -12,8 +12,6 @@ from torch import Tensor
 from counterpoint.diagnosis.conflict_analysis.noise import PairTests, pair_tests
 from counterpoint.diagnosis.statistics import benjamini_hochberg
 
-CONTROLS = ("shuffled labels", "random signs")
-
 
 @dataclass(frozen=True)
 class Control:
@@ -53,8 +51,8 @@ def run_controls(gram_GSS: Tensor, num_domains: int, level: float, repeats: int,
     """
     generator = torch.Generator().manual_seed(seed)
     found = []
-    for kind in CONTROLS:
-        draws = [_draw(kind, gram_GSS, num_domains, generator) for _ in range(repeats)]
+    for kind, change in (("shuffled labels", shuffled), ("random signs", turned)):
+        draws = [change(gram_GSS, num_domains, generator) for _ in range(repeats)]
         found.append(_count(kind, [pair_tests(draw, num_domains, level) for draw in draws], level))
     return tuple(found)
 
@@ -82,11 +80,6 @@ def turned(gram_SS: Tensor, num_domains: int, generator: torch.Generator) -> Ten
     ranks = torch.stack([torch.randperm(K, generator=generator) for _ in range(num_domains)])
     sign_S = torch.where(ranks < K // 2, -1.0, 1.0).double().flatten()
     return gram_SS * sign_S.unsqueeze(-1) * sign_S
-
-
-def _draw(kind: str, gram_GSS: Tensor, num_domains: int, generator: torch.Generator) -> Tensor:
-    change = shuffled if kind == CONTROLS[0] else turned
-    return change(gram_GSS, num_domains, generator)
 
 
 def _count(kind: str, draws: list[PairTests], level: float) -> Control:
