@@ -273,7 +273,7 @@ def test_thousands_of_hostile_texts_make_no_reward_raise(name, monkeypatch):
     monkeypatch.setattr("counterpoint.rewards.reasoning_gym._SECONDS", 0.3)
     monkeypatch.setattr("counterpoint.rewards.instructions._SECONDS", 0.3)
     options = {"cpu_seconds": 1, "wall_seconds": 1.0} if name == "code" else {"timeout": 0.3} if name == "math" else {}
-    reward, rows, texts = build_reward(name, **options), rows_of(name), hostile_texts(3_000, seed=7)
+    reward, rows, texts = build_reward(name, **options), rows_of(name), hostile_texts(2_000, seed=7)
     columns = {key: [rows[i % len(rows)][key] for i in range(len(texts))] for key in rows[0]}
     rewards = []
     for start in range(0, len(texts), 500):
