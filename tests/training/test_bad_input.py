@@ -179,6 +179,21 @@ def test_sigterm_during_an_evaluation_is_an_interruption_too(tiny_model, tmp_pat
     assert RunDirectory.open(run.path, write=False).state["status"] == "done"
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_last_evaluation_at_once(tiny_model, tmp_path, number):
+    class Stopped(Listener):
+        def evaluating(self, when, *args):
+            if when == "after":
+                os.kill(os.getpid(), number)
+
+    with pytest.raises(Interrupted):
+        train(parse_config(settings(tiny_model, tmp_path)), "x", Stopped())
+    run = RunDirectory.open(tmp_path / "run", write=False)
+    assert (run.state["status"], {line["when"] for line in run.lines("evals.jsonl")}) == ("interrupted", {"before"})
+    resume(run.path)
+    assert RunDirectory.open(run.path, write=False).state["status"] == "done"
+
+
 def test_prompts_that_are_too_long_are_dropped_and_counted(tiny_model, tmp_path):
     listener = Listener()
     run = train(parse_config(settings(tiny_model, tmp_path, max_prompt_tokens=12)), "x", listener)

@@ -357,6 +357,7 @@ class _Execution:
             return ends
 
         def finish() -> None:
+            interrupt.release()  # no step is left to end: a signal stops the evaluation
             if not ended and trainer.state.global_step >= stage.num_steps:
                 self._evaluate_end(trainer, stage)
 

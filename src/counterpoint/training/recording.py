@@ -212,6 +212,10 @@ class Interrupt:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Lets signals do again what they did before; the context may end later."""
         for name, handler in self._previous.items():
             signal.signal(name, handler)
         self._previous = {}
