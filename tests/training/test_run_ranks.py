@@ -210,3 +210,16 @@ def test_a_run_on_fsdp2_saves_whole_models_and_resumes_with_the_same_numbers(com
     again = settings | {"run": settings["run"] | {"dir": str(stopped.parent)}}
     run_ranks(run_sharded, 2, again)
     assert_same_run(stopped, run)
+
+
+def test_a_watched_run_goes_through_its_stages_on_two_ranks(tiny_model, tmp_path):
+    order = {"name": "sequential", "order": ["math", "code"]}
+    settings = settings_of(tmp_path, tiny_model, "watched", strategy=order, recovery={"watch": True, "every": 1})
+    settings["training"]["max_steps"] = 4
+    path = tmp_path / "watched.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    status, output = finish(start("train", path))
+    assert status == 0, output
+    state = json.loads((tmp_path / "watched" / "run.json").read_text())
+    assert (state["status"], state["watch"]["tests"]) == ("done", 2)
+    assert state["stages"][0]["domains"] == ["math"]

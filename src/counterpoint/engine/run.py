@@ -3,6 +3,7 @@
 import functools
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -221,7 +222,7 @@ class _Execution:
         self._announce()
         status = "failed"
         try:
-            while (stage := self.launch.share(lambda: self.policy.next(self._history()))) is not None:
+            while (stage := self._next()) is not None:
                 if self._stopping:
                     raise Interrupted(self.run)
                 self._run_stage(stage)
@@ -236,6 +237,17 @@ class _Execution:
             if status == "failed" and (checkpoints := self.run.checkpoints()):
                 self.reporter.message(f"The last whole checkpoint is {checkpoints[-1][1]}")
         return self.run
+
+    def _next(self) -> Stage | None:
+        """The next stage. What ends it early is asked on the first rank alone, and does not travel to the others."""
+        own: list[Stage | None] = []
+
+        def ask() -> Stage | None:
+            own.append(self.policy.next(self._history()))
+            return own[0] and replace(own[0], stop_when=None)
+
+        shared = self.launch.share(ask)
+        return own[0] if own else shared
 
     def _history(self) -> History:
         """What is done and recorded; for the first rank."""
@@ -311,17 +323,8 @@ class _Execution:
         self.launch.share(lambda: self._write_last(scores, stage))
 
     def _stopped_at(self, stage: Stage, step: int) -> str | None:
-        """Why ``stage`` ends after ``step``, from what is recorded; None where it does not, or ends there anyway."""
-        first = step == stage.first_step == 0  # the evaluation before training may show that there is nothing to do
-        if stage.stop_when is None or not step < stage.last_step or not (first or stage.looks_at(step)):
-            return None
-        ask = stage.stop_when
-
-        def recorded() -> str | None:
-            looks = self.evaluations.looks()
-            return ask(step, looks) if step in looks else None
-
-        return self.launch.share(recorded)
+        """Why ``stage`` ends after ``step``, from what is recorded."""
+        return self.launch.share(lambda: stage.why_ended(step, self.evaluations.looks()))
 
     def _write_last(self, scores: list[DomainScore], stage: Stage) -> None:
         """Writes the evaluation at the end of ``stage``, which is the run's last one where no stage follows."""
@@ -334,9 +337,7 @@ class _Execution:
         scores = self.evaluations.make(trainer, "during")
 
         def judge() -> str | None:
-            reason = None
-            if stage.stop_when is not None and stage.looks_at(step):
-                reason = stage.stop_when(step, with_look(self.evaluations.looks(), step, scores))
+            reason = stage.why_ended(step, with_look(self.evaluations.looks(), step, scores))
             if reason is None:
                 self.evaluations.write(scores, "during", step, None)
             else:
@@ -400,9 +401,6 @@ class _Execution:
     def _record_stages(self) -> None:
         if not self.launch.first:
             return
-        entries = []
-        for part in self.done:
-            folder = self.run.checkpoint_path(part.last_step).relative_to(self.run.path)
-            entries.append(part.to_json() | {"checkpoint": str(folder)})
+        entries = [self.run.stage_entry(part) for part in self.done]
         last = self.done[-1].last_step
         self.run.update(stages=entries, steps=self.policy.total(self.done), seal=self.run.seal(last))

@@ -31,10 +31,6 @@ class History:
         """Where the last stage ended, in steps of the run."""
         return self.done[-1].last_step if self.done else 0
 
-    def and_then(self, stage: Stage) -> "History":
-        """The history once ``stage`` is done too."""
-        return replace(self, done=(*self.done, stage))
-
 
 class Policy(ABC):
     """The way of a run through its stages; ``steps`` are those configured, refreshes not counted."""

@@ -29,25 +29,25 @@ class Evaluations:
         self.config, self.domains, self.tokenizer = config, domains, tokenizer
         self.run, self.launch, self.reporter = run, launch, reporter
 
-    def whole(self) -> set[tuple[str, int]]:
-        """Moment and step of the evaluations of which every domain was written; a kill can leave one with some."""
-        domains: dict[tuple[str, int], set[str]] = {}
-        for line in self.run.lines("evals.jsonl"):
-            domains.setdefault((line["when"], line["step"]), set()).add(line["domain"])
-        return {key for key, names in domains.items() if names >= {domain.name for domain in self.domains}}
-
     def looks(self) -> dict[int, dict[str, Scores]]:
-        """The scores of every whole evaluation by step and domain. Only the first rank may ask."""
-        whole = self.whole()
+        """The scores of every whole evaluation by step and domain. Only the first rank may ask.
+
+        A kill can leave an evaluation of which some domains were written; that is none.
+        """
+        lines = self.run.lines("evals.jsonl")
+        written: dict[tuple[str, int], set[str]] = {}
+        for line in lines:
+            written.setdefault((line["when"], line["step"]), set()).add(line["domain"])
+        names = {domain.name for domain in self.domains}
         found: dict[int, dict[str, Scores]] = {}
-        for line in self.run.lines("evals.jsonl"):
-            if (line["when"], line["step"]) in whole:
+        for line in lines:
+            if written[line["when"], line["step"]] >= names:
                 found.setdefault(line["step"], {})[line["domain"]] = tuple(line["scores"])
         return found
 
     def has(self, step: int) -> bool:
         """Whether all domains were evaluated after ``step``; the same on every rank."""
-        return self.launch.share(lambda: any(at == step for _, at in self.whole()))
+        return self.launch.share(lambda: step in self.looks())
 
     def make(self, trainer: Any, when: str) -> list[DomainScore]:
         """Evaluates all domains with the model that ``trainer`` trains; every rank gets all scores."""

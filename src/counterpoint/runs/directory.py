@@ -22,6 +22,7 @@ from counterpoint.disk import append_line, check_disk, disk_errors, take_lock, w
 from counterpoint.errors import RunError
 from counterpoint.runs.records import LINE_FILES, AnyObject, Record, RunState, read_json, read_lines, write_checked
 from counterpoint.runs.seals import Sealer
+from counterpoint.runs.stages import Stage
 
 TRACKERS = "trackers"
 """Folder of a run with one folder of TRL's own for each stage."""
@@ -171,6 +172,11 @@ class RunDirectory:
     def checkpoint_path(self, step: int) -> Path:
         """Where the checkpoint after ``step`` stands."""
         return self.path / "checkpoints" / f"step-{step}"
+
+    def stage_entry(self, stage: Stage) -> dict[str, Any]:
+        """The entry of a stage in ``run.json``, with its checkpoint."""
+        folder = self.checkpoint_path(stage.last_step).relative_to(self.path)
+        return stage.to_json() | {"checkpoint": str(folder)}
 
     def checkpoint_folders(self) -> list[tuple[int, Path]]:
         """Step and folder of every checkpoint, whole or not, oldest first."""

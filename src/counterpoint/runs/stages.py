@@ -45,6 +45,16 @@ class Stage:
             return False
         return (step - self.offset) % self.look_every == 0
 
+    def why_ended(self, step: int, looks: Looks) -> str | None:
+        """Why the stage ends after ``step`` already, by its policy; None where it does not, or ends there anyway.
+
+        The evaluation before the run's first step is asked too: it may show that there is nothing to do.
+        """
+        first = step == self.first_step == 0
+        if self.stop_when is None or step not in looks or step >= self.last_step or not (first or self.looks_at(step)):
+            return None
+        return self.stop_when(step, looks)
+
     def ended_at(self, step: int) -> "Stage":
         """The stage as it is when it ends after ``step`` of the run."""
         return replace(self, last_step=step)

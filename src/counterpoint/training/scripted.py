@@ -164,8 +164,7 @@ class _Book:
             return
         self.run.clear_unfinished()
         silent = no_signal(self.run.lines("metrics.jsonl"))
-        folder = str(self.run.checkpoint_path(last).relative_to(self.run.path))
-        entry = self.stage.ended_at(last).to_json() | {"checkpoint": folder}
+        entry = self.run.stage_entry(self.stage.ended_at(last))
         self.run.update(
             stages=[entry], steps=last, seal=self.run.seal(last), **({"no_signal": silent} if silent else {})
         )
