@@ -36,13 +36,13 @@ def check(
 
     quiet_libraries()
     checked = load(config, overrides)
-    from counterpoint.engine.prepare import check_config, needed_bytes, plan_run
+    from counterpoint.engine.prepare import check_config, needed_bytes, plan_checked
     from counterpoint.runs import check_place
 
     if problems := check_config(checked):
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise ConfigError("\n".join([f"{config}: the configuration has {count}:", *(f"  {item}" for item in problems)]))
-    plan = plan_run(checked)
+    plan = plan_checked(checked)
     place = Path(checked.run.dir) / (checked.run.name or config.stem)
     needed = needed_bytes(plan)
     check_place(place, needed)

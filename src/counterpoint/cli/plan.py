@@ -119,7 +119,7 @@ def setup_of(config: "Config", setup: "Setup") -> "Setup":
     return replace(
         setup,
         domains=1 if sequential else len(config.domains),
-        strategy="mixed" if sequential else config.strategy.spec,
+        strategy=config.strategy.within_a_stage,
         buffers=config.surgery.buffers,
         dtype=config.model.dtype,
         sync_each_batch=setup.sync_each_batch or _syncs_each_batch(config.training),

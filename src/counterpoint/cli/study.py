@@ -85,7 +85,7 @@ def _unknown_options(loaded: "Study") -> Iterator[str]:
 
 def _check_runs(loaded: "Study") -> None:
     """Builds TRL's settings of every row, and loads the prompts of every different set of domains, before any run."""
-    from counterpoint.engine.prepare import check_config, plan_run
+    from counterpoint.engine.prepare import check_config, plan_checked
     from counterpoint.errors import ConfigError
 
     problems: dict[str, None] = dict.fromkeys(_unknown_options(loaded))
@@ -96,7 +96,7 @@ def _check_runs(loaded: "Study") -> None:
         if not problems and data not in seen:
             seen.add(data)
             try:
-                plan_run(config)
+                plan_checked(config)
             except CounterpointError as error:
                 problems |= dict.fromkeys(f"rows.{row}: {line}" for line in str(error).splitlines())
     if problems:

@@ -18,7 +18,8 @@ def print_run_table(runs: Sequence[RunDirectory], console: Console | None = None
     first = runs[0]
     named = {"before": scores_at(first, "before")}
     after = {run.path.name: (run.state["strategy"], scores_at(run, "after")) for run in runs}
-    if len(runs) == 1 and (ends := ends_of_stages(first)):
+    ends = ends_of_stages(first) if len(runs) == 1 else []
+    if ends:
         end = scores_at(first, "after")
         named["after its own stage"] = end | {one.domain: one.own for one in ends}
         after = {first.path.name: ("at the end", end)}
@@ -36,7 +37,7 @@ def print_run_table(runs: Sequence[RunDirectory], console: Console | None = None
     table.add_row("average", *(average(scores) for scores in columns))
     console = console or Console()
     console.print(table)
-    if len(runs) == 1 and (said := verdict(ends_of_stages(first), str(first.path))):
+    if said := verdict(ends, str(first.path)):
         console.print(escape(said), soft_wrap=True, highlight=False)
 
 

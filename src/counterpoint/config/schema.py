@@ -106,6 +106,11 @@ class StrategyConfig(Section):
         return self.model_dump(exclude_defaults=True, exclude={"order", "steps"})
 
     @property
+    def within_a_stage(self) -> str | dict[str, Any]:
+        """What the Surgeon is to do; a stage of a sequential run holds one domain, so there it is plain mixing."""
+        return "mixed" if self.sequential else self.spec
+
+    @property
     def sequential(self) -> bool:
         """Whether training goes one domain after another."""
         return self.name == SEQUENTIAL

@@ -75,18 +75,18 @@ class MixedStream:
     def __init__(self, rows: MixedRows, seed: int, name: str, shuffle: bool = True) -> None:
         self.seed, self.name, self.shuffle = seed, name, shuffle
         self._quotas = Quotas(rows.shares, 1, "carry")
-        self._rows: dict[str, list[int]] = {source: [] for source in rows.shares}
+        by_source: dict[str, list[int]] = {source: [] for source in rows.shares}
         for index, row in enumerate(rows):
-            self._rows[row[SOURCE_COLUMN]].append(index)
+            by_source[row[SOURCE_COLUMN]].append(index)
+        self._rows = list(by_source.values())
         self._streams = [
-            DomainStream(len(own), seed, f"{name}\n{source}", shuffle) for source, own in self._rows.items()
+            DomainStream(len(own), seed, f"{name}\n{source}", shuffle) for source, own in by_source.items()
         ]
 
     def __getitem__(self, position: int) -> int:
         """The row at ``position`` (from 0) of the endless order."""
         source = self._quotas.counts(position).index(1)
-        own = list(self._rows.values())[source]
-        return own[self._streams[source][self._quotas.before(position)[source]]]
+        return self._rows[source][self._streams[source][self._quotas.before(position)[source]]]
 
     def draw(self, start: int, end: int) -> list[int]:
         """The rows from position ``start`` to before ``end``, which is what one step holds.

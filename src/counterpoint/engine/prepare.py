@@ -45,11 +45,6 @@ class Plan:
         return self.stages[-1].last_step
 
 
-def strategy_spec(config: Config) -> str | dict[str, Any]:
-    """What the Surgeon is to do; a stage of a sequential run holds one domain, so there it is plain mixing."""
-    return "mixed" if config.strategy.sequential else config.strategy.spec
-
-
 def check_config(config: Config) -> list[str]:
     """Problems of a configuration that need TRL but no data and no model; empty when there are none."""
     problems: list[str] = []
@@ -59,7 +54,7 @@ def check_config(config: Config) -> list[str]:
         check_devices(args)
         check_shares(config, args, dict.fromkeys(config.domains, 1))
         plan_stages(config, args.max_steps if args.max_steps > 0 else 10**9)
-        resolve_strategy(strategy_spec(config))
+        resolve_strategy(config.strategy.within_a_stage)
     except CounterpointError as error:
         problems += str(error).splitlines()
     return problems
@@ -70,7 +65,7 @@ def check_shares(config: Config, args: DomainGRPOConfig, sizes: dict[str, int]) 
     for domains in {stage.domains for stage in plan_stages(config, 10**9)}:
         shares = {name: config.domains[name].share for name in domains}
         sampler = quota_sampler(args, {name: sizes[name] for name in domains}, shares, config.share_rule)
-        check_strategy(resolve_strategy(strategy_spec(config)), sampler)
+        check_strategy(resolve_strategy(config.strategy.within_a_stage), sampler)
 
 
 def plan_run(config: Config) -> Plan:
@@ -81,12 +76,17 @@ def plan_run(config: Config) -> Plan:
     """
     if problems := check_config(config):
         raise ConfigError("\n".join(problems))
+    return plan_checked(config)
+
+
+def plan_checked(config: Config) -> Plan:
+    """What :func:`plan_run` does, of a configuration in which ``check_config`` found nothing."""
     found: list[CounterpointError] = []  # what is wrong with the model and with the data is said at once
     try:
         model = skeleton(config.model)
         num_params = sum(param.numel() for param in model.parameters())
         # raises where a parameter has no group
-        group_parameters(with_adapters(config.model, model), resolve_strategy(strategy_spec(config)).grouping)
+        group_parameters(with_adapters(config.model, model), resolve_strategy(config.strategy.within_a_stage).grouping)
     except CounterpointError as error:
         found.append(error)
     try:
@@ -170,7 +170,7 @@ def build_trainer(plan: Plan, run: RunDirectory, stage: Stage, start: Path | Non
     domains = [domain for domain in plan.domains if domain.name in stage.domains]
     args = grpo_config(config, str(run.trl_folder(stage.index)), stage.num_steps)
     args.run_name = run.path.name
-    args.strategy, args.share_rule = strategy_spec(config), config.share_rule
+    args.strategy, args.share_rule = config.strategy.within_a_stage, config.share_rule
     args.shares = {domain.name: domain.share for domain in domains}
     args.buffers, args.grams_every = config.surgery.buffers, config.run.grams_every
     args.reward_weights = [reward.weight for domain in domains for reward in domain.rewards]

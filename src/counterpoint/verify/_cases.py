@@ -22,7 +22,7 @@ from torch.distributed.tensor.parallel import (
 )
 from torch.nn.parallel import DistributedDataParallel
 
-from ..surgery import Context, Surgeon
+from ..surgery import Context, Surgeon, Weighting
 from ..surgery._passes.ranks import check_words
 from ..surgery.weightings.pcgrad import project
 from ._model import ModelSpec, Plan, Rows, language_model
@@ -212,10 +212,8 @@ def grams_of_shards(surgeon: Surgeon) -> None:
     ranks.sum = lambda values: torch.cat([values[:-words].to(values), summed(values.clone())[-words:].to(values)])  # type: ignore[method-assign]
 
 
-class Unseeded:
+class Unseeded(Weighting):
     """PCGrad in orders that every rank draws for itself."""
-
-    uses_halves = weighs_one = False
 
     def __init__(self) -> None:
         self._generator = torch.Generator().manual_seed(dist.get_rank())
@@ -232,7 +230,7 @@ def tampered(model: nn.Module, world: World, spread: Callable[..., Spread], how:
 
 
 def unseeded(surgeon: Surgeon) -> None:
-    surgeon._weighting = Unseeded()  # type: ignore[assignment]
+    surgeon._weighting = Unseeded()
 
 
 PLANTED: dict[str, Case] = {

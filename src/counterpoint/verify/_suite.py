@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, nearest
-from ..surgery import GROUPINGS, Context, Record, Surgeon
+from ..surgery import GROUPINGS, Context, Record, Surgeon, Weighting
 from ..surgery._passes.shards import is_dtensor
 from ._cases import CASES, FACTOR, PLANTED, Case, Spread, Tolerances
 from ._model import Plan, build_model, named_trainable, policy_loss
@@ -169,10 +169,9 @@ def _collect(spread: Spread, plan: Plan, surgeon: Surgeon, step: int, device: to
                 surgeon.collect(domain, last=last and domain == order[-1])
 
 
-class _Pick:
+class _Pick(Weighting):
     """A weighting that lets one domain through."""
 
-    uses_halves = weighs_one = False
     domain = ""
 
     def __call__(self, gram_GDD: Tensor, context: Context) -> Tensor:
@@ -182,7 +181,7 @@ class _Pick:
 def _probe(spread: Spread, plan: Plan, surgeon: Surgeon, device: torch.device) -> dict[str, Tensors]:
     """What the Surgeon holds of every domain in the first step, whole: it gets weight 1, all others 0."""
     usual, pick = surgeon._weighting, _Pick()
-    surgeon._weighting = pick  # type: ignore[assignment]
+    surgeon._weighting = pick
     gradients = {}
     for pick.domain in plan.names(0):
         _collect(spread, plan, surgeon, 0, device)
