@@ -6,12 +6,12 @@ import json
 import pytest
 from rich.console import Console
 
-from counterpoint.cli.tables import ends_of_stages, print_run_table
-from counterpoint.recovery.recovering.fallen import fallen_domains, final_changes
+from counterpoint.cli.tables import print_run_table
+from counterpoint.recovery.recovering.fallen import fallen_domains
 from counterpoint.report import build, page_of
 from counterpoint.report._read import read_run
 from counterpoint.runs import RunDirectory
-from counterpoint.runs.own_stages import own_stages, verdict
+from counterpoint.runs.run import Run
 from planted_runs import write_run
 
 PLANTED = {"math": [0.3, 0.8, 0.5, 0.4], "code": [0.3, 0.3, 0.7, 0.7], "qa": [0.4, 0.4, 0.4, 0.9]}
@@ -23,13 +23,10 @@ def run(tmp_path):
 
 
 def test_it_says_what_recover_says(run):
-    found, (fallen, rest) = ends_of_stages(run), fallen_domains(run)
+    found, (fallen, rest) = Run.open(run.path).at_the_end, fallen_domains(run)
     assert [one.domain for one in found if one.fell] == [one.domain for one in fallen] == ["math"]
     assert [one.domain for one in found if not one.fell] == [one.domain for one in rest] == ["code"]
-    corrected = {one.domain: one.corrected for one in final_changes(run)[0]}
-    for one in found:
-        known = corrected[one.domain]
-        assert (one.change.mean, one.change.low, one.change.high) == (known.value, known.low, known.high)
+    assert fallen[0].change == found[0].corrected
 
 
 def test_the_terminal_shows_it_and_names_the_next_command(run):
@@ -54,12 +51,12 @@ def test_the_head_of_the_page_shows_it(run):
 
 def test_without_a_later_stage_or_a_whole_evaluation_there_is_nothing_to_say(run):
     state, evals = run.state, run.lines("evals.jsonl")
-    assert own_stages(state["stages"][:1], evals) == []
-    assert own_stages(state["stages"], [line for line in evals if line["step"] < 30]) == []
-    assert verdict([], "run") == ""
-    calm = own_stages(state["stages"], [line | {"scores": [0.5] * 9} for line in evals])
-    assert "No domain fell beyond noise" in verdict(calm, "run")
-    assert "counterpoint diagnose run" in verdict(calm, "run")
+    single = Run(run.path, state | {"stages": state["stages"][:1]}, lambda name: evals)
+    assert (single.at_the_end, single.verdict()) == ((), "")
+    assert Run(run.path, state, lambda name: [line for line in evals if line["step"] < 30]).at_the_end == ()
+    calm = Run(run.path, state, lambda name: [line | {"scores": [0.5] * 9} for line in evals])
+    assert not any(one.fell for one in calm.at_the_end)
+    assert f"counterpoint diagnose {run.path}" in calm.verdict()
 
 
 def test_a_refresh_is_no_stage_of_the_domains_own(tmp_path):
@@ -68,10 +65,9 @@ def test_a_refresh_is_no_stage_of_the_domains_own(tmp_path):
     state = json.loads((path / "run.json").read_text())
     state["stages"][2] |= {"kind": "refresh", "domains": ["math"]}
     (path / "run.json").write_text(json.dumps(state))
-    run = RunDirectory.open(path, write=False)
-    (math, code) = own_stages(run.state["stages"], run.lines("evals.jsonl"))
-    assert (math.domain, math.own["step"], math.fell) == ("math", 10, True)
-    assert (code.domain, code.own["step"], code.fell) == ("code", 20, False)
-    ((fallen,), _) = fallen_domains(run)
+    math, code = Run.open(path).at_the_end
+    assert (math.domain, math.first_step, math.fell) == ("math", 10, True)
+    assert (code.domain, code.first_step, code.fell) == ("code", 20, False)
+    ((fallen,), _) = fallen_domains(RunDirectory.open(path, write=False))
     assert (fallen.domain, fallen.from_step, fallen.since) == ("math", 10, ("code",))
-    assert (fallen.change.value, fallen.change.high) == (math.change.mean, math.change.high)
+    assert fallen.change == math.corrected

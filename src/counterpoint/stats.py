@@ -25,7 +25,7 @@ R. J. A. Little, T. A. Louis and E. V. Slud (2019), J. Survey Statistics and Met
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from scipy.special import stdtr, stdtrit
 
@@ -39,16 +39,15 @@ Scores = Sequence[float | None]
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A mean with its confidence interval, in the unit of the scores."""
+class Estimate:
+    """A number with its confidence interval, 95 % where nothing else is said, in its own unit."""
 
-    mean: float
+    value: float
     low: float
     high: float
-    num_prompts: int
 
 
-def mean_interval(per_prompt_means: Scores, confidence: float = 0.95) -> Interval:
+def mean_interval(per_prompt_means: Scores, confidence: float = 0.95) -> Estimate:
     """The mean score over prompts with its interval, for prompts drawn independently from a domain.
 
     Args:
@@ -69,7 +68,7 @@ def mean_interval(per_prompt_means: Scores, confidence: float = 0.95) -> Interva
     return _score_interval(scores, quantile)
 
 
-def difference_interval(before: Scores, after: Scores, confidence: float = 0.95) -> Interval:
+def difference_interval(before: Scores, after: Scores, confidence: float = 0.95) -> Estimate:
     """The mean change ``after - before`` with its interval, paired: entry i of both is the same prompt [num_prompts].
 
     Prompts without a score in one of them are left out.
@@ -93,7 +92,7 @@ def difference_interval(before: Scores, after: Scores, confidence: float = 0.95)
         return _t_interval(changes, quantile)
     unit = _score_interval([(change + 1) / 2 for change in changes], quantile)
     # The mean is taken from the changes themselves: going through [0, 1] and back would cost its last digits.
-    return Interval(math.fsum(changes) / len(changes), 2 * unit.low - 1, 2 * unit.high - 1, len(changes))
+    return Estimate(math.fsum(changes) / len(changes), 2 * unit.low - 1, 2 * unit.high - 1)
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ class Former:
     def of_scores(cls, scores: Scores) -> "Former":
         """From the scores of an evaluation."""
         interval = mean_interval(scores, LEVEL)
-        return cls(interval.mean, interval.low, interval.high, tuple(scores))
+        return cls(interval.value, interval.low, interval.high, tuple(scores))
 
     @classmethod
     def of_number(cls, mean: float) -> "Former":
@@ -130,13 +129,58 @@ class Former:
         return cls(fields["mean"], fields["low"], fields["high"], None if scores is None else tuple(scores))
 
 
+MARGIN = 0.03
+"""How far a score may lie from another one and still count as the same, in the unit of the scores."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What a repair did to the domain that it was made for.
+
+    ``gain`` is now minus start, paired by prompt; its interval holds for all looks at once. ``missing`` is the former
+    mean minus the mean now. ``verdict``: ``back`` (the gain is beyond noise and at most the margin is missing),
+    ``improved`` (the gain is beyond noise), ``fell`` (the loss is), or ``not proven``.
+    """
+
+    verdict: Literal["back", "improved", "not proven", "fell"]
+    gain: Estimate
+    missing: float
+
+
+def standing(former: float, start: Scores, now: Scores, *, looks: int = 1, margin: float = MARGIN) -> Standing:
+    """How a domain stands after a repair that is judged up to ``looks`` times.
+
+    Where the repair changes nothing, it is called back or improved with a chance of at most 2.5 % over all looks
+    (Bonferroni): ``back`` is never the absence of a difference.
+    """
+    gain = difference_interval(start, now, 1 - 0.05 / looks)
+    missing = former - mean_interval(now).value
+    if gain.low > 0:
+        return Standing("back" if missing <= margin else "improved", gain, missing)
+    return Standing("fell" if gain.high < 0 else "not proven", gain, missing)
+
+
+Harm = Literal["harmed", "spared", "unclear"]
+
+
+def harm(change: Estimate, margin: float = MARGIN) -> Harm:
+    """What a repair did to another domain, by its change since the start with the interval that is to decide.
+
+    ``harmed``: it fell beyond noise, and by more than the margin; ``spared``: a fall of more than the margin is excluded;
+    ``unclear``: neither, which is no evidence that nothing happened.
+    """
+    if change.high < 0 and change.value < -margin:
+        return "harmed"
+    return "spared" if change.low >= -margin else "unclear"
+
+
 def is_back(former: Former, now: Scores) -> bool:
     """Whether a domain is back within the interval of its former score.
 
     Its mean reaches the low end of the 95 % interval of the former score, and the paired 95 % interval of the change
     does not lie below zero. Without scores of single prompts the second condition is left out.
     """
-    if mean_interval(now).mean < former.low:
+    if mean_interval(now).value < former.low:
         return False
     return former.scores is None or difference_interval(former.scores, now, LEVEL).high >= 0
 
@@ -165,28 +209,28 @@ def student_p_value(t: float, degrees: int) -> float:
     return float(2 * stdtr(degrees, -abs(t)))
 
 
-def _score_interval(scores: list[float], quantile: float) -> Interval:
+def _score_interval(scores: list[float], quantile: float) -> Estimate:
     num_prompts = len(scores)
     mean = min(max(math.fsum(scores) / num_prompts, 0.0), 1.0)
     if math.isinf(quantile):
-        return Interval(mean, 0.0, 1.0, num_prompts)
+        return Estimate(mean, 0.0, 1.0)
     spread = math.fsum((score - mean) ** 2 for score in scores)
     ratio = (spread + 1) / (num_prompts * mean * (1 - mean) + 1)
     # Wilson's two roots of (mean - p)^2 = slack * p (1 - p).
     slack = quantile**2 * ratio / num_prompts
     centre = (mean + slack / 2) / (1 + slack)
     half = math.sqrt(slack * mean * (1 - mean) + slack**2 / 4) / (1 + slack)
-    return Interval(mean, min(max(0.0, centre - half), mean), max(min(1.0, centre + half), mean), num_prompts)
+    return Estimate(mean, min(max(0.0, centre - half), mean), max(min(1.0, centre + half), mean))
 
 
-def _t_interval(scores: list[float], quantile: float) -> Interval:
+def _t_interval(scores: list[float], quantile: float) -> Estimate:
     num_prompts = len(scores)
     mean = math.fsum(scores) / num_prompts
     if math.isinf(quantile):
-        return Interval(mean, -math.inf, math.inf, num_prompts)
+        return Estimate(mean, -math.inf, math.inf)
     variance = math.fsum((score - mean) ** 2 for score in scores) / (num_prompts - 1)
     half = quantile * math.sqrt(variance / num_prompts)
-    return Interval(mean, mean - half, mean + half, num_prompts)
+    return Estimate(mean, mean - half, mean + half)
 
 
 def _quantile(num_prompts: int, confidence: float) -> float:

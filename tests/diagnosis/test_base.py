@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from counterpoint.diagnosis._chance import benjamini_hochberg, bootstrap, jaccard, jaccard_by_chance, overlap_p_value
 from counterpoint.diagnosis.results import to_json
 from counterpoint.diagnosis.rollouts import (
     Rollout,
@@ -16,15 +17,8 @@ from counterpoint.diagnosis.rollouts import (
     save_rollouts,
     with_advantages,
 )
-from counterpoint.diagnosis.statistics import (
-    Estimate,
-    benjamini_hochberg,
-    bootstrap,
-    jaccard,
-    jaccard_by_chance,
-    overlap_p_value,
-)
 from counterpoint.diagnosis.surrogate import likelihood_loss, log_probs, policy_loss
+from counterpoint.stats import Estimate
 
 
 @pytest.mark.parametrize(("size_a", "size_b", "total"), [(2, 3, 6), (4, 4, 7), (1, 6, 6), (3, 0, 5)])

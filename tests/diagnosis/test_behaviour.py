@@ -8,10 +8,9 @@ import pytest
 
 from counterpoint.diagnosis import behaviour, to_json
 from counterpoint.diagnosis.behaviour_analysis.diversity import distinct_share, diversities
-from counterpoint.diagnosis.behaviour_analysis.history import read_history
 from counterpoint.diagnosis.behaviour_analysis.scores import forgetting, stage_changes
 from counterpoint.errors import CounterpointError, RunError
-from counterpoint.runs import RunDirectory
+from counterpoint.runs.run import Run
 from planted_runs import write_run
 
 PLANTED = {
@@ -23,7 +22,7 @@ PLANTED = {
 
 
 def history_of(path):
-    return read_history(RunDirectory.open(path, write=False))
+    return Run.open(path)
 
 
 def test_what_was_planted_is_found_and_the_rest_is_within_noise(tmp_path):

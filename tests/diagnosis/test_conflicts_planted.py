@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from conflicts_helpers import Planted, SameDomain
+from counterpoint.diagnosis._chance import pairs_of
 from counterpoint.diagnosis.conflict_analysis.analysis import measure
-from counterpoint.diagnosis.statistics import pairs_of
 
 PLANTED = "layers.1.mlp"
 

@@ -11,10 +11,10 @@ from counterpoint.diagnosis.damage_analysis.curvature import (
     displaced,
     hessian_product,
     inner,
-    is_out_of_memory,
     losses,
 )
 from counterpoint.errors import UnsupportedError
+from counterpoint.models import is_out_of_memory
 
 SHAPES = {"a": (3,), "b": (2, 2), "c": (1,)}
 

@@ -14,7 +14,7 @@ from counterpoint.diagnosis.damage_analysis.edit import edit_between, open_at
 from counterpoint.diagnosis.damage_analysis.loss import logit_curvature, text_loss
 from counterpoint.diagnosis.damage_analysis.range import range_of
 from counterpoint.diagnosis.damage_analysis.verdict import verdict_of
-from counterpoint.diagnosis.domains_of_config import config_of
+from counterpoint.diagnosis.subject import config_of
 from counterpoint.errors import ConfigError, CounterpointError, ModelError
 from damage_helpers import made_up, make_checkpoints, make_completions, make_config
 

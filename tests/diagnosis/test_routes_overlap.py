@@ -8,9 +8,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from counterpoint.diagnosis import Rollout, Rollouts, routes, to_json
+from counterpoint.diagnosis._chance import jaccard_by_chance, overlap_p_value
 from counterpoint.diagnosis.route_analysis.capture import Activity
 from counterpoint.diagnosis.route_analysis.overlap import Choice, overlap, stability
-from counterpoint.diagnosis.statistics import jaccard_by_chance, overlap_p_value
 from counterpoint.errors import CounterpointError
 
 NEURONS, LAYERS, ACTIVE = 40, 2, 4

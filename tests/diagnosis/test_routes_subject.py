@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from counterpoint.config import ModelConfig
 from counterpoint.diagnosis import save_rollouts
-from counterpoint.diagnosis.domains_of_config import completions_for, config_of, model_of, open_subject, wanted_domains
+from counterpoint.diagnosis.subject import completions_for, config_of, model_of, open_subject, wanted_domains
 from counterpoint.errors import ConfigError, CounterpointError, DomainError, ModelError
 from counterpoint.models import load_model
 from counterpoint.pocket import model_path

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 
-from counterpoint.diagnosis.statistics import Estimate
 from counterpoint.diagnosis.whole_run.sentences import (
     ConflictFacts,
     DamageFacts,
@@ -12,6 +11,7 @@ from counterpoint.diagnosis.whole_run.sentences import (
     PairFindings,
     pair_sentences,
 )
+from counterpoint.stats import Estimate
 
 HURT = PairFindings(
     earlier="math",

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from counterpoint.diagnosis.threads import SMALL_MODEL, threads_for
+from counterpoint.models import SMALL_MODEL, threads_for
 
 
 @pytest.mark.parametrize(("num_params", "expected"), [(1_800_000, 1), (SMALL_MODEL, 2)])

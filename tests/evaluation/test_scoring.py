@@ -82,7 +82,7 @@ def test_evaluate_scores_prompts_not_samples():
 
     assert (score.prompts, score.samples, len(score.scores)) == (6, 3, 6)
     interval = mean_interval(score.scores)
-    assert (score.mean, score.low, score.high) == (interval.mean, interval.low, interval.high)
+    assert (score.mean, score.low, score.high) == (interval.value, interval.low, interval.high)
     assert set(score.scores) <= {0, 1 / 3, 2 / 3, 1}
     assert 0 <= score.greedy <= 1
     assert len(score.examples) == 2

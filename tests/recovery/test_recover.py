@@ -8,7 +8,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import counterpoint.recovery.recovering.attempts as attempts_file
 from counterpoint.config import parse_config
-from counterpoint.diagnosis.statistics import Estimate
 from counterpoint.disk import write_json
 from counterpoint.errors import RunError
 from counterpoint.pocket import model_path
@@ -18,6 +17,7 @@ from counterpoint.recovery.recovering.results import Attempt
 from counterpoint.recovery.refreshing.results import RefreshOptions
 from counterpoint.runs import RunDirectory
 from counterpoint.runs.records import write_checked
+from counterpoint.stats import Estimate
 
 DOMAINS = ("math", "qa", "code")
 CONFIG = {
@@ -75,6 +75,7 @@ def run(tmp_path):
     folder = make_run(tmp_path / "run")
     for step in (10, 20, 30):
         (folder / "checkpoints" / f"step-{step}").mkdir(parents=True)
+        (folder / "checkpoints" / f"step-{step}" / "config.json").write_text("{}")
     return folder
 
 
@@ -263,6 +264,7 @@ def test_several_fallen_domains_go_one_after_another_the_worst_first(tmp_path, m
     folder = make_run(tmp_path / "run", table)
     for step in (10, 20, 30):
         (folder / "checkpoints" / f"step-{step}").mkdir(parents=True)
+        (folder / "checkpoints" / f"step-{step}" / "config.json").write_text("{}")
     fake = Fake(monkeypatch, rollback=0.9)
     found = recover(folder)
     assert [one.domain for one in found.fallen] == ["math", "qa"]
@@ -272,7 +274,7 @@ def test_several_fallen_domains_go_one_after_another_the_worst_first(tmp_path, m
 
 
 def test_without_the_stages_checkpoint_there_is_a_refresh_alone(run, monkeypatch):
-    (run / "checkpoints" / "step-10").rmdir()
+    shutil.rmtree(run / "checkpoints" / "step-10")
     fake = Fake(monkeypatch)
     found = recover(run)
     assert any(

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import counterpoint.recovery.rolling_back.trials as trials_file
 from counterpoint.checkpoints import open_checkpoint
-from counterpoint.diagnosis.domains_of_config import open_subject
+from counterpoint.diagnosis.subject import open_subject
 from counterpoint.errors import ConfigError, CounterpointError, ModelError
 from counterpoint.pocket import model_path
 from counterpoint.recovery import RollbackOptions, rollback

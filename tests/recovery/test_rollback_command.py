@@ -10,11 +10,11 @@ from rich.console import Console
 
 from counterpoint.cli.rollback import default_place, numbers
 from counterpoint.cli.rollback_tables import print_rollback
-from counterpoint.diagnosis.statistics import Estimate
 from counterpoint.errors import CounterpointError
 from counterpoint.recovery import Rollback, RollbackOptions
 from counterpoint.recovery.rolling_back.results import Chosen, Reported, Split, Trial
 from counterpoint.recovery.rolling_back.verdict import verdict_of
+from counterpoint.stats import Estimate
 
 
 def test_numbers_are_shares_or_percentages():

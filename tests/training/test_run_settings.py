@@ -14,7 +14,7 @@ from trl import GRPOTrainer
 
 import counterpoint.engine.prepare as stage_trainer
 from counterpoint.config import parse_config
-from counterpoint.diagnosis.domains_of_config import completions_for, open_subject
+from counterpoint.diagnosis.subject import completions_for, open_subject
 from counterpoint.engine import train
 from counterpoint.engine.prepare import total_steps
 from counterpoint.errors import DomainError

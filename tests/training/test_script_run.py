@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from counterpoint.cli.app import app
 from counterpoint.config import load_config
-from counterpoint.diagnosis.domains_of_config import open_subject
+from counterpoint.diagnosis.subject import open_subject
 from counterpoint.errors import DomainError, RewardError, RunError
 from counterpoint.runs import RunDirectory
 from counterpoint.training import DomainGRPOTrainer

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from counterpoint.runs import RunDirectory
-from counterpoint.runs.own_stages import OwnStage, own_stages, verdict
+from counterpoint.runs.run import Run
 
 
 def print_run_table(runs: Sequence[RunDirectory], console: Console | None = None) -> None:
@@ -18,10 +18,11 @@ def print_run_table(runs: Sequence[RunDirectory], console: Console | None = None
     first = runs[0]
     named = {"before": scores_at(first, "before")}
     after = {run.path.name: (run.state["strategy"], scores_at(run, "after")) for run in runs}
-    ends = ends_of_stages(first) if len(runs) == 1 else []
-    if ends:
+    judged = Run.open(first.path)
+    if len(runs) == 1 and judged.at_the_end:
         end = scores_at(first, "after")
-        named["after its own stage"] = end | {one.domain: one.own for one in ends}
+        own = {one.domain: judged.evaluations[one.domain, one.first_step] for one in judged.at_the_end}
+        named["after its own stage"] = end | own
         after = {first.path.name: ("at the end", end)}
     named = {name: scores for name, scores in named.items() if scores}
     columns = [*named.values(), *(scores for _, scores in after.values())]
@@ -37,13 +38,8 @@ def print_run_table(runs: Sequence[RunDirectory], console: Console | None = None
     table.add_row("average", *(average(scores) for scores in columns))
     console = console or Console()
     console.print(table)
-    if said := verdict(ends, str(first.path)):
+    if len(runs) == 1 and (said := judged.verdict()):
         console.print(escape(said), soft_wrap=True, highlight=False)
-
-
-def ends_of_stages(run: RunDirectory) -> list[OwnStage]:
-    """What became of every domain of a sequential run after its own stage; empty for other runs."""
-    return own_stages(run.state["stages"], run.lines("evals.jsonl"))
 
 
 def scores_at(run: RunDirectory, when: str) -> dict[str, Mapping[str, Any]]:

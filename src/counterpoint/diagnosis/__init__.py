@@ -24,7 +24,7 @@ _HOMES: dict[str, str] = {
     "DamageOptions": "damage_analysis.results",
     "DiagnoseOptions": "whole_run.analysis",
     "Edits": "edit_analysis.results",
-    "Estimate": "statistics",
+    "Estimate": "stats",
     "Rollout": "rollouts",
     "Rollouts": "rollouts",
     "Routes": "route_analysis.analysis",
@@ -54,6 +54,6 @@ __all__ = sorted(_HOMES)
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         home = _HOMES[name]
-        package = "counterpoint" if home == "checkpoints" else "counterpoint.diagnosis"
+        package = "counterpoint" if home in ("checkpoints", "stats") else "counterpoint.diagnosis"
         return getattr(importlib.import_module(f"{package}.{home}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -152,7 +152,7 @@ def outcome(domain: str, former: Former, looks: Looks, start: int, step: int) ->
         return ("nothing" if is_back(former, now[domain]) else "limit"), None
     others = [name for name in now if name != domain and is_harmed(looks[start][name], now[name])]
     if others:
-        return "harmed", min(others, key=lambda name: difference_interval(looks[start][name], now[name]).mean)
+        return "harmed", min(others, key=lambda name: difference_interval(looks[start][name], now[name]).value)
     return ("recovered" if is_back(former, now[domain]) else "limit"), None
 
 
@@ -285,7 +285,7 @@ class Watched(Policy):
             and place.refreshed[place.number, name] < self.settings.times
             and has_fallen(scores, now[name], self.level)
         ]
-        return sorted(found, key=lambda name: difference_interval(former[name], now[name], LEVEL).mean)
+        return sorted(found, key=lambda name: difference_interval(former[name], now[name], LEVEL).value)
 
     def _alarm(self, history: History, step: int, place: _Place) -> str | None:
         """Why a stage under way ends after ``step``: a domain has fallen."""
@@ -296,6 +296,6 @@ class Watched(Policy):
             self.former(history)[fallen[0]], history.looks[step][fallen[0]], 1 - 2 * self.level
         )
         return (
-            f"{fallen[0]} has fallen by {-change.mean:.3f} since the end of its own stage (at least {-change.high:.3f} "
-            f"at level {self.level:.2g}), so it is refreshed."
+            f"{fallen[0]} has fallen by {-change.value:.3f} since the end of its own stage (at least "
+            f"{-change.high:.3f} at level {self.level:.2g}), so it is refreshed."
         )

@@ -157,7 +157,7 @@ def _evaluate_domain(
     step = max(1, len(prompts) // max(1, plan.examples))
     return DomainScore(
         domain=domain.name,
-        mean=interval.mean,
+        mean=interval.value,
         low=interval.low,
         high=interval.high,
         greedy=mean(greedy),

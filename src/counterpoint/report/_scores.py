@@ -1,13 +1,14 @@
 """Held-out scores: before and after, over the run, and beside other runs."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from counterpoint.errors import CounterpointError
 from counterpoint.report._fields import row_of
 from counterpoint.report._read import RunData
 from counterpoint.report._text import clean, number
-from counterpoint.runs.own_stages import own_stages, verdict
+from counterpoint.runs.run import Run
 from counterpoint.stats import difference_interval
 
 Score = dict[str, Any]
@@ -38,17 +39,19 @@ def evaluation(run: RunData, domains: list[str]) -> dict[str, Any]:
 def _own_stages(run: RunData) -> dict[str, Any] | None:
     """Rows ``domain, own, end, change, fell`` of a sequential run whose files are whole, and the verdict on it."""
     try:
-        found = own_stages(run.info.get("stages") or (), run.evals)
-    except (CounterpointError, KeyError, TypeError, ValueError, AttributeError):
+        judged = Run(Path(run.name), run.info, lambda name: list(run.evals))
+        rows = [
+            {"domain": clean(one.domain, 60), "fell": one.fell}
+            | {"own": judged.evaluations[one.domain, one.first_step]["mean"]}
+            | {"end": judged.evaluations[one.domain, one.last_step]["mean"]}
+            | {"change": one.corrected.value, "low": one.corrected.low, "high": one.corrected.high}
+            for one in judged.at_the_end
+        ]
+        if not all(number(row[key]) is not None for row in rows for key in ("own", "end", "change", "low", "high")):
+            return None
+        return {"rows": rows, "verdict": clean(judged.verdict(), 1000)} if rows else None
+    except (CounterpointError, KeyError, TypeError, ValueError, AttributeError):  # a page is made of what can be read
         return None
-    rows = [
-        {"domain": clean(one.domain, 60), "own": one.own["mean"], "end": one.end["mean"], "fell": one.fell}
-        | {"change": one.change.mean, "low": one.change.low, "high": one.change.high}
-        for one in found
-    ]
-    if not all(number(row[key]) is not None for row in rows for key in ("own", "end", "change", "low", "high")):
-        return None
-    return {"rows": rows, "verdict": clean(verdict(found, run.name), 1000)} if rows else None
 
 
 def comparison(runs: Sequence[RunData], domains: list[str]) -> dict[str, Any] | None:

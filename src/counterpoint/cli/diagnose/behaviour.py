@@ -9,7 +9,7 @@ from counterpoint.errors import CounterpointError
 
 if TYPE_CHECKING:
     from counterpoint.diagnosis.behaviour_analysis.analysis import Behaviour
-    from counterpoint.diagnosis.statistics import Estimate
+    from counterpoint.stats import Estimate
 
 
 def behaviour(

@@ -115,7 +115,7 @@ def conflicts(
         state_beside,
         trained_shapes,
     )
-    from counterpoint.diagnosis.domains_of_config import completions_for, config_of, open_subject
+    from counterpoint.diagnosis.subject import completions_for, config_of, open_subject
 
     check_splits(batches, splits)
     if domain and len(set(domain)) < 2:

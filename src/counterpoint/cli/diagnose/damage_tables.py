@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from counterpoint.diagnosis.damage_analysis.parts import RoutePart
     from counterpoint.diagnosis.damage_analysis.results import Damage, RewardDrop
     from counterpoint.diagnosis.damage_analysis.spectrum import Spectrum
-    from counterpoint.diagnosis.statistics import Estimate
+    from counterpoint.stats import Estimate
 
 MODULES_SHOWN = 12
 

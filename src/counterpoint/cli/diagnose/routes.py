@@ -115,7 +115,7 @@ def _measure(
     from counterpoint.cli.progress import ConsoleReporter
     from counterpoint.diagnosis import routes as measure
     from counterpoint.diagnosis import write_result
-    from counterpoint.diagnosis.domains_of_config import completions_for, config_of, open_subject, wanted_domains
+    from counterpoint.diagnosis.subject import completions_for, config_of, open_subject, wanted_domains
 
     loaded = config_of(config)
     edits = open_edits(loaded, *edits_and_bases, wanted_domains(loaded, domains))

@@ -8,7 +8,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from counterpoint.diagnosis.route_analysis.analysis import Routes
-    from counterpoint.diagnosis.statistics import Estimate
+    from counterpoint.stats import Estimate
 
 
 COLUMNS = 5

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
+from counterpoint.diagnosis._chance import bootstrap
 from counterpoint.diagnosis.behaviour_analysis.diversity import Diversity, diversities
-from counterpoint.diagnosis.behaviour_analysis.history import History, TrainedStage, read_history
 from counterpoint.diagnosis.behaviour_analysis.scores import (
     Change,
     Forgetting,
@@ -19,10 +19,11 @@ from counterpoint.diagnosis.behaviour_analysis.scores import (
     rigidity,
     stage_changes,
 )
-from counterpoint.diagnosis.statistics import Estimate, bootstrap
 from counterpoint.diagnosis.whole_run.sentences import behaviour_sentences
 from counterpoint.errors import CounterpointError
-from counterpoint.runs import RunDirectory
+from counterpoint.runs.run import Run
+from counterpoint.runs.stages import Stage
+from counterpoint.stats import Estimate
 
 WINDOW = 0.2
 """Share of a stage's steps over which its first and last entropy are averaged."""
@@ -71,7 +72,7 @@ class Behaviour:
 
     run: str
     domains: tuple[str, ...]
-    stages: tuple[TrainedStage, ...]
+    stages: tuple[Stage, ...]
     scores: tuple[Score, ...]
     changes: tuple[Change, ...]
     forgetting: tuple[Forgetting, ...]
@@ -99,11 +100,11 @@ def behaviour(
         RunError: no run, or no evaluation in it.
         CounterpointError: ``alone`` names a domain that the run does not have.
     """
-    history = read_history(RunDirectory.open(run, write=False))
+    history = Run.open(run)
     _check_domains(history, alone or {})
     others = {}
     for i, (domain, path) in enumerate((alone or {}).items(), 1):
-        others[domain] = read_history(RunDirectory.open(path, write=False))
+        others[domain] = Run.open(path)
         on_progress("runs alone", i, len(alone or {}))
     changes = stage_changes(history)
     forgotten, rigid = forgetting(history, changes), rigidity(history, others)
@@ -124,7 +125,7 @@ def behaviour(
     return result
 
 
-def _check_domains(history: History, alone: Mapping[str, Path | str]) -> None:
+def _check_domains(history: Run, alone: Mapping[str, Path | str]) -> None:
     for name in alone:
         if name not in history.domains:
             raise CounterpointError(
@@ -132,13 +133,13 @@ def _check_domains(history: History, alone: Mapping[str, Path | str]) -> None:
             )
 
 
-def _score(history: History, domain: str, step: int) -> Score:
+def _score(history: Run, domain: str, step: int) -> Score:
     line = history.evaluations[domain, step]
     numbers = ("mean", "low", "high", "prompts", "samples", "completion_length", "truncated")
     return Score(domain, step, history.moment(step), **{key: line[key] for key in numbers})
 
 
-def _entropies(history: History) -> list[Entropy]:
+def _entropies(history: Run) -> list[Entropy]:
     found = []
     for stage in history.stages:
         rows = [row for row in history.metrics if stage.first_step < row["step"] <= stage.last_step]
@@ -156,14 +157,14 @@ def _mean(values: list[float]) -> Estimate:
     return bootstrap(torch.tensor(values, dtype=torch.float64), lambda resamples: resamples.mean(1))
 
 
-def _completions(history: History) -> dict[tuple[str, int], dict[str, str]]:
+def _completions(history: Run) -> dict[tuple[str, int], dict[str, str]]:
     found: dict[tuple[str, int], dict[str, str]] = {}
     for line in history.samples:
         found.setdefault((line["domain"], line["step"]), {})[str(line["prompt"])] = str(line["completion"])
     return found
 
 
-def _notes(history: History) -> tuple[str, ...]:
+def _notes(history: Run) -> tuple[str, ...]:
     notes = []
     if len(history.stages) < 2:
         notes.append("Forgetting and rigidity cannot be told: without two stages no domain was trained before another.")

@@ -7,13 +7,10 @@ All differences are paired by prompt. ``change`` has the 95 % interval; ``correc
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from counterpoint.diagnosis.behaviour_analysis.history import History, TrainedStage
-from counterpoint.diagnosis.statistics import Estimate
 from counterpoint.diagnosis.whole_run.sentences import UNKNOWN
-from counterpoint.stats import Scores, difference_interval
-
-LEVEL = 0.05
-"""Chance, over all comparisons of a table together, of calling any of them a change where there is none."""
+from counterpoint.runs.run import LEVEL, Run, Since
+from counterpoint.runs.stages import Stage
+from counterpoint.stats import Estimate, Scores, difference_interval
 
 NOISE = "within noise"
 
@@ -73,7 +70,7 @@ class Rigidity:
     verdict: str
 
 
-def stage_changes(history: History) -> list[Change]:
+def stage_changes(history: Run) -> list[Change]:
     """Every domain's change over every stage that has an evaluation at both ends."""
     cells = [
         (domain, stage)
@@ -87,37 +84,22 @@ def stage_changes(history: History) -> list[Change]:
     ]
 
 
-def forgetting(history: History, changes: Sequence[Change]) -> list[Forgetting]:
+def forgetting(history: Run, changes: Sequence[Change]) -> list[Forgetting]:
     """What later stages did to every domain after its own stage, stage by stage from there.
 
     A refresh is no stage of its domain's own: a watched run's fall counts from before it.
     """
-    # A domain that is trained again is judged from the last time.
-    trained = {domain: stage for stage in history.stages if stage.kind == "train" for domain in stage.domains}
-    last = {domain: stage.index for domain, stage in trained.items()}
-    ends = {(domain, stage.last_step) for domain, stage in trained.items()}
-    own = {change.domain: change for change in changes if (change.domain, change.last_step) in ends}
-    cells = [
-        (domain, stage)
-        for stage in history.stages
-        for domain, index in last.items()
-        if domain in own and index < stage.index and history.scores(domain, stage.last_step) is not None
-    ]
-    found = []
-    for domain, stage in cells:
-        between = [s for s in history.stages if last[domain] < s.index <= stage.index]
-        since = tuple(dict.fromkeys(name for s in between for name in s.domains if name != domain))
-        cell = _change(history, domain, since, own[domain].last_step, stage.last_step, len(cells))
-        verdict = _forgetting_verdict(own[domain].verdict, cell.verdict)
-        found.append(
-            Forgetting(
-                domain, since, cell.first_step, cell.last_step, own[domain], cell.change, cell.corrected, verdict
-            )
-        )
-    return found
+    ends = {name: stage.last_step for name in history.domains if (stage := history.own_stage(name)) is not None}
+    own = {change.domain: change for change in changes if change.last_step == ends.get(change.domain)}
+    return [_forgetting(one, own[one.domain]) for one in history.since_own_stage if one.domain in own]
 
 
-def rigidity(history: History, alone: dict[str, History]) -> list[Rigidity]:
+def _forgetting(one: Since, learned: Change) -> Forgetting:
+    verdict = _forgetting_verdict(learned.verdict, _direction(one.corrected))
+    return Forgetting(one.domain, one.since, one.first_step, one.last_step, learned, one.change, one.corrected, verdict)
+
+
+def rigidity(history: Run, alone: dict[str, Run]) -> list[Rigidity]:
     """Every domain that was trained after another one, beside its run alone where ``alone`` has one."""
     later = [
         (stage, stage.domains[0])
@@ -137,13 +119,13 @@ def _forgetting_verdict(learned: str, since: str) -> str:
     return "gained" if since == "rose" else NOISE
 
 
-def _change(history: History, domain: str, during: tuple[str, ...], first: int, last: int, comparisons: int) -> Change:
+def _change(history: Run, domain: str, during: tuple[str, ...], first: int, last: int, comparisons: int) -> Change:
     before, after = history.known_scores(domain, first), history.known_scores(domain, last)
     plain, corrected = _intervals(before, after, comparisons)
     return Change(domain, during, first, last, len(before), plain, corrected, _direction(corrected))
 
 
-def _rigidity(history: History, stage: TrainedStage, domain: str, alone: History | None, comparisons: int) -> Rigidity:
+def _rigidity(history: Run, stage: Stage, domain: str, alone: Run | None, comparisons: int) -> Rigidity:
     after = tuple(dict.fromkeys(name for s in history.stages[: stage.index] for name in s.domains))
     before, reached = history.known_scores(domain, stage.first_step), history.known_scores(domain, stage.last_step)
     base = history.scores(domain, 0)
@@ -161,7 +143,7 @@ def _rigidity(history: History, stage: TrainedStage, domain: str, alone: History
     return Rigidity(domain, after, gain, alone_gain, difference[1], level[1], verdict)
 
 
-def _no_comparison(domain: str, steps: int, base: Scores | None, alone: History | None) -> str:
+def _no_comparison(domain: str, steps: int, base: Scores | None, alone: Run | None) -> str:
     """Why ``alone`` says nothing about ``domain``; empty where it does."""
     if alone is None:
         return f"no run trains {domain} alone from the same model (give one with --alone {domain}=RUN)."
@@ -201,8 +183,7 @@ def _doubled(estimate: Estimate) -> Estimate:
 
 def _intervals(before: Scores, after: Scores, comparisons: int) -> tuple[Estimate, Estimate]:
     """The change with its 95 % interval, and with the one that holds for all comparisons at once."""
-    found = [difference_interval(before, after, 1 - LEVEL / m) for m in (1, comparisons)]
-    plain, corrected = (Estimate(interval.mean, interval.low, interval.high) for interval in found)
+    plain, corrected = (difference_interval(before, after, 1 - LEVEL / m) for m in (1, comparisons))
     return plain, corrected
 
 

@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from counterpoint.diagnosis._chance import pairs_of
 from counterpoint.diagnosis.conflict_analysis.controls import run_controls, verdicts
 from counterpoint.diagnosis.conflict_analysis.gradients import GradientSource, PolicyGradients
 from counterpoint.diagnosis.conflict_analysis.grams import GradientGrams, check_splits, collect
 from counterpoint.diagnosis.conflict_analysis.metric import adam_metric
 from counterpoint.diagnosis.conflict_analysis.noise import Moments, pair_tests, split_blocks, split_half
 from counterpoint.diagnosis.conflict_analysis.results import Conflicts, GroupConflicts, HeatMap, MetricConflicts
-from counterpoint.diagnosis.damage_analysis.curvature import is_out_of_memory
 from counterpoint.diagnosis.rollouts import Rollouts
-from counterpoint.diagnosis.statistics import pairs_of
 from counterpoint.errors import CounterpointError
+from counterpoint.models import is_out_of_memory
 from counterpoint.surgery import GROUPINGS, group_parameters
 from counterpoint.surgery.units import sum_units
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from counterpoint.diagnosis._chance import benjamini_hochberg
 from counterpoint.diagnosis.conflict_analysis.noise import PairTests, pair_tests
-from counterpoint.diagnosis.statistics import benjamini_hochberg
 
 
 @dataclass(frozen=True)

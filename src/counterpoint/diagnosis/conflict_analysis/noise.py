@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from counterpoint.diagnosis.statistics import pairs_of
+from counterpoint.diagnosis._chance import pairs_of
 
 LOWEST_SPLITS = 4
 """Fewer leave no degrees of freedom for a test that could reject anything."""

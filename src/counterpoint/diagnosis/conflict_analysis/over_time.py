@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from counterpoint.diagnosis._chance import benjamini_hochberg, pairs_of
 from counterpoint.diagnosis.conflict_analysis.noise import student_t_p_value
-from counterpoint.diagnosis.statistics import benjamini_hochberg, pairs_of
 from counterpoint.errors import CounterpointError, RunError
 from counterpoint.runs.grams import FILE, read_grams
 from counterpoint.surgery.gram import cosines

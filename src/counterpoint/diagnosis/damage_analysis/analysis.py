@@ -17,7 +17,8 @@ from counterpoint.diagnosis.damage_analysis.loss import with_baseline
 from counterpoint.diagnosis.damage_analysis.results import Damage, DamageOptions, check_options
 from counterpoint.diagnosis.damage_analysis.stages import Measurement
 from counterpoint.diagnosis.damage_analysis.verdict import verdict_of
-from counterpoint.diagnosis.domains_of_config import Progress, completions_for, config_of, silent, wanted_domains
+from counterpoint.diagnosis.subject import completions_for, config_of, wanted_domains
+from counterpoint.progress import Progress, silent
 
 
 def damage(

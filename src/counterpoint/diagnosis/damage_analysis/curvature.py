@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from counterpoint.diagnosis.domains_of_config import Progress, silent
 from counterpoint.errors import UnsupportedError
+from counterpoint.progress import Progress, silent
 
 Direction = Mapping[str, Tensor]
 """One tensor per parameter name, of the parameter's shape; names that are missing are zero."""
@@ -202,12 +202,3 @@ def displaced(params: Mapping[str, Tensor], edit: Direction, scale: float = 1.0)
         with torch.no_grad():
             for name, value in saved.items():
                 params[name].copy_(value)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out, on a GPU or on the host, by its type or its wording."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    said = str(error).lower()
-    wordings = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
-    return isinstance(error, RuntimeError) and any(wording in said for wording in wordings)

@@ -8,7 +8,7 @@ import torch
 
 from counterpoint.checkpoints import Conversion, compare, open_checkpoint
 from counterpoint.config import Config
-from counterpoint.diagnosis.domains_of_config import Subject, open_subject
+from counterpoint.diagnosis.subject import Subject, open_subject
 from counterpoint.errors import ModelError, UnsupportedError
 
 

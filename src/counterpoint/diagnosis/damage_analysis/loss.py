@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from counterpoint.diagnosis.damage_analysis.curvature import Direction, Piece, SumLoss
-from counterpoint.diagnosis.domains_of_config import Progress, silent
 from counterpoint.diagnosis.rollouts import Rollout, Rollouts, TokenBatch, collate
 from counterpoint.diagnosis.surrogate import SURROGATES, log_probs
 from counterpoint.errors import CounterpointError, nearest
+from counterpoint.progress import Progress, silent
 
 MIN_PROMPTS = 8
 """Fewest prompts with a signal for which intervals are computed."""

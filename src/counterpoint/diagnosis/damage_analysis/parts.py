@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from counterpoint.anatomy import Anatomy
+from counterpoint.diagnosis._chance import bootstrap
 from counterpoint.diagnosis.damage_analysis.curvature import Curvature, Direction, Reduction, SumLoss, along, inner
-from counterpoint.diagnosis.domains_of_config import Progress, silent
-from counterpoint.diagnosis.statistics import Estimate, bootstrap
+from counterpoint.progress import Progress, silent
+from counterpoint.stats import Estimate
 
 Modules = dict[str, tuple[str, ...]]
 """The parameters of every module, in model order."""

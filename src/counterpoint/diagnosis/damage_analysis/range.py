@@ -11,8 +11,8 @@ from torch import Tensor
 
 from counterpoint.diagnosis.damage_analysis.curvature import Direction, SumLoss, displaced, inner, losses
 from counterpoint.diagnosis.damage_analysis.parts import Modules, over_draws, per_unit, select
-from counterpoint.diagnosis.domains_of_config import Progress, silent
-from counterpoint.diagnosis.statistics import Estimate
+from counterpoint.progress import Progress, silent
+from counterpoint.stats import Estimate
 
 SCALES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.25, 1.5)
 """Multiples of the edit at which the loss is measured."""

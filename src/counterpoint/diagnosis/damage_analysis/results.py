@@ -6,9 +6,9 @@ from counterpoint.diagnosis.damage_analysis.loss import BASELINES, MIN_PROMPTS
 from counterpoint.diagnosis.damage_analysis.parts import ModulePart, RoutePart, Span
 from counterpoint.diagnosis.damage_analysis.range import SCALES, Range
 from counterpoint.diagnosis.damage_analysis.spectrum import Spectrum
-from counterpoint.diagnosis.statistics import Estimate
 from counterpoint.diagnosis.surrogate import SURROGATES
 from counterpoint.errors import CounterpointError, nearest
+from counterpoint.stats import Estimate
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from torch import Tensor
 from counterpoint.diagnosis.damage_analysis.curvature import Direction, SumLoss, along, hessian_product
 from counterpoint.diagnosis.damage_analysis.lanczos import RitzPairs, carried, lanczos, random_directions
 from counterpoint.diagnosis.damage_analysis.parts import Modules, over_draws, per_unit
-from counterpoint.diagnosis.domains_of_config import Progress, silent
-from counterpoint.diagnosis.statistics import Estimate
+from counterpoint.progress import Progress, silent
+from counterpoint.stats import Estimate
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,7 @@ from torch import Tensor
 
 from counterpoint.anatomy import Anatomy
 from counterpoint.config import Config
-from counterpoint.diagnosis.damage_analysis.curvature import (
-    along,
-    check_deterministic,
-    displaced,
-    inner,
-    is_out_of_memory,
-)
+from counterpoint.diagnosis.damage_analysis.curvature import along, check_deterministic, displaced, inner
 from counterpoint.diagnosis.damage_analysis.loss import TextLoss, logit_curvature, text_loss
 from counterpoint.diagnosis.damage_analysis.parts import (
     block_forms,
@@ -29,14 +23,15 @@ from counterpoint.diagnosis.damage_analysis.parts import (
 from counterpoint.diagnosis.damage_analysis.range import damage_at, random_edit_damage, range_of
 from counterpoint.diagnosis.damage_analysis.results import Damage, DamageOptions, RewardDrop
 from counterpoint.diagnosis.damage_analysis.spectrum import spectrum_of
-from counterpoint.diagnosis.domains_of_config import Progress, Subject
 from counterpoint.diagnosis.rollouts import Rollouts
 from counterpoint.diagnosis.route_analysis.capture import activity_of, sites_of
 from counterpoint.diagnosis.route_analysis.overlap import Choice
-from counterpoint.diagnosis.statistics import Estimate
+from counterpoint.diagnosis.subject import Subject
 from counterpoint.errors import CounterpointError
 from counterpoint.evaluation import EvaluationPlan, evaluate
-from counterpoint.stats import difference_interval
+from counterpoint.models import is_out_of_memory
+from counterpoint.progress import Progress
+from counterpoint.stats import Estimate, difference_interval
 
 
 @dataclass
@@ -163,8 +158,8 @@ class Measurement:
             reward=RewardDrop(
                 Estimate(before.mean, before.low, before.high),
                 Estimate(after.mean, after.low, after.high),
-                Estimate(change.mean, change.low, change.high),
-                change.num_prompts,
+                change,
+                sum(None not in pair for pair in zip(before.scores, after.scores, strict=True)),
             )
         )
 

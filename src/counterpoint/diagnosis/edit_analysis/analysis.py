@@ -9,6 +9,7 @@ from pathlib import Path
 
 from counterpoint.anatomy import Anatomy
 from counterpoint.checkpoints import Checkpoint, compare, open_checkpoint
+from counterpoint.diagnosis._chance import pairs_of
 from counterpoint.diagnosis.edit_analysis.chunks import Thresholds
 from counterpoint.diagnosis.edit_analysis.neurons import NORMS, Layers, change_scores, numbers, top_neurons
 from counterpoint.diagnosis.edit_analysis.overlap import Overlap, overlap
@@ -26,7 +27,6 @@ from counterpoint.diagnosis.edit_analysis.results import (
     sparsity_of,
 )
 from counterpoint.diagnosis.edit_analysis.stream import Options, Progress, TensorEdits, floating_names, stream
-from counterpoint.diagnosis.statistics import pairs_of
 from counterpoint.errors import ConfigError
 
 READINGS = ("both", "either")

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from counterpoint.diagnosis._chance import jaccard, jaccard_by_chance, overlap_p_value
 from counterpoint.diagnosis.edit_analysis.neurons import Layers
-from counterpoint.diagnosis.statistics import Estimate, jaccard, jaccard_by_chance, overlap_p_value
+from counterpoint.stats import Estimate
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from counterpoint.anatomy import Anatomy, NeuronAxis
 from counterpoint.checkpoints import Comparison
+from counterpoint.diagnosis._chance import pairs_of
 from counterpoint.diagnosis.edit_analysis.chunks import (
     BLOCK,
     Agreement,
@@ -30,7 +31,6 @@ from counterpoint.diagnosis.edit_analysis.chunks import (
     squared,
 )
 from counterpoint.diagnosis.edit_analysis.spectrum import Compression, Spectrum, exact_spectrum, is_exact
-from counterpoint.diagnosis.statistics import pairs_of
 
 Progress = Callable[[str, int, int], None]
 """``(what, done, total)``."""

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from counterpoint.anatomy import Anatomy
-from counterpoint.diagnosis.domains_of_config import Progress, check_enough, silent
 from counterpoint.diagnosis.rollouts import Rollouts
 from counterpoint.diagnosis.route_analysis.capture import Activity, Sites, Tokens, activity_of, sites_of
 from counterpoint.diagnosis.route_analysis.direction import (
@@ -24,7 +23,9 @@ from counterpoint.diagnosis.route_analysis.direction import (
     neuron_products,
 )
 from counterpoint.diagnosis.route_analysis.overlap import Choice, Overlap, Stability, overlap, stability
+from counterpoint.diagnosis.subject import check_enough
 from counterpoint.errors import CounterpointError, DomainError, nearest
+from counterpoint.progress import Progress, silent
 
 FRACTIONS = (0.01, 0.05, 0.1, 0.2, 0.5)
 MIN_PROMPTS = 2

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from counterpoint.anatomy import Anatomy
-from counterpoint.diagnosis.damage_analysis.curvature import is_out_of_memory
 from counterpoint.diagnosis.rollouts import Rollouts, TokenBatch, collate
 from counterpoint.errors import CounterpointError, ModelError, UnsupportedError
+from counterpoint.models import is_out_of_memory
 
 Tokens = Literal["completion", "prompt", "all"]
 

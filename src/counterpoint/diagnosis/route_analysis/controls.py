@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from counterpoint.diagnosis.statistics import Estimate
+from counterpoint.stats import Estimate
 
 MIN_NEURONS = 10
 """Fewer neurons give no interval."""

@@ -16,8 +16,8 @@ from torch import Tensor
 from counterpoint.anatomy import Anatomy, NeuronAxis
 from counterpoint.checkpoints import Comparison
 from counterpoint.diagnosis.route_analysis.controls import MIN_NEURONS, cosine_interval, draw_controls, sign_noise
-from counterpoint.diagnosis.statistics import Estimate
 from counterpoint.errors import ModelError
+from counterpoint.stats import Estimate
 
 Verdict = Literal["synergy", "neutral", "conflict", "too few neurons", "too few heads", "no edit"]
 

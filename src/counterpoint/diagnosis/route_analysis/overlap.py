@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from counterpoint.diagnosis._chance import jaccard, jaccard_by_chance
 from counterpoint.diagnosis.route_analysis.capture import Activity
-from counterpoint.diagnosis.statistics import jaccard, jaccard_by_chance
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from counterpoint.diagnosis.behaviour_analysis.history import read_history
-from counterpoint.diagnosis.domains_of_config import Progress, config_of, silent
 from counterpoint.diagnosis.results import write_result
-from counterpoint.diagnosis.threads import threads_for
+from counterpoint.diagnosis.subject import config_of
 from counterpoint.diagnosis.whole_run.parts import Part, PartDone, read_part, run_part
 from counterpoint.diagnosis.whole_run.plan import plan_parts
 from counterpoint.diagnosis.whole_run.points import Leg, legs_of, points_of
@@ -26,8 +24,9 @@ from counterpoint.diagnosis.whole_run.results import Summary
 from counterpoint.diagnosis.whole_run.summary import summarise
 from counterpoint.diagnosis.whole_run.work import Effort, Workshop
 from counterpoint.errors import CounterpointError
-from counterpoint.models import check_model
-from counterpoint.runs import RunDirectory
+from counterpoint.models import check_model, threads_for
+from counterpoint.progress import Progress, silent
+from counterpoint.runs.run import Run
 
 
 @dataclass(frozen=True)
@@ -73,10 +72,10 @@ def plan_diagnosis(
         RunError, CounterpointError: as :func:`diagnose`.
     """
     _check(options)
-    directory = RunDirectory.open(run, write=False)
-    history, config = read_history(directory), config_of(directory.path)
-    points = points_of(directory, config, history.stages)
-    workshop = Workshop(directory.path, config, options.budget, options.seed, options.effort, on_progress)
+    history = Run.open(run)
+    config = config_of(history.path)
+    points = points_of(history, config, history.stages)
+    workshop = Workshop(history.path, config, options.budget, options.seed, options.effort, on_progress)
     legs = legs_of(points, history.stages)
     return Plan(history.name, workshop, legs, plan_parts(workshop, history, points, legs, alone or {}))
 

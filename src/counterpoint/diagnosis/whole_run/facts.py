@@ -6,7 +6,6 @@ Every function returns what was found, or a text that says why it cannot be told
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from counterpoint.diagnosis.statistics import Estimate
 from counterpoint.diagnosis.whole_run.results import (
     ModuleConflict,
     ModuleDamage,
@@ -17,6 +16,7 @@ from counterpoint.diagnosis.whole_run.results import (
     StageEdit,
 )
 from counterpoint.diagnosis.whole_run.sentences import ConflictFacts, DamageFacts, OverlapFacts
+from counterpoint.stats import Estimate
 
 Result = Mapping[str, Any]
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from counterpoint.diagnosis.damage_analysis.curvature import is_out_of_memory
 from counterpoint.diagnosis.results import to_json
 from counterpoint.errors import CounterpointError, RunError
+from counterpoint.models import is_out_of_memory
 from counterpoint.runs.records import CHECKSUM, AnyObject, read_json, write_checked
 
 BLOCKS = 64

@@ -4,15 +4,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from counterpoint.diagnosis.behaviour_analysis.history import History
 from counterpoint.diagnosis.results import VERSION
 from counterpoint.diagnosis.whole_run.parts import Part, file_digest
 from counterpoint.diagnosis.whole_run.points import Leg, Point
 from counterpoint.diagnosis.whole_run.work import Workshop
+from counterpoint.runs.run import Run
 
 
 def plan_parts(
-    workshop: Workshop, history: History, points: Sequence[Point], legs: Sequence[Leg], alone: Mapping[str, Path | str]
+    workshop: Workshop, history: Run, points: Sequence[Point], legs: Sequence[Leg], alone: Mapping[str, Path | str]
 ) -> list[Part]:
     """Every part that the run allows, cheap ones first."""
     planned = [_behaviour(workshop, alone), _edits(workshop, points)]

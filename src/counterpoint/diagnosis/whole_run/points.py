@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from counterpoint.config import Config
-from counterpoint.diagnosis.behaviour_analysis.history import TrainedStage
 from counterpoint.diagnosis.whole_run.parts import fingerprint
 from counterpoint.errors import RunError
 from counterpoint.models import resolve_path
-from counterpoint.runs import RunDirectory
+from counterpoint.runs.run import Run
+from counterpoint.runs.stages import Stage
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Point:
 class Leg:
     """One stage between two points: what it trained, and the domains that earlier stages had trained."""
 
-    stage: TrainedStage
+    stage: Stage
     start: Point
     end: Point
 
@@ -40,13 +40,13 @@ class Leg:
         return tuple(name for name in self.start.trained if name not in self.stage.domains)
 
 
-def points_of(run: RunDirectory, config: Config, stages: Sequence[TrainedStage]) -> list[Point]:
+def points_of(run: Run, config: Config, stages: Sequence[Stage]) -> list[Point]:
     """The base and the checkpoint at the end of every stage that is still there, in order.
 
     Raises:
         RunError: there is no checkpoint.
     """
-    folders = dict(run.checkpoints())
+    folders = dict(run.checkpoints)
     ends = [stage for stage in stages if stage.last_step in folders]
     if not ends:
         raise RunError(
@@ -64,7 +64,7 @@ def points_of(run: RunDirectory, config: Config, stages: Sequence[TrainedStage])
     return found
 
 
-def legs_of(points: Sequence[Point], stages: Sequence[TrainedStage]) -> list[Leg]:
+def legs_of(points: Sequence[Point], stages: Sequence[Stage]) -> list[Leg]:
     """The stages with weights at both ends."""
     at = {point.step: point for point in points}
     return [Leg(s, at[s.first_step], at[s.last_step]) for s in stages if s.first_step in at and s.last_step in at]

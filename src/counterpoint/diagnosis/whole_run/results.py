@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from counterpoint.diagnosis.statistics import Estimate
 from counterpoint.diagnosis.whole_run.parts import PartDone
+from counterpoint.stats import Estimate
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ is "within noise" or "cannot be told: why". Nothing is called a cause: these are
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from counterpoint.diagnosis.statistics import Estimate
+from counterpoint.stats import Estimate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,14 +17,15 @@ from counterpoint.diagnosis.conflict_analysis.over_time import ConflictsOverTime
 from counterpoint.diagnosis.conflict_analysis.results import Conflicts
 from counterpoint.diagnosis.damage_analysis.analysis import damage
 from counterpoint.diagnosis.damage_analysis.results import Damage, DamageOptions
-from counterpoint.diagnosis.domains_of_config import Progress, Subject, completions_for, open_subject
 from counterpoint.diagnosis.edit_analysis.analysis import edits
 from counterpoint.diagnosis.edit_analysis.results import Edits
 from counterpoint.diagnosis.rollouts import Rollouts, save_rollouts
 from counterpoint.diagnosis.route_analysis.analysis import Routes, routes
 from counterpoint.diagnosis.route_analysis.direction import EditTensors
+from counterpoint.diagnosis.subject import Subject, completions_for, open_subject
 from counterpoint.diagnosis.whole_run.points import Leg, Point
 from counterpoint.errors import CounterpointError
+from counterpoint.progress import Progress
 
 Effort = Literal["quick", "usual", "thorough"]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint.checkpoints import open_checkpoint, write_checkpoint
-from counterpoint.diagnosis.domains_of_config import Progress, silent
 from counterpoint.errors import RunError
+from counterpoint.progress import Progress, silent
 from counterpoint.recovery.recovering.attempts import Attempts, attempt_of, plain
 from counterpoint.recovery.recovering.fallen import fallen_domains
 from counterpoint.recovery.recovering.plan import nothing_fell, plan_sentences

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from counterpoint.diagnosis.domains_of_config import Progress
-from counterpoint.diagnosis.statistics import Estimate
 from counterpoint.engine import Reporter
 from counterpoint.errors import RunError
+from counterpoint.progress import Progress
 from counterpoint.recovery.recovering.results import Attempt, Fallen, RecoverOptions
 from counterpoint.recovery.refreshing.analysis import refresh
 from counterpoint.recovery.rolling_back.analysis import rollback
 from counterpoint.runs.records import AnyObject, read_as
+from counterpoint.stats import Estimate
 
 T = TypeVar("T")
 

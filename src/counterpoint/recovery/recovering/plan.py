@@ -4,19 +4,19 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from counterpoint.diagnosis.behaviour_analysis.scores import Forgetting
 from counterpoint.errors import RunError
 from counterpoint.recovery.recovering.results import Fallen, RecoverOptions
 from counterpoint.recovery.rolling_back.options import BUDGETS
 from counterpoint.recovery.rolling_back.verdict import show, signed
 from counterpoint.runs import RunDirectory
 from counterpoint.runs.records import AnyObject, read_as
+from counterpoint.runs.run import Since
 
 WHOLE_RUN = "diagnosis/summary.json"
 """Where `counterpoint diagnose all` says who hurt whom."""
 
 
-def nothing_fell(rest: Sequence[Forgetting]) -> str:
+def nothing_fell(rest: Sequence[Since]) -> str:
     """The sentence for a run that lost nothing."""
     if not rest:
         return "nothing to recover: no domain was trained before another one, so none can have fallen since its stage."
@@ -25,7 +25,7 @@ def nothing_fell(rest: Sequence[Forgetting]) -> str:
 
 
 def plan_sentences(
-    run: RunDirectory, fallen: Sequence[Fallen], rest: Sequence[Forgetting], options: RecoverOptions
+    run: RunDirectory, fallen: Sequence[Fallen], rest: Sequence[Since], options: RecoverOptions
 ) -> tuple[str, ...]:
     """What fell, what a diagnosis says of it, what will be tried and what that costs."""
     cost = Cost(run)

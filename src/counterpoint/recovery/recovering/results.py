@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from counterpoint.diagnosis.statistics import Estimate
 from counterpoint.recovery.refreshing.results import RefreshOptions
 from counterpoint.recovery.rolling_back.options import RollbackOptions
+from counterpoint.stats import Estimate
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint.config import Config, load_config
-from counterpoint.diagnosis.domains_of_config import config_of
-from counterpoint.diagnosis.statistics import Estimate
+from counterpoint.diagnosis.subject import config_of
 from counterpoint.engine import Interrupted, Reporter, resume, train
 from counterpoint.engine.stages import RefreshPlan
 from counterpoint.errors import RunError
@@ -23,6 +22,7 @@ from counterpoint.recovery.refreshing.former import former_score
 from counterpoint.recovery.refreshing.results import Refresh, RefreshOptions
 from counterpoint.recovery.results import write_result
 from counterpoint.runs import RunDirectory
+from counterpoint.stats import Estimate
 
 
 def refresh(
@@ -64,7 +64,12 @@ def refresh(
         return continue_refresh(out, reporter)
     _check_free(out)
     former = former_score(
-        config, source, domain, None if reference is None else str(reference), options.former, reporter
+        config,
+        None if source is None else source.path,
+        domain,
+        None if reference is None else str(reference),
+        options.former,
+        reporter,
     )
     return _work(out, trained, RefreshPlan(domain, former, options.every, asked), reporter, start=True)
 

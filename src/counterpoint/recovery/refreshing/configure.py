@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint.config import Config, parse_config
-from counterpoint.diagnosis.domains_of_config import model_of, wanted_domains
+from counterpoint.diagnosis.subject import model_of, wanted_domains
 from counterpoint.errors import ConfigError, DomainError
 from counterpoint.models import ADAPTER_CONFIG
 from counterpoint.recovery.refreshing.results import RefreshOptions

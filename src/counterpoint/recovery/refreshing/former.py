@@ -3,26 +3,16 @@
 from pathlib import Path
 
 from counterpoint.config import Config, parse_config
-from counterpoint.diagnosis.domains_of_config import model_of
+from counterpoint.diagnosis.subject import model_of
 from counterpoint.engine import Reporter, evaluate_model
 from counterpoint.errors import CounterpointError, RunError
-from counterpoint.runs import RunDirectory
-from counterpoint.stats import Former, Scores
-
-
-def own_scores(run: RunDirectory, domain: str) -> Scores | None:
-    """The scores at the end of the last stage of ``run`` that trained ``domain`` (refreshes aside); None without."""
-    stages = [s for s in run.state["stages"] if domain in s["domains"] and s.get("kind", "train") == "train"]
-    if not stages:
-        return None
-    step = max(stage["last_step"] for stage in stages)
-    lines = [line for line in run.lines("evals.jsonl") if line["step"] == step and line["domain"] == domain]
-    return tuple(lines[-1]["scores"]) if lines else None
+from counterpoint.runs.run import Run
+from counterpoint.stats import Former
 
 
 def former_score(
     config: Config,
-    run: RunDirectory | None,
+    run: Path | None,
     domain: str,
     reference: str | None,
     number: float | None,
@@ -46,10 +36,10 @@ def former_score(
             f"What did {domain} score before it fell? Give --reference CHECKPOINT (the one after its own stage), "
             "--former SCORE, or the run that trained it as CONFIG."
         )
-    scores = own_scores(run, domain)
+    scores = Run.open(run).former(domain)
     if scores is None:
         raise RunError(
-            f"{run.path}: no stage that trained {domain} has ended with an evaluation, so its former score is not "
+            f"{run}: no stage that trained {domain} has ended with an evaluation, so its former score is not "
             "known. Give --reference CHECKPOINT or --former SCORE."
         )
     return Former.of_scores(scores)

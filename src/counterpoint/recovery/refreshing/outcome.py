@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping
 
-from counterpoint.diagnosis.statistics import Estimate
 from counterpoint.engine.stages import outcome
 from counterpoint.recovery.refreshing.results import Look
 from counterpoint.runs import RunDirectory
-from counterpoint.stats import Former, Interval, Scores, difference_interval, mean_interval
+from counterpoint.stats import Estimate, Former, Scores, difference_interval, mean_interval
 
 Looks = Mapping[int, Mapping[str, Scores]]
 
@@ -22,7 +21,7 @@ def read_looks(run: RunDirectory) -> dict[int, dict[str, Scores]]:
 
 def estimates(scores: Mapping[str, Scores]) -> dict[str, Estimate]:
     """Mean score of every domain with its interval."""
-    return {name: _estimate(mean_interval(values)) for name, values in scores.items()}
+    return {name: mean_interval(values) for name, values in scores.items()}
 
 
 def evaluations_of(looks: Looks) -> tuple[Look, ...]:
@@ -33,7 +32,7 @@ def evaluations_of(looks: Looks) -> tuple[Look, ...]:
 def changes_of(looks: Looks) -> dict[str, Estimate]:
     """Last look minus first, paired by prompt."""
     first, last = looks[min(looks)], looks[max(looks)]
-    return {name: _estimate(difference_interval(first[name], last[name])) for name in first}
+    return {name: difference_interval(first[name], last[name]) for name in first}
 
 
 def stop_of(domain: str, former: Former, looks: Looks, status: str) -> tuple[str, str | None]:
@@ -85,7 +84,3 @@ def last_checkpoint(run: RunDirectory) -> tuple[int, str | None]:
     """Step and folder of the newest checkpoint; 0 and None before the first."""
     found = run.checkpoints()
     return (found[-1][0], str(found[-1][1])) if found else (0, None)
-
-
-def _estimate(interval: Interval) -> Estimate:
-    return Estimate(interval.mean, interval.low, interval.high)

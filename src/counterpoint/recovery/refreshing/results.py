@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass, field
 
-from counterpoint.diagnosis.statistics import Estimate
 from counterpoint.errors import CounterpointError
+from counterpoint.stats import Estimate
 
 
 @dataclass(frozen=True)

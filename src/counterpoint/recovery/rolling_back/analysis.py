@@ -13,8 +13,9 @@ from pathlib import Path
 
 from counterpoint.checkpoints import check_output
 from counterpoint.config import Config
-from counterpoint.diagnosis.domains_of_config import Progress, config_of, silent, wanted_domains
+from counterpoint.diagnosis.subject import config_of, wanted_domains
 from counterpoint.errors import CounterpointError
+from counterpoint.progress import Progress, silent
 from counterpoint.recovery.results import write_result
 from counterpoint.recovery.rolling_back.edit import Edit, changed_weights, open_edit
 from counterpoint.recovery.rolling_back.options import RollbackOptions, check_options

@@ -4,17 +4,15 @@ import math
 from collections.abc import Sequence
 from statistics import fmean, variance
 
-from counterpoint.diagnosis.statistics import Estimate
 from counterpoint.evaluation import DomainScore
 from counterpoint.recovery.rolling_back.results import Reported
 from counterpoint.recovery.rolling_back.trials import Scored
-from counterpoint.stats import Scores, difference_interval, student_quantile
+from counterpoint.stats import Estimate, Scores, difference_interval, student_quantile
 
 
 def change(before: DomainScore, after: DomainScore) -> Estimate:
     """The mean change of reward from one to the other."""
-    found = difference_interval(before.scores, after.scores)
-    return Estimate(found.mean, found.low, found.high)
+    return difference_interval(before.scores, after.scores)
 
 
 def row(name: str, draw: int | None, scored: Scored, after: Scored) -> Reported:
@@ -25,8 +23,7 @@ def row(name: str, draw: int | None, scored: Scored, after: Scored) -> Reported:
 
 def beyond(own: DomainScore, random: Sequence[DomainScore]) -> Estimate:
     """How much more than the mean of the random draws."""
-    found = difference_interval(_means([score.scores for score in random]), own.scores)
-    return Estimate(found.mean, found.low, found.high)
+    return difference_interval(_means([score.scores for score in random]), own.scores)
 
 
 def restored(before: Scores, after: Scores, now: Sequence[Scores]) -> Estimate:

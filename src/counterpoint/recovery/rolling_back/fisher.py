@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from counterpoint.anatomy import plain_name
-from counterpoint.diagnosis.damage_analysis.curvature import is_out_of_memory
-from counterpoint.diagnosis.domains_of_config import Progress, silent
 from counterpoint.diagnosis.rollouts import Rollouts, collate
 from counterpoint.diagnosis.surrogate import log_probs
 from counterpoint.errors import CounterpointError
+from counterpoint.models import is_out_of_memory
+from counterpoint.progress import Progress, silent
 
 
 def diagonal_fisher(

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from counterpoint.diagnosis.statistics import Estimate
 from counterpoint.recovery.rolling_back.options import RollbackOptions
+from counterpoint.stats import Estimate
 
 
 @dataclass(frozen=True)

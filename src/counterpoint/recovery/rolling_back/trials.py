@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from counterpoint.diagnosis.damage_analysis.stages import sampled_plan
-from counterpoint.diagnosis.domains_of_config import Progress, Subject
+from counterpoint.diagnosis.subject import Subject
 from counterpoint.domains import Domain
 from counterpoint.evaluation import DomainScore, EvaluationPlan, evaluate
+from counterpoint.progress import Progress
 from counterpoint.recovery.rolling_back.patch import Patch, Site
 from counterpoint.recovery.rolling_back.results import Split
 

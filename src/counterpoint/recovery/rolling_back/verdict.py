@@ -3,8 +3,8 @@
 import math
 from collections.abc import Mapping
 
-from counterpoint.diagnosis.statistics import Estimate
 from counterpoint.recovery.rolling_back.results import Chosen, Reported, Rollback
+from counterpoint.stats import Estimate
 
 
 def verdict_of(found: Rollback) -> str:

@@ -7,10 +7,10 @@ from typing import Any
 
 from counterpoint.config import Config
 from counterpoint.diagnosis.damage_analysis.stages import shared_neurons
-from counterpoint.diagnosis.domains_of_config import Progress, Subject, completions_for, open_subject
 from counterpoint.diagnosis.rollouts import Rollouts
-from counterpoint.diagnosis.statistics import Estimate
-from counterpoint.diagnosis.threads import threads_for
+from counterpoint.diagnosis.subject import Subject, completions_for, open_subject
+from counterpoint.models import threads_for
+from counterpoint.progress import Progress
 from counterpoint.recovery.rolling_back.comparison import beyond, change, restored, row
 from counterpoint.recovery.rolling_back.edit import Edit
 from counterpoint.recovery.rolling_back.fisher import diagonal_fisher
@@ -28,6 +28,7 @@ from counterpoint.recovery.rolling_back.selection import (
     chooser_of,
 )
 from counterpoint.recovery.rolling_back.trials import Bench, Scored, selection_part, test_part
+from counterpoint.stats import Estimate
 
 
 @dataclass

@@ -2,19 +2,11 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number with its 95 % interval, in its own unit."""
-
-    value: float
-    low: float
-    high: float
+from counterpoint.stats import Estimate
 
 
 def pairs_of(count: int) -> list[tuple[int, int]]:

@@ -13,16 +13,10 @@ from counterpoint.domains import Domain, load_domains
 from counterpoint.errors import ConfigError, CounterpointError, DomainError, ModelError, nearest
 from counterpoint.evaluation import Sampling
 from counterpoint.models import check_model, load_model, load_tokenizer
+from counterpoint.progress import Progress, silent
 from counterpoint.runs import RunDirectory
 
-Progress = Callable[[str, int, int], None]
-"""``(what, done, total)``, called as work goes on."""
-
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """Progress that nobody watches."""
 
 
 @dataclass(frozen=True)
