@@ -17,6 +17,15 @@ their own spread: all scores equal gives about the "rule of three" instead of ze
 failures cannot make the interval narrower than no success at all. Student's t stands in for the normal quantile
 because the spread is estimated from n prompts.
 
+Changes d_i of such scores lie in [-1, 1] and are mostly zero where a domain is nearly solved; what then decides is how
+often a prompt flips, and a few prompts say little about that. So Student's interval is taken over the n changes and two
+further ones of the size that was seen, where the size starts from two whole flips (ours, calibrated by simulation)::
+
+    size   = (2 + sum d_i^2) / (2 + number of d_i that are not 0)
+    half   = t sqrt((sum (d_i - mean)^2 + 2 size) / (n (n - 1)))
+
+Where every prompt moved by the same little this is narrow; where none moved it is about the "rule of three".
+
 Sources: E. B. Wilson (1927), JASA 22:209; effective sample sizes and t for clustered proportions in E. L. Korn and
 B. I. Graubard (1998), Survey Methodology 24:193; the Wilson form of it found best among seven in C. Franco,
 R. J. A. Little, T. A. Louis and E. V. Slud (2019), J. Survey Statistics and Methodology 7:334.
@@ -74,7 +83,8 @@ def difference_interval(before: Scores, after: Scores, confidence: float = 0.95)
     Prompts without a score in one of them are left out.
 
     Pairing removes what makes prompts differ from each other, so this is narrower than comparing two separate
-    intervals. Differences of scores in [0, 1] lie in [-1, 1] and are treated as scores on that range.
+    intervals. Changes of scores in [0, 1] get Student's interval with two further prompts (see the module); changes of
+    other scores get Student's interval as it is.
 
     Raises:
         CounterpointError: sequences of unequal length, and everything ``mean_interval`` refuses.
@@ -90,9 +100,7 @@ def difference_interval(before: Scores, after: Scores, confidence: float = 0.95)
     quantile = _quantile(len(changes), confidence)
     if min(first + second) < 0 or max(first + second) > 1:
         return _t_interval(changes, quantile)
-    unit = _score_interval([(change + 1) / 2 for change in changes], quantile)
-    # The mean is taken from the changes themselves: going through [0, 1] and back would cost its last digits.
-    return Estimate(math.fsum(changes) / len(changes), 2 * unit.low - 1, 2 * unit.high - 1)
+    return _change_interval(changes, quantile)
 
 
 @dataclass(frozen=True)
@@ -166,30 +174,12 @@ Harm = Literal["harmed", "spared", "unclear"]
 def harm(change: Estimate, margin: float = MARGIN) -> Harm:
     """What a repair did to another domain, by its change since the start with the interval that is to decide.
 
-    ``harmed``: it fell beyond noise, and by more than the margin; ``spared``: a fall of more than the margin is excluded;
-    ``unclear``: neither, which is no evidence that nothing happened.
+    ``harmed``: it fell beyond noise, and by more than the margin; ``spared``: a fall of more than the margin is
+    excluded; ``unclear``: neither, which is no evidence that nothing happened.
     """
     if change.high < 0 and change.value < -margin:
         return "harmed"
     return "spared" if change.low >= -margin else "unclear"
-
-
-def is_back(former: Former, now: Scores) -> bool:
-    """Whether a domain is back within the interval of its former score.
-
-    Its mean reaches the low end of the 95 % interval of the former score, and the paired 95 % interval of the change
-    does not lie below zero. Without scores of single prompts the second condition is left out.
-    """
-    if mean_interval(now).value < former.low:
-        return False
-    return former.scores is None or difference_interval(former.scores, now, LEVEL).high >= 0
-
-
-def is_harmed(start: Scores, now: Scores) -> bool:
-    """Whether a domain fell below its own interval at the start: its mean below the low end of the 95 % interval
-    that it had, and the paired 95 % interval of the change below zero.
-    """
-    return not is_back(Former.of_scores(start), now)
 
 
 def has_fallen(former: Scores, now: Scores, level: float) -> bool:
@@ -221,6 +211,17 @@ def _score_interval(scores: list[float], quantile: float) -> Estimate:
     centre = (mean + slack / 2) / (1 + slack)
     half = math.sqrt(slack * mean * (1 - mean) + slack**2 / 4) / (1 + slack)
     return Estimate(mean, min(max(0.0, centre - half), mean), max(min(1.0, centre + half), mean))
+
+
+def _change_interval(changes: list[float], quantile: float) -> Estimate:
+    num_prompts, mean = len(changes), math.fsum(changes) / len(changes)
+    if math.isinf(quantile):
+        return Estimate(mean, -1.0, 1.0)
+    spread = math.fsum((change - mean) ** 2 for change in changes)
+    moved = sum(change != 0 for change in changes)
+    size = (2 + math.fsum(change**2 for change in changes)) / (2 + moved)
+    half = quantile * math.sqrt((spread + 2 * size) / (num_prompts - 1) / num_prompts)
+    return Estimate(mean, max(-1.0, mean - half), min(1.0, mean + half))
 
 
 def _t_interval(scores: list[float], quantile: float) -> Estimate:

@@ -5,9 +5,9 @@ import random
 import pytest
 
 from counterpoint.config import parse_config
-from counterpoint.engine.stages import History, Watched, outcome, plan_stages
+from counterpoint.engine.stages import History, RefreshPlan, Watched, outcome, plan_stages
 from counterpoint.errors import ConfigError
-from counterpoint.stats import Former, has_fallen, is_back, is_harmed
+from counterpoint.stats import Former, has_fallen
 
 PROMPTS = 64
 
@@ -147,8 +147,7 @@ def test_false_alarms_of_a_whole_run_stay_at_or_under_the_level():
 
         done, _ = walk(course, scores_at)
         alarms += any(part.kind == "refresh" for part in done)
-    assert alarms / runs <= 0.2
-    assert alarms > 0, "a test that never rejects proves nothing"
+    assert 0.1 <= alarms / runs <= 0.2, "at most the stated level, and at least half of it"
 
 
 TRUE_RATES = {"math": 0.7, "code": 0.5, "qa": 0.3}
@@ -169,28 +168,50 @@ def test_a_fall_is_judged_in_pairs():
     assert not has_fallen(former, shuffled, 0.001)
 
 
-def test_back_means_within_the_interval_and_no_fall_in_pairs():
-    former = Former.of_scores(scores(0.8))
-    assert is_back(former, scores(0.8, seed=5))
-    assert not is_back(former, scores(0.3))
-    former, now = Former.of_scores([0.0, 1.0] * 32), [0.0, 0.0] * 7 + [0.0, 1.0] * 25
-    assert sum(now) / PROMPTS > former.low
-    assert not is_back(former, now), "seven prompts fell and none rose"
-    assert is_back(former, now[::-1][14:] + [1.0, 0.0] * 7), "as many, with prompts that rose"
-    assert is_back(Former.of_number(0.5), [0.5] * 4)
-    assert not is_back(Former.of_number(0.51), [0.5] * 4)
+def plan(former, every=5, margin=0.03):
+    return RefreshPlan("math", Former.of_scores(former), every, {}, margin)
 
 
-def test_harm_to_another_domain_ends_a_refresh_even_where_the_domain_is_back():
+def test_recovered_is_a_proven_rise_to_within_the_margin_and_harm_ends_a_refresh_before_it():
     good, bad = scores(0.8), scores(0.3)
-    former = Former.of_scores(good)
-    assert is_harmed(good, bad)
     looks = {0: {"math": bad, "code": good}, 5: {"math": good, "code": bad}, 10: {"math": bad, "code": good}}
-    assert outcome("math", former, looks, 0, 0) == ("limit", None)
-    assert outcome("math", former, looks, 0, 5) == ("harmed", "code")
-    assert outcome("math", former, looks, 0, 10) == ("limit", None)
-    assert outcome("math", former, {0: {"math": good}}, 0, 0) == ("nothing", None)
-    assert outcome("math", former, looks | {5: {"math": good, "code": good}}, 0, 5) == ("recovered", None)
+    assert outcome(plan(good), looks, 0, 0, 20) == ("limit", None)
+    assert outcome(plan(good), looks, 0, 5, 20) == ("harmed", "code")
+    assert outcome(plan(good), looks, 0, 10, 20) == ("limit", None)
+    assert outcome(plan(good), {0: {"math": good}}, 0, 0, 20) == ("nothing", None)
+    assert outcome(plan(good), looks | {5: {"math": good, "code": good}}, 0, 5, 20) == ("recovered", None)
+    half = looks | {5: {"math": scores(0.6), "code": good}}
+    assert outcome(plan(good), half, 0, 5, 20) == ("limit", None), "a proven rise that leaves much missing"
+    assert outcome(plan(good, margin=0.3), half, 0, 5, 20) == ("recovered", None)
+
+
+def refresh_that_changes_nothing(seed, former_mean, mean, looks=8):
+    """How a refresh of 40 steps ends whose evaluations are new samples of one model, below its former score."""
+    former = scores(former_mean, f"{seed}/former")
+    found = {0: {"math": scores(mean, f"{seed}/0"), "code": scores(0.5, f"{seed}/0c")}}
+    for look in range(1, looks + 1):
+        found[5 * look] = {"math": scores(mean, f"{seed}/{look}"), "code": scores(0.5, f"{seed}/{look}c")}
+        stop, _ = outcome(plan(former), found, 0, 5 * look, 5 * looks)
+        if stop != "limit":
+            return stop
+    return "limit"
+
+
+def test_a_refresh_that_changes_nothing_is_seldom_called_recovered_or_harmful():
+    """It was in three of four such runs when `back` meant the absence of a difference."""
+    ends = [refresh_that_changes_nothing(seed, 0.8, 0.72) for seed in range(120)]
+    assert ends.count("recovered") <= 6
+    assert ends.count("harmed") <= 6
+
+
+def test_a_refresh_that_brings_the_domain_back_is_seen():
+    ends = []
+    for seed in range(40):
+        former = scores(0.8, f"{seed}/former")
+        found = {0: {"math": scores(0.55, f"{seed}/0"), "code": scores(0.5, "c")}}
+        found[40] = {"math": scores(0.82, f"{seed}/8"), "code": scores(0.5, "c")}
+        ends.append(outcome(plan(former), found, 0, 40, 40)[0])
+    assert ends.count("recovered") >= 34
 
 
 @pytest.mark.parametrize("strategy", ["mgs", "mixed"])

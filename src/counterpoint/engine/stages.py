@@ -5,6 +5,7 @@ take the configured stages ``InOrder``; ``Watched`` puts a refresh in where a do
 that ends as soon as its domain is back.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,17 @@ from typing import Any, Literal
 from counterpoint.config import Config, RecoveryConfig
 from counterpoint.errors import ConfigError
 from counterpoint.runs.stages import Looks, Stage
-from counterpoint.stats import LEVEL, Former, Scores, difference_interval, has_fallen, is_back, is_harmed
+from counterpoint.stats import (
+    LEVEL,
+    MARGIN,
+    Former,
+    Scores,
+    difference_interval,
+    harm,
+    has_fallen,
+    mean_interval,
+    standing,
+)
 
 Stop = Literal["recovered", "harmed", "limit", "nothing"]
 
@@ -96,7 +107,8 @@ def plan_stages(config: Config, max_steps: int) -> list[Stage]:
 
 @dataclass(frozen=True)
 class RefreshPlan:
-    """What a refresh is to bring back: ``domain`` to its ``former`` score, looked at every ``every`` steps.
+    """What a refresh is to bring back: ``domain`` to its ``former`` score but for ``margin``, evaluated every ``every``
+    steps.
 
     ``options`` are what the run was started with, kept for whoever resumes it.
     """
@@ -105,6 +117,11 @@ class RefreshPlan:
     former: Former
     every: int
     options: Mapping[str, Any]
+    margin: float = MARGIN
+
+    def looks(self, steps: int) -> int:
+        """How often a refresh of at most ``steps`` steps is judged."""
+        return max(1, math.ceil(steps / self.every))
 
     def to_json(self) -> dict[str, Any]:
         """The entry ``refresh`` of ``run.json``."""
@@ -113,7 +130,8 @@ class RefreshPlan:
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "RefreshPlan":
         """What ``to_json`` gave."""
-        return cls(fields["domain"], Former.from_json(fields["former"]), fields["every"], fields["options"])
+        former = Former.from_json(fields["former"])
+        return cls(fields["domain"], former, fields["every"], fields["options"], fields.get("margin", MARGIN))
 
 
 class Refreshing(Policy):
@@ -135,34 +153,42 @@ class Refreshing(Policy):
         return parts[-1].last_step if parts else self.steps
 
     def _stop(self, step: int, looks: Looks) -> str | None:
-        stop, harmed = outcome(self.plan.domain, self.plan.former, looks, 0, step)
-        if stop == "nothing":
-            return f"Nothing to recover: {self.plan.domain} is within the interval of its former score."
-        return None if stop == "limit" else sentence(stop, self.plan.domain, harmed)
+        stop, harmed = outcome(self.plan, looks, 0, step, self.stage.last_step)
+        return None if stop == "limit" else sentence(stop, self.plan, harmed)
 
 
-def outcome(domain: str, former: Former, looks: Looks, start: int, step: int) -> tuple[Stop, str | None]:
-    """How a refresh that began at ``start`` stands after ``step``, and the domain that it harmed.
+def outcome(plan: RefreshPlan, looks: Looks, start: int, step: int, steps: int) -> tuple[Stop, str | None]:
+    """How a refresh of at most ``steps`` steps that began at ``start`` is after ``step``, and the domain it harmed.
 
-    Harm to another domain comes first: it ends the refresh whether or not the domain is back. ``limit`` means that
-    neither happened.
+    The domain is ``recovered`` where ``stats.standing`` says that it is back, and another one harmed where
+    ``stats.harm`` does; both with the chance of an error spent over all planned looks (and all other domains), so
+    that a refresh that changes nothing is called recovered with a chance of at most 2.5 %. Harm comes first: it ends the
+    refresh whether or not the domain is back. ``limit`` means that neither happened; ``nothing`` that the domain lies
+    within the margin of its former score at the start.
     """
-    now = looks[step]
+    now, num_looks = looks[step], plan.looks(steps)
     if step == start:
-        return ("nothing" if is_back(former, now[domain]) else "limit"), None
-    others = [name for name in now if name != domain and is_harmed(looks[start][name], now[name])]
-    if others:
-        return "harmed", min(others, key=lambda name: difference_interval(looks[start][name], now[name]).value)
-    return ("recovered" if is_back(former, now[domain]) else "limit"), None
+        missing = plan.former.mean - mean_interval(now[plan.domain]).value
+        return ("nothing" if missing <= plan.margin else "limit"), None
+    others = [name for name in now if name != plan.domain]
+    confidence = 1 - 0.05 / (num_looks * max(1, len(others)))
+    changes = {name: difference_interval(looks[start][name], now[name], confidence) for name in others}
+    harmed = [name for name, change in changes.items() if harm(change, plan.margin) == "harmed"]
+    if harmed:
+        return "harmed", min(harmed, key=lambda name: changes[name].value)
+    found = standing(plan.former.mean, looks[start][plan.domain], now[plan.domain], looks=num_looks, margin=plan.margin)
+    return ("recovered" if found.verdict == "back" else "limit"), None
 
 
-def sentence(stop: Stop, domain: str, harmed: str | None) -> str:
+def sentence(stop: Stop, plan: RefreshPlan, harmed: str | None) -> str:
     """Why a refresh ended, in words."""
+    if stop == "nothing":
+        return f"Nothing to recover: {plan.domain} lies within {plan.margin:g} of its former score."
     if stop == "harmed":
-        return f"{harmed} fell below its interval at the start, so the refresh of {domain} ends."
+        return f"{harmed} fell beyond noise and by more than {plan.margin:g}, so the refresh of {plan.domain} ends."
     if stop == "recovered":
-        return f"{domain} is back within the interval of its former score."
-    return f"{domain} is not back within the interval of its former score."
+        return f"{plan.domain} is back: it rose beyond noise, to within {plan.margin:g} of its former score."
+    return f"{plan.domain} is not back within {plan.margin:g} of its former score."
 
 
 # A watched run
@@ -223,13 +249,14 @@ class Watched(Policy):
 
     def _refresh(self, history: History, domain: str) -> Stage:
         first = history.step
-        former = Former.of_scores(self.former(history)[domain])
+        steps, every = self.settings.steps, self.settings.refresh_every
+        plan = RefreshPlan(domain, Former.of_scores(self.former(history)[domain]), every, {})
 
         def stop(step: int, looks: Looks) -> str | None:
-            found, harmed = outcome(domain, former, looks, first, step)
-            return None if found == "limit" else sentence(found, domain, harmed)
+            found, harmed = outcome(plan, looks, first, step, steps)
+            return None if found == "limit" else sentence(found, plan, harmed)
 
-        last, every = first + self.settings.steps, self.settings.refresh_every
+        last = first + steps
         return Stage(len(history.done), (domain,), first, last, "refresh", 0, every, stop)
 
     def former(self, history: History) -> dict[str, Scores]:

@@ -108,7 +108,8 @@ def _result(out: Path, plan: RefreshPlan, began: float) -> Refresh:
     run = RunDirectory(out)
     looks = reading.read_looks(run)
     asked, domain, former = plan.options, plan.domain, plan.former
-    stopped, harmed = reading.stop_of(domain, former, looks, run.state["status"])
+    steps = load_config(run.config_path).training["max_steps"]
+    stopped, harmed = reading.stop_of(plan, looks, run.state["status"], steps)
     step, checkpoint = reading.last_checkpoint(run)
     options = {field.name: asked[field.name] for field in fields(RefreshOptions)}
     return Refresh(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from counterpoint.engine.stages import outcome
+from counterpoint.engine.stages import RefreshPlan, outcome
 from counterpoint.recovery.refreshing.results import Look
 from counterpoint.runs import RunDirectory
 from counterpoint.stats import Estimate, Former, Scores, difference_interval, mean_interval
@@ -35,11 +35,11 @@ def changes_of(looks: Looks) -> dict[str, Estimate]:
     return {name: difference_interval(first[name], last[name]) for name in first}
 
 
-def stop_of(domain: str, former: Former, looks: Looks, status: str) -> tuple[str, str | None]:
-    """Why the run stopped, and the domain that was harmed."""
+def stop_of(plan: RefreshPlan, looks: Looks, status: str, steps: int) -> tuple[str, str | None]:
+    """Why the run of at most ``steps`` steps stopped, and the domain that was harmed."""
     if status != "done":
         return "interrupted", None
-    return outcome(domain, former, looks, 0, max(looks))
+    return outcome(plan, looks, 0, max(looks), steps)
 
 
 def verdict_sentence(domain: str, former: Former, looks: Looks, stopped: str, harmed: str | None) -> str:
@@ -48,7 +48,7 @@ def verdict_sentence(domain: str, former: Former, looks: Looks, stopped: str, ha
     now, start = estimates(looks[last])[domain], estimates(looks[0])[domain]
     was = f"{former.mean:.3f}" + (f" [{former.low:.3f}, {former.high:.3f}]" if former.scores else "")
     if stopped == "nothing":
-        return f"Nothing to recover: {domain} scores {start.value:.3f}, within the interval of its former score {was}."
+        return f"Nothing to recover: {domain} scores {start.value:.3f}, about its former score {was}."
     way = f"{domain} went from {start.value:.3f} to {now.value:.3f} in {last} steps; its former score is {was}."
     if stopped == "recovered":
         return f"Recovered: {way}"
@@ -58,7 +58,7 @@ def verdict_sentence(domain: str, former: Former, looks: Looks, stopped: str, ha
         return f"Interrupted: {way}"
     assert harmed is not None
     fell = estimates(looks[last])[harmed].value - estimates(looks[0])[harmed].value
-    return f"Stopped because {harmed} fell by {-fell:.3f}, below its interval at the start. {way}"
+    return f"Stopped because {harmed} fell by {-fell:.3f}. {way}"
 
 
 def notes_of(run: RunDirectory, domain: str, looks: Looks, stopped: str) -> tuple[str, ...]:
