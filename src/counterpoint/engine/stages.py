@@ -162,9 +162,9 @@ def outcome(plan: RefreshPlan, looks: Looks, start: int, step: int, steps: int) 
 
     The domain is ``recovered`` where ``stats.standing`` says that it is back, and another one harmed where
     ``stats.harm`` does; both with the chance of an error spent over all planned looks (and all other domains), so
-    that a refresh that changes nothing is called recovered with a chance of at most 2.5 %. Harm comes first: it ends the
-    refresh whether or not the domain is back. ``limit`` means that neither happened; ``nothing`` that the domain lies
-    within the margin of its former score at the start.
+    that a refresh that changes nothing is called recovered with a chance of at most 2.5 %. Harm comes first: it ends
+    the refresh whether or not the domain is back. ``limit`` means that neither happened; ``nothing`` that the domain
+    lies within the margin of its former score at the start.
     """
     now, num_looks = looks[step], plan.looks(steps)
     if step == start:
