@@ -17,9 +17,7 @@ from counterpoint.errors import CounterpointError
 from counterpoint.recovery import plan_recovery, recover
 from counterpoint.recovery.recovering import attempts
 from counterpoint.runs.records import write_checked
-from counterpoint.study.folder import StudyFolder
-from counterpoint.study.jobs import plan_jobs
-from counterpoint.study.summary import summarize
+from counterpoint.study import StudyFolder, plan_jobs, summarize
 from damaged_files import damaged_bytes, damaged_json, damaged_lines
 from gram_files import write_grams
 from planted_diagnosis import write_diagnosis

@@ -4,7 +4,7 @@ import json
 
 import yaml
 
-from counterpoint.study.folder import JobRecord
+from counterpoint.study import JobRecord
 from counterpoint.study.load import load_study
 
 TRAINING = {
@@ -15,6 +15,12 @@ TRAINING = {
     "max_completion_length": 6,
     "learning_rate": 1e-3,
 }
+
+
+EVALUATED = {
+    "greedy": None, "prompts": 4, "samples": 1, "completion_length": 3.0, "truncated": 0.0, "seconds": 1.0,
+    "scores": [0.5] * 4,
+}  # fmt: skip
 
 
 def base(model="pocket"):
@@ -67,7 +73,9 @@ def plant_run(folder, job, scores, own=None, tokens=100):
         for name, mean in scores.items():
             value = mean if last or name != entry["domains"][0] or own is None else own[name]
             when = "after" if last else "stage"
-            lines.append({"step": entry["last_step"], "when": when, "stage": i, "domain": name} | interval(value))
+            lines.append(
+                {"step": entry["last_step"], "when": when, "stage": i, "domain": name} | EVALUATED | interval(value)
+            )
     write_lines(path / "evals.jsonl", lines)
     steps = range(1, entries[-1]["last_step"] + 1)
     metrics = [

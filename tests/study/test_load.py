@@ -6,8 +6,7 @@ import yaml
 from counterpoint.config import parse_config
 from counterpoint.config.training_keys import unknown_setting
 from counterpoint.errors import ConfigError
-from counterpoint.study.jobs import plan_jobs
-from counterpoint.study.load import load_study
+from counterpoint.study import load_study, plan_jobs
 from study.studies import base, study_of, write_study
 
 SETTINGS = (

@@ -11,20 +11,16 @@ from pathlib import Path
 import pytest
 
 from counterpoint.errors import RunError
-from counterpoint.study import child
-from counterpoint.study.folder import StudyFolder
-from counterpoint.study.jobs import plan_jobs
-from counterpoint.study.schedule import failed, run_jobs
-from counterpoint.study.unchanged import check_unchanged
+from counterpoint.study import StudyFolder, check_unchanged, plan_jobs, run, run_jobs
+from counterpoint.study.run import failed
 from study.studies import base, plant_run, run_state, study_of
 
 PLAYER = """
 import json, os, pathlib, signal, sys, time
 with open({log!r}, "a") as log:
     log.write(json.dumps(dict(arguments=sys.argv[1:], at=time.time(), threads=os.environ["OMP_NUM_THREADS"])) + "\\n")
-arguments = sys.argv[1:]
-target = pathlib.Path(arguments[arguments.index("--output") + 1] if "--output" in arguments else arguments[-1])
-name = target.parent.name if "--output" in arguments else target.stem
+step, runs = sys.argv[1], pathlib.Path({runs!r})
+name = pathlib.Path(sys.argv[-1]).stem if step == "train" else sys.argv[3]
 behaviour = json.loads(pathlib.Path({behaviour!r}).read_text()).get(name, "")
 if behaviour == "fail":
     print("working"); print("Error: the learning rate is far"); print("too high."); sys.exit(1)
@@ -34,16 +30,18 @@ if behaviour == "wait":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))
     time.sleep(60)
 time.sleep(0.15)
-if arguments[0] == "train":
-    run = pathlib.Path({runs!r}) / name
+if step == "train":
+    run = runs / name
     (run / "checkpoints" / "step-6").mkdir(parents=True, exist_ok=True)
     (run / "checkpoints" / "step-6" / "optimizer.pt").write_text("state")
     (run / "checkpoints" / "step-6" / "config.json").write_text("{{}}")
     (run / "run.json").write_text({state!r})
-elif arguments[0] == "eval":
-    target.parent.mkdir(parents=True, exist_ok=True); target.write_text("")
+elif sys.argv[-1] == "evaluate":
+    (runs / name).mkdir(parents=True, exist_ok=True)
+    (runs / name / "scores.jsonl").write_text("")
 elif behaviour != "nothing":
-    target.mkdir(parents=True); (target / "config.json").write_text("{{}}")
+    (runs / name / "checkpoint").mkdir(parents=True)
+    (runs / name / "checkpoint" / "config.json").write_text("{{}}")
 """
 
 ROWS = {
@@ -56,17 +54,13 @@ ROWS = {
 
 class Heard:
     def __init__(self):
-        self.ends, self.asked, self.events = [], [], []
+        self.ends, self.asked = [], []
 
-    def started(self, job):
-        self.events.append(("start", job.id))
-
-    def ended(self, record, done, total, left_s):
+    def ended(self, record, done, total):
         self.ends.append((record.id, record.status, done, total))
-        self.events.append(("end", record.id))
 
-    def running(self, jobs, done, total, left_s):
-        self.asked.append((len(jobs), left_s))
+    def running(self, jobs, done, total):
+        self.asked.append(len(jobs))
 
     def stopping(self):
         self.ends.append("stopping")
@@ -84,7 +78,8 @@ class Stage:
         script = tmp_path / "player.py"
         places = {"log": str(self.log), "behaviour": str(self.behaviour), "runs": str(self.folder.runs)}
         script.write_text(PLAYER.format(**places, state=json.dumps(run_state())))
-        monkeypatch.setattr(child, "PROGRAM", (sys.executable, str(script)))
+        monkeypatch.setattr(run, "TRAIN", (sys.executable, str(script), "train"))
+        monkeypatch.setattr(run, "MAKE", (sys.executable, str(script), "make"))
 
     def plays(self, behaviour):
         self.behaviour.write_text(json.dumps(behaviour))
@@ -108,18 +103,14 @@ def test_every_job_runs_once_after_those_it_needs(stage):
     assert {record.status for record in records.values()} == {"done"}
     assert len(heard.ends) == len(stage.jobs) == 9
     assert heard.ends[-1][2:] == (9, 9)
-    at = heard.events.index
-    assert all(at(("end", need)) < at(("start", job.id)) for job in stage.jobs for need in job.needs)
     commands = [line["arguments"] for line in stage.played()]
-    merge = next(c for c in commands if c[0] == "merge" and "merged-seed-1" in c[-1])
-    runs = stage.folder.runs
-    assert merge[1:4] == [
-        "pocket",
-        *(str(runs / f"experts-{d}-seed-1" / "checkpoints" / "step-6") for d in ("math", "code")),
-    ]
+    place = {job.id: [i for i, c in enumerate(commands) if job.id in "/".join(c)] for job in stage.jobs}
+    assert all(max(place[need]) < min(place[job.id]) for job in stage.jobs for need in job.needs)
+    steps = [c[-1] for c in commands if "merged-seed-1" in c]
+    assert steps == ["make", "evaluate"]
     assert commands.count(["train", str(stage.folder.config("mixed-seed-0"))]) == 1
-    assert max(count for count, _ in heard.asked) == 2
-    assert heard.asked[-1][1] is not None
+    assert stage.folder.record("merged-seed-1").needs == ["experts-math-seed-1", "experts-code-seed-1"]
+    assert max(heard.asked) == 2
 
 
 def test_a_second_call_does_nothing_and_new_rows_alone_are_run(stage, tmp_path, monkeypatch):
@@ -151,13 +142,13 @@ def test_what_fails_does_not_stop_the_others_and_is_run_again_next_time(stage):
 
 
 def test_a_command_that_leaves_nothing_has_failed(stage):
-    stage.plays({"checkpoint": "nothing"})
+    stage.plays({"merged-seed-0": "nothing", "merged-seed-1": "nothing"})
     records, _ = stage.run()
     assert all("ended without its result" in records[f"merged-seed-{seed}"].reason for seed in (0, 1))
 
 
 def test_cores_are_shared_and_the_optimizers_state_is_removed(stage, monkeypatch):
-    monkeypatch.setattr("counterpoint.study.schedule.cores", lambda: 8)
+    monkeypatch.setattr("counterpoint.study.run.cores", lambda: 8)
     stage.run(parallel=3)
     assert {line["threads"] for line in stage.played()} == {"2"}
     assert not list(stage.folder.runs.rglob("optimizer.pt"))
@@ -187,7 +178,7 @@ def test_a_run_that_was_killed_goes_on_and_one_without_a_run_starts_afresh(stage
 
 def test_two_processes_cannot_run_one_study(stage, tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from counterpoint.study.folder import StudyFolder\n"
+        "import sys, time; from pathlib import Path; from counterpoint.study import StudyFolder\n"
         f"with StudyFolder(Path({str(stage.folder.path)!r})): print('in', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
@@ -216,7 +207,7 @@ def test_sigterm_lets_children_save_and_the_next_call_goes_on(stage):
     stage.plays({"mixed-seed-0": "wait"})
 
     class Stopper(Heard):
-        def running(self, jobs, done, total, left_s):
+        def running(self, jobs, done, total):
             if any(line["arguments"][-1].endswith("mixed-seed-0.yaml") for line in stage.waiting_play()):
                 os.kill(os.getpid(), signal.SIGTERM)
 
@@ -250,10 +241,8 @@ def test_changed_settings_of_what_has_started_are_refused(stage, tmp_path, monke
     check_unchanged(Stage(tmp_path, monkeypatch, renamed, seeds=3).jobs, stage.folder)
 
 
-def test_logs_say_what_was_run_and_reasons_are_short(tmp_path):
-    log = tmp_path / "log"
-    log.write_text("old Error: no\n$ counterpoint train\nTraceback\nValueError: " + "x" * 1000)
-    start = len("old Error: no\n$ counterpoint train\n")
-    assert child.reason_of(log, start, 1) == "ValueError: " + "x" * (child.LONGEST_REASON - 12) + "..."
-    log.write_text("")
-    assert child.reason_of(Path(log), 0, 3) == "exit status 3"
+def test_reasons_are_the_last_error_and_short():
+    printed = b"Traceback\nValueError: " + b"x" * 1000
+    assert run.reason_of(printed, 1) == "ValueError: " + "x" * (run.LONGEST_REASON - 12) + "..."
+    assert run.reason_of(b"Error: no\nworking\nError: the rate\nis far too high.", 1) == "the rate is far too high."
+    assert run.reason_of(b"", 3) == "exit status 3"

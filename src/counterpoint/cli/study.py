@@ -1,21 +1,21 @@
-"""``counterpoint study``: strategies by seeds, one table."""
+"""``counterpoint study``: strategies by seeds, planned contrasts, one table."""
 
-from collections.abc import Iterator
-from enum import EnumType
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_type_hints
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from counterpoint.errors import CounterpointError, RunError, nearest
+from counterpoint.errors import CounterpointError, RunError
 
 if TYPE_CHECKING:
-    from counterpoint.study.load import Study
-    from counterpoint.study.results import StudyResult
+    from counterpoint.study import Job, JobRecord, Study
 
 FAILED = 1
-OWN_OPTIONS = {"config", "model", "before", "after", "domain", "out", "json", "reference", "completions"}
-"""Options that a study gives itself."""
+PLAIN_EVERY_S = 300.0
+"""Seconds between plain lines while no run ends."""
 
 
 def study(
@@ -25,21 +25,24 @@ def study(
     parallel: Annotated[
         int | None, typer.Option("--parallel", "-p", min=1, help="Runs at a time instead of the file's number.")
     ] = None,
-    check: Annotated[bool, typer.Option("--check", help="Check everything, list what is missing, and stop.")] = False,
-    table: Annotated[bool, typer.Option("--table", help="Run nothing; make the table of what there is.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Check everything, say what is missing and the power, and stop.")
+    ] = False,
+    table: Annotated[bool, typer.Option("--table", help="Run nothing; make the tables of what there is.")] = False,
 ) -> None:
     """Compare strategies: every row of STUDY with every seed, from one base model, on the same prompts and budget.
 
     Everything is checked before the first run. Runs go on where they stopped: call it again after Ctrl-C, a kill or a
     failure, or after adding rows or seeds, and it does only what is missing. Leaves DIR/NAME with runs/, study.json,
-    study.md and study.html. Exit status 1 if a run failed; the others go on.
+    .md, .csv, .tex and .html. Exit status 1 if a run failed; the others go on.
 
     A study file:
 
       name: pocket
       config: pocket-base.yaml      # what all rows start from
       seeds: 5
-      rows: {base: base, mixed: mixed, mgs: mgs, sequential: sequential, experts: experts}
+      rows: {base: base, mixed: mixed, mgs: mgs, sequential: sequential}
+      contrasts: [{row: mgs, measure: average}]     # planned: these decide
 
     Examples:
 
@@ -64,31 +67,12 @@ def study(
     _run(loaded, home, parallel or loaded.config.parallel, check=check)
 
 
-def _unknown_options(loaded: "Study") -> Iterator[str]:
-    """Options of rows of kind refresh and rollback, and choices, that their commands do not have."""
-    from counterpoint.cli.refresh import refresh
-    from counterpoint.cli.rollback import rollback
-    from counterpoint.study.schema import RefreshRow, RollbackRow
-
-    for name, row in loaded.rows.items():
-        if not isinstance(row, RefreshRow | RollbackRow):
-            continue
-        types = get_type_hints(refresh if isinstance(row, RefreshRow) else rollback)
-        known = types.keys() - OWN_OPTIONS - {"return"}
-        for option, value in row.options.items():
-            at, found = f"rows.{name}.options.{option}", option.replace("-", "_")
-            if found not in known:
-                yield f"{at}: no option of `counterpoint {row.kind}`: {nearest(option, known)}"
-            elif isinstance(types[found], EnumType) and value not in list(types[found]):
-                yield f"{at}: {value!r} is no choice: {nearest(str(value), types[found])}"
-
-
 def _check_runs(loaded: "Study") -> None:
     """Builds TRL's settings of every row, and loads the prompts of every different set of domains, before any run."""
     from counterpoint.engine.prepare import check_config, plan_checked
     from counterpoint.errors import ConfigError
 
-    problems: dict[str, None] = dict.fromkeys(_unknown_options(loaded))
+    problems: dict[str, None] = {}
     seen = set()
     for (row, _), config in loaded.configs.items():
         problems |= dict.fromkeys(f"rows.{row}: {problem}" for problem in check_config(config))
@@ -105,20 +89,19 @@ def _check_runs(loaded: "Study") -> None:
 
 
 def _run(loaded: "Study", home: Path, parallel: int, *, check: bool) -> None:
-    from counterpoint.cli.study_progress import StudyProgress
     from counterpoint.disk import write_text
-    from counterpoint.study import StudyFolder, run_jobs
-    from counterpoint.study.jobs import plan_jobs
-    from counterpoint.study.unchanged import check_unchanged
+    from counterpoint.study import StudyFolder, check_unchanged, expected_power, plan_jobs, run_jobs
 
     folder = StudyFolder(home)
     jobs = plan_jobs(loaded, folder.runs)
     check_unchanged(jobs, folder)
     records = {job.id: folder.record(job.id) for job in jobs}
-    done = sum(record is not None and record.status == "done" for record in records.values())
+    missing = [name for name, record in records.items() if record is None or record.status != "done"]
+    done = len(jobs) - len(missing)
     typer.echo(f"{home}: {len(jobs)} runs of {len(loaded.rows)} rows, {done} done, {parallel} at a time.")
+    for sentence in expected_power(loaded, home):
+        typer.echo(sentence)
     if check:
-        missing = [name for name, record in records.items() if record is None or record.status != "done"]
         typer.echo("Missing: " + (", ".join(missing) or "nothing"))
         return
     with folder:
@@ -134,36 +117,62 @@ def _run(loaded: "Study", home: Path, parallel: int, *, check: bool) -> None:
 
 
 def _table(loaded: "Study", home: Path) -> None:
-    """Writes study.json, study.md and study.html from what is done, and prints the tables."""
-    from counterpoint.disk import write_text
+    """Writes the files of results from what is done, and prints the tables."""
+    from rich.console import Console
+
     from counterpoint.report import write_study_report
     from counterpoint.study import StudyFolder, summarize
-    from counterpoint.study.markdown import markdown
-    from counterpoint.study.results import write_result
 
     if not home.is_dir():
         raise RunError(f"{home}: there is no such study yet. Run it without --table first.")
     result = summarize(loaded, StudyFolder(home))
-    write_result(home / "study.json", result)
-    write_text(home / "study.md", markdown(result))
-    _print(result)
+    result.write_all(home)
+    Console().print(result, highlight=False)
     typer.echo(f"Report: {write_study_report(home)}")
 
 
-def _print(result: "StudyResult") -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
+class StudyProgress:
+    """Shows how a study goes: a bar on a terminal, one line for each run that ends. A context manager."""
 
-    from counterpoint.study.markdown import plain_rows, tables_of
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    console = Console()
-    for table in tables_of(result):
-        grid = Table(title=table.title, title_justify="left")
-        for index, column in enumerate(table.columns):
-            grid.add_column(column, style="bold" if index == 0 else None, overflow="fold")
-        for row in plain_rows(table):
-            grid.add_row(*map(escape, row))
-        console.print(grid)
-    for note in result.notes:
-        console.print(escape(note), highlight=False)
+        self._console = Console()
+        columns = TextColumn("[bold]study"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("runs")
+        note = TextColumn("{task.fields[note]}")
+        self._bar = Progress(*columns, TimeElapsedColumn(), note, console=self._console, transient=True)
+        self._task = self._bar.add_task("study", total=None, note="")
+        self._last_plain = time.monotonic()
+
+    def __enter__(self) -> "StudyProgress":
+        if self._console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._console.is_terminal:
+            self._bar.stop()
+
+    def ended(self, record: "JobRecord", done: int, total: int) -> None:
+        """Prints one line."""
+        how = f"done in {record.seconds:.0f} s" if record.status == "done" else f"{record.status}: {record.reason}"
+        self._line(f"[{done}/{total}] {record.id}: {how}")
+
+    def running(self, jobs: "Sequence[Job]", done: int, total: int) -> None:
+        """Moves the bar; without a terminal a line now and then."""
+        names = ", ".join(job.id for job in jobs)
+        if self._console.is_terminal:
+            self._bar.update(self._task, completed=done, total=total, note=names)
+        elif time.monotonic() - self._last_plain > PLAIN_EVERY_S:
+            self._line(f"[{done}/{total}] running {names}")
+
+    def stopping(self) -> None:
+        """Says that running jobs are saved."""
+        self._line("Stopping: the running runs save after their step. Press Ctrl-C again to end them at once.")
+
+    def _line(self, text: str) -> None:
+        self._last_plain = time.monotonic()
+        self._console.print(text, soft_wrap=True, highlight=False, markup=False)

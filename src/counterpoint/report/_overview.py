@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from counterpoint.report._fields import row_of
+from counterpoint.report._fields import row_of, rows_of
 from counterpoint.report._read import RunData
 from counterpoint.report._text import clean, number
+from counterpoint.runs.run import total_tokens
 
 STATUS = {
     "running": "still running, or killed before it could say so",
@@ -128,15 +129,10 @@ def _elapsed(run: RunData) -> float | None:
 
 
 def _tokens(run: RunData) -> float | None:
-    """Prompt and completion tokens of all stages: the logged count begins again with a stage."""
-    known = [(row.get("stage"), count) for row in run.metrics if (count := number(row.get("num_tokens"))) is not None]
-    total, stage, previous = 0.0, known[0][0] if known else None, 0.0
-    for now, count in known:
-        # The first count of a stage holds one step: it can pass the last one's only where that was one step long, too.
-        again = count < previous or (now != stage and count < 2 * previous)
-        total += count if again else count - previous
-        stage, previous = now, count
-    return total if known else None
+    """Prompt and completion tokens of all stages."""
+    counts = [(number(row.get("stage")), number(row.get("num_tokens"))) for row in run.metrics]
+    stages = rows_of(run.info.get("stages"))
+    return total_tokens(counts, [(stage.get("kind"), number(stage.get("taken"))) for stage in stages])
 
 
 def _completions(run: RunData, steps: int | None) -> int | None:

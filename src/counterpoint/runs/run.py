@@ -4,7 +4,7 @@
 >>> run.own_stage("math").last_step, run.former("math")  # doctest: +SKIP
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +42,34 @@ class Since:
         return self.corrected.high < 0
 
 
+def total_tokens(
+    counts: Sequence[tuple[float | None, float | None]], stages: Sequence[tuple[object, float | None]]
+) -> float | None:
+    """All tokens of a run: the logged count begins again with each stage, but for one that goes on after a refresh.
+
+    Args:
+        counts: number of the stage and the count that every step logged, in order; steps without a count are left out.
+        stages: kind of every stage, and the steps of it that had been taken before it.
+    """
+    total, stage, previous = 0.0, None, 0.0
+    last: dict[float | None, float] = {}
+    known = [(now, count) for now, count in counts if count is not None]
+    for now, count in known:
+        if now != stage:
+            previous = last.get(_continued(now, stages), 0.0)
+        total += count if count < previous else count - previous
+        last[now] = previous = count
+        stage = now
+    return total if known else None
+
+
+def _continued(now: float | None, stages: Sequence[tuple[object, float | None]]) -> float | None:
+    """The stage that stage ``now`` goes on with; -1 where it begins afresh."""
+    if now is None or not 0 <= now < len(stages) or not stages[int(now)][1]:
+        return -1
+    return next((i for i in range(int(now) - 1, -1, -1) if stages[i][0] != "refresh"), -1)
+
+
 class Run:
     """A run directory, finished or not, opened to be read.
 
@@ -69,6 +97,12 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of ``metrics.jsonl``."""
         return self._lines("metrics.jsonl")
+
+    @property
+    def tokens(self) -> float | None:
+        """Prompt and completion tokens of all stages; None where no step logged any."""
+        counts = [(line.get("stage"), line.get("num_tokens")) for line in self.metrics]
+        return total_tokens(counts, [(stage.kind, stage.taken) for stage in self.stages])
 
     @cached_property
     def samples(self) -> list[dict[str, Any]]:

@@ -1,30 +1,30 @@
 """Several runs compared: strategies by seeds, one base model, the same prompts and budget for all.
 
-Nothing heavy is imported until a study is made.
+>>> from counterpoint.study import StudyFolder, load_study, summarize
+>>> study = load_study("examples/pocket-study.yaml")  # doctest: +SKIP
+>>> result = summarize(study, StudyFolder(Path("studies/pocket")))  # doctest: +SKIP
+>>> print(result), result.to_frame()  # doctest: +SKIP
 """
 
-from typing import TYPE_CHECKING, Any
+from counterpoint.study.jobs import Job, JobRecord, StudyFolder, check_unchanged, plan_jobs
+from counterpoint.study.load import Study, load_study
+from counterpoint.study.results import Planned, RowResult, StudyResult
+from counterpoint.study.run import Listener, run_jobs
+from counterpoint.study.summary import expected_power, summarize
 
-if TYPE_CHECKING:
-    from counterpoint.study.folder import StudyFolder
-    from counterpoint.study.load import Study, load_study
-    from counterpoint.study.schedule import run_jobs
-    from counterpoint.study.summary import summarize
-
-__all__ = ["Study", "StudyFolder", "load_study", "run_jobs", "summarize"]
-
-_HOMES = {
-    "Study": "load",
-    "load_study": "load",
-    "StudyFolder": "folder",
-    "run_jobs": "schedule",
-    "summarize": "summary",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__all__ = [
+    "Job",
+    "JobRecord",
+    "Listener",
+    "Planned",
+    "RowResult",
+    "Study",
+    "StudyFolder",
+    "StudyResult",
+    "check_unchanged",
+    "expected_power",
+    "load_study",
+    "plan_jobs",
+    "run_jobs",
+    "summarize",
+]

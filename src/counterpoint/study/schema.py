@@ -1,4 +1,4 @@
-"""What a study file may hold: the study itself and one section per kind of row."""
+"""What a study file may hold: the study itself, one section per kind of row, and the planned contrasts."""
 
 from typing import Annotated, Any, Literal
 
@@ -10,6 +10,9 @@ _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 RowName = Annotated[str, Field(pattern=_NAME, max_length=MAX_NAME)]
 MAX_SEEDS = 1000
 MAX_ROWS = 1000
+MAX_CONTRASTS = 10
+AVERAGE, WORST = "average", "worst"
+"""Measures beside the domains: the mean over them, and the lowest of them, of each seed."""
 
 
 def _expand_seeds(value: Any) -> Any:
@@ -76,6 +79,16 @@ class BaseRow(Row):
     kind: Literal["base"] = "base"
 
 
+class GivenRow(Row):
+    """Checkpoints that are there already, trained by whatever program; they are evaluated only."""
+
+    kind: Literal["given"] = "given"
+    path: Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=1, max_length=MAX_SEEDS)] = Field(
+        description="One checkpoint, which is shown and not compared; or a list with one per seed.",
+        examples=[["theirs/seed-0", "theirs/seed-1"]],
+    )
+
+
 class MergeRow(Row):
     """The experts of each seed merged into one model."""
 
@@ -100,7 +113,7 @@ class RefreshRow(Row):
     domain: str = Field(description="The domain that is refreshed.", examples=["math"])
     options: dict[str, Any] = Field(
         default_factory=dict,
-        description="Options of `counterpoint refresh`, without their dashes.",
+        description="Fields of `counterpoint.recovery.RefreshOptions`.",
         examples=[{"steps": 10}],
     )
 
@@ -113,21 +126,28 @@ class RollbackRow(Row):
     domain: str = Field(description="The domain that is to come back.", examples=["math"])
     options: dict[str, Any] = Field(
         default_factory=dict,
-        description="Options of `counterpoint rollback`, without their dashes.",
-        examples=[{"unit": "neurons"}],
+        description="Fields of `counterpoint.recovery.RollbackOptions`.",
+        examples=[{"budgets": [0.01, 0.1]}],
     )
 
 
-AnyRow = TrainRow | ExpertsRow | BaseRow | MergeRow | RefreshRow | RollbackRow
 KINDS: dict[str, type[Row]] = {
     "train": TrainRow,
     "experts": ExpertsRow,
     "base": BaseRow,
+    "given": GivenRow,
     "merge": MergeRow,
     "refresh": RefreshRow,
     "rollback": RollbackRow,
 }
 """Kind of a row -> what it may hold."""
+
+
+class Contrast(Section):
+    """A comparison with the reference that is planned before the study runs, and that alone is decided."""
+
+    row: RowName = Field(description="The row that is compared with the reference.", examples=["mgs"])
+    measure: str = Field(default=AVERAGE, description="`average`, `worst` (the lowest domain), or a domain.")
 
 
 class StudyConfig(Section):
@@ -142,6 +162,19 @@ class StudyConfig(Section):
     )
     seeds: Seeds = Field(default=(0, 1, 2, 3, 4), description="Seeds of every row: a number or a list.")
     reference: RowName = Field(default="mixed", description="The row that every other one is compared with.")
+    contrasts: Annotated[list[Contrast], Field(max_length=MAX_CONTRASTS)] | None = Field(
+        default=None,
+        description="The few planned comparisons with the reference; null plans the average of every other row where "
+        "there are at most three, and nothing where there are more.",
+        examples=[[{"row": "mgs", "measure": "average"}]],
+    )
+    worth: float = Field(
+        default=0.02,
+        gt=0,
+        le=1e6,
+        allow_inf_nan=False,
+        description="The smallest difference worth seeing, in the unit of the scores: the power is stated for it.",
+    )
     parallel: int = Field(default=1, gt=0, description="Runs at a time; they share the processor's cores evenly.")
     rows: dict[RowName, Any] = Field(
         min_length=1,
