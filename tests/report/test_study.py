@@ -6,9 +6,8 @@ import pytest
 
 from counterpoint.errors import RunError
 from counterpoint.report import is_study, page_of, write_report, write_study_report
-from counterpoint.report._study import non_dominated, read_study, study
-from counterpoint.report._study_figures import study_figures
-from planted_study import figures, write_study
+from counterpoint.report.study import label_places, non_dominated, read_study, study_content, study_figures
+from planted_study import VERDICT, figures, write_study
 from report_page import cells
 
 DOMAINS = ("math", "code", "qa", "writing")
@@ -21,7 +20,7 @@ def folder(tmp_path):
 
 def content_of(folder):
     row, notes = read_study(folder)
-    return study(row, folder.name, notes)
+    return study_content(row, folder.name, notes)
 
 
 def change(folder, **fields):
@@ -33,20 +32,40 @@ def test_the_table_says_what_the_file_says(folder):
     page = write_study_report(folder).read_text()
     table = {row[0]: row[1:] for row in cells(page, "h-scores")}
     assert list(table)[:2] == ["base", "mixed reference"]
-    assert table["mgs"] == [*(f"{v:.2f} [{v - 0.02:.2f}, {v + 0.02:.2f}]" for v in (0.72, 0.74, 0.76, 0.68, 0.72)), "5"]
+    assert table["mgs"] == [*(f"{v:.2f} [{v - 0.02:.2f}, {v + 0.02:.2f}]" for v in (0.72, 0.72, 0.74, 0.76, 0.68)), "5"]
     assert table["seq"][-1] == "4 1 failed"
     assert table["base"][-1] == "once"
     assert "<b>seq</b>, seed 4: out of memory" in page
-    assert page.count('class="fell"') > 5 < page.count('class="rose"')
 
 
-def test_differences_have_their_verdicts(folder):
+def test_the_page_opens_with_the_verdicts(folder):
     page = write_study_report(folder).read_text()
-    table = {row[0]: row[1:] for row in cells(page, "h-differences")}
-    assert "mixed" not in table
-    assert table["experts"] == [*["+15.0 [+12.0, +18.0]"] * 5, "0.04", "better"]
-    assert table["mgs"][-1] == "within noise"
-    assert table["seq"][-1] == "worse"
+    lead = page[page.index("<h1") : page.index("<nav")]
+    shown = VERDICT.replace("[-", "[\u2212")
+    assert lead.index(shown) < lead.index("ways to train one model")
+    assert "<b>7</b> ways to train one model" in lead  # the untouched base is none of them
+
+
+def test_planned_contrasts_have_verdicts_and_the_rest_has_none(folder):
+    page = write_study_report(folder).read_text()
+    planned = {row[0]: row[1:] for row in cells(page, "h-planned")}
+    assert planned["mgs average"] == ["+0.012 [\u22120.010, +0.034]", "not decided", "0.04", "0.35", "11"]
+    assert planned["experts average"][1] == "better"
+    exploratory = {row[0]: row[1:] for row in cells(page, "h-differences")}
+    assert "mixed" not in exploratory
+    assert "base" not in exploratory
+    assert exploratory["experts"] == ["+0.150 [+0.120, +0.180]"] * 5  # in the unit of the plots
+    section = page[page.index('id="h-differences"') : page.index('id="h-made"')]
+    assert "not corrected" in section
+    assert not any(f">{word}<" in section for word in ("better", "worse", "not decided"))
+    assert page.count('class="fell"') == page.count('class="rose"') == 1
+
+
+def test_a_study_without_a_plan_says_how_to_make_one(folder):
+    change(folder, contrasts=[], verdicts=[], notes=["Nothing is decided: name contrasts."])
+    page = write_study_report(folder).read_text()
+    assert 'id="h-planned"' not in page
+    assert "Nothing is decided: name contrasts." in page[: page.index("<nav")]
 
 
 def test_rows_made_of_others_stand_beside_these(folder):
@@ -54,21 +73,35 @@ def test_rows_made_of_others_stand_beside_these(folder):
     assert len(table) == 1
     (name, row) = table.popitem()
     assert name.endswith(" of seq")
-    assert row[:5] == [row[0]] * 5
-    assert row[-1] in ("better", "worse", "within noise")
+    assert row == [row[0]] * 5
     change(folder, rows=[{"name": "mixed"}])
     assert 'id="h-made"' not in write_study_report(folder).read_text()
 
 
-def test_forest_plots_are_coloured_by_verdict(folder):
-    forest = study_figures(content_of(folder))["study-forest-average"]
+def test_forest_plots_colour_what_was_planned_and_decided(folder):
+    shown = study_figures(content_of(folder))
+    forest = shown["study-forest-average"]
     names = forest["layout"]["yaxis"]["ticktext"]
     colours = {names[y]: trace["marker"]["color"] for trace in forest["data"] for y in trace["y"]}
     assert colours["experts"] == "@high"
-    assert colours["seq"] == "@low"
-    assert colours["mgs"] == "@muted"
+    assert colours["mgs"] == "@ink"  # planned, not decided
+    assert colours["seq"] == colours["ties"] == "@muted"  # of seq another measure was planned
     assert forest["layout"]["shapes"][0]["x0"] == 0.0
     assert "base" not in names  # so far away that the others would lie on one another
+    planned = shown["study-planned"]
+    assert planned["layout"]["yaxis"]["ticktext"][2] == "seq - mixed, math"
+    assert [trace["marker"]["color"] for trace in planned["data"]] == ["@ink", "@high", "@low"]
+
+
+def test_names_in_a_plot_do_not_overlap():
+    extents = (0.5, 0.9), (0.5, 0.9)
+    near = [(0.7, 0.7, "mgs"), (0.701, 0.702, "mixed"), (0.699, 0.701, "soft/mgs"), (0.7, 0.7, "x"), (0.7, 0.7, "y")]
+    places = label_places(near, extents)
+    assert places[0] == "top center"
+    named = [place for place in places if place]
+    assert len(set(named)) == len(named)
+    assert "" in places  # no room for all of them
+    assert label_places([(0.5, 0.5, "a"), (0.9, 0.9, "b")], extents) == ["top center"] * 2
 
 
 def test_every_seed_is_shown(folder):
@@ -78,7 +111,7 @@ def test_every_seed_is_shown(folder):
 
 def test_all_figures_are_there_and_none_without_data(folder):
     assert set(study_figures(content_of(folder))) == figures(DOMAINS)
-    change(folder, rows=[])
+    change(folder, rows=[], contrasts=[])
     assert study_figures(content_of(folder)) == {}
     assert "No row has been finished yet." in write_study_report(folder).read_text()
 
@@ -98,16 +131,18 @@ def test_non_dominated_by_brute_force():
 
 def test_a_row_in_progress_says_how_far_it_is(folder):
     rows = json.loads((folder / "study.json").read_text())["rows"]
-    rows[2] |= {"seeds_done": [0], "scores": {}, "average": None, "difference": None, "cost": None}
-    rows[3] |= {"average": {"mean": 0.5, "low": None, "high": None, "by_seed": [0.5]}}
+    rows[2] |= {"seeds_done": [0], "scores": {}, "difference": None, "cost": None}
+    rows[3]["scores"]["average"] = {"mean": {"value": 0.5, "low": None, "high": None}, "by_seed": [0.5]}
     change(folder, rows=rows)
     table = {row[0]: row[1:] for row in cells(write_study_report(folder).read_text(), "h-scores")}
     assert table["mgs"] == ["\u2013", "\u2013", "\u2013", "\u2013", "\u2013", "1 of 5"]
-    assert table["seq"][4] == "0.50"
+    assert table["seq"][0] == "0.50"
     assert "not all of it is done" in (folder / "study.html").read_text()
 
 
-@pytest.mark.parametrize("damage", ["empty", "garbage", "list", "texts", "numbers", "nulls", "objects", "rows"])
+@pytest.mark.parametrize(
+    "damage", ["empty", "garbage", "list", "texts", "numbers", "nulls", "objects", "rows", "contrasts"]
+)
 def test_a_damaged_file_still_gives_a_page(folder, damage):
     path = folder / "study.json"
     found = json.loads(path.read_text())
@@ -116,6 +151,7 @@ def test_a_damaged_file_still_gives_a_page(folder, damage):
         "numbers": json.dumps(dict.fromkeys(found, 1e308)), "nulls": json.dumps(dict.fromkeys(found)),
         "objects": json.dumps({key: {"a": [{"b": 1}]} for key in found}),
         "rows": json.dumps(found | {"rows": [None, 3, "x", {}, {"scores": [], "difference": 3, "failed": "x"}]}),
+        "contrasts": json.dumps(found | {"contrasts": [None, {}, {"row": [], "change": 3, "seeds_needed": "x"}]}),
     }  # fmt: skip
     path.write_text(bad[damage])
     assert "</html>" in write_study_report(folder).read_text()

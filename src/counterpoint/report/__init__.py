@@ -24,8 +24,8 @@ from counterpoint.report._read import RunData, read_run
 from counterpoint.report._recovery import recovery
 from counterpoint.report._samples import samples
 from counterpoint.report._scores import comparison, evaluation
-from counterpoint.report._study import STUDY, read_study, study
 from counterpoint.report._text import clean
+from counterpoint.report.study import STUDY, read_study, study_content
 
 __all__ = ["build", "is_study", "page_of", "write_report", "write_study_report"]
 
@@ -87,7 +87,7 @@ def _page_of_run(path: Path, compare: Sequence[Path], version: str | None) -> st
 
 def _page_of_study(folder: Path, version: str | None) -> str:
     row, notes = read_study(Path(folder))
-    return render_study(study(row, Path(folder).resolve().name, notes), version)
+    return render_study(study_content(row, Path(folder).resolve().name, notes), version)
 
 
 def _write(path: Path, page: str) -> Path:

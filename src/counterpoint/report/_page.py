@@ -12,8 +12,8 @@ import plotly.offline
 
 from counterpoint.report._figures import Figure
 from counterpoint.report._run_figures import run_figures
-from counterpoint.report._study_figures import study_figures
 from counterpoint.report._text import duration, points, script_json, signed
+from counterpoint.report.study import study_figures
 
 
 def render(content: dict[str, Any], version: str | None = None) -> str:
@@ -23,7 +23,7 @@ def render(content: dict[str, Any], version: str | None = None) -> str:
 
 
 def render_study(content: dict[str, Any], version: str | None = None) -> str:
-    """The page on a study (see ``counterpoint.report._study.study``); ``version`` as for ``render``."""
+    """The page on a study (see ``counterpoint.report.study.study_content``); ``version`` as for ``render``."""
     return _render("study.html.j2", {"study": content, "title": content["name"]}, study_figures(content), version)
 
 
