@@ -52,6 +52,7 @@ ROWS = {
     "mixed": "mixed",
     "experts": "experts",
     "merged": {"kind": "merge", "of": "experts", "method": "task_arithmetic", "scale": [0.3, 1.0]},
+    "theirs": {"kind": "given", "path": "pocket"},
     "broken": {"strategy": "mixed", "set": {"domains.math.reward": {"name": "study.studies:always_fails"}}},
 }
 
@@ -65,13 +66,15 @@ def test_a_study_from_end_to_end(model, tmp_path):
     assert "Traceback" not in output
     folder = tmp_path / "studies" / "tiny"
     rows = {row["name"]: row for row in json.loads((folder / "study.json").read_text())["rows"]}
-    assert [rows[name]["seeds_done"] for name in ROWS] == [[0], [0], [0], []]
+    assert [rows[name]["seeds_done"] for name in ROWS] == [[0], [0], [0], [], []]
+    assert rows["theirs"]["scores"]["math"]["mean"]["low"] is not None
     assert rows["broken"]["failed"][0]["seed"] == 0
     assert rows["mixed"]["cost"]["steps"] == rows["experts"]["cost"]["steps"] == 2
     assert rows["merged"]["cost"]["seconds"] > rows["experts"]["cost"]["seconds"]
     assert (folder / "runs" / "merged-seed-0" / "checkpoint" / "model.safetensors").is_file()
     assert (folder / "study.html").stat().st_size < 6_000_000
     assert "| mixed |" in (folder / "study.md").read_text()
+    assert {"study.csv", "study.tex"} <= {file.name for file in folder.iterdir()}
     assert not list(folder.rglob("optimizer.pt"))
     assert yaml.safe_load((folder / "study.yaml").read_text())["rows"]["merged"]["scale"] == [0.3, 1.0]
 
@@ -79,7 +82,7 @@ def test_a_study_from_end_to_end(model, tmp_path):
     kept = write(tmp_path, model, {name: row for name, row in ROWS.items() if name != "broken"})
     status, output = study(kept)
     assert status == 0, output
-    assert "4 done" in output
+    assert "5 done" in output
     assert {file.name: file.stat().st_mtime_ns for file in (folder / "jobs").glob("*-seed-0.json")} == times
 
     status, output = study(write(tmp_path, model, {"mixed": "mixed"}, learning_rate=0.5))
@@ -87,22 +90,22 @@ def test_a_study_from_end_to_end(model, tmp_path):
     assert "mixed-seed-0: training.learning_rate was 0.001 and is 0.5" in output
 
 
-def test_problems_of_rows_are_told_before_anything_runs(model, tmp_path):
-    rows = {
-        "mixed": "mixed",
-        "seq": "sequential",
-        "back": {"kind": "rollback", "of": "seq", "domain": "math", "options": {"budgetz": 0.1}},
-        "against": {"kind": "rollback", "of": "seq", "domain": "math", "options": {"score": "opposition"}},
-        "measured": {"kind": "refresh", "of": "seq", "domain": "math", "options": {"contraction": False}},
-        "few": {"strategy": "mixed", "set": {"domains.math.share": 100}},
-    }
+def test_problems_of_runs_are_listed_before_anything_runs(model, tmp_path):
+    rows = {"mixed": "mixed", "few": {"strategy": "mixed", "set": {"domains.math.share": 100}}}
     status, output = study(write(tmp_path, model, rows))
     assert status == 1
-    assert "rows.back.options.budgetz: no option of `counterpoint rollback`: did you mean 'budgets'?" in output
-    assert "rows.against.options.score: 'opposition' is no choice: Known: damage, magnitude." in output
-    assert "rows.measured.options.contraction: no option of `counterpoint refresh`: Known: every, former, " in output
     assert "rows.few: " in output
     assert not (tmp_path / "studies").exists()
+
+
+def test_a_check_says_what_is_missing_and_what_the_seeds_can_see(model, tmp_path):
+    rows = {"mixed": "mixed", "mgs": "mgs", "theirs": {"kind": "given", "path": str(model)}}
+    status, output = study(write(tmp_path, model, rows), "--check")
+    assert status == 0, output
+    text = " ".join(output.split())
+    assert "1 planned contrast decides" in text
+    assert "mgs - mixed, average: 1 seeds see a difference of 0.02 with a chance of 0.00" in text
+    assert "Missing: theirs, mixed-seed-0, mgs-seed-0" in text
 
 
 def test_a_table_of_nothing_is_refused(model, tmp_path):

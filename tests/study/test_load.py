@@ -189,6 +189,58 @@ def test_bad_studies_are_refused(rows, keys, message, tmp_path):
     assert message in problems(write_study(tmp_path, rows, **keys))
 
 
+LATER_MATH = {"of": "s", "domain": "math"}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"kind": "rollback", "options": {"budgetz": 0.1}},
+            "options.budgetz: no option of a rollback: did you mean 'bu",
+        ),
+        ({"kind": "rollback", "options": {"draws": "many"}}, "options.draws: Input should be a valid integer"),
+        (
+            {"kind": "refresh", "options": {"contraction": 1}},
+            "options.contraction: no option of a refresh: Known: every",
+        ),
+        ({"kind": "refresh", "options": {"steps": 0}}, "options: steps must be at least 1, found 0."),
+    ],
+)
+def test_options_are_checked_by_their_own_class(tmp_path, row, message):
+    rows = {"mixed": "mixed", "s": "sequential", "r": LATER_MATH | row}
+    assert f"rows.r.{message}" in problems(write_study(tmp_path, rows))
+
+
+CONTRAST = {"row": "mgs", "measure": "average"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"contrasts": [{"row": "mg"}]}, "contrasts.0.row: 'mg' is not compared with 'mixed': did you mean 'mgs'?"),
+        ({"contrasts": [{"row": "base"}]}, "contrasts.0.row: 'base' is not compared"),
+        ({"contrasts": [{"row": "mixed"}]}, "contrasts.0.row: 'mixed' is not compared"),
+        ({"contrasts": [{"row": "mgs", "measure": "maths"}]}, "contrasts.0.measure: unknown measure 'maths'"),
+        ({"contrasts": [CONTRAST, CONTRAST]}, "contrasts.1: is named twice"),
+        ({"contrasts": [CONTRAST] * 11}, "contrasts"),
+        ({"worth": 0}, "worth: should be greater than 0"),
+        ({"reference": "base"}, "reference: 'base' is one model without seeds"),
+    ],
+)
+def test_bad_plans_are_refused(tmp_path, keys, message):
+    assert message in problems(write_study(tmp_path, {"base": "base", "mixed": "mixed", "mgs": "mgs"}, **keys))
+
+
+def test_given_checkpoints_are_one_or_one_per_seed_and_lie_beside_the_file(tmp_path):
+    (tmp_path / "theirs").mkdir()
+    rows = {"mixed": "mixed", "theirs": {"kind": "given", "path": ["theirs", "hub/name"]}}
+    study = study_of(tmp_path, rows)
+    assert study.rows["theirs"].path == [str(tmp_path / "theirs"), "hub/name"]
+    assert study.compared == ("theirs",)
+    assert "names 2 checkpoints for 3 seeds" in problems(write_study(tmp_path, rows, seeds=3))
+
+
 def test_experts_need_a_budget_to_divide(tmp_path):
     keys = base()
     del keys["training"]["max_steps"]
