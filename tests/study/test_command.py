@@ -15,6 +15,7 @@ from study.studies import base, write_study
 
 QUIET = {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONWARNINGS": "ignore"}
 TESTS = str(Path(__file__).parents[1])
+PYTHONPATH = [os.environ["PYTHONPATH"]] if "PYTHONPATH" in os.environ else []
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +37,7 @@ def model(tmp_path_factory):
 def study(path, *arguments):
     result = subprocess.run(
         [sys.executable, "-m", "counterpoint", "study", str(path), "--dir", str(path.parent / "studies"), *arguments],
-        env=os.environ | QUIET | {"PYTHONPATH": TESTS},
+        env=os.environ | QUIET | {"PYTHONPATH": os.pathsep.join([TESTS, *PYTHONPATH])},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     return result.returncode, result.stdout + result.stderr

@@ -1,9 +1,12 @@
 """From planted results to the table: pairing, forgetting, rigidity, cost, what is missing, and the files."""
 
+import io
 import json
 import math
+import re
 
 import pytest
+from rich.console import Console
 
 from counterpoint.errors import RunError
 from counterpoint.results import of_plain
@@ -185,7 +188,16 @@ def test_the_files_of_a_study_hold_its_numbers(planted, tmp_path):
     assert text.index("seq - mixed, average: ") < text.index("Held-out score")  # the verdicts come first
     again = of_plain(StudyResult, json.loads((tmp_path / "study.json").read_text()))
     assert again.contrasts == result.contrasts
-    assert str(again.tables()[0]) == str(result.tables()[0])
+    assert again.tables()[0].to_markdown() == result.tables()[0].to_markdown()
+
+
+def test_the_terminal_shows_whole_names_and_numbers_at_80_columns(planted):
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(summarize(*planted))
+    shown = console.export_text()
+    assert re.search(r"│ experts │ +0\.900 │", shown)  # every seed is equal: no interval
+    assert "-0.075 [-0.076, -0.073]" in shown
+    assert "seq - mixed, average: -0.075 [-0.076, -0.073], worse." in shown
 
 
 def test_forgetting_and_rigidity_are_by_seed(planted):

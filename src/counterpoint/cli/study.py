@@ -128,7 +128,7 @@ def _table(loaded: "Study", home: Path) -> None:
     result = summarize(loaded, StudyFolder(home))
     result.write_all(home)
     Console().print(result, highlight=False)
-    typer.echo(f"Report: {write_study_report(home)}")
+    typer.echo(f"By domain: {home / 'study.md'}, .csv, .tex. Report: {write_study_report(home)}")
 
 
 class StudyProgress:

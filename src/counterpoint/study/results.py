@@ -15,6 +15,7 @@ from counterpoint.tables import Cell, Table
 
 if TYPE_CHECKING:
     import pandas
+    from rich.console import Console, ConsoleOptions, RenderResult
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,28 @@ class StudyResult(Result):
         """The verdicts, then what a reader must know beside the numbers."""
         return [*self.verdicts, *self.notes, *self._failures()]
 
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
+        """The average of every row, which fits a terminal, and the sentences; ``tables`` has the domains too."""
+        from rich.text import Text
+
+        yield self._overview()
+        yield from (Text(sentence) for sentence in self.sentences())
+
+    def _overview(self) -> Table:
+        difference = f"exploratory: - {self.reference}"
+        rows = [
+            (
+                row.name,
+                row.scores[AVERAGE].mean if row.scores else None,
+                (row.difference or {}).get(AVERAGE),
+                _seeds(row),
+            )
+            for row in self.rows
+        ]
+        title = f"{self.name}: mean held-out score over the domains [95 % interval]"
+        columns = ("row", AVERAGE, difference, "seeds")
+        return Table(title, columns, tuple(rows), {AVERAGE: ".3f", difference: "+.3f"})
+
     def seed_table(self) -> Table:
         """One line per row, seed and domain (or their average): the scores that everything else is made of."""
         rows: list[tuple[Cell, ...]] = [
@@ -190,13 +213,13 @@ class StudyResult(Result):
 
     def _planned(self) -> Table:
         rows = [
-            (f"{c.row} - {self.reference}", c.measure, c.change, c.p, c.p_corrected, c.verdict, c.power, c.seeds_needed)
+            (f"{c.row} - {self.reference}", c.measure, c.change, c.p_corrected, c.verdict, c.power, c.seeds_needed)
             for c in self.contrasts
         ]
         power, seeds = f"power for {self.worth:g}", f"seeds for {self.worth:g}"
         return Table(
             "Planned contrasts: these decide",
-            ("contrast", "measure", "difference [95 %]", "p", "p, Holm", "verdict", power, seeds),
+            ("contrast", "measure", "difference [95 %]", "p (Holm)", "verdict", power, seeds),
             tuple(rows),
             {"difference [95 %]": "+.3f", power: ".2f"},
             f"Power and seeds (for a power of {POWER:g}) at the spread that was measured over seeds.",
