@@ -151,6 +151,22 @@ def test_many_rows_without_a_plan_decide_nothing_and_the_study_says_how_to_name_
     assert not any(word in result.to_markdown() for word in ("better", "worse"))
 
 
+def test_a_contrast_named_after_the_first_run_is_said_to_be(tmp_path):
+    rows = {"mixed": "mixed", "mgs": "mgs"}
+    folder = StudyFolder(tmp_path / "studies" / "tiny")
+    first = study_of(tmp_path, rows, seeds=2)
+    folder.keep_plan(first.contrasts)
+    for job in plan_jobs(first, folder.runs):
+        plant_run(folder, job, mixed(job.seed))
+    assert not any("after the first run" in note for note in summarize(first, folder).notes)
+    later = study_of(tmp_path, rows, seeds=2, contrasts=[{"row": "mgs"}, {"row": "mgs", "measure": "math"}])
+    folder.keep_plan(later.contrasts)  # too late
+    assert any(note.startswith("mgs (math): named after the first run") for note in summarize(later, folder).notes)
+    (folder.path / "planned.json").write_text('{"contrasts": [3]}')
+    with pytest.raises(RunError, match=r"planned\.json: cannot be read"):
+        summarize(later, folder)
+
+
 def test_given_checkpoints_are_rows(tmp_path):
     rows = {
         "mixed": "mixed",

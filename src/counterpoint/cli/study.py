@@ -106,6 +106,7 @@ def _run(loaded: "Study", home: Path, parallel: int, *, check: bool) -> None:
         return
     with folder:
         write_text(folder.path / "study.yaml", loaded.to_yaml())
+        folder.keep_plan(loaded.contrasts)
         with StudyProgress() as progress:
             records_now = run_jobs(jobs, folder, parallel, progress)
     _table(loaded, home)

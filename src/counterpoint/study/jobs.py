@@ -3,6 +3,7 @@
 ::
 
     studies/NAME/  study.yaml (resolved)   study.json  study.md  study.csv  study.tex  study.html
+                   planned.json            the contrasts that were planned when the first run started
                    configs/JOB.yaml        what each job runs with
                    jobs/JOB.json           how it went
                    logs/JOB.log            what it printed
@@ -28,6 +29,7 @@ from counterpoint.runs.records import Row as JsonRow
 from counterpoint.study.load import Study, is_shown_only
 from counterpoint.study.schema import (
     KINDS,
+    Contrast,
     ExpertsRow,
     GivenRow,
     MergeRow,
@@ -174,6 +176,25 @@ class StudyFolder:
     def write_record(self, record: JobRecord) -> None:
         """Note how a job went."""
         write_json(self.path / "jobs" / f"{record.id}.json", asdict(record))
+
+    def keep_plan(self, contrasts: Sequence[Contrast]) -> None:
+        """Notes the planned contrasts where the first run starts, once and for all."""
+        if not self._plan.exists() and not any((self.path / "jobs").glob("*.json")):
+            write_json(self._plan, {"contrasts": [contrast.model_dump() for contrast in contrasts]})
+
+    def plan(self) -> list[Contrast] | None:
+        """The contrasts that were planned when the first run started; None where nobody noted them.
+
+        Raises:
+            RunError: they cannot be read.
+        """
+        if not self._plan.exists():
+            return None
+        return read_as(self._plan, Record, "", lambda row: [Contrast(**one) for one in row["contrasts"]])
+
+    @property
+    def _plan(self) -> Path:
+        return self.path / "planned.json"
 
     @property
     def lock_handle(self) -> int:

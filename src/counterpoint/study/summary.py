@@ -20,6 +20,7 @@ from counterpoint.study.schema import (
     AVERAGE,
     WORST,
     BaseRow,
+    Contrast,
     ExpertsRow,
     GivenRow,
     MergeRow,
@@ -90,7 +91,7 @@ def summarize(study: Study, folder: StudyFolder) -> StudyResult:
         verdicts=tuple(contrast.sentence(config.reference, config.worth) for contrast in contrasts),
         contrasts=tuple(contrasts),
         rows=tuple(rows),
-        notes=tuple(_notes(study, rows)),
+        notes=tuple(_notes(study, rows, folder.plan())),
         spread=_spread(study, by_row),
         settings=settings_of(study),
         environment=environment() | {"parallel": config.parallel},
@@ -342,9 +343,12 @@ def planning_note(study: Study) -> str:
     )
 
 
-def _notes(study: Study, rows: Sequence[RowResult]) -> Iterator[str]:
+def _notes(study: Study, rows: Sequence[RowResult], plan: Sequence[Contrast] | None) -> Iterator[str]:
     """Sentences on how the numbers were made and what they cannot say."""
     yield planning_note(study)
+    late = [f"{c.row} ({c.measure})" for c in study.contrasts if plan is not None and c not in plan]
+    if late:
+        yield f"{', '.join(late)}: named after the first run started, so read it as exploratory all the same."
     yield (
         "Scores are mean rewards of sampled answers to held-out prompts, the same ones for every row and seed. "
         "Intervals are Student's over seeds, cut at 0 and 1; one seed, or seeds that are all equal, give none."
