@@ -10,11 +10,12 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
-from mkdocs.structure.pages import Page
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+    from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "src"))
@@ -23,8 +24,10 @@ OUTSIDE = re.compile(r"\]\((?:\.\./)+(examples/[^)#]+|[A-Z]+\.md)\)")
 """Links of pages to files of the repository that are no pages."""
 
 
-def on_files(files: Files, config: MkDocsConfig) -> Files:
+def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
     """Adds the pages made from code, and the example files that pages link to."""
+    from mkdocs.structure.files import File
+
     schema = result_schema()
     made = {
         "cli.md": command_line(),
@@ -39,7 +42,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+def on_page_markdown(markdown: str, page: "Page", config: "MkDocsConfig", files: "Files") -> str:
     """Links to example files lead to their copy in the site; bars in code inside tables need no backslash here."""
     up = "../" * page.file.src_uri.count("/")
     markdown = OUTSIDE.sub(lambda found: f"]({up}{found[1]})", markdown)
@@ -47,7 +50,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return "\n".join(lines)
 
 
-def on_post_build(config: MkDocsConfig) -> None:
+def on_post_build(config: "MkDocsConfig") -> None:
     """Removes what no page of the site loads: languages of the search other than English."""
     shutil.rmtree(Path(config.site_dir) / "assets/javascripts/lunr", ignore_errors=True)
 
@@ -178,11 +181,11 @@ def _node(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
 
 RESULTS = """# Results as JSON
 
-`diagnose`, `recover`, `compare`, `merge` and `study` write what they found as JSON; `found.write(path)` does so in Python, and
-`counterpoint.results.read_result(CLASS, path)` reads it back with its types. This page and the
-[JSON schema](results.schema.json) are made from the classes. A number that could not be computed is `null`; a tensor is a
-nested list. Every file begins with `schema` (`counterpoint.KIND`) and `version`, which rises when a field is renamed, is
-removed, or changes its meaning.
+Commands write what they found as JSON, and so does `found.write(path)` in Python. This page and the
+[JSON schema](results.schema.json) are made from the classes in the code. A number that could not be computed is
+`null`; a tensor is a nested list. Every file begins with `schema` (`counterpoint.KIND`) and `version`, which rises when
+a field is renamed, is removed, or changes its meaning. `counterpoint.results.of_plain(CLASS, json.loads(text))` reads a
+file back with its types.
 """
 
 
