@@ -94,6 +94,21 @@ def test_the_page_of_results_names_every_field(made):
         assert all(f"| `{field}` |" in page for field in definition["properties"])
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "found"),
+    [
+        ("a.html", '<script src="https://cdn.example/x.js"></script>', 1),
+        ("a.html", '<link rel="stylesheet" href="//fonts.example/css?family=X">', 1),
+        ("a.html", '<script src="assets/x.js"></script><a href="https://arxiv.org/abs/1">paper</a>', 0),
+        ("a.css", '@import "https://x.example/y.css"; p { background: url(//x.example/y.png) }', 2),
+        ("a.css", "p { background: url('data:image/svg+xml,<svg xmlns=\"http://www.w3.org/2000/svg\"/>') }", 0),
+    ],
+)
+def test_what_a_page_would_load_from_a_network_is_found(made, tmp_path, name, text, found):
+    (tmp_path / name).write_text(text)
+    assert len(made.loaded_from_elsewhere(tmp_path / name)) == found
+
+
 @dataclass(frozen=True)
 class _Part:
     """One part.

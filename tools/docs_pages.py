@@ -51,8 +51,24 @@ def on_page_markdown(markdown: str, page: "Page", config: "MkDocsConfig", files:
 
 
 def on_post_build(config: "MkDocsConfig") -> None:
-    """Removes what no page of the site loads: languages of the search other than English."""
-    shutil.rmtree(Path(config.site_dir) / "assets/javascripts/lunr", ignore_errors=True)
+    """Refuses pages that load anything from a network, and removes the search's other languages, which none loads."""
+    from mkdocs.exceptions import PluginError
+
+    site = Path(config.site_dir)
+    shutil.rmtree(site / "assets/javascripts/lunr", ignore_errors=True)
+    if found := [f"{path}: {what}" for path in site.rglob("*") for what in loaded_from_elsewhere(path)]:
+        raise PluginError("The site must be readable without a network. " + "\n".join(found))
+
+
+def loaded_from_elsewhere(path: Path) -> list[str]:
+    """Scripts, styles, pictures and fonts that a page or a style sheet loads from another host."""
+    if path.suffix == ".html":
+        pattern = r"<(?:script|link|img|iframe|source|video|object)\b[^>]*?\b(?:src|href|data)=\"?(?:https?:)?//[^>]*>"
+    elif path.suffix == ".css":
+        pattern = r"(?:@import\s+|url\()[\"']?(?:https?:)?//[^);]*"
+    else:
+        return []
+    return re.findall(pattern, path.read_text(encoding="utf-8"))
 
 
 def _without_escapes(row: str) -> str:
