@@ -3,6 +3,7 @@
 ``make docs`` calls them; they import counterpoint from ``src``.
 """
 
+import importlib
 import inspect
 import json
 import re
@@ -44,6 +45,8 @@ def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
 
 def on_page_markdown(markdown: str, page: "Page", config: "MkDocsConfig", files: "Files") -> str:
     """Links to example files lead to their copy in the site; bars in code inside tables need no backslash here."""
+    if page.file.src_uri.startswith("api/"):
+        markdown += hidden_functions(f"counterpoint.{Path(page.file.src_uri).stem}")
     up = "../" * page.file.src_uri.count("/")
     markdown = OUTSIDE.sub(lambda found: f"]({up}{found[1]})", markdown)
     lines = (_without_escapes(line) if line.startswith("|") else line for line in markdown.split("\n"))
@@ -69,6 +72,15 @@ def loaded_from_elsewhere(path: Path) -> list[str]:
     else:
         return []
     return re.findall(pattern, path.read_text(encoding="utf-8"))
+
+
+def hidden_functions(package: str) -> str:
+    """Directives for public functions with the name of their own module: mkdocstrings sees the module alone."""
+    folder = ROOT / "src" / package.replace(".", "/")
+    public = importlib.import_module(package) if folder.is_dir() else None
+    names = [name for name in getattr(public, "__all__", ()) if (folder / f"{name}.py").exists()]
+    options = "    options: {show_root_heading: true, show_root_toc_entry: true}"
+    return "".join(f"\n\n::: {package}.{name}.{name}\n{options}\n" for name in names)
 
 
 def _without_escapes(row: str) -> str:
@@ -134,8 +146,6 @@ def result_schema() -> dict[str, Any]:
 
 def _results() -> list[Any]:
     """The classes below Result, of the modules whose text names it."""
-    import importlib
-
     from counterpoint.results import Result
 
     for path in sorted((ROOT / "src").rglob("*.py")):
