@@ -2,6 +2,7 @@
 # make test        install into .venv and test it (under ten minutes on two cores)
 # make test-slow   the tests that take longer: killed runs, many ranks, whole studies
 # make lint        ruff and mypy
+# make docs        the documentation as pages that need no network: open site/index.html
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,7 +17,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow lint format docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/counterpoint demo
@@ -36,6 +37,9 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 $(VENV)/.created:
 	@for python in $(PYTHONS); do \
 	  if $$python -c '$(NEW_ENOUGH)' 2>/dev/null; then $$python -m venv $(VENV) && touch $@ && exit 0; fi; \
@@ -49,5 +53,9 @@ $(VENV)/.installed-dev: $(VENV)/.created pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@ $(VENV)/.installed
 
+$(VENV)/.installed-docs: $(VENV)/.created pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	@touch $@ $(VENV)/.installed
+
 clean:
-	rm -rf $(VENV) build dist runs
+	rm -rf $(VENV) build dist runs site
