@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from counterpoint.diagnosis.damage_analysis.curvature import (
+from counterpoint.diagnosis._curvature import (
     Piece,
     SumLoss,
     along,
