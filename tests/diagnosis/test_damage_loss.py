@@ -155,7 +155,7 @@ def test_the_domain_as_baseline_gives_every_prompt_a_signal():
 
 
 def test_too_few_prompts_say_how_many_are_needed():
-    expected = r"'math' has a signal in 4 of 5 prompts, and at least 8 are needed .*more prompts or more samples.*baseline='domain'"
+    expected = r"'math' has a signal in 4 of 5 prompts, and at least 8 are needed .*more samples.*baseline='domain'"
     with pytest.raises(CounterpointError, match=expected):
         check_signal(rollouts(prompts=5))
 

@@ -175,8 +175,8 @@ class Damage(Result):
             (point,) = (point for point in self.range.points if point.scale == 1)
             noise = ", within noise" if point.within_noise else ""
             sentences.append(
-                f"The quadratic approximation predicts {point.predicted.value:+.3g} ({100 * point.error:.0f} % off{noise}). "
-                f"{_reach(self.range)}"
+                f"The quadratic approximation predicts {point.predicted.value:+.3g} ({100 * point.error:.0f} % "
+                f"off{noise}). {_reach(self.range)}"
             )
         return " ".join(sentences)
 
