@@ -70,7 +70,7 @@ def grams_of(cosine_TG):
 
 @pytest.mark.parametrize("carry", [0.0, 0.5, 0.8])
 def test_the_page_marks_no_noise_where_steps_depend_on_each_other(carry):
-    """Steps taken as independent, at an autocorrelation of 0.8, marked a third of all cells at three standard errors."""
+    """Steps taken for independent marked a third of all cells at an autocorrelation of 0.8."""
     marked = cells = 0
     for seed in range(20):
         cosines = module_cosines(grams_of(0.1 * noise(100, 20, carry, seed)), LEVELS[0])

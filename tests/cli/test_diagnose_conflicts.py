@@ -94,8 +94,6 @@ def test_from_python_a_configuration_and_a_model_are_enough(config, completions)
     found = diagnosis.conflicts(config, "pocket", batches=4, completions=completions)
     assert found.by == "module", "the grouping of mgs"
     assert found.verdict("layers.1.mlp", "math", "code") == "within noise"
-    with pytest.raises(CounterpointError, match=r"level=5 is no rate"):
-        diagnosis.conflicts(config, "pocket", level=5)
     with pytest.raises(CounterpointError, match="Name another"):
         diagnosis.conflicts(config, "pocket", domains=["math"])
     with pytest.raises(CounterpointError, match="did you mean 'math'"):

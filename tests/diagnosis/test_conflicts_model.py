@@ -259,8 +259,8 @@ def test_results_become_json_with_axes_in_their_names():
     written = json.loads(json.dumps(found.to_dict()))
     assert written["schema"] == "counterpoint.conflicts"
     (metric,) = written["metrics"]
-    assert [g["grouping"] for g in metric["groupings"]] == ["global", "layer", "module", "tensor"]
-    module = metric["groupings"][2]
+    assert [g["grouping"] for g in metric["groupings"]] == ["module", "global", "layer", "tensor"]
+    module = metric["groupings"][0]
     assert len(module["cosine_GQ"]) == len(module["groups"])
     assert module["pairs"] == [["math", "code"]]
 

@@ -243,7 +243,7 @@ def lanczos(
     Eigenvalue Problem, 13.2.
 
     Args:
-        product: the operator.
+        product: the operator; it returns a new tensor.
         size: N.
         iterations: calls of ``product``.
         seed: of the start, a normal vector from a private random stream.
@@ -258,7 +258,7 @@ def lanczos(
     basis_KN[0] = _fresh(basis_KN[:0], size, generator)
     for i in range(count):
         vector_N = basis_KN[i].to(like.device)
-        image_N = product(vector_N).clone()
+        image_N = product(vector_N)
         diagonal[i] = torch.dot(vector_N, image_N).double().cpu()
         del vector_N
         _remove(image_N, basis_KN[: i + 1])

@@ -178,16 +178,9 @@ def route_part(
 ) -> RoutePart:
     """Damage on the shared route, off it, and between the two, beside random neurons of the same number.
 
-    Args:
-        loss: the earlier domain's.
-        edit: the later edit d.
-        shared: the shared neurons by layer, bool.
-        whole: ``along`` for ``edit`` with any reduction whose numbers add up to the inner product.
-        other: name of the later domain.
-        anatomy: of the model.
-        draws: random sets, each with as many neurons in each layer as ``shared``.
-        seed: of their private random stream.
-        on_progress: called with pieces done.
+    ``shared`` holds the shared neurons of each layer (bool), ``whole`` is ``along`` for ``edit`` with any reduction
+    whose numbers add up to the inner product, ``other`` names the later domain. ``draws`` random sets have as many
+    neurons in each layer.
     """
     generator = torch.Generator().manual_seed(seed)
     sets = {"shared": shared} | {f"random {i}": _shuffled(shared, generator) for i in range(draws)}

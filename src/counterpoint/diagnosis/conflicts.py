@@ -21,7 +21,7 @@ from counterpoint.diagnosis._chance import pairs_of
 from counterpoint.diagnosis._split_grams import GradientSource, PolicyGradients, SplitGrams, collect, splits_of
 from counterpoint.diagnosis._split_tests import Control, control, pair_tests, split_blocks, split_half, verdicts
 from counterpoint.diagnosis.rollouts import Rollouts
-from counterpoint.diagnosis.subject import completions_for, config_of, open_subject
+from counterpoint.diagnosis.subject import Subject, completions_for, config_of, open_subject
 from counterpoint.errors import CounterpointError, nearest
 from counterpoint.models import is_out_of_memory
 from counterpoint.progress import Progress, silent
@@ -186,8 +186,6 @@ def conflicts(
     samples: int = 8,
     batches: int = 16,
     completions: Path | None = None,
-    save: Path | None = None,
-    level: float = 0.05,
     seed: int = 0,
     rows: int = 32,
     memory_gib: float = 4.0,
@@ -201,12 +199,10 @@ def conflicts(
         domains: names of at least two; None means all.
         by: the grouping that tables show: ``layer``, ``module``, ``tensor``, or a function of one's own as
             ``package.module:function``. By default the configuration's own where it is one of these, else ``module``.
-        prompts: training prompts sampled per domain.
-        samples: completions of each prompt.
+        prompts: training prompts sampled per domain, with ``samples`` completions of each.
+        samples: see ``prompts``.
         batches: batches of each domain, none of which share a prompt; 8 or 16 are good numbers.
         completions: a file that an analysis saved, instead of sampling.
-        save: where sampled completions are written.
-        level: the false discovery rate, and one minus the confidence of intervals.
         seed: of sampling and of the control.
         rows: completions in one backward pass.
         memory_gib: memory for running sums of gradients; less of it takes more passes over the completions.
@@ -214,46 +210,46 @@ def conflicts(
 
     Raises:
         ConfigError: a bad configuration or an unknown domain.
-        CounterpointError: too few domains, batches or prompts (says how many are needed), a gradient that is not
-            finite, or too little memory (says which option lowers it).
-        GroupingError: an unknown grouping, or a parameter that a grouping has no group for.
         ModelError: no model there, or nothing to train in it.
+        GroupingError: an unknown grouping, or a parameter that a grouping has no group for.
+        CounterpointError: too few domains, batches or prompts, a gradient that is not finite, or too little memory.
     """
-    splits_of(batches)
-    if not 0 < level < 1:
-        raise CounterpointError(f"level={level:g} is no rate. Give a number between 0 and 1, e.g. 0.05.")
-    if domains is not None and len(set(domains)) < 2:
-        raise CounterpointError(f"domains={list(domains)}: a conflict is between two domains. Name another.")
     config = config if isinstance(config, Config) else config_of(config)
-    subject = open_subject(config, model, domains)
-    own = own_grouping(config)
-    shown = by or ("module" if own in ("global", "layer") else own)
-    group_parameters(subject.model, shown)  # is it known? before anything is sampled
+    subject, groupings = _opened(config, model, domains, by, batches)
     state, reason = (None, "") if model is None else state_beside(model, subject.model)
-    rollouts = completions_for(
-        subject,
-        file=completions,
-        prompts=prompts,
-        samples=samples,
-        seed=seed,
-        at_least=batches,
-        save=save,
-        on_progress=on_progress,
-    )
+    given: dict[str, Any] = {
+        "file": completions,
+        "prompts": prompts,
+        "samples": samples,
+        "seed": seed,
+        "at_least": batches,
+    }
     found = conflicts_of(
         subject.model,
-        rollouts,
-        groupings=tuple(dict.fromkeys([*GROUPINGS, own, shown])),
-        by=shown,
+        completions_for(subject, **given, on_progress=on_progress),
+        groupings=groupings,
         batches=batches,
         optimizer_state=state,
-        level=level,
         seed=seed,
         rows=rows,
         memory_gib=memory_gib,
         on_progress=on_progress,
     )
     return replace(found, note=f"Not measured after Adam: {reason}" if reason else "")
+
+
+def _opened(
+    config: Config, model: str | Path | None, domains: Sequence[str] | None, by: str | None, batches: int
+) -> tuple[Subject, tuple[str, ...]]:
+    """The model, and the groupings to measure, the one that tables show first; refusals before anything is sampled."""
+    splits_of(batches)
+    if domains is not None and len(set(domains)) < 2:
+        raise CounterpointError(f"domains={list(domains)}: a conflict is between two domains. Name another.")
+    subject = open_subject(config, model, domains)
+    own = own_grouping(config)
+    shown = by or ("module" if own in ("global", "layer") else own)
+    group_parameters(subject.model, shown)
+    return subject, tuple(dict.fromkeys([shown, *GROUPINGS, own]))
 
 
 def own_grouping(config: Config) -> str:
@@ -265,8 +261,7 @@ def conflicts_of(
     model: Any,
     rollouts: Mapping[str, Rollouts],
     *,
-    groupings: Sequence[str] = tuple(GROUPINGS),
-    by: str = "module",
+    groupings: Sequence[str] = ("module", *GROUPINGS),
     batches: int = 16,
     optimizer_state: Mapping[str, Any] | None = None,
     level: float = 0.05,
@@ -281,8 +276,8 @@ def conflicts_of(
     Args:
         model: a causal language model. Dropout is off while it is measured; ``.grad`` and its mode stay as they are.
         rollouts: completions, best of this very model (``sample_rollouts``).
-        groupings: any of global, layer, module, tensor, and any of one's own as ``package.module:function``.
-        by: the one that tables show.
+        groupings: any of global, layer, module, tensor, and any of one's own as ``package.module:function``; tables
+            show the first.
         batches: batches of each domain, none of which share a prompt.
         optimizer_state: of Adam (``read_optimizer``); everything is then measured in its metric too.
         level: the false discovery rate, and one minus the confidence of intervals.
@@ -292,6 +287,7 @@ def conflicts_of(
         memory_gib: memory for running sums of gradients.
         on_progress: called as ``("gradients", done, total)``.
     """
+    groupings = tuple(dict.fromkeys(groupings))
     source = PolicyGradients(model, rollouts, batches, rows)
     metrics = {} if optimizer_state is None else {"adam": adam_metric(optimizer_state, source.shapes)}
     training = model.training
@@ -316,9 +312,8 @@ def conflicts_of(
         ) from error
     finally:
         model.train(training)
-    shown = by if by in groupings else groupings[-1]
     return Conflicts(
-        source.domains, source.prompts, source.completions, batches, splits_of(batches), level, found, shown
+        source.domains, source.prompts, source.completions, batches, splits_of(batches), level, found, groupings[0]
     )
 
 

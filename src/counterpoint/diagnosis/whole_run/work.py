@@ -163,7 +163,7 @@ class Workshop:
         return conflicts_of(
             model,
             told,
-            groupings=tuple(dict.fromkeys([*GROUPINGS, own_grouping(self.config)])),
+            groupings=("module", *GROUPINGS, own_grouping(self.config)),
             batches=min(wanted, *(signals[name] for name in told)),
             optimizer_state=state,
             seed=self.seed,
