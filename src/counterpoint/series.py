@@ -14,15 +14,15 @@ from numpy.typing import ArrayLike
 
 from counterpoint.stats import student_p_value
 
-LOWEST_BLOCKS = 4
-"""Blocks of steps without which a standard error means nothing."""
+LOWEST_STEPS = 16
+"""Steps below which a standard error means nothing: four blocks of four."""
 
 
 @dataclass(frozen=True)
 class SeriesMean:
     """The mean of a series and what is known of it; ``p_value`` is two-sided, of a true mean of zero.
 
-    NaN: no step at all (``mean``), or fewer than four blocks of steps, or a series without variation (the others).
+    NaN: no step at all (``mean``), or fewer than 16 steps, or a series without variation (the others).
     """
 
     mean: float
@@ -38,10 +38,10 @@ def series_mean(values_T: ArrayLike) -> SeriesMean:
     values = np.asarray(values_T, dtype=np.float64)
     values = values[np.isfinite(values)]
     mean = float(values.mean()) if len(values) else math.nan
-    length = max(1, math.isqrt(len(values)))
-    blocks = len(values) // length
-    if blocks < LOWEST_BLOCKS:
+    if len(values) < LOWEST_STEPS:
         return SeriesMean(mean, math.nan, math.nan)
+    length = math.isqrt(len(values))
+    blocks = len(values) // length
     means_B = values[len(values) - blocks * length :].reshape(blocks, length).mean(axis=1)
     error = float(means_B.std(ddof=1) / math.sqrt(blocks))
     return SeriesMean(mean, error, student_p_value(mean / error, blocks - 1) if error > 0 else math.nan)

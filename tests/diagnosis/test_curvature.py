@@ -185,6 +185,20 @@ def test_a_displacement_is_undone_to_the_bit():
     assert all(torch.equal(params[name], before[name]) for name in params)
 
 
+def test_an_edit_may_be_made_tensor_by_tensor():
+    params = {name: torch.nn.Parameter(value.float()) for name, value in tensors(0).items()}
+    before = {name: value.detach().clone() for name, value in params.items()}
+
+    def edit():
+        for done, name in enumerate(params):
+            assert sum(not torch.equal(params[n], before[n]) for n in params) == done, "each is used before the next"
+            yield name, torch.ones_like(params[name])
+
+    with displaced(params, edit(), 2.0):
+        assert all(torch.equal(params[name], before[name] + 2) for name in params)
+    assert all(torch.equal(params[name], before[name]) for name in params)
+
+
 def test_halves_share_no_prompt_and_count_their_own_units():
     loss, _, _ = quadratic(num_prompts=5)
     halves = loss.half(0), loss.half(1)

@@ -16,12 +16,9 @@ from counterpoint.diagnosis._chance import pairs_of
 from counterpoint.errors import CounterpointError, RunError
 from counterpoint.results import Result
 from counterpoint.runs.grams import FILE, read_grams
-from counterpoint.series import series_mean, verdicts
+from counterpoint.series import LOWEST_STEPS, series_mean, verdicts
 from counterpoint.surgery.gram import cosines
 from counterpoint.tables import Cell, Table
-
-LOWEST_STEPS = 16
-"""Steps in which both domains of a pair must have taken part: four blocks of four."""
 
 MOST_ROWS = 12
 """Groups that a table lists; ``to_dict`` has all."""
@@ -99,7 +96,8 @@ class ConflictsOverTime(Result):
         untested = groups.p_value_GQ.numel() - groups.tested
         if untested:
             found.append(
-                f"{untested} more cannot be known: both domains have a gradient in fewer than {LOWEST_STEPS} steps."
+                f"{untested} more cannot be known: fewer than {LOWEST_STEPS} steps in which both domains have a "
+                "gradient, or cosines without variation."
             )
         return found
 
