@@ -45,7 +45,8 @@ def edit_between(before: str | Path, after: str | Path, model: Any) -> dict[str,
     conversion = Conversion(model, {name: pair.base.shapes[source] for name, (source, _) in pair.sources.items()})
     changes: dict[str, Tensor] = {}
     for name, old, new in pair:
-        change = new.double().sub_(old)
+        wide = torch.promote_types(torch.promote_types(old.dtype, new.dtype), torch.float32)
+        change = new.to(wide) - old.to(wide)
         if not bool(change.isfinite().all()):
             bad = [int((~tensor.isfinite()).sum()) for tensor in (old, new)]
             raise ModelError(
@@ -53,7 +54,7 @@ def edit_between(before: str | Path, after: str | Path, model: Any) -> dict[str,
                 f"{after}. A loss cannot be measured there; use checkpoints from before the training diverged."
             )
         if bool(change.any()):
-            changes[name] = change.to(torch.promote_types(new.dtype, torch.float32))
+            changes[name] = change
     if not changes:
         raise ModelError(
             f"{before} and {after} hold the same weights, so nothing can have been damaged. Give the checkpoint after "
