@@ -24,7 +24,7 @@ from counterpoint.cli.running import quiet_libraries
 quiet_libraries(offline=True)
 
 from counterpoint.diagnosis import DamageOptions, damage
-from counterpoint.diagnosis.threads import threads_for
+from counterpoint.models import threads_for
 from counterpoint.runs import RunDirectory
 
 DRAWS = 2000
@@ -66,7 +66,7 @@ def cases_of(run: RunDirectory, options: DamageOptions) -> Iterator[Case]:
         (domain,) = stage["domains"]
         for edit, later in ends.items():
             base, after = run.path / stage["checkpoint"], run.path / later["checkpoint"]
-            found = damage(base, after, domain, run.path, options=options)
+            found = damage(run.path, base, after, domain, options=options)
             assert found.first is not None
             assert found.second is not None
             assert found.measured is not None
@@ -148,8 +148,6 @@ def main() -> None:
         baseline="domain",  # within a prompt a domain that is nearly solved has no signal
         prompts=arguments.prompts,
         samples=4,
-        blocks=False,
-        lanczos=0,
         draws=1,
         scales=(1.0,),
     )

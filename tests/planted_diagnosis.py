@@ -61,7 +61,7 @@ def _pair(earlier, later, index, modules, note):
         "change": estimate(-0.01), "outcome": note or f"{earlier} fell while {later} was trained.",
         "mechanism": note or "Their gradients are within noise.",
         "damage": {
-            **{key: estimate(0.1 + 0.01 * index) for key in ("measured", "first", "second", "gauss_newton", "fisher")},
+            **{key: estimate(0.1 + 0.01 * index) for key in ("measured", "first", "second", "fisher")},
             "modules": [
                 {"module": name, "second": estimate(0.03 * k - 0.05), "edit_share": 0.1}
                 for k, name in enumerate(modules)

@@ -22,6 +22,7 @@ ALLOWED = {
     "disk": {"errors"},
     "launch": {"errors"},
     "stats": {"errors"},
+    "series": {"stats"},
     "tables": {"stats"},
     "results": {"errors", "disk", "tables"},
     "runs": {"errors", "disk", "stats"},
@@ -45,7 +46,7 @@ ALLOWED = {
     "merging": {"errors", "checkpoints", "results", "tables"},
     "diagnosis": {
         *("errors", "checkpoints", "config", "disk", "domains", "evaluation", "models", "pocket", "runs", "surgery"),
-        *("anatomy", "stats", "results", "tables"),
+        *("anatomy", "series", "stats", "results", "tables"),
     },
     "recovery": {
         *("errors", "checkpoints", "config", "disk", "domains", "evaluation", "launch", "models", "pocket", "runs"),
@@ -58,7 +59,7 @@ ALLOWED = {
     },
     "verify": {"errors", "anatomy", "surgery"},
     "plan": {"anatomy", "inputs", "config", "models", "surgery"},
-    "report": {"errors", "runs", "disk", "stats", "tables"},
+    "report": {"errors", "runs", "disk", "series", "stats", "tables"},
     "cli": {
         "inputs",
         *("errors", "config", "domains", "evaluation", "fetch", "pocket", "report", "rewards", "runs", "surgery"),
@@ -127,6 +128,7 @@ LIGHT = [
     "pocket.tasks",
     "cli.app",
     "stats",
+    "series",
 ]
 
 

@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from counterpoint.checkpoints import compare, open_checkpoint
 from counterpoint.diagnosis import edits
-from counterpoint.diagnosis.damage_analysis.edit import edit_between
+from counterpoint.diagnosis._edit_vector import edit_between
 from counterpoint.errors import ModelError
 from counterpoint.merging import merge
 from counterpoint.recovery.rolling_back.edit import open_edit

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from counterpoint.anatomy import Anatomy
 from counterpoint.checkpoints import Conversion, anatomy_of, open_checkpoint
-from counterpoint.diagnosis.damage_analysis.edit import edit_between
+from counterpoint.diagnosis._edit_vector import edit_between
 from counterpoint.errors import UnsupportedError
 from counterpoint.recovery.rolling_back.edit import changed_weights, open_edit
 from counterpoint.recovery.rolling_back.masks import coordinates

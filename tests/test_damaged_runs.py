@@ -34,7 +34,7 @@ CONFIG = {
     "domains": {name: {"source": "pocket"} for name in PLANTED},
 }
 ESTIMATE = {"value": 0.1, "low": 0.0, "high": 0.2}
-DAMAGE = dict.fromkeys(("measured", "first", "second", "gauss_newton", "fisher"), ESTIMATE)
+DAMAGE = dict.fromkeys(("measured", "first", "second", "fisher"), ESTIMATE)
 RESULTS = {
     "edits": {"checkpoints": [], "pairs": [], "top_share": 0.1},
     "routes": {"fraction": 0.1, "overlaps": []},

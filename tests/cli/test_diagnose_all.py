@@ -3,9 +3,9 @@
 import pytest
 from typer.testing import CliRunner
 
+from counterpoint import diagnosis as package
 from counterpoint.cli.app import app
 from counterpoint.diagnosis import Estimate
-from counterpoint.diagnosis.whole_run import analysis as package
 from counterpoint.diagnosis.whole_run.parts import PartDone
 from counterpoint.diagnosis.whole_run.results import Pair, PairOverlap, Summary
 from counterpoint.errors import CounterpointError

@@ -6,6 +6,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from counterpoint import diagnosis
 from counterpoint.cli.app import app
 from counterpoint.config import ModelConfig
 from counterpoint.diagnosis.rollouts import Rollout, Rollouts, save_rollouts, with_advantages
@@ -55,16 +56,15 @@ def completions(tmp_path):
 
 
 def test_the_sentence_the_tables_and_the_json(config, completions, tmp_path):
-    found = run(
-        "pocket", config, "--completions", completions, "--batches", 4, "--repeats", 2, "--json", tmp_path / "c.json"
-    )
+    found = run("pocket", config, "--completions", completions, "--batches", 4, "--json", tmp_path / "c.json")
     assert found.exit_code == 0, found.exception
-    assert "(module, pair of domains) combinations conflict beyond noise" in found.output
-    assert "Control, shuffled labels: 0 conflicts" in found.output
-    assert "math - code" in found.output
-    assert "math 5 prompts (10 completions)" in found.output
+    output = " ".join(found.output.split())
+    assert "(module, pair of domains) combinations conflict beyond noise" in output
+    assert "Control: 0 conflicts" in output
+    assert "math - code" in output
+    assert "math 5 prompts (10 completions)" in output
     written = json.loads((tmp_path / "c.json").read_text())
-    assert written["schema"] == "counterpoint.diagnosis.conflicts"
+    assert written["schema"] == "counterpoint.conflicts"
     assert written["domains"] == ["math", "code"]
     assert "…" not in found.output, "nothing is cut in 80 columns"
 
@@ -75,23 +75,36 @@ def test_over_the_steps_of_a_run(tmp_path):
     write_grams(tmp_path / "grams.jsonl", gram, ["layers.0.mlp", "norm"], ["code", "math"])
     found = run("--run", tmp_path, "--json", tmp_path / "c.json")
     assert found.exit_code == 0, found.exception
-    assert "Over 40 recorded steps, 1 of 1 (module, pair of domains) combinations conflict" in found.output
-    assert "layers.0.mlp" in found.output
-    assert "1 more cannot be told: in too few steps both domains have a gradient (16 are needed)." in found.output
-    assert json.loads((tmp_path / "c.json").read_text())["schema"] == "counterpoint.diagnosis.conflicts_over_time"
+    output = " ".join(found.output.split())
+    assert "Over 40 recorded steps, 1 of 1 (module, pair of domains) combinations conflict" in output
+    assert "layers.0.mlp" in output
+    assert "1 more cannot be known" in output
+    assert json.loads((tmp_path / "c.json").read_text())["schema"] == "counterpoint.conflicts_over_time"
 
 
-def test_refusals_before_any_model_is_loaded(config, completions, tmp_path):
+def test_refusals_before_any_model_is_loaded(config, tmp_path):
     assert "Give a model and a configuration" in refused()
     assert "Give a model and a configuration" in refused("pocket")
-    assert "takes no model; found 'pocket'" in refused("pocket", config, "--run", tmp_path)
     assert "there are no Grams here" in refused("--run", tmp_path)
-    assert "at least 4 splits are needed" in refused("pocket", config, "--batches", 3)
-    assert "there is no optimizer.pt here" in refused("pocket", config, "--optimizer", tmp_path)
-    assert "is no rate" in refused("pocket", config, "--level", 5)
+    assert "batches=3 cannot tell conflict from noise" in refused("pocket", config, "--batches", 3)
     assert "records its Grams by module" in refused("--run", tmp_path, "--by", "tensor")
-    assert "did you mean 'math'" in refused("pocket", config, "--domain", "maths", "--domain", "code")
-    assert "found --domain math alone" in refused("pocket", config, "--domain", "math")
+
+
+def test_from_python_a_configuration_and_a_model_are_enough(config, completions):
+    found = diagnosis.conflicts(config, "pocket", batches=4, completions=completions)
+    assert found.by == "module", "the grouping of mgs"
+    assert found.verdict("layers.1.mlp", "math", "code") == "within noise"
+    with pytest.raises(CounterpointError, match="Name another"):
+        diagnosis.conflicts(config, "pocket", domains=["math"])
+    with pytest.raises(CounterpointError, match="did you mean 'math'"):
+        diagnosis.conflicts(config, "pocket", domains=["maths", "code"])
+
+
+def test_the_configurations_own_grouping_is_what_tables_show(config, completions):
+    config.write_text(CONFIG.replace("strategy: mgs", "strategy: mgs-tensor"))
+    found = diagnosis.conflicts(config, "pocket", batches=4, completions=completions)
+    assert found.by == "tensor"
+    assert "tensor, pair of domains" in str(found)
 
 
 def test_too_few_completions_say_how_many_are_needed(config, completions):
@@ -112,28 +125,10 @@ def test_after_adam_where_the_model_has_its_state(config, completions, tmp_path)
     model, folder = load_model(ModelConfig(path="pocket")), tmp_path / "step-1"
     model.save_pretrained(folder)
     torch.save(adam_of(model), folder / "optimizer.pt")
-    short = (
-        folder,
-        config,
-        "--completions",
-        completions,
-        "--batches",
-        4,
-        "--repeats",
-        2,
-        "--json",
-        tmp_path / "c.json",
-    )
-
-    def metrics(*more):
-        found = run(*short, *more)
-        assert found.exit_code == 0, found.exception
-        return [one["metric"] for one in json.loads((tmp_path / "c.json").read_text())["metrics"]], found.stderr
-
-    assert metrics()[0] == ["gradient", "adam"]
-    assert metrics("--no-adam")[0] == ["gradient"]
+    found = diagnosis.conflicts(config, folder, batches=4, completions=completions)
+    assert [one.metric for one in found.metrics] == ["gradient", "adam"]
+    assert found.note == ""
     torch.save({"state": {}, "param_groups": [{"params": [0]}]}, folder / "optimizer.pt")
-    found, said = metrics()
-    assert found == ["gradient"]
-    assert "Not measured after Adam: The optimizer state is of 1 parameters and the model trains" in said
-    assert "The optimizer state is of 1 parameters" in refused(*short, "--optimizer", folder)
+    found = diagnosis.conflicts(config, folder, batches=4, completions=completions)
+    assert [one.metric for one in found.metrics] == ["gradient"]
+    assert "Not measured after Adam: The optimizer state is of 1 parameters and the model trains" in str(found)

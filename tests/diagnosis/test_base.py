@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from counterpoint.diagnosis._chance import benjamini_hochberg, bootstrap, jaccard, jaccard_by_chance, overlap_p_value
+from counterpoint.diagnosis._chance import bootstrap, jaccard, jaccard_by_chance, overlap_p_value
+from counterpoint.diagnosis._surrogates import likelihood_loss, log_probs, policy_loss
 from counterpoint.diagnosis.results import to_json
 from counterpoint.diagnosis.rollouts import (
     Rollout,
@@ -17,7 +18,7 @@ from counterpoint.diagnosis.rollouts import (
     save_rollouts,
     with_advantages,
 )
-from counterpoint.diagnosis.surrogate import likelihood_loss, log_probs, policy_loss
+from counterpoint.series import benjamini_hochberg
 from counterpoint.stats import Estimate
 
 

@@ -6,15 +6,8 @@ import pytest
 import torch
 
 from conflicts_helpers import Planted
-from counterpoint.diagnosis.conflict_analysis.controls import run_controls, shuffled, turned
-from counterpoint.diagnosis.conflict_analysis.noise import (
-    Moments,
-    pair_tests,
-    split_half,
-    squared_norms,
-    student_t_p_value,
-    student_t_quantile,
-)
+from counterpoint.diagnosis._split_tests import control, pair_tests, split_half, squared_norms, turned
+from counterpoint.stats import student_quantile
 
 
 def gram_of(*splits_KE):
@@ -31,22 +24,6 @@ def draws(count, dim, splits, signal, cosine, seed=0):
     noise[:, 1, :, 1] += signal * math.sqrt(1 - cosine**2)
     flat = noise.flatten(1, 2)
     return flat @ flat.transpose(1, 2)
-
-
-@pytest.mark.parametrize(
-    ("t", "freedom", "p"), [(2.364624, 7, 0.05), (5.407883, 7, 0.001), (2.131450, 15, 0.05), (12.7062, 3, 0.00105)]
-)
-def test_students_t_against_tables(t, freedom, p):
-    assert float(student_t_p_value(torch.tensor(t), freedom)) == pytest.approx(p, rel=2e-3)
-    assert float(student_t_p_value(torch.tensor(-t), freedom)) == float(student_t_p_value(torch.tensor(t), freedom))
-
-
-def test_students_t_has_the_closed_form_of_three_degrees_far_into_the_tail():
-    for t in (0.0, 1.0, 50.0, 1e4):
-        x = t / math.sqrt(3)
-        exact = 1 - 2 / math.pi * (x / (1 + x * x) + math.atan(x))
-        assert float(student_t_p_value(torch.tensor(t), 3)) == pytest.approx(exact, rel=1e-3, abs=1e-12)
-    assert student_t_quantile(0.975, 15) == pytest.approx(2.13145, abs=1e-4)
 
 
 def test_numbers_against_brute_force():
@@ -87,7 +64,7 @@ def test_the_debiased_cosine_is_unbiased_where_the_plain_one_is_attenuated(cosin
 def test_the_interval_is_as_wide_as_the_debiased_cosine_spreads():
     # near 1 the noise of the product and of the norms cancel in part: an error of the product alone would be too large
     found = pair_tests(draws(3000, 20, 16, signal=3.0, cosine=0.95), 2)
-    errors = (found.high - found.low) / 2 / student_t_quantile(0.975, 15)
+    errors = (found.high - found.low) / 2 / student_quantile(0.975, 15)
     assert float(errors.mean()) == pytest.approx(float(found.debiased.std()), rel=0.1)
 
 
@@ -110,32 +87,12 @@ def test_a_gradient_lost_in_noise_has_no_debiased_cosine_and_a_zero_one_has_none
 def test_noise_alone_keeps_its_level_and_forgets_the_signal():
     grams = draws(200, 100, 16, signal=3.0, cosine=-0.9)
     assert bool((pair_tests(grams, 2).p_value < 1e-6).all())
-    _, noise = run_controls(grams, 2, 0.05, repeats=10, seed=0)
-    assert noise.kind == "random signs"
+    noise = control(grams, 2, 0.05, repeats=10, seed=0)
     assert noise.negative_share <= 0.04
     assert noise.conflicts + noise.synergies <= 0.01 * noise.tests
     generator = torch.Generator().manual_seed(0)
     norms = turned(grams, 2, generator).diagonal(dim1=-2, dim2=-1).mean()
     assert float(norms) == pytest.approx(1.0, rel=0.05), "noise keeps the variance it was drawn with"
-
-
-def test_shuffled_labels_mix_the_domains_without_one_ruling():
-    grams = gram_of(torch.eye(8, dtype=torch.float64)[:4] * 100, torch.eye(8, dtype=torch.float64)[4:])
-    found = shuffled(grams, 2, torch.Generator().manual_seed(0))
-    assert found.diagonal().tolist() == pytest.approx([1.0] * 8)
-    labels, _ = run_controls(draws(50, 100, 16, signal=3.0, cosine=-0.9), 2, 0.05, repeats=10, seed=0)
-    assert labels.conflicts == 0
-    assert labels.repeats_with_conflict == 0
-
-
-def test_running_moments_are_those_of_all_values():
-    values = torch.randn(50, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 1e6
-    moments = Moments()
-    for value in values:
-        moments.add(value)
-    torch.testing.assert_close(moments.mean, values.mean(0))
-    torch.testing.assert_close(moments.deviation, values.std(0))
-    assert moments.negative.tolist() == [0, 0, 0]
 
 
 def test_a_source_gives_the_same_gradient_twice():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from counterpoint.diagnosis.damage_analysis.curvature import (
+from counterpoint.diagnosis._curvature import (
     Piece,
     SumLoss,
     along,
@@ -182,6 +182,20 @@ def test_a_displacement_is_undone_to_the_bit():
 
     with pytest.raises(KeyError):
         fails_halfway()
+    assert all(torch.equal(params[name], before[name]) for name in params)
+
+
+def test_an_edit_may_be_made_tensor_by_tensor():
+    params = {name: torch.nn.Parameter(value.float()) for name, value in tensors(0).items()}
+    before = {name: value.detach().clone() for name, value in params.items()}
+
+    def edit():
+        for done, name in enumerate(params):
+            assert sum(not torch.equal(params[n], before[n]) for n in params) == done, "each is used before the next"
+            yield name, torch.ones_like(params[name])
+
+    with displaced(params, edit(), 2.0):
+        assert all(torch.equal(params[name], before[name] + 2) for name in params)
     assert all(torch.equal(params[name], before[name]) for name in params)
 
 

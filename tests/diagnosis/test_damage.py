@@ -3,22 +3,24 @@
 import dataclasses
 import json
 import shutil
+import sys
 
 import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-import counterpoint.diagnosis.damage_analysis.stages as stages
-from counterpoint.diagnosis import Damage, DamageOptions, Estimate, damage, save_rollouts, to_json
-from counterpoint.diagnosis.damage_analysis.edit import edit_between, open_at
-from counterpoint.diagnosis.damage_analysis.loss import logit_curvature, text_loss
-from counterpoint.diagnosis.damage_analysis.range import range_of
-from counterpoint.diagnosis.damage_analysis.verdict import verdict_of
+from counterpoint.diagnosis import Damage, DamageOptions, Estimate, damage, save_rollouts
+from counterpoint.diagnosis._damage_parts import reach_of
+from counterpoint.diagnosis._edit_vector import edit_between, open_at
+from counterpoint.diagnosis._surrogates import fisher_along, text_loss
+from counterpoint.diagnosis.rollouts import Rollouts, with_advantages
 from counterpoint.diagnosis.subject import config_of
 from counterpoint.errors import ConfigError, CounterpointError, ModelError
 from damage_helpers import made_up, make_checkpoints, make_completions, make_config
 
-OPTIONS = DamageOptions(lanczos=3, top=2, draws=2, scales=(0.5, 1.0), fraction=0.5)
+MODULE = sys.modules["counterpoint.diagnosis.damage"]  # the package exports the function under this name
+
+OPTIONS = DamageOptions(baseline="prompt", lanczos=3, top=2, draws=2, scales=(0.5, 1.0), fraction=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +38,12 @@ def place(tmp_path_factory):
 
 def measure(place, **kwargs):
     given = {"other": "qa", "options": OPTIONS, "completions": place["completions"]} | kwargs
-    return damage(place["base"], place["after"], "math", place["config"], **given)
+    return damage(place["config"], place["base"], place["after"], "math", **given)
 
 
 @pytest.fixture(scope="module")
 def found(place):
-    return measure(place, measure_reward=True)
+    return measure(place)
 
 
 def test_all_parts_agree_with_each_other(found):
@@ -50,43 +52,68 @@ def test_all_parts_agree_with_each_other(found):
     assert found.difference.value == pytest.approx(found.measured.value - found.predicted.value, rel=1e-9)
     assert sum(row.first.value for row in found.modules) == pytest.approx(found.first.value, rel=1e-9)
     assert sum(row.second.value for row in found.modules) == pytest.approx(found.second.value, rel=1e-9)
-    assert sum(map(sum, found.span.forms)) == pytest.approx(found.second.value, rel=1e-3)
     route = found.route
     together = route.second_on.value + route.cross.value + route.second_off.value
     assert together == pytest.approx(found.second.value, rel=1e-9)
     assert 0 < route.neurons < route.all_neurons == 24
     assert [point.scale for point in found.range.points] == [0.5, 1.0]
     assert found.range.points[1].measured == found.measured
-    assert found.reward.prompts == 8
     unchanged = {row.module: row.edit_share for row in found.modules}
     assert unchanged["layers.0.attention"] == 0
-    assert found.span.modules == ("embedding", "layers.0.mlp", "layers.1.mlp")
 
 
-def test_gauss_newton_and_fisher_are_halves_of_the_quadratic_forms(place, found):
+def test_fisher_is_half_of_the_quadratic_form(place, found):
     subject = open_at(config_of(place["config"]), place["base"], ["math"])
     edit = edit_between(place["base"], place["after"], subject.model)
-    text = text_loss(subject.model, made_up("math"))
-    forms = logit_curvature(text, edit)
     tokens = 10 * 4 * 4
     assert found.tokens == tokens
-    assert found.fisher.value == pytest.approx(0.5 * float(forms.fisher_P.sum()) / tokens, rel=1e-4)
-    assert found.gauss_newton.value == pytest.approx(0.5 * float(forms.gauss_newton_P.sum()) / tokens, rel=1e-3)
+    form_P = fisher_along(text_loss(subject.model, made_up("math")), edit)
+    assert found.fisher.value == pytest.approx(0.5 * float(form_P.sum()) / tokens, rel=1e-4)
 
 
 def test_the_prediction_fails_no_worse_than_third_order(found):
     half, full = (abs(point.difference.value) for point in found.range.points)
     assert half < full / 4, "a third order falls to an eighth at half the edit, a fourth order to a sixteenth"
     full_point = found.range.points[1]
-    assert full_point.relative_error == pytest.approx(abs(found.difference.value / found.measured.value))
+    largest = max(abs(value.value) for value in (found.measured, found.first, found.second))
+    assert full_point.error == pytest.approx(abs(found.difference.value) / largest)
 
 
-def test_the_result_is_json(found):
-    text = json.dumps(to_json("damage", found))
-    read = json.loads(text)
-    assert read["schema"] == "counterpoint.diagnosis.damage"
+def test_the_result_is_json_and_tables(found):
+    read = json.loads(json.dumps(found.to_dict()))
+    assert read["schema"] == "counterpoint.damage"
     assert read["options"]["surrogate"] == "policy"
     assert set(read["measured"]) == {"value", "low", "high"}
+    text = str(found)
+    for words in (
+        "first order g.d",
+        "½ d'Hd",
+        "Fisher",
+        "random edits",
+        "By module",
+        "shared neurons",
+        "Along the edit",
+    ):
+        assert words in text
+    assert "not corrected for other pairs" in text
+    assert "eigen-directions" in text
+    assert found == found
+    assert "term" in found.to_frame().columns
+
+
+def test_a_domain_that_is_nearly_solved_is_measured_by_default(place, tmp_path):
+    """Five prompts of ten have completions of both rewards: too few to compare within a prompt."""
+    path = tmp_path / "solved.jsonl"
+    rollouts = made_up("math")
+    items = [dataclasses.replace(i, reward=1.0 if i.group > 4 else i.reward) for i in rollouts.items]
+    save_rollouts(path, Rollouts("math", with_advantages(items)))
+    short = dataclasses.replace(OPTIONS, lanczos=0, draws=1, scales=(1.0,))
+    with pytest.raises(CounterpointError, match="has a signal in 5 of 10 prompts, and at least 8 are needed"):
+        measure(place, other=None, completions=path, options=short)
+    found = measure(place, other=None, completions=path, options=dataclasses.replace(short, baseline="domain"))
+    assert DamageOptions().baseline == "domain"
+    assert found.informative == 10
+    assert found.measured is not None
 
 
 def test_the_edit_leads_from_one_checkpoint_to_the_other(place):
@@ -126,10 +153,10 @@ def test_adapters_are_merged_on_either_side(place, tmp_path):
 
 def test_progress_is_told_and_nothing_runs_that_was_not_asked_for(place):
     told = []
-    options = dataclasses.replace(OPTIONS, blocks=False, lanczos=0)
+    options = dataclasses.replace(OPTIONS, lanczos=0)
     found = measure(place, other=None, options=options, on_progress=lambda *step: told.append(step))
-    assert (found.span, found.spectrum, found.route, found.reward) == (None, None, None, None)
-    assert {"measured", "Hessian products", "Gauss-Newton and Fisher"} <= {what for what, _, _ in told}
+    assert (found.subspace, found.route) == (None, None)
+    assert {"measured", "Hessian products", "Fisher"} <= {what for what, _, _ in told}
     assert all(0 < done <= total for _, done, total in told)
 
 
@@ -137,17 +164,16 @@ def test_what_was_measured_before_memory_ran_out_is_kept(place, monkeypatch):
     def fails(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
-    monkeypatch.setattr(stages, "block_forms", fails)
+    monkeypatch.setattr(MODULE, "route_part", fails)
     found = measure(place)
     assert found.stopped == (
-        "Memory did not suffice for Hessian-vector products of single modules. Lower --batch-size (now 8 completions "
+        "Memory did not suffice for Hessian-vector products on the shared route. Lower batch_size (now 8 completions "
         "at once). What was measured before is kept."
     )
     assert found.second is not None
-    assert found.route is not None
-    assert found.span is None
-    assert found.spectrum is None
-    monkeypatch.setattr(stages, "along", fails)
+    assert found.route is None
+    assert found.subspace is None
+    monkeypatch.setattr(MODULE, "along", fails)
     found = measure(place, options=dataclasses.replace(OPTIONS, batch_size=1))
     assert "one completion already: shorten completions" in found.stopped
     assert found.measured is not None
@@ -155,14 +181,12 @@ def test_what_was_measured_before_memory_ran_out_is_kept(place, monkeypatch):
     assert found.verdict
 
 
-def test_memory_that_ends_in_the_spectrum_names_its_option(place, monkeypatch):
+def test_memory_that_ends_before_anything_was_measured_is_an_error(place, monkeypatch):
     def fails(*args, **kwargs):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr(stages, "spectrum_of", fails)
-    assert "Lower --lanczos (now 3)" in measure(place, other=None).stopped
-    monkeypatch.setattr(stages, "text_loss", fails)
-    with pytest.raises(CounterpointError, match=r"one batch of completions\. Lower --batch-size"):
+    monkeypatch.setattr(MODULE, "text_loss", fails)
+    with pytest.raises(CounterpointError, match=r"one batch of completions\. Lower batch_size"):
         measure(place, other=None)
 
 
@@ -170,19 +194,19 @@ def test_other_errors_of_the_runtime_are_not_hidden(place, monkeypatch):
     def fails(*args, **kwargs):
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(stages, "block_forms", fails)
+    monkeypatch.setattr(MODULE, "route_part", fails)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         measure(place)
 
 
 def test_equal_checkpoints_are_said_to_be_equal(place):
     with pytest.raises(ModelError, match="hold the same weights, so nothing can have been damaged"):
-        damage(place["base"], place["base"], "math", place["config"], completions=place["completions"])
+        damage(place["config"], place["base"], place["base"], "math", completions=place["completions"])
 
 
 def test_checkpoints_of_other_shapes_are_refused_before_anything_runs(place):
     with pytest.raises(ModelError, match=r"different (shapes|architectures)"):
-        damage(place["base"], "pocket", "math", place["config"], completions=place["completions"])
+        damage(place["config"], place["base"], "pocket", "math", completions=place["completions"])
 
 
 def test_weights_that_are_no_numbers_are_counted_and_named(place, tmp_path):
@@ -193,12 +217,12 @@ def test_weights_that_are_no_numbers_are_counted_and_named(place, tmp_path):
     weights["model.norm.weight"][:3] = float("nan")
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"model\.norm\.weight: of 16 weights 0 are NaN or infinite in .* and 3 in"):
-        damage(place["base"], broken, "math", place["config"], completions=place["completions"])
+        damage(place["config"], place["base"], broken, "math", completions=place["completions"])
 
 
 def test_an_unknown_domain_is_named_with_the_nearest(place):
     with pytest.raises(ConfigError, match="no domain 'meth'; did you mean 'math'"):
-        damage(place["base"], place["after"], "meth", place["config"])
+        damage(place["config"], place["base"], place["after"], "meth")
     with pytest.raises(ConfigError, match="no domain 'q'"):
         measure(place, other="q")
 
@@ -215,18 +239,18 @@ def test_too_few_prompts_with_a_signal_are_refused(place, tmp_path):
     [
         ({"surrogate": "polcy"}, "did you mean 'policy'"),
         ({"baseline": "x"}, "There is no baseline 'x'"),
-        ({"prompts": 0}, "--prompts must be at least 1; found 0"),
-        ({"prompts": 7}, "--prompts must be at least 8, so many are needed for an interval; found 7"),
-        ({"samples": 1}, "--samples must be at least 2"),
-        ({"lanczos": -1}, "--lanczos must not be negative"),
-        ({"scales": ()}, "Scales and tolerance must be positive"),
-        ({"scales": (0.0, 1.0)}, "Scales and tolerance must be positive"),
-        ({"fraction": 1.5}, "--fraction must be above 0"),
+        ({"prompts": 0}, "prompts must be at least 1; found 0"),
+        ({"prompts": 7}, "prompts=7 is too few: an interval needs at least 8 prompts"),
+        ({"samples": 1}, "samples=1 is too few"),
+        ({"lanczos": -1}, "lanczos must not be negative"),
+        ({"scales": ()}, "scales and tolerance must be positive"),
+        ({"scales": (0.0, 1.0)}, "scales and tolerance must be positive"),
+        ({"fraction": 1.5}, "fraction must be above 0"),
     ],
 )
 def test_options_are_checked_before_any_weight_is_read(changes, message):
     with pytest.raises(CounterpointError, match=message):
-        damage("nowhere", "nowhere", "math", "nowhere", options=dataclasses.replace(OPTIONS, **changes))
+        damage("nowhere", "nowhere", "nowhere", "math", options=dataclasses.replace(OPTIONS, **changes))
 
 
 def made_damage(measured, first, second, error=0.0):
@@ -242,26 +266,23 @@ def made_damage(measured, first, second, error=0.0):
         second=Estimate(second, second, second),
         predicted=Estimate(first + second, first + second, first + second),
         measured=Estimate(measured, measured - error, measured + error),
-        range=range_of(values, first * ones, second * ones, ones),
+        range=reach_of(values, first * ones, second * ones, ones),
     )
 
 
 def test_the_verdict_says_whether_second_order_predicts():
-    said = verdict_of(made_damage(1.0, 0.2, 0.7))
-    assert "damages math: +1 per token" in said
-    assert "predict it here: +0.9 predicted, an error of 10 % of the measured damage." in said
-    assert "hold up to 1 times the edit (the largest measured)" in said
-    said = verdict_of(made_damage(1.0, 0.2, 2.0))
-    assert (
-        "do not predict it here: +2.2 predicted, an error of 120 % of the measured damage and 60 % of the largest term"
-        in said
+    assert made_damage(1.0, 0.2, 0.7).verdict == (
+        "The update damages math: +1 [+1, +1] per token. The quadratic approximation predicts +0.9 (10 % off). "
+        "It is accurate up to the whole update."
     )
-    assert "fail already at 1 times the edit" in said
-    assert "within noise" in verdict_of(made_damage(1.0, 0.2, 0.7, error=2))
-    assert "does not damage math but helps it" in verdict_of(made_damage(-1.0, -1.0, 0.0))
-    scattered = made_damage(1.0, 0.2, 2.0)
-    assert "The gap is within noise" not in verdict_of(scattered)
-    point = dataclasses.replace(scattered.range.points[0], within_noise=True)
-    scattered = dataclasses.replace(scattered, range=dataclasses.replace(scattered.range, points=(point,)))
-    assert "allowed. The gap is within noise: other prompts could close it." in verdict_of(scattered)
-    assert verdict_of(Damage("a", "b", "math", None, OPTIONS)) == "Nothing was measured."
+    wrong = made_damage(1.0, 0.2, 2.0)
+    assert "predicts +2.2 (60 % off). It is not accurate even at 1 times the update." in wrong.verdict
+    assert made_damage(1.0, 0.2, 0.7, error=2).verdict.startswith("Damage to math is within noise: +1 [-1, +3]")
+    assert made_damage(-1.0, -1.0, 0.0).verdict.startswith("The update helps math: -1 ")
+    (point,) = wrong.range.points
+    point = dataclasses.replace(point, within_noise=True)
+    scattered = dataclasses.replace(wrong, range=dataclasses.replace(wrong.range, points=(point,)))
+    assert "(60 % off, within noise)" in scattered.verdict
+    half = dataclasses.replace(wrong.range, largest_scale=0.5)
+    assert dataclasses.replace(wrong, range=half).verdict.endswith("It is accurate up to half the update.")
+    assert Damage("a", "b", "math", None, OPTIONS).verdict == "Nothing was measured."

@@ -4,19 +4,19 @@ import pytest
 import torch
 
 from counterpoint.anatomy import Anatomy
-from counterpoint.diagnosis.damage_analysis.curvature import Piece, SumLoss, along
-from counterpoint.diagnosis.damage_analysis.parts import (
-    block_forms,
+from counterpoint.diagnosis._curvature import Piece, SumLoss, along, losses
+from counterpoint.diagnosis._damage_parts import (
+    OnNeurons,
     by_module,
+    damage_at,
     module_parts,
     modules_of,
-    on_neurons,
     per_unit,
+    random_edit_damage,
+    reach_of,
     route_part,
-    span_of,
+    subspace_of,
 )
-from counterpoint.diagnosis.damage_analysis.range import damage_at, random_edit_damage, range_of
-from counterpoint.diagnosis.damage_analysis.spectrum import spectrum_of
 
 LAYER = "model.layers.{}.mlp.{}_proj.weight"
 SHAPES = {
@@ -72,14 +72,14 @@ def case():
     hessian = sum(matrices) / loss.units_P.sum()
     gradient = sum(slopes) / loss.units_P.sum()
     modules = modules_of(loss.params, ANATOMY)
-    whole = along(loss, {"edit": edit}, by_module(edit, modules), keep=frozenset(["edit"]))
+    whole = along(loss, {"edit": edit}, by_module(edit, modules))
     return loss, edit, hessian, gradient, modules, whole
 
 
 def test_modules_add_up_exactly(case):
     loss, edit, hessian, gradient, modules, whole = case
     d = flat(edit)
-    rows = module_parts(whole, None, edit, loss, modules)
+    rows = module_parts(whole, edit, loss, modules)
     assert {row.module for row in rows} == {"embedding", "layers.0.mlp", "layers.1.attention", "layers.1.mlp"}
     assert sum(row.first.value for row in rows) == pytest.approx(float(gradient @ d), rel=1e-12)
     assert sum(row.second.value for row in rows) == pytest.approx(float(0.5 * d @ hessian @ d), rel=1e-12)
@@ -87,31 +87,6 @@ def test_modules_add_up_exactly(case):
     assert sum(row.size_share for row in rows) == pytest.approx(1, rel=1e-12)
     assert all(row.first.low <= row.first.value <= row.first.high for row in rows)
     assert [abs(row.second.value) for row in rows] == sorted((abs(row.second.value) for row in rows), reverse=True)
-
-
-def test_blocks_are_the_module_alone_and_the_span_adds_up(case):
-    loss, edit, hessian, _, modules, whole = case
-    d = flat(edit)
-    blocks = block_forms(loss, edit, modules)
-    for row in module_parts(whole, blocks, edit, loss, modules):
-        part = flat({name: edit[name] for name in modules[row.module]})
-        assert row.own_block.value == pytest.approx(float(0.5 * part @ hessian @ part), rel=1e-12)
-        assert row.second.value == pytest.approx(float(0.5 * part @ hessian @ d), rel=1e-12)
-    span = span_of(blocks, edit, loss, modules)
-    total = float(0.5 * d @ hessian @ d)
-    assert sum(map(sum, span.forms)) == pytest.approx(total, rel=1e-12)
-    assert sum(span.parts) == pytest.approx(total, rel=1e-12)
-    units = torch.stack([flat({n: edit[n] for n in modules[m]}) for m in span.modules])
-    units = units / units.norm(dim=1, keepdim=True)
-    expected = torch.linalg.eigvalsh(units @ hessian @ units.T)
-    torch.testing.assert_close(torch.tensor(sorted(span.eigenvalues)).double(), expected, rtol=1e-5, atol=1e-6)
-
-
-def test_modules_that_the_edit_leaves_alone_are_no_part_of_the_span(case):
-    loss, edit, _, _, modules, _ = case
-    part = {name: value for name, value in edit.items() if "layers.0" in name}
-    span = span_of(block_forms(loss, part, modules), part, loss, modules)
-    assert span.modules == ("layers.0.mlp",)
 
 
 def brute_mask():
@@ -126,7 +101,7 @@ def brute_mask():
 
 def test_the_shared_route_against_a_mask_written_out(case):
     loss, edit, hessian, gradient, _, whole = case
-    torch.testing.assert_close(flat(on_neurons(edit, SHARED, ANATOMY)), flat(edit) * brute_mask())
+    torch.testing.assert_close(flat(OnNeurons(edit, SHARED, ANATOMY)), flat(edit) * brute_mask())
     found = route_part(loss, edit, SHARED, whole, "qa", ANATOMY, draws=20)
     d = flat(edit)
     on = d * brute_mask()
@@ -158,42 +133,41 @@ def test_random_neurons_carry_as_much_as_shared_ones_where_all_are_alike():
 
 def test_a_quadratic_is_predicted_at_every_scale(case):
     loss, edit, _, _, _, whole = case
-    measured = damage_at(loss, edit, [0.1, 0.5, 1.0, 1.5])
-    found = range_of(measured, whole.first["edit"].sum(1), 0.5 * whole.second["edit"].sum(1), loss.units_P)
+    measured = damage_at(loss, edit, [0.1, 0.5, 1.0, 1.5], losses(loss))
+    found = reach_of(measured, whole.first["edit"].sum(1), 0.5 * whole.second["edit"].sum(1), loss.units_P)
     assert found.largest_scale == 1.5
-    assert all(point.relative_error < 1e-10 for point in found.points)
+    assert all(point.error < 1e-10 for point in found.points)
 
 
 def test_a_cubic_is_predicted_up_to_where_its_third_order_weighs_a_fifth():
     loss = quadratic([torch.eye(SIZE, dtype=torch.float64)] * 3, cubic=0.1)
     edit = {name: torch.ones(shape, dtype=torch.float64) for name, shape in SHAPES.items()}
     whole = along(loss, {"edit": edit})
-    measured = damage_at(loss, edit, [0.5, 1.0, 1.2, 1.3, 2.0])
-    found = range_of(measured, whole.first["edit"].sum(1), 0.5 * whole.second["edit"].sum(1), loss.units_P)
+    measured = damage_at(loss, edit, [0.5, 1.0, 1.2, 1.3, 2.0], losses(loss))
+    found = reach_of(measured, whole.first["edit"].sum(1), 0.5 * whole.second["edit"].sum(1), loss.units_P)
     # measured 1/2 s^2 + 0.1 s^3: the error 0.2 s / (1 + 0.2 s) passes 0.2 at s = 1.25
     for point in found.points:
-        assert point.relative_error == pytest.approx(0.2 * point.scale / (1 + 0.2 * point.scale), rel=1e-9)
+        assert point.error == pytest.approx(0.2 * point.scale / (1 + 0.2 * point.scale), rel=1e-9)
     assert found.largest_scale == 1.2
     zeros = torch.zeros(3, dtype=torch.float64)
-    assert range_of(measured, zeros, zeros, loss.units_P, 0.2).largest_scale == 0
+    assert reach_of(measured, zeros, zeros, loss.units_P, 0.2).largest_scale == 0
 
 
 def test_orders_that_cancel_are_judged_by_their_size():
     units, ones = torch.ones(4, dtype=torch.float64), torch.ones(4, dtype=torch.float64)
-    (point,) = range_of({1.0: 0.02 * ones}, -1.0 * ones, 1.01 * ones, units).points
-    assert point.relative_error == pytest.approx(0.5)
-    assert point.term_error == pytest.approx(0.01 / 1.01)
-    (nothing,) = range_of({1.0: 0 * ones}, 0 * ones, 0 * ones, units).points
-    assert (nothing.relative_error, nothing.term_error) == (0, 0)
-    (missed,) = range_of({1.0: 0 * ones}, ones, 0 * ones, units).points
-    assert (missed.relative_error, missed.term_error) == (float("inf"), 1)
+    (point,) = reach_of({1.0: 0.02 * ones}, -1.0 * ones, 1.01 * ones, units).points
+    assert point.error == pytest.approx(0.01 / 1.01)
+    (nothing,) = reach_of({1.0: 0 * ones}, 0 * ones, 0 * ones, units).points
+    assert nothing.error == 0
+    (missed,) = reach_of({1.0: 0 * ones}, ones, 0 * ones, units).points
+    assert missed.error == 1
 
 
 def test_random_edits_do_what_the_mean_curvature_does():
     loss = quadratic([torch.eye(SIZE, dtype=torch.float64)])
     edit = tensors(9)
     d = flat(edit)
-    found = random_edit_damage(loss, edit, modules_of(loss.params, ANATOMY), draws=3)
+    found = random_edit_damage(loss, edit, modules_of(loss.params, ANATOMY), losses(loss), draws=3)
     expected = float(0.5 * d @ d) / 2
     assert found.low == pytest.approx(expected, rel=1e-5) == pytest.approx(found.high, rel=1e-5)
 
@@ -204,44 +178,43 @@ def conflict(rank=3, prompts=6):
     return quadratic([q @ torch.diag(torch.tensor([9.0, 5.0, 3.0]).double()) @ q.T] * prompts)
 
 
+def subspace(loss, edit, **options):
+    modules = modules_of(loss.params, ANATOMY)
+    whole = along(loss, {"edit": edit}, by_module(edit, modules))
+    return subspace_of(loss, edit, whole, modules, **options), whole
+
+
 def test_a_planted_conflict_subspace_is_found_and_carries_everything():
     loss, edit = conflict(), tensors(9)
-    modules = modules_of(loss.params, ANATOMY)
-    whole = along(loss, {"edit": edit}, keep=frozenset(["edit"]))
-    found = spectrum_of(loss, edit, whole.products["edit"], modules, iterations=8, top=3, draws=400)
+    found, whole = subspace(loss, edit, iterations=8, top=3)
     scale = 6 / float(loss.units_P.sum())
     assert [d.eigenvalue for d in found.directions] == pytest.approx([9 * scale, 5 * scale, 3 * scale], rel=1e-9)
     assert all(direction.residual < 1e-8 for direction in found.directions)
     assert found.share.value == pytest.approx(1, abs=1e-9)
     assert found.other_half_share.value == pytest.approx(1, abs=1e-9), "all prompts have one subspace"
-    assert found.expected_random_share == pytest.approx(3 / SIZE)
-    # one draw scatters by 0.28, so the mean of 400 by 0.014
-    assert found.random_share.value == pytest.approx(3 / SIZE, abs=0.042)
-    assert found.random_share.low < found.random_share.value < found.random_share.high
+    assert found.random_share == pytest.approx(3 / SIZE)
     parts = sum(direction.part.value for direction in found.directions)
     assert parts == pytest.approx(0.5 * float(whole.second["edit"].sum() / loss.units_P.sum()), rel=1e-9)
 
 
-def test_random_directions_of_the_same_modules_carry_more_where_the_damage_is_in_one():
+def test_what_random_directions_carry_is_their_mean():
     first = next(iter(SHAPES))  # 6 weights of 42
     u = flat({first: tensors(4)[first]})
     loss, edit = quadratic([torch.outer(u, u)] * 4), tensors(9)
-    whole = along(loss, {"edit": edit}, keep=frozenset(["edit"]))
-    found = spectrum_of(
-        loss, edit, whole.products["edit"], modules_of(loss.params, ANATOMY), iterations=3, top=1, draws=600
-    )
+    found, _ = subspace(loss, edit, iterations=3, top=1)
     assert found.share.value == pytest.approx(1, abs=1e-9)
-    # means of 600 draws that scatter by about 0.7 and 0.25
-    assert found.module_random_share.value == pytest.approx(1 / 6, abs=0.09)
-    assert found.random_share.value == pytest.approx(1 / SIZE, abs=0.03)
+    assert found.module_random_share == pytest.approx(1 / 6, abs=1e-9), "the direction lies in one module"
+    hessian, d = 4 * torch.outer(u, u) / loss.units_P.sum(), flat(edit)
+    draws_RN = torch.randn(20_000, SIZE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    draws_RN = draws_RN / draws_RN.norm(dim=1, keepdim=True)
+    carried_R = (draws_RN @ d) * (draws_RN @ hessian @ d) / (d @ hessian @ d)
+    assert float(carried_R.mean()) == pytest.approx(found.random_share, abs=4 * float(carried_R.std()) / 20_000**0.5)
 
 
 def test_directions_that_fit_one_half_carry_nothing_of_the_other():
     u = torch.linalg.qr(symmetric(77)).Q
     matrices = [torch.outer(u[:, p % 2], u[:, p % 2]) for p in range(6)]
-    loss, edit = quadratic(matrices), tensors(9)
-    whole = along(loss, {"edit": edit}, keep=frozenset(["edit"]))
-    found = spectrum_of(loss, edit, whole.products["edit"], modules_of(loss.params, ANATOMY), iterations=6, top=1)
+    found, _ = subspace(quadratic(matrices), tensors(9), iterations=6, top=1)
     assert found.other_half_share.value == pytest.approx(0, abs=1e-9)
 
 

@@ -106,7 +106,7 @@ def estimate(value, half=0.01):
 def damage_json(**fields):
     rows = [("layers.0.mlp", 0.06, 0.2), ("layers.1.mlp", 0.02, 0.7), ("norm", -0.03, 0.1)]
     modules = [{"module": name, "second": estimate(value), "edit_share": share} for name, value, share in rows]
-    numbers = {key: estimate(0.05) for key in ("measured", "first", "second", "gauss_newton", "fisher")}
+    numbers = {key: estimate(0.05) for key in ("measured", "first", "second", "fisher")}
     return {"stopped": None, "modules": modules, **numbers} | fields
 
 

@@ -58,7 +58,7 @@ def test_pictures_show_the_numbers_of_the_files(diagnosed):
     shown = figures(content_of(diagnosed))
     assert set(shown) >= FIGURES
     bars = {trace["name"]: trace for trace in shown["diagnosis-damage"]["data"]}
-    assert list(bars) == ["measured", "first order", "second order", "Gauss-Newton", "Fisher"]
+    assert list(bars) == ["measured", "first order", "second order", "Fisher"]
     assert bars["measured"]["x"] == [*(0.1 + 0.01 * i for i in range(6)), 0.1]
     assert bars["measured"]["y"][6] == "all later \u2192 math"
     assert bars["measured"]["y"][0] == "code \u2192 math"

@@ -311,6 +311,20 @@ def test_norms_and_grams_of_fp16_training_are_of_the_loss_that_was_not_scaled():
     assert surgery_metrics(scaled) == pytest.approx(surgery_metrics(plain))
 
 
+def test_a_domain_without_gradient_has_no_cosine_and_no_conflict_rate():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).double()
+    surgeon = Surgeon(model, grouping="tensor", weighting="pcgrad")
+    for name, factor in (("code", 1.0), ("math", 0.0), ("qa", -1.0)):  # math: every advantage is zero
+        model.zero_grad()
+        (factor * model(torch.randn(5, 3).double()).square().sum()).backward()
+        surgeon.collect(name)
+    found = surgery_metrics(surgeon.combine())
+    assert {key for key in found if "|" in key} == {"cosine/code|qa", "conflict_rate/code|qa"}
+    assert found["conflict_rate"] == found["conflict_rate/code|qa"]
+    assert found["grad_norm/math"] == 0
+
+
 def test_a_reused_reward_keeps_its_name_in_both_domains(build):
     trainer = build(rewards={"math": [digits, shortness], "code": [digits]})
     assert trainer.reward_func_names == ["math/digits", "math/shortness", "code/digits"]

@@ -7,53 +7,58 @@
     behaviour    entropy, length and diversity per domain over a run
     diagnose     everything that a run's checkpoints allow
 
-Every number stands beside the level that chance or noise would give. Results are frozen dataclasses; ``write_result``
-makes JSON of them.
+Every number comes with the level that chance or noise would give. Results are frozen dataclasses that print as tables::
+
+    from counterpoint.diagnosis import conflicts
+    found = conflicts("runs/mixed", "runs/mixed/checkpoints/step-60")
+    print(found)
 """
 
-import importlib
-from typing import Any
+from counterpoint.checkpoints import Checkpoint, Comparison, compare, open_checkpoint
+from counterpoint.diagnosis._adam import read_optimizer
+from counterpoint.diagnosis.behaviour_analysis.analysis import Behaviour, behaviour
+from counterpoint.diagnosis.conflicts import Conflicts, conflicts
+from counterpoint.diagnosis.conflicts_over_time import ConflictsOverTime, conflicts_over_time
+from counterpoint.diagnosis.damage import Damage, DamageOptions, damage
+from counterpoint.diagnosis.edit_analysis.analysis import edits
+from counterpoint.diagnosis.edit_analysis.chunks import Thresholds
+from counterpoint.diagnosis.edit_analysis.results import Edits
+from counterpoint.diagnosis.results import to_json, write_result
+from counterpoint.diagnosis.rollouts import Rollout, Rollouts, read_rollouts, sample_rollouts, save_rollouts
+from counterpoint.diagnosis.route_analysis.analysis import Routes, routes
+from counterpoint.diagnosis.whole_run.analysis import DiagnoseOptions, diagnose
+from counterpoint.diagnosis.whole_run.results import Summary
+from counterpoint.stats import Estimate
 
-_HOMES: dict[str, str] = {
-    "Behaviour": "behaviour_analysis.analysis",
-    "Checkpoint": "checkpoints",
-    "Comparison": "checkpoints",
-    "Conflicts": "conflict_analysis.results",
-    "ConflictsOverTime": "conflict_analysis.over_time",
-    "Damage": "damage_analysis.results",
-    "DamageOptions": "damage_analysis.results",
-    "DiagnoseOptions": "whole_run.analysis",
-    "Edits": "edit_analysis.results",
-    "Estimate": "stats",
-    "Rollout": "rollouts",
-    "Rollouts": "rollouts",
-    "Routes": "route_analysis.analysis",
-    "Thresholds": "edit_analysis.chunks",
-    "Summary": "whole_run.results",
-    "behaviour": "behaviour_analysis.analysis",
-    "compare": "checkpoints",
-    "conflicts": "conflict_analysis.analysis",
-    "conflicts_over_time": "conflict_analysis.over_time",
-    "damage": "damage_analysis.analysis",
-    "diagnose": "whole_run.analysis",
-    "edits": "edit_analysis.analysis",
-    "open_checkpoint": "checkpoints",
-    "read_optimizer": "conflict_analysis.metric",
-    "read_rollouts": "rollouts",
-    "routes": "route_analysis.analysis",
-    "sample_rollouts": "rollouts",
-    "save_rollouts": "rollouts",
-    "to_json": "results",
-    "write_result": "results",
-}
-"""Public names and the file that each lives in, here or in ``counterpoint.checkpoints``; imported when first used."""
-
-__all__ = sorted(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        home = _HOMES[name]
-        package = "counterpoint" if home in ("checkpoints", "stats") else "counterpoint.diagnosis"
-        return getattr(importlib.import_module(f"{package}.{home}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__all__ = [
+    "Behaviour",
+    "Checkpoint",
+    "Comparison",
+    "Conflicts",
+    "ConflictsOverTime",
+    "Damage",
+    "DamageOptions",
+    "DiagnoseOptions",
+    "Edits",
+    "Estimate",
+    "Rollout",
+    "Rollouts",
+    "Routes",
+    "Summary",
+    "Thresholds",
+    "behaviour",
+    "compare",
+    "conflicts",
+    "conflicts_over_time",
+    "damage",
+    "diagnose",
+    "edits",
+    "open_checkpoint",
+    "read_optimizer",
+    "read_rollouts",
+    "routes",
+    "sample_rollouts",
+    "save_rollouts",
+    "to_json",
+    "write_result",
+]

@@ -1,7 +1,7 @@
 """The chance levels, intervals and corrections that stand beside every number of a diagnosis. Pure functions."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -50,17 +50,6 @@ def _log_choose(n: int, k: Tensor) -> Tensor:
     n_ = torch.tensor(float(n), dtype=torch.float64)
     k = k.double()
     return torch.lgamma(n_ + 1) - torch.lgamma(k + 1) - torch.lgamma(n_ - k + 1)
-
-
-def benjamini_hochberg(p_values: Sequence[float], level: float = 0.05) -> list[bool]:
-    """Which hypotheses are rejected at a false discovery rate of ``level`` (Benjamini and Hochberg, 1995)."""
-    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    count = 0
-    for rank, i in enumerate(order, 1):
-        if p_values[i] <= level * rank / len(p_values):
-            count = rank
-    rejected = set(order[:count])
-    return [i in rejected for i in range(len(p_values))]
 
 
 def bootstrap(

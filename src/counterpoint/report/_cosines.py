@@ -3,6 +3,7 @@
 Legend: S recorded steps, B bins of steps, G modules, D domains, Q pairs of domains.
 """
 
+import math
 import re
 from typing import Any
 
@@ -12,6 +13,7 @@ from counterpoint.report._curves import bin_means, pair_name
 from counterpoint.report._detail import Detail
 from counterpoint.report._read import Grams
 from counterpoint.report._text import clean
+from counterpoint.series import series_mean, verdicts
 
 MAX_MODULES = 160
 """Rows a heat map can show. Larger models are shown by layer: Grams of a layer's modules simply add."""
@@ -23,7 +25,8 @@ def module_cosines(grams: Grams | None, detail: Detail) -> dict[str, Any] | None
     None where no recorded step has two domains, as in a run that trains one after another.
     ``cosine[q][g][b]`` is pair q in module g, averaged over the steps of bin b, from ``step[b]``
     to ``step_end[b]``.
-    ``overall[q][g]`` holds the mean over steps, its standard error, and the share of steps with a negative cosine.
+    ``overall[q][g]`` holds the mean over steps, its standard error, the share of steps with a negative cosine, and the
+    ``verdict`` that ``diagnose`` gives for the same Grams: -1 conflict, 1 synergy, 0 within noise or not known.
     """
     if grams is None or len(grams.step_S) == 0 or len(grams.domains) < 2 or not grams.groups:
         return None
@@ -46,7 +49,7 @@ def module_cosines(grams: Grams | None, detail: Detail) -> dict[str, Any] | None
         "step_end": [int(steps[-1]) for steps in bins],
         "recorded_steps": len(grams.step_S),
         "cosine": _nested(cosine_QGB),
-        "overall": [_overall(cosine_SG) for cosine_SG in cosine_QSG],
+        "overall": _overall(cosine_QSG),
         "negative_share": float((cosine_QSG[finite] < 0).mean()),
         "limit": _colour_limit(cosine_QGB),
     }
@@ -85,16 +88,30 @@ def _nanmean(values: np.ndarray, axis: int) -> np.ndarray:
     return np.where(counts > 0, np.nansum(values, axis=axis) / np.maximum(counts, 1), np.nan)
 
 
-def _overall(cosine_SG: np.ndarray) -> list[dict[str, float | None]]:
-    columns = [column[np.isfinite(column)] for column in cosine_SG.T]
+def _overall(cosine_QSG: np.ndarray) -> list[list[dict[str, float | None]]]:
+    found = [[series_mean(column) for column in cosine_SG.T] for cosine_SG in cosine_QSG]
+    marks = iter(verdicts([one for row in found for one in row]))
     return [
-        {
-            "mean": round(float(column.mean()), 4) if len(column) else None,
-            "standard_error": round(float(column.std(ddof=1) / np.sqrt(len(column))), 4) if len(column) > 1 else None,
-            "negative": round(float((column < 0).mean()), 3) if len(column) else None,
-        }
-        for column in columns
+        [
+            {
+                "mean": _rounded(one.mean, 4),
+                "standard_error": _rounded(one.standard_error, 4),
+                "negative": _negative_share(column),
+                "verdict": next(marks),
+            }
+            for one, column in zip(row, cosine_SG.T, strict=True)
+        ]
+        for row, cosine_SG in zip(found, cosine_QSG, strict=True)
     ]
+
+
+def _negative_share(column: np.ndarray) -> float | None:
+    known = column[np.isfinite(column)]
+    return round(float((known < 0).mean()), 3) if len(known) else None
+
+
+def _rounded(value: float, digits: int) -> float | None:
+    return round(value, digits) if math.isfinite(value) else None
 
 
 def _colour_limit(cosine_QGB: np.ndarray) -> float:

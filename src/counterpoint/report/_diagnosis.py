@@ -11,7 +11,7 @@ from counterpoint.report._text import clean, number
 MAX_PAIRS = 28
 """Pairs shown: all pairs of eight domains."""
 
-PARTS_OF_DAMAGE = ("measured", "first", "second", "gauss_newton", "fisher")
+PARTS_OF_DAMAGE = ("measured", "first", "second", "fisher")
 
 Content = dict[str, Any]
 

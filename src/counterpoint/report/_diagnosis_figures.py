@@ -11,7 +11,6 @@ BARS = {
     "measured": ("measured", "@ink"),
     "first": ("first order", "@p5"),
     "second": ("second order", "@p2"),
-    "gauss_newton": ("Gauss-Newton", "@p3"),
     "fisher": ("Fisher", "@p0"),
 }
 

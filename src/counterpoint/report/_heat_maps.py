@@ -6,9 +6,6 @@ from typing import Any
 from counterpoint.report._figures import Figure
 from counterpoint.report._text import plot_text
 
-SIGNIFICANT = 3.0
-"""Standard errors from zero beyond which a cell of the overview is marked; at 2, chance alone marks one in twenty."""
-
 
 def steps_figure(cosines: dict[str, Any]) -> Figure:
     """Module by step for one pair; all are in ``planes``."""
@@ -21,7 +18,7 @@ def steps_figure(cosines: dict[str, Any]) -> Figure:
 
 
 def overview_figure(cosines: dict[str, Any]) -> Figure:
-    """Module by pair, averaged over all steps; a dot marks means more than three standard errors from zero."""
+    """Module by pair, averaged over all steps; a dot marks means that noise does not explain."""
     labels, pairs = labels_of(cosines["modules"]), labels_of(cosines["pairs"])
     cells = [[pair[row] for pair in cosines["overall"]] for row in range(len(labels))]
     means = [[cell["mean"] for cell in row] for row in cells]
@@ -29,7 +26,7 @@ def overview_figure(cosines: dict[str, Any]) -> Figure:
     limit = max([0.01, *(abs(mean) for row in means for mean in row if mean is not None)])
     trace = map_of(pairs, labels, means, limit)
     trace |= {
-        "text": [["\u2022" if _stands_out(cell) else "" for cell in row] for row in cells],
+        "text": [["\u2022" if cell["verdict"] else "" for cell in row] for row in cells],
         "texttemplate": "%{text}",
         "textfont": {"size": 14, "color": "@ink"},
         "customdata": [[[cell["standard_error"], cell["negative"]] for cell in row] for row in cells],
@@ -37,11 +34,6 @@ def overview_figure(cosines: dict[str, Any]) -> Figure:
         "<br>negative in %{customdata[1]:.0%} of steps<extra></extra>",
     }
     return layout_of([trace], labels, {"type": "category", "tickangle": -35})
-
-
-def _stands_out(cell: dict[str, float | None]) -> bool:
-    mean, error = cell["mean"], cell["standard_error"]
-    return mean is not None and error is not None and abs(mean) > SIGNIFICANT * error > 0
 
 
 def map_of(x: Sequence[Any], labels: list[str], cosines: list[list[float | None]], limit: float) -> dict[str, Any]:
@@ -62,9 +54,10 @@ def map_of(x: Sequence[Any], labels: list[str], cosines: list[list[float | None]
 
 
 def layout_of(data: list[dict[str, Any]], labels: list[str], xaxis: dict[str, Any]) -> Figure:
-    """A figure of heat maps whose rows are ``labels``, first at the top."""
+    """A figure of heat maps whose rows are ``labels``, first at the top; cells without a number are grey."""
     yaxis = {"type": "category", "autorange": "reversed", "showgrid": False, "ticks": "", "tickfont": {"size": 11}}
     layout = {"xaxis": {"showgrid": False, "zeroline": False, **xaxis}, "yaxis": yaxis, "showlegend": False}
+    layout["plot_bgcolor"] = "@faint"  # what is missing must not look like zero, which is as pale as the page
     layout["margin"] = {"l": 8, "r": 10, "t": 10, "b": 84}  # room for slanted names: the rows of both maps line up
     return {"data": data, "layout": layout, "height": min(900, max(260, 114 + 19 * len(labels)))}
 

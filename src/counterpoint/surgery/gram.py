@@ -4,6 +4,8 @@ A Gram ``gram_GDD`` [G, D, D] holds for each group the inner products of the D d
 Everything here is a pure function of Grams and weights; no gradient is needed again.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -20,9 +22,9 @@ def scales(gram_GDD: Tensor) -> Tensor:
 
 
 def cosines(gram_GDD: Tensor) -> Tensor:
-    """Cosines [G, D, D] between domain gradients; 0 where one of the two gradients is zero."""
+    """Cosines [G, D, D] between domain gradients; NaN where one of the two gradients is zero."""
     scale_GDD = scales(gram_GDD)
-    return torch.where(scale_GDD > 0, gram_GDD / scale_GDD, torch.zeros_like(gram_GDD)).clamp(-1, 1)
+    return torch.where(scale_GDD > 0, gram_GDD / scale_GDD, torch.nan).clamp(-1, 1)
 
 
 def conflicts(gram_GDD: Tensor) -> Tensor:
@@ -33,12 +35,12 @@ def conflicts(gram_GDD: Tensor) -> Tensor:
 def conflict_rate(gram_GDD: Tensor) -> float:
     """The share, between 0 and 1, of (group, domain pair) combinations in conflict.
 
-    Pairs of which a domain has no gradient in the group are left out; 0 where no pair is left.
+    Pairs of which a domain has no gradient in the group are left out; NaN where no pair is left.
     """
     live_GD = gram_GDD.diagonal(dim1=-2, dim2=-1) > 0
     num_live_G = live_GD.sum(-1)
     num_pairs = (num_live_G * (num_live_G - 1)).sum().item()
-    return conflicts(gram_GDD).sum().item() / num_pairs if num_pairs else 0.0
+    return conflicts(gram_GDD).sum().item() / num_pairs if num_pairs else math.nan
 
 
 def removed_share(gram_GDD: Tensor, weights_GD: Tensor) -> float:

@@ -3,6 +3,7 @@
 Legend: D domains, G groups, B rows of the generation batch over all ranks, F reward functions.
 """
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -67,7 +68,8 @@ def _parts(domain: str, reward_names: Sequence[str], rewards_BF: torch.Tensor) -
 def surgery_metrics(record: Record) -> dict[str, float]:
     """Global cosine of every pair of domains, conflict rate over modules, and the share that surgery removed.
 
-    Every value is an aggregate: the number of keys depends on the domains alone, never on the size of the model.
+    Every value is an aggregate: the number of keys depends on the domains alone, never on the size of the model. What
+    cannot be computed, such as the cosine of a domain without a gradient, is left out.
     """
     metrics = {"nonfinite": float(not record.finite), "removed": removed_share(record.gram_GDD, record.weights_GD)}
     if len(record.domains) < 2 or not record.finite:
@@ -82,7 +84,7 @@ def surgery_metrics(record: Record) -> dict[str, float]:
             metrics[f"conflict_rate/{pair}"] = conflict_rate(gram_GDD[:, [i, j]][:, :, [i, j]])
     for i, name in enumerate(record.domains):
         metrics[f"grad_norm/{name}"] = gram_GDD[:, i, i].sum().clamp(min=0).sqrt().item()
-    return metrics
+    return {key: value for key, value in metrics.items() if not math.isnan(value)}
 
 
 def unscaled(record: Record, scaler: Any) -> Record:

@@ -38,7 +38,7 @@ def damage_of(result: Result) -> PairDamage | str:
         for row in result["modules"]
         if (found := estimate(row["second"])) is not None
     )
-    return PairDamage(measured, first, second, estimate(result["gauss_newton"]), estimate(result["fisher"]), modules)
+    return PairDamage(measured, first, second, estimate(result["fisher"]), modules)
 
 
 def damage_facts(found: PairDamage) -> DamageFacts:

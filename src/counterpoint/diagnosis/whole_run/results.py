@@ -21,15 +21,14 @@ class ModuleDamage:
 class PairDamage:
     """Loss of the earlier domain that the later stage's edit adds, per completion token, with 95 % intervals.
 
-    ``first``, ``second``: terms of the expansion at the checkpoint before the later stage. ``gauss_newton`` and
-    ``fisher``: the second-order term with these matrices in the Hessian's place. ``measured``: the loss after the edit
-    minus that before, on the same completions.
+    ``first``, ``second``: terms of the expansion at the checkpoint before the later stage. ``fisher``:
+    the second-order term with the Fisher matrix in the Hessian's place. ``measured``: the loss after the edit minus
+    that before, on the same completions.
     """
 
     measured: Estimate
     first: Estimate
     second: Estimate
-    gauss_newton: Estimate | None
     fisher: Estimate | None
     modules: tuple[ModuleDamage, ...]
 

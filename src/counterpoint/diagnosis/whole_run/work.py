@@ -10,13 +10,11 @@ from torch import Tensor
 
 from counterpoint.checkpoints import compare, open_checkpoint
 from counterpoint.config import Config
+from counterpoint.diagnosis._adam import state_beside
 from counterpoint.diagnosis.behaviour_analysis.analysis import Behaviour, behaviour
-from counterpoint.diagnosis.conflict_analysis.analysis import conflicts
-from counterpoint.diagnosis.conflict_analysis.metric import state_beside
-from counterpoint.diagnosis.conflict_analysis.over_time import ConflictsOverTime, conflicts_over_time
-from counterpoint.diagnosis.conflict_analysis.results import Conflicts
-from counterpoint.diagnosis.damage_analysis.analysis import damage
-from counterpoint.diagnosis.damage_analysis.results import Damage, DamageOptions
+from counterpoint.diagnosis.conflicts import Conflicts, conflicts_of, own_grouping
+from counterpoint.diagnosis.conflicts_over_time import ConflictsOverTime, conflicts_over_time
+from counterpoint.diagnosis.damage import Damage, DamageOptions, damage
 from counterpoint.diagnosis.edit_analysis.analysis import edits
 from counterpoint.diagnosis.edit_analysis.results import Edits
 from counterpoint.diagnosis.rollouts import Rollouts, save_rollouts
@@ -26,6 +24,7 @@ from counterpoint.diagnosis.subject import Subject, completions_for, open_subjec
 from counterpoint.diagnosis.whole_run.points import Leg, Point
 from counterpoint.errors import CounterpointError
 from counterpoint.progress import Progress
+from counterpoint.surgery import GROUPINGS
 
 Effort = Literal["quick", "usual", "thorough"]
 
@@ -37,9 +36,6 @@ BATCH_SIZE = 32
 
 DAMAGE_SAMPLES = 2
 """Completions of each prompt behind a damage. Its interval comes from prompts; more samples of one tell little."""
-
-SCALES = (0.25, 0.5, 1.0)
-"""Multiples of an edit that are measured, unless thoroughly."""
 
 QUICK_BATCHES = 8
 MIN_BATCHES = 4
@@ -164,9 +160,10 @@ class Workshop:
                 f"{', '.join(f'{name} {count}' for name, count in signals.items())}. Raise --prompts or --samples."
             )
         wanted = QUICK_BATCHES if quick else BATCHES
-        return conflicts(
+        return conflicts_of(
             model,
             told,
+            groupings=("module", *GROUPINGS, own_grouping(self.config)),
             batches=min(wanted, *(signals[name] for name in told)),
             optimizer_state=state,
             seed=self.seed,
@@ -176,21 +173,20 @@ class Workshop:
     def damage(self, domain: str, start: Point, end: Point, other: str | None) -> Damage:
         """What the edit from ``start`` to ``end`` does to ``domain``, on completions at ``start``."""
         options = DamageOptions(
-            # A learned domain has few prompts whose completions differ in reward, and what it forgets are the others.
-            baseline="domain",
             prompts=self.prompts,
             samples=min(self.samples, DAMAGE_SAMPLES),
             batch_size=BATCH_SIZE,
             seed=self.seed,
         )
-        if self.effort != "thorough":
-            draws, scales = (1, (1.0,)) if self.effort == "quick" else (2, SCALES)
-            options = replace(options, blocks=False, lanczos=0, draws=draws, scales=scales)
+        if self.effort == "thorough":
+            options = replace(options, lanczos=16)
+        else:
+            options = replace(options, draws=2) if self.effort == "usual" else replace(options, draws=1, scales=(1.0,))
         return damage(
+            self.config,
             start.model,
             end.model,
             domain,
-            self.config,
             other=other,
             options=options,
             completions=self._few(start),

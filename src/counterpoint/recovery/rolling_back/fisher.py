@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from counterpoint.anatomy import plain_name
+from counterpoint.diagnosis._surrogates import log_probs
 from counterpoint.diagnosis.rollouts import Rollouts, collate
-from counterpoint.diagnosis.surrogate import log_probs
 from counterpoint.errors import CounterpointError
 from counterpoint.models import is_out_of_memory
 from counterpoint.progress import Progress, silent

@@ -3,8 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from counterpoint.diagnosis.damage_analysis.stages import sampled_plan
-from counterpoint.diagnosis.subject import Subject
+from counterpoint.diagnosis.subject import Subject, sampled_plan
 from counterpoint.domains import Domain
 from counterpoint.evaluation import DomainScore, EvaluationPlan, evaluate
 from counterpoint.progress import Progress

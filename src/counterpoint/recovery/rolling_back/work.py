@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint.config import Config
-from counterpoint.diagnosis.damage_analysis.stages import shared_neurons
+from counterpoint.diagnosis.damage import shared_neurons
 from counterpoint.diagnosis.rollouts import Rollouts
 from counterpoint.diagnosis.subject import Subject, completions_for, open_subject
 from counterpoint.models import threads_for

@@ -70,7 +70,8 @@ def give_way(coefficients_GDD: Tensor, gram_GDD: Tensor, counts_GDD: Tensor, pro
     if not rows_G.numel():
         return coefficients_GDD
     held_NM = held_GDM[rows_G, rows_D]
-    correlation_NMM = cosines(gram_GDD)[rows_G][:, own_M][:, :, own_M] * (held_NM.unsqueeze(1) & held_NM.unsqueeze(2))
+    both_NMM = held_NM.unsqueeze(1) & held_NM.unsqueeze(2)
+    correlation_NMM = torch.where(both_NMM, cosines(gram_GDD)[rows_G][:, own_M][:, :, own_M], 0.0)
     correlation_NMM.diagonal(dim1=1, dim2=2).fill_(1.0)
     multipliers_NM = cone_multipliers(correlation_NMM, cosine_GDM[rows_G, rows_D])
     steps_NM = multipliers_NM * size_GD[rows_G, rows_D].unsqueeze(-1) / norm_GD[rows_G][:, own_M]

@@ -1,38 +1,69 @@
-"""The surrogate loss of a domain as a sum over prompts, its Gauss-Newton term and the Fisher term of the policy.
+"""Losses of a domain on fixed completions: deterministic functions of the weights, so gradients and curvature are too.
 
 Legend: P prompts, B completions, T tokens of a batch, V vocabulary, n completion tokens of a batch.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from counterpoint.diagnosis.damage_analysis.curvature import Direction, Piece, SumLoss
+from counterpoint.diagnosis._curvature import Piece, SumLoss, Vector
 from counterpoint.diagnosis.rollouts import Rollout, Rollouts, TokenBatch, collate
-from counterpoint.diagnosis.surrogate import SURROGATES, log_probs
 from counterpoint.errors import CounterpointError, nearest
 from counterpoint.progress import Progress, silent
+
+Surrogate = Callable[[Any, TokenBatch, Tensor | None], Tensor]
+"""``(model, batch, old_log_probs_BT) -> loss``: a 0-d tensor, a sum over the batch's completion tokens."""
+
+BASELINES = ("prompt", "domain")
+"""What a reward is compared with: the other completions of its prompt (as in GRPO), or the domain's mean."""
 
 MIN_PROMPTS = 8
 """Fewest prompts with a signal for which intervals are computed."""
 
 
-BASELINES = ("prompt", "domain")
-"""What a reward is compared with: the other completions of its prompt (as in GRPO), or the domain's mean."""
+def log_probs(model: Any, batch: TokenBatch) -> Tensor:
+    """Log-probability of every token but the first, given those before it: [B, T - 1], float32 or wider."""
+    logits = model(input_ids=batch.ids_BT, attention_mask=batch.attention_BT.long()).logits[:, :-1]
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    targets = batch.ids_BT[:, 1:].unsqueeze(-1)
+    return logits.log_softmax(-1).gather(-1, targets).squeeze(-1)
+
+
+def policy_loss(model: Any, batch: TokenBatch, old_log_probs_BT: Tensor | None = None) -> Tensor:
+    """``- sum over tokens of advantage * pi(token) / pi_old(token)``: the policy-gradient surrogate, not clipped.
+
+    Where ``old_log_probs_BT`` is None the policy is its own reference (ratio 1), and the gradient is the policy
+    gradient at this model. Elsewhere it is the importance-weighted estimate, token by token, of how much worse the
+    domain's expected advantage became.
+    """
+    new_BT = log_probs(model, batch)
+    old_BT = new_BT.detach() if old_log_probs_BT is None else old_log_probs_BT
+    mask_BT = batch.completion_BT[:, 1:]
+    ratio_BT = torch.where(mask_BT, new_BT - old_BT, 0).exp()
+    return -(ratio_BT * batch.advantage_B.to(ratio_BT).unsqueeze(1) * mask_BT).sum()
+
+
+def likelihood_loss(model: Any, batch: TokenBatch, old_log_probs_BT: Tensor | None = None) -> Tensor:
+    """``- sum over tokens of log pi(token)`` over completions with a positive advantage: forgetting what was right."""
+    good_B = (batch.advantage_B > 0).unsqueeze(1)
+    return -(log_probs(model, batch) * (batch.completion_BT[:, 1:] & good_B)).sum()
+
+
+SURROGATES: dict[str, Surrogate] = {"policy": policy_loss, "likelihood": likelihood_loss}
+"""The surrogate losses by name."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Completions of one prompt that fit in memory at once; ``informative`` where any has an advantage."""
+    """Completions of one prompt that fit in memory at once."""
 
     prompt: int
     batch: TokenBatch
     old_log_probs_BT: Tensor
-    informative: bool
 
 
 @dataclass(frozen=True)
@@ -40,19 +71,15 @@ class TextLoss:
     """A domain's surrogate loss at a model, per token, on fixed completions.
 
     ``loss`` skips prompts that teach nothing, which are zero at every parameter; their tokens count all the same for
-    the policy surrogate, whose unit is a completion token of the domain. ``tokens_P`` counts all completion tokens.
+    the policy surrogate, whose unit is a completion token of the domain. ``tokens_P`` counts all completion tokens,
+    ``informative`` the prompts that have a signal.
     """
 
     model: Any
-    surrogate: str
     chunks: tuple[Chunk, ...]
     loss: SumLoss
     tokens_P: Tensor
-
-    @property
-    def num_informative(self) -> int:
-        """Prompts that have a signal."""
-        return len({chunk.prompt for chunk in self.chunks if chunk.informative})
+    informative: int
 
 
 def text_loss(
@@ -79,27 +106,30 @@ def text_loss(
     """
     if surrogate not in SURROGATES:
         raise CounterpointError(f"There is no surrogate loss {surrogate!r}; {nearest(surrogate, SURROGATES)}")
-    check_signal(rollouts, min_prompts)
+    informative = check_signal(rollouts, min_prompts)
     groups: dict[int, list[Rollout]] = {}
     for item in rollouts.items:
         groups.setdefault(item.group, []).append(item)
     slices = [
-        (prompt, items[low : low + batch_size], any(item.advantage for item in items))
+        (prompt, items[low : low + batch_size])
         for prompt, items in enumerate(groups.values())
         for low in range(0, len(items), batch_size)
     ]
     chunks = []
-    for done, (prompt, items, informative) in enumerate(slices, 1):
+    for done, (prompt, items) in enumerate(slices, 1):
         batch = collate(items, pad_id=0).to(model.device)  # the attention mask hides what stands at pads
         with torch.no_grad():
-            chunks.append(Chunk(prompt, batch, log_probs(model, batch), informative))
+            chunks.append(Chunk(prompt, batch, log_probs(model, batch)))
         on_progress("log-probabilities", done, len(slices))
+    with_signal = {p for p, items in enumerate(groups.values()) if any(item.advantage for item in items)}
+    pieces = tuple(
+        Piece(chunk.prompt, _closure(model, chunk, surrogate)) for chunk in chunks if chunk.prompt in with_signal
+    )
     tokens_P = torch.tensor([_tokens(items) for items in groups.values()], dtype=torch.float64)
     good_P = torch.tensor([_tokens(i for i in items if i.advantage > 0) for items in groups.values()]).double()
     params = {name: param for name, param in model.named_parameters() if param.requires_grad}
-    pieces = tuple(Piece(chunk.prompt, _closure(model, chunk, surrogate)) for chunk in chunks if chunk.informative)
-    units_P = good_P if surrogate == "likelihood" else tokens_P
-    return TextLoss(model, surrogate, tuple(chunks), SumLoss(params, pieces, units_P), tokens_P)
+    loss = SumLoss(params, pieces, good_P if surrogate == "likelihood" else tokens_P)
+    return TextLoss(model, tuple(chunks), loss, tokens_P, informative)
 
 
 def with_baseline(rollouts: Rollouts, baseline: str) -> Rollouts:
@@ -124,16 +154,17 @@ def with_baseline(rollouts: Rollouts, baseline: str) -> Rollouts:
     return replace(rollouts, items=tuple(items))
 
 
-def check_signal(rollouts: Rollouts, min_prompts: int = MIN_PROMPTS) -> None:
-    """Refuses fewer than ``min_prompts`` prompts whose completions differ in reward."""
+def check_signal(rollouts: Rollouts, min_prompts: int = MIN_PROMPTS) -> int:
+    """The number of prompts with a completion whose advantage is not zero; refuses fewer than ``min_prompts``."""
     have = rollouts.informative.num_groups
     if have < min_prompts:
         raise CounterpointError(
             f"The domain {rollouts.domain!r} has a signal in {have} of {rollouts.num_groups} prompts, and at least "
-            f"{min_prompts} are needed for an interval: a prompt whose completions all have one reward says nothing. "
-            "Ask for more with --prompts, or for more completions of each with --samples, or compare rewards with the "
-            "domain's mean instead of the prompt's: --baseline domain."
+            f"{min_prompts} are needed for an interval: completions that all have one reward say nothing. Ask for more "
+            "prompts or more samples of each. With baseline='prompt', compare with the domain instead: "
+            "baseline='domain'."
         )
+    return have
 
 
 def _tokens(items: Any) -> int:
@@ -144,34 +175,22 @@ def _closure(model: Any, chunk: Chunk, surrogate: str) -> Callable[[], Tensor]:
     return lambda: SURROGATES[surrogate](model, chunk.batch, chunk.old_log_probs_BT)
 
 
-@dataclass(frozen=True)
-class LogitCurvature:
-    """Sums of each prompt [P] float64, not yet over units, along an edit d: ``d'Gd`` and ``d'Fd``.
+def fisher_along(text: TextLoss, edit: Vector, on_progress: Progress = silent) -> Tensor:
+    """``d'Fd`` of every prompt [P], not yet over tokens; F is the Fisher matrix of the policy on the domain's tokens.
 
-    G is the Gauss-Newton matrix of the surrogate: the Hessian that it would have if the logits were linear in the
-    weights. F is the Fisher matrix of the policy on the domain's tokens; ``d'Fd`` of a token is the variance, under the
-    policy, of the logits' derivative along d, and ``1/2 d'Fd`` the leading term of ``KL(pi_theta || pi_theta+d)``.
+    Of a token it is the variance, under the policy, of the logits' derivative along d, and ``1/2 d'Fd`` the leading
+    term of ``KL(pi_theta || pi_theta+d)``. Exact, from one derivative of the logits.
     """
-
-    gauss_newton_P: Tensor
-    fisher_P: Tensor
-
-
-def logit_curvature(text: TextLoss, edit: Direction, on_progress: Progress = silent) -> LogitCurvature:
-    """Both exactly, from one derivative of the logits along ``edit``; F of all prompts, G of those with a signal."""
-    num_prompts = len(text.tokens_P)
-    gauss_newton_P, fisher_P = (torch.zeros(num_prompts, dtype=torch.float64) for _ in range(2))
+    fisher_P = torch.zeros(len(text.tokens_P), dtype=torch.float64)
     for done, chunk in enumerate(text.chunks, 1):
         logits_BTV, change_BTV = logits_along(text.model, text.loss.params, chunk.batch, edit)
         mask_BT = chunk.batch.completion_BT[:, 1:]
         fisher_P[chunk.prompt] += fisher_form(logits_BTV[:, :-1][mask_BT], change_BTV[:, :-1][mask_BT]).cpu()
-        if chunk.informative:
-            gauss_newton_P[chunk.prompt] += _gauss_newton(text.surrogate, chunk, logits_BTV, change_BTV)
-        on_progress("Gauss-Newton and Fisher", done, len(text.chunks))
-    return LogitCurvature(gauss_newton_P, fisher_P)
+        on_progress("Fisher", done, len(text.chunks))
+    return fisher_P
 
 
-def logits_along(model: Any, params: Direction, batch: TokenBatch, edit: Direction) -> tuple[Tensor, Tensor]:
+def logits_along(model: Any, params: Vector, batch: TokenBatch, edit: Vector) -> tuple[Tensor, Tensor]:
     """Logits [B, T, V] and their derivative ``J d`` along ``edit``, both without a graph.
 
     ``J d`` is the derivative by u of ``d . (J' u)``: two backward passes, which every model that has curvature
@@ -197,16 +216,3 @@ def fisher_form(logits_nV: Tensor, change_nV: Tensor) -> Tensor:
     change_nV = change_nV.double()
     centred_nV = change_nV - (probs_nV * change_nV).sum(-1, keepdim=True)
     return (probs_nV * centred_nV**2).sum()
-
-
-def _gauss_newton(surrogate: str, chunk: Chunk, logits_BTV: Tensor, change_BTV: Tensor) -> float:
-    """The second derivative of the surrogate of the linearised model, whose logits are ``logits + t change``."""
-    t = torch.zeros((), dtype=logits_BTV.dtype, device=logits_BTV.device, requires_grad=True)
-
-    def linearised(input_ids: Tensor, attention_mask: Tensor) -> SimpleNamespace:
-        return SimpleNamespace(logits=logits_BTV + t * change_BTV)
-
-    loss = SURROGATES[surrogate](linearised, chunk.batch, chunk.old_log_probs_BT)
-    (slope,) = torch.autograd.grad(loss, t, create_graph=True)
-    (bend,) = torch.autograd.grad(slope, t)
-    return float(bend)

@@ -27,7 +27,7 @@ def read_optimizer(checkpoint: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ModelError(
             f"{checkpoint}: there is no {OPTIMIZER_FILE} here. Give a checkpoint that was saved with its optimizer "
-            "state (save_only_model: false), or leave --optimizer out."
+            "state (save_only_model: false), or leave the optimizer state out."
         )
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
@@ -35,12 +35,12 @@ def read_optimizer(checkpoint: Path) -> dict[str, Any]:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
             f"{path}: the optimizer state cannot be read safely ({reason[:120]}). Only tensors and numbers are "
-            "accepted; save it again with torch.save(optimizer.state_dict()), or leave --optimizer out."
+            "accepted; save it again with torch.save(optimizer.state_dict()), or leave the optimizer state out."
         ) from None
     if not isinstance(found, dict) or not {"state", "param_groups"} <= set(found):
         raise ModelError(
             f"{path} is no optimizer state: it lacks `state` and `param_groups`. Give the {OPTIMIZER_FILE} of a "
-            "checkpoint, or leave --optimizer out."
+            "checkpoint, or leave the optimizer state out."
         )
     return found
 

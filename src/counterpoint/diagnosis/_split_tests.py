@@ -1,18 +1,20 @@
-"""What sampling noise does to inner products of gradients: tests, noise floors, cosines without attenuation.
+"""What sampling noise does to inner products of gradients: tests, noise floors, cosines without attenuation, controls.
 
 Everything is a pure function of Grams over independent splits of the data. Domain a has K split gradients ``A_k``, each
 an independent unbiased estimate of the domain's true gradient, and so has b. Legend: ``...`` any leading axes (groups),
 D domains, Q pairs of domains, K splits of each domain, S = D * K, splits of one domain next to each other.
 """
 
-import functools
 import math
 from dataclasses import dataclass
 
 import torch
+from scipy.special import stdtr
 from torch import Tensor
 
 from counterpoint.diagnosis._chance import pairs_of
+from counterpoint.series import benjamini_hochberg
+from counterpoint.stats import student_quantile
 
 LOWEST_SPLITS = 4
 """Fewer leave no degrees of freedom for a test that could reject anything."""
@@ -67,13 +69,14 @@ def pair_tests(gram_SS: Tensor, num_domains: int, level: float = 0.05) -> PairTe
     nan = torch.full_like(product, torch.nan)
     cosine = torch.where(live, product / scale, nan).clamp(-1, 1)
     debiased, debiased_error = _debiased(product_KK, own_KK, first, second)
-    reach = student_t_quantile(1 - level / 2, K - 1) * debiased_error
+    quantile = student_quantile(1 - level / 2, K - 1)
+    reach = quantile * debiased_error
     return PairTests(
         product,
         error,
-        torch.where(live & (error > 0), student_t_p_value(product / error, K - 1), nan),
+        torch.where(live & (error > 0), _p_value(product / error, K - 1), nan),
         cosine,
-        torch.where(live, student_t_quantile(1 - level / 2, K - 1) * error / scale, nan),
+        torch.where(live, quantile * error / scale, nan),
         debiased,
         debiased - reach,
         debiased + reach,
@@ -136,61 +139,66 @@ def _debiased(product_KK: Tensor, own_KK: Tensor, first: Tensor, second: Tensor)
     return torch.where(usable, cosine, nan), torch.where(usable, error, nan)
 
 
-def student_t_p_value(t: Tensor, freedom: int) -> Tensor:
-    """Two-sided p-value of Student's t, elementwise in float64, accurate far into the tails.
+def _p_value(t: Tensor, degrees: int) -> Tensor:
+    """Two-sided p-value of Student's t, elementwise in float64."""
+    return torch.from_numpy(2 * stdtr(degrees, -t.abs().double().numpy()))
 
-    The tail is ``integral of sin^(freedom - 1)`` from 0 to ``atan(sqrt(freedom) / |t|)``, by Simpson's rule.
+
+@dataclass(frozen=True)
+class Control:
+    """What the pipeline finds in ``repeats`` draws of noise alone, where every true product is zero.
+
+    The noise is the splits' deviations from their domain's mean, half of them turned around.
+
+    ``tests`` counts groups x pairs over all repeats, ``conflicts`` and ``synergies`` those found after correction.
+    ``negative_share`` is the share of tests with ``p <= level`` and a negative product before correction; nominal is
+    ``level / 2``.
     """
-    t = t.double()
-    angle = torch.atan2(torch.full_like(t, math.sqrt(freedom)), t.abs())
-    points = torch.linspace(0, 1, 129, dtype=torch.float64)
-    weights = torch.full((129,), 2.0, dtype=torch.float64)
-    weights[1::2], weights[0], weights[-1] = 4, 1, 1
-    total = torch.zeros_like(t)
-    for point, weight in zip(points.tolist(), weights.tolist(), strict=True):  # holds one tensor, not 129
-        total += weight * (angle * point).sin() ** (freedom - 1)
-    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
-    return (2 * scale * angle * total / (3 * 128)).clamp(max=1)
+
+    repeats: int
+    tests: int
+    conflicts: int
+    synergies: int
+    negative_share: float
 
 
-@functools.lru_cache
-def student_t_quantile(probability: float, freedom: int) -> float:
-    """The t that Student's distribution stays below with this probability (above one half), by bisection."""
-    low, high = 0.0, 1e4
-    for _ in range(60):
-        middle = (low + high) / 2
-        below = 1 - float(student_t_p_value(torch.tensor(middle), freedom)) / 2
-        low, high = (middle, high) if below < probability else (low, middle)
-    return (low + high) / 2
+def verdicts(tests: PairTests, level: float) -> Tensor:
+    """-1 conflict, 1 synergy, 0 within noise [..., Q] int64: Benjamini-Hochberg over all p-values, sign of the product.
+
+    The false discovery rate over groups x pairs is at most ``level`` where the tests are independent or positively
+    dependent; 0 where a p-value is missing.
+    """
+    known = tests.p_value.isfinite()
+    rejected = torch.zeros_like(known)
+    rejected[known] = torch.tensor(benjamini_hochberg(tests.p_value[known].tolist(), level), dtype=torch.bool)
+    return torch.where(rejected, tests.product.sign(), 0).long()
 
 
-class Moments:
-    """Running mean and variance of tensors of one shape (Welford, 1962), and how often each entry was negative."""
+def control(gram_GSS: Tensor, num_domains: int, level: float, repeats: int, seed: int) -> Control:
+    """The control, from the Gram of the splits alone; the random stream is private."""
+    generator = torch.Generator().manual_seed(seed)
+    draws = [pair_tests(turned(gram_GSS, num_domains, generator), num_domains, level) for _ in range(repeats)]
+    found = [verdicts(tests, level) for tests in draws]
+    tests = sum(int(draw.p_value.isfinite().sum()) for draw in draws)
+    negative = sum(int(((draw.p_value <= level) & (draw.product < 0)).sum()) for draw in draws)
+    return Control(
+        repeats,
+        tests,
+        sum(int((verdict < 0).sum()) for verdict in found),
+        sum(int((verdict > 0).sum()) for verdict in found),
+        negative / tests if tests else math.nan,
+    )
 
-    def __init__(self) -> None:
-        self.count = 0
-        self._mean = self._squares = self._negative = torch.zeros(())
 
-    def add(self, values: Tensor) -> None:
-        """Takes one more observation."""
-        values = values.double()
-        self.count += 1
-        step = values - self._mean
-        self._mean = self._mean + step / self.count
-        self._squares = self._squares + step * (values - self._mean)
-        self._negative = self._negative + (values < 0)
+def turned(gram_SS: Tensor, num_domains: int, generator: torch.Generator) -> Tensor:
+    """The Gram [..., S, S] of noise alone: deviations from each domain's mean, half of them, at random, turned around.
 
-    @property
-    def mean(self) -> Tensor:
-        """Mean so far."""
-        return self._mean
-
-    @property
-    def deviation(self) -> Tensor:
-        """Standard deviation, with ``count - 1``."""
-        return (self._squares / max(1, self.count - 1)).sqrt()
-
-    @property
-    def negative(self) -> Tensor:
-        """Share of observations below zero."""
-        return self._negative / self.count
+    Deviations are widened by ``sqrt(K / (K - 1))`` to the variance they were drawn with.
+    """
+    K = gram_SS.shape[-1] // num_domains
+    centre_KK = (torch.eye(K, dtype=torch.float64) - 1 / K) * math.sqrt(K / (K - 1))
+    centre_SS = torch.block_diag(*[centre_KK] * num_domains)
+    gram_SS = centre_SS @ gram_SS.double() @ centre_SS
+    ranks = torch.stack([torch.randperm(K, generator=generator) for _ in range(num_domains)])
+    sign_S = torch.where(ranks < K // 2, -1.0, 1.0).double().flatten()
+    return gram_SS * sign_S.unsqueeze(-1) * sign_S

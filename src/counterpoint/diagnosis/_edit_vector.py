@@ -1,10 +1,11 @@
-"""The edit between two checkpoints as a direction in a model's parameters, and the model it starts from."""
+"""The edit between two checkpoints as a vector of a model's parameters, and the model it starts from."""
 
 import dataclasses
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from counterpoint.checkpoints import Conversion, compare, open_checkpoint
 from counterpoint.config import Config
@@ -12,27 +13,27 @@ from counterpoint.diagnosis.subject import Subject, open_subject
 from counterpoint.errors import ModelError, UnsupportedError
 
 
-def check_pair(base: str | Path, after: str | Path) -> None:
+def check_pair(before: str | Path, after: str | Path) -> None:
     """Refuses, before any weight is read, checkpoints that are not two states of one architecture."""
-    compare(open_checkpoint(base), open_checkpoint(after))
+    compare(open_checkpoint(before), open_checkpoint(after))
 
 
-def open_at(config: Config, base: str | Path, domains: list[str]) -> Subject:
-    """The model at ``base`` as curvature needs it: plain attention, adapters merged, evaluation mode, float32.
+def open_at(config: Config, before: str | Path, domains: list[str]) -> Subject:
+    """The model at ``before`` as curvature needs it: plain attention, adapters merged, evaluation mode, float32.
 
     Fused attention has no second derivative, so attention is computed by plain matrix products. Half precision would
     drown the difference of two losses in roundings.
     """
     model = config.model.model_copy(update={"attn_implementation": "eager", "dtype": "float32"})
-    subject = open_subject(config.model_copy(update={"model": model}), base, domains)
+    subject = open_subject(config.model_copy(update={"model": model}), before, domains)
     policy = subject.model.merge_and_unload() if hasattr(subject.model, "merge_and_unload") else subject.model
     policy = policy.eval().requires_grad_(True)
     policy.config.use_cache = False
     return dataclasses.replace(subject, model=policy)
 
 
-def edit_between(base: str | Path, after: str | Path, model: Any) -> dict[str, torch.Tensor]:
-    """``after - base`` for every parameter of ``model`` that changed, in its dtype and on its device.
+def edit_between(before: str | Path, after: str | Path, model: Any) -> dict[str, Tensor]:
+    """``after - before`` for every parameter of ``model`` that changed, in its dtype and on its device.
 
     Both checkpoints are read tensor by tensor.
 
@@ -40,23 +41,24 @@ def edit_between(base: str | Path, after: str | Path, model: Any) -> dict[str, t
         ModelError: the two are equal, or a tensor holds a number that is not finite.
         UnsupportedError: the checkpoints name their tensors otherwise than the model.
     """
-    pair = compare(open_checkpoint(base), open_checkpoint(after))
+    pair = compare(open_checkpoint(before), open_checkpoint(after))
     conversion = Conversion(model, {name: pair.base.shapes[source] for name, (source, _) in pair.sources.items()})
-    changes: dict[str, torch.Tensor] = {}
-    for name, before, now in pair:
-        change = now.double() - before.double()
+    changes: dict[str, Tensor] = {}
+    for name, old, new in pair:
+        wide = torch.promote_types(torch.promote_types(old.dtype, new.dtype), torch.float32)
+        change = new.to(wide) - old.to(wide)
         if not bool(change.isfinite().all()):
-            bad = [int((~tensor.isfinite()).sum()) for tensor in (before, now)]
+            bad = [int((~tensor.isfinite()).sum()) for tensor in (old, new)]
             raise ModelError(
-                f"{name}: of {change.numel()} weights {bad[0]} are NaN or infinite in {base} and {bad[1]} in {after}. "
-                "A loss cannot be measured there; use checkpoints from before the training diverged."
+                f"{name}: of {change.numel()} weights {bad[0]} are NaN or infinite in {before} and {bad[1]} in "
+                f"{after}. A loss cannot be measured there; use checkpoints from before the training diverged."
             )
         if bool(change.any()):
-            changes[name] = change.to(torch.promote_types(now.dtype, torch.float32))
+            changes[name] = change
     if not changes:
         raise ModelError(
-            f"{base} and {after} hold the same weights, so nothing can have been damaged. Give the checkpoint after "
-            "the earlier domain's stage as --base and a later one as --after."
+            f"{before} and {after} hold the same weights, so nothing can have been damaged. Give the checkpoint after "
+            "the earlier domain's stage as before and a later one as after."
         )
     own = {id(param): name for name, param in model.named_parameters()}
     found = {}

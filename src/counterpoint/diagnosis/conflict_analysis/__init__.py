@@ -1,1 +1,0 @@
-"""Policy gradients per domain, and whether they oppose each other beyond noise."""

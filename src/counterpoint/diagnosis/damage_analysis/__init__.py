@@ -1,1 +1,0 @@
-"""What a later edit costs an earlier domain: first order, second order, measured."""
