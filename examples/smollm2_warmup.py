@@ -114,7 +114,7 @@ def learn(model: Any, tokenizer: Any, pairs: dict[str, list[Pair]], steps: int, 
 def main() -> None:
     """Reads the command line, warms up, saves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="checkpoint folder that counterpoint fetch made")
+    parser.add_argument("model", help="checkpoint folder that smollm2_fetch.py made")
     parser.add_argument("output", help="folder of the new checkpoint")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--learning-rate", type=float, default=3e-5)

@@ -6,9 +6,9 @@ import json
 import pytest
 from rich.console import Console
 
-from counterpoint.cli.tables import print_run_table
+from counterpoint.cli.train import run_table, verdict_of
 from counterpoint.recovery.recovering.fallen import fallen_domains
-from counterpoint.report import build, page_of
+from counterpoint.report import build, write_report
 from counterpoint.report._read import read_run
 from counterpoint.runs import RunDirectory
 from counterpoint.runs.run import Run
@@ -31,22 +31,24 @@ def test_it_says_what_recover_says(run):
 
 def test_the_terminal_shows_it_and_names_the_next_command(run):
     console = Console(file=io.StringIO(), width=120)
-    print_run_table([run], console)
+    console.print(run_table([run]))
     shown = console.file.getvalue()
     (math,) = (line.replace("│", " ").split() for line in shown.splitlines() if "math" in line and "Fell" not in line)
     means = [float(word) for word in math if word[:2] == "0." and not word.endswith(("]", ","))]
     assert means == pytest.approx([0.3, 0.8, 0.4], abs=0.1)
-    assert f"counterpoint recover {run.path}" in shown
-    assert "Fell after its own stage: math -0." in shown
+    assert f"counterpoint recover {run.path}" in verdict_of(run)
+    assert "Fell after its own stage: math -0." in verdict_of(run)
 
 
-def test_the_head_of_the_page_shows_it(run):
-    page, content = page_of(run.path), build([read_run(run.path)])
-    assert [(row["domain"], row["fell"]) for row in content["evaluation"]["own"]["rows"]] == [
-        ("math", True),
-        ("code", False),
-    ]
-    assert page.index("counterpoint recover run") < page.index("Mean score over held-out prompts")
+def test_the_page_opens_with_it(run):
+    page, content = write_report(run.path).read_text(), build([read_run(run.path)])["evaluation"]
+    assert [(row["domain"], row["fell"]) for row in content["own"]["rows"]] == [("math", True), ("code", False)]
+    (_, worst, _) = content["head"]["numbers"]
+    assert worst["label"] == "Largest change since: math"
+    assert worst["change"] == Run.open(run.path).at_the_end[0].corrected
+    head = page[page.index("<header>") : page.index("</header>")]
+    assert f"counterpoint recover {run.path}" in head
+    assert "1 of 2" in head
 
 
 def test_without_a_later_stage_or_a_whole_evaluation_there_is_nothing_to_say(run):

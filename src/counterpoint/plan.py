@@ -20,6 +20,7 @@ from .anatomy import Anatomy
 from .config import ModelConfig
 from .inputs import kind_of
 from .models import described_model, resolve_path, with_adapters
+from .surgery import group_parameters
 from .surgery._passes.scattered import make_buckets
 from .surgery.strategies import Strategy, resolve_strategy
 from .surgery.units import Units
@@ -74,9 +75,37 @@ def model_shapes(model: str | ModelConfig) -> ModelShapes:
         ModelError: there is no configuration of a causal language model.
         MissingExtraError: adapters are asked for and PEFT is not installed.
     """
-    from transformers import AutoConfig
-
     chosen = model if isinstance(model, ModelConfig) else ModelConfig(path=model)
+    built = _without_weights(chosen)
+    shapes = {name: (tuple(p.shape), p.requires_grad) for name, p in built.named_parameters()}
+    return ModelShapes(
+        _label(chosen.path),
+        {name: shape for name, (shape, trained) in shapes.items() if trained},
+        {name: shape for name, (shape, trained) in shapes.items() if not trained},
+        Anatomy.of(built),
+    )
+
+
+def group_sizes(model: str | ModelConfig, grouping: str) -> dict[str, tuple[int, int]]:
+    """Number of tensors (or slices of one) and of parameters of every group of ``grouping``, in model order.
+
+    Raises:
+        ModelError, MissingExtraError: as ``model_shapes``.
+        GroupingError: no such grouping.
+    """
+    built = _without_weights(model if isinstance(model, ModelConfig) else ModelConfig(path=model))
+    sizes = {name: p.numel() for name, p in built.named_parameters()}
+    found: dict[str, tuple[int, int]] = {}
+    for name, groups in group_parameters(built, grouping).items():
+        for group in groups:
+            tensors, parameters = found.get(group, (0, 0))
+            found[group] = (tensors + 1, parameters + sizes[name] // len(groups))
+    return found
+
+
+def _without_weights(chosen: ModelConfig) -> Any:
+    """The model on the meta device, with its adapters."""
+    from transformers import AutoConfig
 
     def read_config() -> Any:
         if chosen.path not in _KNOWN:
@@ -90,14 +119,7 @@ def model_shapes(model: str | ModelConfig) -> ModelShapes:
     choices = (
         f"{', '.join(_KNOWN)}, 'pocket', a folder with a config.json, that file, a hub id, or a configuration in YAML"
     )
-    built = with_adapters(chosen, described_model(chosen.path, read_config, choices, chosen.trust_remote_code))
-    shapes = {name: (tuple(p.shape), p.requires_grad) for name, p in built.named_parameters()}
-    return ModelShapes(
-        _label(chosen.path),
-        {name: shape for name, (shape, trained) in shapes.items() if trained},
-        {name: shape for name, (shape, trained) in shapes.items() if not trained},
-        Anatomy.of(built),
-    )
+    return with_adapters(chosen, described_model(chosen.path, read_config, choices, chosen.trust_remote_code))
 
 
 def _label(model: str) -> str:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 from typer.testing import CliRunner
@@ -12,16 +13,13 @@ from counterpoint.cli.app import app
 COMMANDS = [
     ["train"],
     ["eval"],
+    ["compare"],
     ["score"],
-    ["groups"],
     ["report"],
     ["demo"],
-    ["fetch"],
     ["config"],
     ["config", "check"],
     ["config", "schema"],
-    ["pocket"],
-    ["pocket", "build"],
     ["plan"],
     ["verify"],
     ["refresh"],
@@ -38,6 +36,9 @@ COMMANDS = [
     ["diagnose", "routes"],
 ]
 
+OURS = [[name] for name in ("train", "demo", "report", "eval", "compare", "merge", "plan", "score", "verify", "study")]
+OURS += [["config", "check"], ["recover"]]
+
 
 @pytest.mark.parametrize("command", [[], *COMMANDS], ids=" ".join)
 def test_help_explains_every_command_without_torch(command):
@@ -47,6 +48,24 @@ def test_help_explains_every_command_without_torch(command):
         "sys.exit(result.exit_code or ('torch' in sys.modules) or ('transformers' in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("width", [80, 110])
+@pytest.mark.parametrize("command", OURS, ids=" ".join)
+def test_no_line_of_a_paragraph_ends_before_it_must(command, width, monkeypatch):
+    """A torn paragraph has a line that ends although the next word would have fitted."""
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", width)
+    output = CliRunner().invoke(app, [*command, "--help"]).output
+    prose = output[output.index("Usage:") : output.index("\u256d")].splitlines()[1:]
+    for line, following in pairwise(prose):
+        if line.strip() and following.strip() and not following.startswith("  "):  # examples are indented
+            assert len(line.rstrip()) + 1 + len(following.split()[0]) >= width - 1, line
+
+
+def test_commands_stand_in_panels_in_the_order_of_their_use():
+    output = CliRunner().invoke(app, ["--help"]).output
+    panels = [output.index(f"\u2500 {name} \u2500") for name in ("Train", "Look", "Repair", "Compare", "Tools")]
+    assert panels == sorted(panels)
 
 
 def test_version():

@@ -78,7 +78,6 @@ def test_stages_hold_one_domain_each(command, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (["pocket", "--lora-targets", "all-linear"], ConfigError, "Give their rank too: --lora-r 16"),
         (["pocket", "-n", "8", "--shards", "3"], ConfigError, "8 GPUs cannot be cut into replicas of 3"),
         (["pocket", "-s", "sequential"], StrategyError, "trains one domain after another"),
     ],

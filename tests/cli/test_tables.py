@@ -4,8 +4,8 @@ import io
 
 from rich.console import Console
 
-from counterpoint.cli.progress import ConsoleReporter
-from counterpoint.cli.tables import print_run_table
+from counterpoint.cli._console import ConsoleReporter
+from counterpoint.cli.train import run_table
 from counterpoint.config import parse_config
 from counterpoint.evaluation import DomainScore
 from counterpoint.runs import RunDirectory
@@ -21,7 +21,7 @@ def test_the_parts_of_a_reward_stand_below_their_domain(tmp_path):
         line = score(0.5, {"right": 0.25, "form [x]": form}).to_json()
         run.append_eval({"step": step, "when": when, "stage": None} | line)
     console = Console(file=io.StringIO(), width=100)
-    print_run_table([run], console)
+    console.print(run_table([run]))
     rows = [line.replace("│", " ").split() for line in console.file.getvalue().splitlines()]
     run.close()
     assert any(row[-2:] == ["0.250", "0.250"] and "right" in row for row in rows)

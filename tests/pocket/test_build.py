@@ -3,13 +3,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from counterpoint.cli.pocket import app
-from counterpoint.errors import DomainError, ModelError
+from build_pocket import Plan, Shape, Stage, build, main, save
 from counterpoint.pocket import TASKS
-from counterpoint.pocket.build import Plan, Stage, build, save
-from counterpoint.pocket.model import Shape, load
+from counterpoint.pocket.measure import load
 
 TINY = Plan(
     competence=Stage("competence", steps=30, learning_rate=5e-3, warm_up=5),
@@ -66,33 +63,11 @@ def test_a_saved_base_reads_back_exactly(base, tmp_path):
     assert set(record["scores"]["noise"]) == set(TASKS)
 
 
-def run(*args):
-    return CliRunner().invoke(app, [str(arg) for arg in args])
-
-
-def test_the_command_builds_and_shows_what_it_reached(tmp_path):
-    result = run("build", "-o", tmp_path / "base", "--steps", 1, "--noisy-steps", 1, "--prompts", 2)
-    assert result.exit_code == 0
-    assert "writing" in result.output
-    assert "competence" in result.output
-    shown = run("sample", "math", "-m", tmp_path / "base", "-n", 2)
-    assert shown.exit_code == 0
-    assert TASKS["math"].generate("test", 1)["prompt"] in shown.output
-
-
-def test_info_shows_every_domain():
-    result = run("info")
-    assert result.exit_code == 0
-    assert all(name in result.output for name in TASKS)
-
-
-def test_errors_say_what_to_do(tmp_path):
-    (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(ModelError, match=r"is not empty, and nothing is overwritten. Choose another with --output"):
-        raise run("build", "-o", tmp_path).exception
-    with pytest.raises(ModelError, match=r"mine.txt cannot be made: File exists. Choose another"):
-        raise run("build", "-o", tmp_path / "mine.txt").exception
-    with pytest.raises(DomainError, match=r"Unknown pocket domain 'maths': did you mean 'math'"):
-        raise run("sample", "maths").exception
-    with pytest.raises(ModelError, match=r"is no model folder: it holds no config.json"):
-        raise run("sample", "math", "-m", tmp_path).exception
+def test_the_script_builds_and_says_what_it_reached(tmp_path, monkeypatch, capsys):
+    few = ["--steps", "1", "--noisy-steps", "1", "--prompts", "2"]
+    monkeypatch.setattr("sys.argv", ["build_pocket.py", str(tmp_path / "base"), *few])
+    main()
+    assert "after competence (greedy/sampled): math" in capsys.readouterr().out
+    assert load(tmp_path / "base")[0].num_parameters() > 1e6
+    with pytest.raises(SystemExit):  # nothing is overwritten
+        main()

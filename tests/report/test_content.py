@@ -13,8 +13,8 @@ from counterpoint.report import build, write_report
 from counterpoint.report._cosines import layer_key
 from counterpoint.report._curves import smooth
 from counterpoint.report._detail import Detail
-from counterpoint.report._overview_figure import _bars
 from counterpoint.report._read import RUN_FILES, read_run
+from counterpoint.report._run_figures import _bars
 from counterpoint.report._run_figures import run_figures as figures
 from counterpoint.stats import difference_interval
 from gram_files import write_grams
@@ -36,38 +36,80 @@ def test_the_table_says_what_the_evaluations_say(run_dir):
         )
         assert cell[1] == f"{before['mean']:.2f} [{before['low']:.2f}, {before['high']:.2f}]"
         assert cell[2] == f"{after['mean']:.2f} [{after['low']:.2f}, {after['high']:.2f}]"
-        assert cell[3].startswith(f"{after['mean'] - before['mean']:+.2f}")
-        apart = before["high"] < after["low"]
-        assert cell[3].endswith("\u2605") == apart
-    assert {cell[3].endswith("\u2605") for cell in table} == {True, False}
+        assert cell[3] == f"{after['mean'] - before['mean']:+.2f}"  # no interval: no scores of single prompts
 
 
-def test_the_change_has_the_interval_of_the_same_prompts(run_dir):
-    path = run_dir / "evals.jsonl"
+def with_scores(run, when, scores):
+    """Gives every evaluation of ``when`` in the run these scores of single prompts, by domain."""
+    path = run / "evals.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    scores = {"before": [0.25, 0.0, 0.5, 0.25], "after": [0.5, 0.5, 0.75, 0.25]}
     for row in rows:
-        row["scores"] = scores.get(row["when"], []) if row["domain"] == "math" else scores["before"][: len(row["when"])]
+        if row["when"] == when:
+            row["scores"] = scores[row["domain"]]
+            row["mean"] = sum(row["scores"]) / len(row["scores"])
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    changes = {row["domain"]: row["interval"] for row in content_of(run_dir)["evaluation"]["rows"]}
-    expected = difference_interval(scores["before"], scores["after"])
-    assert changes["math"] == {"low": pytest.approx(expected.low), "high": pytest.approx(expected.high)}
-    assert expected.low < 0.25 < expected.high
 
 
-def test_without_a_score_per_prompt_the_change_has_no_interval(run_dir):
-    assert [row["interval"] for row in content_of(run_dir)["evaluation"]["rows"]] == [None] * 4
+BEFORE = {name: [0.25, 0.0, 0.5, 0.25] * 8 for name in ("math", "code", "qa", "writing")}
+AFTER = BEFORE | {"math": [0.75, 0.5, 1.0, 0.75] * 8, "qa": [0.0, 0.0, 0.0, 0.0] * 8}
 
 
-def test_compared_runs_stand_beside_each_other(tmp_path, make_run):
-    mgs = make_run(tmp_path / "a")
-    mixed = make_run(tmp_path / "b", strategy="mixed", seed=1, lift=0.1)
-    page = write_report(mgs, compare=[mixed]).read_text()
+def test_the_page_opens_with_the_verdict_and_three_numbers(run_dir):
+    with_scores(run_dir, "before", BEFORE)
+    with_scores(run_dir, "after", AFTER)
+    content = content_of(run_dir)["evaluation"]
+    assert content["head"]["verdict"] == "Fell beyond noise: qa. Rose beyond noise: math."
+    mean, worst, count = content["head"]["numbers"]
+    assert mean["label"] == "Average score: 0.25 before, 0.31 at the end"
+    assert mean["change"].value == pytest.approx(0.25 * (0.5 - 0.25))
+    corrected = difference_interval(BEFORE["qa"], AFTER["qa"], 1 - 0.05 / 5)
+    assert (worst["label"], worst["change"]) == ("Worst domain: qa", corrected)
+    assert count["text"] == "1 of 4"
+    page = write_report(run_dir).read_text()
+    assert page.index("Fell beyond noise: qa") < page.index("Average score") < page.index("trained with <b>mgs")
+    change = cells(page, "h-scores")[2][3]
+    assert change == f"{corrected.value:+.2f} [{corrected.low:+.2f}, {corrected.high:+.2f}]".replace("-", "\u2212")
+    assert '<span class="fell">' in page
+
+
+def test_without_a_score_per_prompt_there_is_no_verdict(run_dir):
+    assert content_of(run_dir)["evaluation"]["head"] is None
+
+
+def test_compared_runs_are_paired_by_prompt(tmp_path, make_run):
+    mgs, mixed = make_run(tmp_path / "a"), make_run(tmp_path / "b", strategy="mixed", seed=1)
+    with_scores(mgs, "after", AFTER)
+    with_scores(mixed, "after", BEFORE)
     content = content_of(mgs, [mixed])
-    assert content["comparison"]["runs"] == ["mgs", "mixed"]
-    assert content["comparison"]["same_start"]
-    assert cells(page, "h-comparison")[0] == ["math", "0.21 [0.16, 0.26]", "0.46 [0.41, 0.51]", "0.31 [0.26, 0.36]"]
+    assert content["comparison"].checkpoints == ("mgs", "mixed")
+    assert content["same_start"]
+    expected = difference_interval(AFTER["math"], BEFORE["math"], 1 - 0.05 / 5)
+    assert content["comparison"].cell("mixed", "math").change == expected
+    page = write_report(mgs, compare=[mixed]).read_text()
+    assert "lower: math; higher: qa; within noise: code, writing." in page
+    row = cells(page, "h-comparison")[0]
+    assert row[:2] == ["math", "0.75 [0.41, 0.51]"]
+    assert row[3] == f"{expected.value:+.2f} [{expected.low:+.2f}, {expected.high:+.2f}]".replace("-", "\u2212")
     assert "did not start from the same scores" not in page
+
+
+def test_runs_with_other_held_out_prompts_are_not_paired(tmp_path, make_run):
+    first, second = make_run(tmp_path / "a"), make_run(tmp_path / "b", strategy="mixed")
+    for run in (first, second):
+        with_scores(run, "after", AFTER)
+    with (second / "config.yaml").open("a") as file:
+        file.write("evaluation: {seed: 1}\n")
+    row = cells(write_report(first, compare=[second]).read_text(), "h-comparison")[0]
+    assert row[3] == "\u2013"
+
+
+def test_the_curves_of_a_compared_run_are_broken_lines(tmp_path, make_run):
+    first, second = make_run(tmp_path / "a"), make_run(tmp_path / "b", strategy="mixed", seed=1)
+    figure = figures(content_of(first, [second]))["curve-reward"]
+    broken = [trace for trace in figure["data"] if trace["line"]["dash"] == "dash"]
+    other = content_of(second)["curves"][0]["curves"]
+    assert [trace["y"] for trace in broken] == [curve["smooth"] for curve in other]
+    assert "Broken: mixed" in write_report(first, compare=[second]).read_text()
 
 
 def test_runs_of_one_strategy_are_told_apart_by_name_and_a_different_start_is_said(tmp_path, make_run):
@@ -76,7 +118,7 @@ def test_runs_of_one_strategy_are_told_apart_by_name_and_a_different_start_is_sa
     rows[0]["mean"] += 0.1
     (second / "evals.jsonl").write_text("\n".join(map(json.dumps, rows)))
     page = write_report(first, compare=[second]).read_text()
-    assert content_of(first, [second])["comparison"]["runs"] == ["a", "b"]
+    assert content_of(first, [second])["labels"] == ["a", "b"]
     assert "did not start from the same scores" in page
 
 
@@ -130,8 +172,9 @@ def test_the_parts_of_a_reward_and_what_was_not_scored_stand_beside_the_total(ru
         {"part": "right <b>", "before": 0.25, "after": 0.5},
         {"part": "form", "before": None, "after": None},
     ]
-    whole = difference_interval([0.25, 0.5, 0.75], [0.25, 0.5, 1.0])
-    assert first["interval"] == {"low": whole.low, "high": whole.high}
+    changes = content["evaluation"]["changes"]
+    assert changes.comparisons == 5
+    assert changes.cell("after", "math").change == difference_interval([0.25, 0.5, 0.75], [0.25, 0.5, 1.0], 0.99)
     page = write_report(run_dir).read_text()
     assert 'class="part"><th scope="row">right &lt;b&gt;</th><td>0.25</td><td>0.50</td><td>+0.25</td>' in page
     assert "7 not scored" in page

@@ -113,3 +113,13 @@ def test_nothing_is_wider_than_a_phone(tmp_path, run_dir, chromium_command, dark
             background = page.run("getComputedStyle(document.body).backgroundColor")
             assert (background == "rgb(21, 23, 27)") == dark
         assert page.problems == []
+
+
+def test_a_table_that_is_wider_than_its_place_says_so(tmp_path, make_run, chromium_command):
+    page = write_report(make_run(tmp_path / "a"), compare=[make_run(tmp_path / "b", strategy="mixed")])
+    hint = "[...document.querySelectorAll('.scroll.wide')].map((box) => getComputedStyle(box, '::before').content)"
+    with Chromium(chromium_command, tmp_path / "profile", width=390, height=800) as phone:
+        phone.open(page.as_uri())
+        assert any("scroll sideways" in text for text in phone.run(hint))
+        phone.resize(1160, 900)
+        phone.wait(f"{hint}.length === 0")

@@ -7,7 +7,8 @@ from html.parser import HTMLParser
 import pytest
 import yaml
 
-from counterpoint.report import write_report, write_study_report
+from counterpoint.evaluation.comparison import compare_scores
+from counterpoint.report import write_comparison, write_report, write_study_report
 from counterpoint.report._text import clean, plot_text, script_json
 from planted_diagnosis import FIGURES, write_diagnosis
 from planted_recovery import FIGURES as RECOVERY
@@ -100,6 +101,13 @@ def assert_only_our_own(page):
 def test_the_source_holds_only_our_own_elements(tmp_path, make_run, text):
     assert_only_our_own(write_report(attacked_run(make_run, tmp_path / "run", [text])).read_text(encoding="utf-8"))
     assert_only_our_own(write_study_report(attacked_study(tmp_path / "study", [text])).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("text", ATTACKS.values(), ids=ATTACKS.keys())
+def test_a_comparison_holds_only_our_own_elements(tmp_path, text):
+    name = clean(text)
+    found = compare_scores({"a": {name: [0.1, 0.2], "y": [0.1, 0.3]}, name: {name: [0.3, 0.2], "y": [0.1, 0.3]}})
+    assert_only_our_own(write_comparison(found, tmp_path).read_text(encoding="utf-8"))
 
 
 def overwritten_pages(tmp_path, make_run, text):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from counterpoint.errors import RunError
-from counterpoint.report import is_study, page_of, write_report, write_study_report
+from counterpoint.report import is_study, write_report, write_study_report
 from counterpoint.report.study import label_places, non_dominated, read_study, study_content, study_figures
 from planted_study import VERDICT, figures, write_study
 from report_page import cells
@@ -179,8 +179,6 @@ def test_what_is_no_study_is_refused(tmp_path, folder, run_dir):
         write_study_report(tmp_path)
     with pytest.raises(RunError, match="is no run directory"):
         write_report(folder)
-    with pytest.raises(RunError, match="Leave out --compare"):
-        page_of(folder, [run_dir])
     assert is_study(folder)
     assert not is_study(run_dir)
 

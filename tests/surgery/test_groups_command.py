@@ -1,4 +1,4 @@
-"""``counterpoint groups`` on a configuration without weights."""
+"""``counterpoint plan --groups``: the groups of a model, from a configuration without weights."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from counterpoint.cli.groups import groups
+from counterpoint.cli.plan import plan
 from counterpoint.config import ModelConfig
 from counterpoint.errors import GroupingError, ModelError
 from counterpoint.models import load_model, skeleton
@@ -16,8 +16,20 @@ from families import vision_language
 @pytest.fixture
 def command():
     app = typer.Typer()
-    app.command()(groups)
+    app.command()(plan)
     return lambda *arguments: CliRunner().invoke(app, list(arguments), env={"COLUMNS": "120"})
+
+
+@pytest.fixture
+def groups(command, tmp_path):
+    """What ``--json`` writes."""
+
+    def run(model, *arguments):
+        file = tmp_path / "groups.json"
+        assert command(model, "--groups", "module", "--json", str(file), *arguments).exit_code == 0
+        return json.loads(file.read_text())
+
+    return run
 
 
 @pytest.fixture
@@ -26,8 +38,8 @@ def folder(build, tmp_path):
     return str(tmp_path)
 
 
-def test_json_adds_up(build, command, folder):
-    found = json.loads(command(folder, "--json").stdout)
+def test_json_adds_up(build, groups, folder):
+    found = groups(folder)
     model = build("qwen3_moe")
     assert found["parameters"] == sum(p.numel() for p in model.parameters())
     assert sum(row["parameters"] for row in found["groups"]) == found["parameters"]
@@ -36,26 +48,29 @@ def test_json_adds_up(build, command, folder):
 
 
 def test_table_shows_groups_and_total(command, folder):
-    result = command(folder, "--grouping", "layer")
+    result = command(folder, "--groups", "layer")
     assert result.exit_code == 0
     assert "layers.1" in result.stdout
     assert "total" in result.stdout
 
 
 @pytest.mark.filterwarnings("ignore")  # peft's and transformers' own deprecations
-def test_lora_groups_hold_adapters_only(command, folder):
+def test_lora_groups_hold_adapters_only(groups, tmp_path, folder):
     pytest.importorskip("peft", reason="the extra peft is not installed")
-    found = json.loads(command(folder, "--lora", "--json").stdout)
+    config = tmp_path / "my.yaml"
+    lora = f"model: {{path: {folder}, lora: {{target_modules: all-linear}}}}"
+    config.write_text(f"{lora}\ndomains:\n  math: {{source: pocket}}\n")
+    found = groups(str(config))
     names = {row["group"] for row in found["groups"]}
     assert {"layers.0.attention", "layers.0.experts"} <= names
     assert not names & {"embedding", "norm"}
 
 
 @pytest.mark.filterwarnings("ignore")  # transformers' own deprecations
-def test_vision_language_models_are_built_and_loaded(command, tmp_path):
+def test_vision_language_models_are_built_and_loaded(groups, tmp_path):
     model = vision_language()
     model.save_pretrained(tmp_path)
-    found = json.loads(command(str(tmp_path), "--json").stdout)
+    found = groups(str(tmp_path))
     assert {"layers.1.attention", "visual", "visual.merger"} <= {row["group"] for row in found["groups"]}
     loaded = load_model(ModelConfig(path=str(tmp_path)))
     assert type(loaded) is type(model)
@@ -63,11 +78,11 @@ def test_vision_language_models_are_built_and_loaded(command, tmp_path):
 
 
 def test_no_model(command, tmp_path):
-    result = command(str(tmp_path))
+    result = command(str(tmp_path), "--groups", "module")
     assert isinstance(result.exception, ModelError)
     assert "is no causal language model" in str(result.exception)
 
 
 def test_unknown_grouping(command, folder):
-    result = command(folder, "-g", "modul")
+    result = command(folder, "--groups", "modul")
     assert isinstance(result.exception, GroupingError)

@@ -1,4 +1,4 @@
-"""The command ``counterpoint``: one file per subcommand, heavy imports only inside a command that runs."""
+"""The command ``counterpoint``: one file per group of commands, heavy imports only inside a command that runs."""
 
 import os
 import sys
@@ -8,11 +8,9 @@ from contextlib import redirect_stderr, redirect_stdout
 import typer
 
 from counterpoint import __version__
-from counterpoint.cli import config, diagnose, pocket
-from counterpoint.cli.demo import demo
-from counterpoint.cli.evaluate import evaluate
-from counterpoint.cli.fetch import fetch
-from counterpoint.cli.groups import groups
+from counterpoint.cli import config, diagnose
+from counterpoint.cli._console import INTERRUPTED
+from counterpoint.cli.compare import compare, evaluate
 from counterpoint.cli.merge import merge
 from counterpoint.cli.plan import plan
 from counterpoint.cli.recover import recover
@@ -21,13 +19,12 @@ from counterpoint.cli.report import report
 from counterpoint.cli.rollback import rollback
 from counterpoint.cli.score import score
 from counterpoint.cli.study import study
-from counterpoint.cli.train import train
+from counterpoint.cli.train import demo, train
 from counterpoint.cli.verify import verify
 from counterpoint.errors import CounterpointError
 from counterpoint.masking import MaskedStream
 
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells use it."""
+TRAIN, LOOK, REPAIR, COMPARE, TOOLS = "Train", "Look", "Repair", "Compare", "Tools"
 
 app = typer.Typer(
     name="counterpoint",
@@ -36,6 +33,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # breaks the lines of a paragraph where the terminal ends, not where the file did
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Start with: counterpoint demo",
 )
@@ -53,23 +51,21 @@ def _root(
 ) -> None: ...
 
 
-app.command("train")(train)
-app.command("eval")(evaluate)
-app.command("refresh")(refresh)
-app.command("report")(report)
-app.command("demo")(demo)
-app.command("rollback")(rollback)
-app.command("recover")(recover)
-app.command("score")(score)
-app.command("groups")(groups)
-app.command("fetch")(fetch)
-app.command("plan")(plan)
-app.command("verify")(verify)
-app.command("study")(study)
-app.command("merge")(merge)
-app.add_typer(diagnose.app, name="diagnose")
-app.add_typer(config.app, name="config")
-app.add_typer(pocket.app, name="pocket")
+app.command("demo", rich_help_panel=TRAIN)(demo)
+app.command("train", rich_help_panel=TRAIN)(train)
+app.command("report", rich_help_panel=LOOK)(report)
+app.add_typer(diagnose.app, name="diagnose", rich_help_panel=LOOK)
+app.command("recover", rich_help_panel=REPAIR)(recover)
+app.command("rollback", rich_help_panel=REPAIR)(rollback)
+app.command("refresh", rich_help_panel=REPAIR)(refresh)
+app.command("merge", rich_help_panel=REPAIR)(merge)
+app.command("eval", rich_help_panel=COMPARE)(evaluate)
+app.command("compare", rich_help_panel=COMPARE)(compare)
+app.command("study", rich_help_panel=COMPARE)(study)
+app.add_typer(config.app, name="config", rich_help_panel=TOOLS)
+app.command("plan", rich_help_panel=TOOLS)(plan)
+app.command("score", rich_help_panel=TOOLS)(score)
+app.command("verify", rich_help_panel=TOOLS)(verify)
 
 
 def main() -> None:

@@ -31,8 +31,7 @@ def check(
     `training` by TRL's own configuration, then the model's groups, tokenizer, data, rewards, extras, trackers, shares,
     and the place of the run.
     """
-    from counterpoint.cli.loading import load
-    from counterpoint.cli.running import quiet_libraries
+    from counterpoint.cli._console import load, quiet_libraries
 
     quiet_libraries()
     checked = load(config, overrides)

@@ -53,12 +53,10 @@ def merge(
 
     Examples:
 
-      counterpoint merge pocket runs/math/checkpoints/step-30 runs/code/checkpoints/step-30 -o merged
-
-      counterpoint merge BASE A B C --method task_arithmetic --scale 0.3,0.5,0.8 --config my.yaml -o merged
+        counterpoint merge pocket runs/math/checkpoints/step-30 runs/code/checkpoints/step-30 -o merged
+        counterpoint merge BASE A B C --method task_arithmetic --scale 0.3,0.5 --config my.yaml -o merged
     """
-    from counterpoint.cli.progress import ConsoleReporter
-    from counterpoint.cli.running import quiet_libraries
+    from counterpoint.cli._console import ConsoleReporter, quiet_libraries
 
     quiet_libraries()
     from counterpoint.merging import merge as merge_checkpoints
@@ -82,7 +80,7 @@ def merge(
         if config is None or len(scales) == 1:
             merged(scales[0], out)
         else:
-            from counterpoint.cli.loading import load
+            from counterpoint.cli._console import load
             from counterpoint.study.scale import choose_scale
 
             for factor, score in choose_scale(merged, scales, load(config), prompts, out, reporter.working):

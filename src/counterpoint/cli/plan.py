@@ -42,63 +42,77 @@ def plan(
     shards: Annotated[
         int | None, typer.Option("--shards", min=1, help="FSDP2 over replicas (HSDP): GPUs that hold one replica.")
     ] = None,
-    micro_batches: Annotated[
-        int | None,
-        typer.Option("--micro-batches", min=1, help="gradient_accumulation_steps.", show_default="4 per domain"),
-    ] = None,
-    sync_each_batch: Annotated[
-        bool, typer.Option("--sync-each-batch", help="FSDP2 reduces after every micro-batch, not once per domain.")
-    ] = False,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
         typer.Option("--dtype", help="Type the model is loaded in.", show_default="float32"),
     ] = None,
-    mixed_precision: Annotated[
-        Literal["bf16", "no"], typer.Option("--mixed-precision", help="As in the configuration of accelerate.")
-    ] = "bf16",
     lora_r: Annotated[int | None, typer.Option("--lora-r", min=1, help="Train LoRA adapters of this rank.")] = None,
-    lora_targets: Annotated[
-        str | None,
-        typer.Option("--lora-targets", help="all-linear, or modules with commas.", show_default="PEFT's choice"),
-    ] = None,
     gpu_memory: Annotated[float, typer.Option("--gpu-memory", min=0.0, help="Memory of one GPU in GiB.")] = 80.0,
-    json: Annotated[Path | None, typer.Option("--json", help="Write the plan to this file as well.")] = None,
+    grouping: Annotated[
+        str | None,
+        typer.Option(
+            "--groups",
+            metavar="GROUPING",
+            help="Print the groups of this grouping with their sizes instead: module, "
+            "tensor, layer, or your own as package.module:function.",
+        ),
+    ] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="Write what is printed to this file as well.")] = None,
 ) -> None:
     """Print what training and surgery need on every GPU, whether it fits, and what would make it fit.
 
-    Exact counts from the model's shapes; no weights are loaded. Activations are not counted.
+    Exact counts from the model's shapes; no weights are loaded. Activations are not counted. Whatever has no option
+    here, such as micro-batches or the modules of LoRA, is read from a configuration.
 
     Examples:
 
-      counterpoint plan 8B --gpus 8 --domains 3
-
-      counterpoint plan 70B --gpus 64 --shards 8 --domains 4 --buffers cpu
-
-      counterpoint plan examples/pocket-mgs.yaml --gpus 2
+        counterpoint plan 8B --gpus 8 --domains 3
+        counterpoint plan 70B --gpus 64 --shards 8 --domains 4 --buffers cpu
+        counterpoint plan examples/pocket-mgs.yaml --gpus 2
+        counterpoint plan Qwen/Qwen3-0.6B --groups module
     """
-    from counterpoint.cli.running import quiet_libraries
+    from counterpoint.cli._console import quiet_libraries
     from counterpoint.config import LoraConfig
     from counterpoint.plan import Setup, make_plan, model_shapes
 
-    if lora_targets and lora_r is None:
-        raise ConfigError("--lora-targets names modules for LoRA adapters. Give their rank too: --lora-r 16.")
     if shards is not None and gpus % shards:
         raise ConfigError(f"--shards {shards}: {gpus} GPUs cannot be cut into replicas of {shards}. Give a divisor.")
     quiet_libraries()
-    setup = Setup(gpus, sync_each_batch=sync_each_batch, mixed_precision=mixed_precision == "bf16", shards=shards)
-    chosen, setup = _read(model, setup)
+    chosen, setup = _read(model, Setup(gpus, shards=shards))
     if lora_r is not None:
-        targets = lora_targets.split(",") if lora_targets and "," in lora_targets else lora_targets
-        chosen = chosen.model_copy(update={"lora": LoraConfig(r=lora_r, target_modules=targets)})
-    given: dict[str, Any] = {"domains": domains, "strategy": strategy, "buffers": buffers}
-    given |= {"micro_batches": micro_batches, "dtype": dtype}
+        chosen = chosen.model_copy(update={"lora": LoraConfig(r=lora_r)})
+    if grouping is not None:
+        _show_groups(chosen, grouping, json)
+        return
+    given: dict[str, Any] = {"domains": domains, "strategy": strategy, "buffers": buffers, "dtype": dtype}
     setup = replace(setup, **{name: value for name, value in given.items() if value is not None})
     found = make_plan(model_shapes(chosen), setup, ("one process",) if gpus == 1 else ("ddp", "fsdp2"))
     _show(found, gpu_memory)
     if json is not None:
-        from json import dumps
+        _write(json, found.to_dict())
 
-        json.write_text(dumps(found.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+def _show_groups(model: "ModelConfig", grouping: str, file: Path | None) -> None:
+    from rich.console import Console
+
+    from counterpoint.plan import group_sizes
+    from counterpoint.tables import Table
+
+    sizes = group_sizes(model, grouping)
+    total = sum(count for _, count in sizes.values())
+    rows = [(group, tensors, count, 100 * count / total) for group, (tensors, count) in sizes.items()]
+    rows.append(("total", sum(tensors for tensors, _ in sizes.values()), total, 100.0))
+    title = f"{model.path}: {len(sizes)} groups ({grouping})"
+    Console().print(Table(title, ("group", "tensors", "parameters", "%"), tuple(rows), {"%": ".1f"}))
+    if file is not None:
+        groups = [{"group": group, "tensors": tensors, "parameters": count} for group, tensors, count, _ in rows[:-1]]
+        _write(file, {"model": model.path, "grouping": grouping, "parameters": total, "groups": groups})
+
+
+def _write(file: Path, content: dict[str, Any]) -> None:
+    from json import dumps
+
+    file.write_text(dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _read(model: str, setup: "Setup") -> tuple["ModelConfig", "Setup"]:
@@ -107,7 +121,7 @@ def _read(model: str, setup: "Setup") -> tuple["ModelConfig", "Setup"]:
 
     if Path(model).suffix not in (".yaml", ".yml"):
         return ModelConfig(path=model), setup
-    from counterpoint.cli.loading import load
+    from counterpoint.cli._console import load
 
     config = load(Path(model))
     return config.model, setup_of(config, setup)

@@ -46,9 +46,11 @@ def score(
 ) -> None:
     """Score completions in a JSONL file with a reward.
 
-    Each output line repeats its input line with "reward" added, in the same order. Example:
+    Each output line repeats its input line with "reward" added, in the same order.
 
-    counterpoint score math answers.jsonl scored.jsonl --option extraction=boxed
+    Example:
+
+        counterpoint score math answers.jsonl scored.jsonl --option extraction=boxed
     """
     from counterpoint.rewards import build_reward
 

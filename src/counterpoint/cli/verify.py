@@ -38,13 +38,11 @@ def verify(
 
     Examples:
 
-      torchrun --nproc-per-node 2 -m counterpoint verify
-
-      torchrun --nproc-per-node 4 -m counterpoint verify --only fsdp2 --only hsdp
-
-      torchrun --nproc-per-node 8 -m counterpoint verify --json report.json
+        torchrun --nproc-per-node 2 -m counterpoint verify
+        torchrun --nproc-per-node 4 -m counterpoint verify --only fsdp2 --only hsdp
+        torchrun --nproc-per-node 8 -m counterpoint verify --json report.json
     """
-    from counterpoint.cli.running import quiet_libraries
+    from counterpoint.cli._console import quiet_libraries
 
     quiet_libraries(offline=True)
     from rich.console import Console

@@ -1,7 +1,7 @@
 """Whole runs: from a configuration to a run directory, and back to it after an interruption.
 
 * ``train``, ``resume``: every stage, evaluated and recorded.
-* ``evaluate_model``: scores without training.
+* ``evaluate_model``, ``compare_checkpoints``: scores without training.
 * ``check_config``, ``plan_run``: everything that can be refused before a model is loaded.
 
 >>> from counterpoint.config import load_config
@@ -9,8 +9,19 @@
 >>> run = train(load_config("my.yaml"), "my-run")  # doctest: +SKIP
 """
 
+from counterpoint.engine.evaluate import compare_checkpoints, evaluate_checkpoints, evaluate_model
 from counterpoint.engine.prepare import check_config, plan_run
-from counterpoint.engine.run import Interrupted, evaluate_model, resume, train
+from counterpoint.engine.run import Interrupted, resume, train
 from counterpoint.runs import Reporter
 
-__all__ = ["Interrupted", "Reporter", "check_config", "evaluate_model", "plan_run", "resume", "train"]
+__all__ = [
+    "Interrupted",
+    "Reporter",
+    "check_config",
+    "compare_checkpoints",
+    "evaluate_checkpoints",
+    "evaluate_model",
+    "plan_run",
+    "resume",
+    "train",
+]

@@ -14,16 +14,14 @@ from counterpoint.engine.prepare import (
     build_trainer,
     continued_checkpoint,
     free_memory,
-    grpo_config,
     needed_bytes,
     plan_run,
 )
 from counterpoint.engine.stages import History, InOrder, Policy, Refreshing, RefreshPlan, Watched
 from counterpoint.errors import RunError
-from counterpoint.evaluation import DomainScore, EvaluationPlan, evaluate
+from counterpoint.evaluation import DomainScore
 from counterpoint.evaluation.history import Evaluations, with_look
 from counterpoint.launch import Launch
-from counterpoint.models import load_model
 from counterpoint.runs import Bystander, Reporter, RunDirectory, write_text
 from counterpoint.runs.resuming import resume_point
 from counterpoint.runs.seals import check_config
@@ -170,25 +168,6 @@ def _policy(plan: Plan, refresh: RefreshPlan | None) -> Policy:
             raise RunError(f"A refresh is one stage, and the configuration has {len(plan.stages)}. Give one domain.")
         return Refreshing(plan.stages[0], refresh)
     return Watched(plan.stages, plan.config.recovery) if plan.config.recovery.watch else InOrder(plan.stages)
-
-
-def evaluate_model(config: Config, reporter: Reporter | None = None) -> list[DomainScore]:
-    """Scores the configuration's model on the held-out rows of its domains, without training.
-
-    On several ranks each evaluates a part of the prompts, and all return the same scores.
-    """
-    reporter = reporter or Reporter()
-    plan = plan_run(config)
-    args = grpo_config(config, "unused")
-    model = load_model(config.model).to(args.device)
-    return evaluate(
-        model,
-        plan.tokenizer,
-        plan.domains,
-        EvaluationPlan.of_config(config, args.max_completion_length),
-        lambda domain, done, total: reporter.evaluating("eval", domain, done, total),
-        Launch.join(),
-    )
 
 
 class _Execution:

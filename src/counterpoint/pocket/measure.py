@@ -1,11 +1,12 @@
-"""How well a model answers the pocket domains: greedy and sampled mean reward on rows of one split."""
+"""Loads a pocket model, and says how well it answers: greedy and sampled mean reward on rows of one split."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from counterpoint.pocket.tasks import Task
 
@@ -21,6 +22,12 @@ class Score:
     """Of the most probable answer to each prompt."""
     sampled: float
     """Of answers drawn at temperature 1."""
+
+
+def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model, in float32, and the tokenizer of a folder, from the disk alone."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 @torch.inference_mode()

