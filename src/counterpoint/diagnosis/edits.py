@@ -402,20 +402,19 @@ def _modules_table(checkpoint: CheckpointEdits) -> Table:
     title = f"{checkpoint.name} against {checkpoint.against}"
     if len(shown) < len(moved):
         title += f": the {len(shown)} of {len(moved)} modules with the largest relative edit"
-    columns = ("module", "norm", "relative", "unchanged", "rank", "rank, random", "top 8", "top 8, random")
-    forms = {"unchanged": ".1%", "rank": ".0f", "rank, random": ".0f", "top 8": ".0%", "top 8, random": ".0%"}
-    rows = tuple(_module_row(part) for part in [*shown, checkpoint.whole])
-    note = (
-        "rank: effective rank of the edit; top 8: share of its squared norm in its 8 strongest directions; random: "
-        "what a random edit of the same shapes has."
+    rows = []
+    for part in [*shown, checkpoint.whole]:
+        rank, top = part.effective_rank, part.top_8
+        spectrum = (rank.value, rank.random, top.value, top.random) if rank and top else (None,) * 4
+        rows.append((part.name, part.relative_norm, *spectrum))
+    return Table(
+        title,
+        ("module", "relative", "rank", "random rank", "top 8", "random top 8"),
+        tuple(rows),
+        {"rank": ".0f", "random rank": ".0f", "top 8": ".0%", "random top 8": ".0%"},
+        "relative: norm of the edit over that of the weights; rank: effective rank of the edit; top 8: share of its "
+        "squared norm in its 8 strongest directions; random: what a random edit of the same shapes has.",
     )
-    return Table(title, columns, rows, forms, note)
-
-
-def _module_row(part: PartEdit) -> tuple[Cell, ...]:
-    rank, top = part.effective_rank, part.top_8
-    spectrum = (rank.value, rank.random, top.value, top.random) if rank and top else (None,) * 4
-    return part.name, part.norm, part.relative_norm, part.unchanged, *spectrum
 
 
 def _overlap_table(found: Edits) -> Table:
@@ -500,9 +499,8 @@ def _of_pairs(found: Edits) -> list[str]:
 
 
 def _of_tensors(found: Edits) -> list[str]:
-    if not found.skipped:
-        return []
     return [
-        f"{len(found.skipped)} tensors were not compared, {found.skipped[0]} among them: they hold whole numbers, or "
-        "only one side has a place for them (a tower for images)."
+        f"{len(found.skipped)} tensors were not compared, {name} among them: they hold whole numbers, or only one side "
+        "has a place for them (a tower for images)."
+        for name in found.skipped[:1]
     ]
