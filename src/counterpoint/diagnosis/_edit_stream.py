@@ -72,13 +72,11 @@ class Sums:
     neurons: Tensor | None = field(default=None, repr=False)
     """Sum of squared edits of each neuron, in the order of the tensor's own axis."""
 
-    def __iadd__(self, other: "Sums") -> "Sums":
-        """Adds the sums of another tensor; those of neurons stay where they are."""
-        self.curve = self.curve + other.curve
-        for name in (*_COUNTS, "nonfinite_base", "nonfinite_after", "energy", "base_energy"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.largest = max(self.largest, other.largest)
-        return self
+    def __add__(self, other: "Sums") -> "Sums":
+        """The sums of two tensors, without those of neurons."""
+        names = (*_COUNTS, "nonfinite_base", "nonfinite_after", "energy", "base_energy")
+        added = {name: getattr(self, name) + getattr(other, name) for name in names}
+        return Sums(curve=self.curve + other.curve, largest=max(self.largest, other.largest), **added)
 
     def exclude(self, count: int) -> None:
         """Takes ``count`` weights off that were added as zeros before and after, so below every threshold."""

@@ -39,8 +39,6 @@ from counterpoint.tables import Cell, Table
 MODULES_SHOWN = 12
 """Modules with the largest relative edit that a table shows."""
 
-Groups = dict[str, list[TensorEdits]]
-
 
 @dataclass(frozen=True)
 class PartEdit:
@@ -95,7 +93,7 @@ class NonFinite:
     checkpoint: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CheckpointEdits:
     """What training changed in one checkpoint.
 
@@ -273,7 +271,7 @@ class _Pass:
         self, which: int, name: str, path: str, against: str, opened: Checkpoint, rounded: str | None
     ) -> CheckpointEdits:
         tensors = self.tensors
-        whole = _add_up(tensors, which)
+        whole = sum((tensor.sums[which] for tensor in tensors), Sums())
         own = [(tensor.name, tensor.sums[which]) for tensor in tensors]
         broken = [NonFinite(key, s.nonfinite_base, s.nonfinite_after) for key, s in own]
         broken = [entry for entry in broken if entry.base or entry.checkpoint]
@@ -306,8 +304,8 @@ class _Pass:
             tuple(_cosine(module, group, number) for module, group in self._modules().items()),
         )
 
-    def _modules(self) -> Groups:
-        groups: Groups = {}
+    def _modules(self) -> dict[str, list[TensorEdits]]:
+        groups: dict[str, list[TensorEdits]] = {}
         for tensor in self.tensors:
             groups.setdefault(self.anatomy.module_of(tensor.name), []).append(tensor)
         return groups
@@ -342,15 +340,8 @@ def _sparsity(sums: Sums) -> Sparsity:
     )
 
 
-def _add_up(tensors: Sequence[TensorEdits], which: int) -> Sums:
-    total = Sums()
-    for tensor in tensors:
-        total += tensor.sums[which]
-    return total
-
-
 def _part(name: str, tensors: Sequence[TensorEdits], which: int) -> PartEdit:
-    sums = _add_up(tensors, which)
+    sums = sum((tensor.sums[which] for tensor in tensors), Sums())
     norm, base = math.sqrt(sums.energy), math.sqrt(sums.base_energy)
     unchanged = sums.unchanged / max(1, sums.weights)
     spectra = [
