@@ -1,11 +1,13 @@
 """What all analyses stand on: chance levels against brute force, rollouts, surrogate losses, where neurons lie."""
 
+import importlib
 import itertools
 import math
 
 import pytest
 import torch
 
+from counterpoint import diagnosis
 from counterpoint.diagnosis._chance import bootstrap, chance_of, jaccard, jaccard_by_chance
 from counterpoint.diagnosis._surrogates import likelihood_loss, log_probs, policy_loss
 from counterpoint.diagnosis.results import to_json
@@ -171,3 +173,11 @@ def test_ratios_are_taken_to_the_old_policy():
 def test_results_are_json_with_a_schema_and_no_nan():
     found = to_json("edits", Estimate(float("nan"), 0.0, 1.0))
     assert found == {"schema": "counterpoint.diagnosis.edits", "version": 1, "value": None, "low": 0.0, "high": 1.0}
+
+
+def test_public_names_are_functions_also_after_their_files_were_imported():
+    importlib.import_module("counterpoint.diagnosis.edits")
+    importlib.import_module("counterpoint.diagnosis.routes")
+    assert callable(diagnosis.edits)
+    assert callable(diagnosis.routes)
+    assert {"edits", "routes"} <= set(dir(diagnosis)) & set(diagnosis.__all__)
