@@ -35,7 +35,7 @@ from safetensors.torch import save_file
 
 from common import machine
 from counterpoint.diagnosis import edits
-from counterpoint.diagnosis.edit_analysis.stream import default_threads
+from counterpoint.diagnosis._edit_stream import default_threads
 
 HIDDEN, INNER, KEY_VALUE, VOCABULARY, LAYERS = 4_096, 14_336, 1_024, 128_256, 32
 READ = 8 << 20
@@ -143,7 +143,7 @@ def plain(folders: list[Path]) -> None:
 
 
 def measure(folders: list[Path]) -> None:
-    edits(folders[0], [folders[1]], permutations=0)
+    edits(folders[0], [folders[1]])
 
 
 def rate(work: Callable[[list[Path]], None], folders: list[Path], cold: bool) -> tuple[float, float]:

@@ -64,7 +64,7 @@ def test_a_text_model_is_compared_with_the_published_model_of_images_and_text(tm
     assert all(".visual." in name for name in pair.left_out)
     later = dict(after.named_parameters())
     true = sum(float((later[name] - param).double().square().sum()) for name, param in before.named_parameters()) ** 0.5
-    found = edits(base, [tmp_path / "after"], permutations=0)
+    found = edits(base, [tmp_path / "after"])
     assert found.checkpoints[0].whole.norm == pytest.approx(true, rel=1e-5)
     assert found.skipped == tuple(sorted(pair.left_out))
     assert set(found.checkpoints[0].neurons) == {0, 1, 2, 3}

@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from counterpoint.cli.app import app
-from counterpoint.cli.diagnose.routes import open_edits, parse_edits
-from counterpoint.config import load_config
-from counterpoint.errors import CounterpointError, ModelError
+from counterpoint.cli.diagnose.routes import parse_edits
+from counterpoint.diagnosis import routes
+from counterpoint.errors import CounterpointError
 from counterpoint.pocket import model_path
 
 CONFIG = """
@@ -49,13 +49,13 @@ def test_tables_and_json(folder, tmp_path):
     edits = ("--edit", f"math={folder / 'math'}", "--edit", f"qa={folder / 'qa'}")
     result = diagnose("pocket", folder / "two.yaml", *FEW, *edits, "--json", target)
     assert result.exit_code == 0, result.output
-    assert "top 10% of 2,048 neurons and 24 heads, on completion tokens" in result.stdout
-    assert "math - qa" in result.stdout
+    assert "top 10% of 2,048 neurons and 24 heads" in result.stdout
+    assert "math | qa" in result.stdout
     assert "conflict" in result.stdout
     assert "are not neutral; noise would give up to" in result.stdout
     assert max(map(len, result.stdout.splitlines())) < 100
     found = json.loads(target.read_text())
-    assert (found["schema"], found["version"]) == ("counterpoint.diagnosis.routes", 1)
+    assert (found["schema"], found["version"]) == ("counterpoint.routes", 2)
     assert {r["domain"]: r["completions"] for r in found["routes"]} == {"math": 8, "qa": 8}
     assert found["directions"][0]["cosine"]["value"] == pytest.approx(-1, abs=1e-3)
 
@@ -66,33 +66,24 @@ def test_tables_and_json(folder, tmp_path):
     assert "sample" not in result.stdout
     assert json.loads(again.read_text()) == found
 
-    result = diagnose("pocket", folder / "two.yaml", "--completions", saved, *edits, "--fraction", "0.7")
-    assert "heads (" in result.stdout, "enough of them for a direction"
-    assert "…" not in result.stdout, "a sixth fraction fits as well"
 
-
-def test_options_reach_the_measurement(folder, tmp_path):
-    target = tmp_path / "routes.json"
-    options = ("--fraction", "0.25", "--per-layer", "--tokens", "all", "--domain", "qa", "--batch-size", "3")
-    result = diagnose("pocket", folder / "two.yaml", *FEW, *options, "--json", target)
-    assert result.exit_code == 0, result.output
-    found = json.loads(target.read_text())
-    assert (found["fraction"], found["per_layer"], found["tokens"]) == (0.25, True, "all")
-    assert [len(units) for units in found["routes"][0]["neurons"].values()] == [128] * 4
-    assert found["overlaps"] == found["directions"] == []
+def test_options_reach_the_measurement(folder):
+    found = routes(folder / "two.yaml", domains=["qa"], prompts=4, samples=2, fraction=0.25, batch_size=3)
+    assert found.fraction == 0.25
+    assert sum(len(units) for units in found.routes[0].neurons.values()) == 512
+    assert found.overlaps == found.directions == ()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--fraction", "2"), "--fraction 2.0: a route's share must be above 0"),
         (("--domain", "mth"), "did you mean 'math'"),
-        (("--edit", "math"), "write DOMAIN=CHECKPOINT"),
-        (("--edit", "code=x", "--edit", "qa=y"), "there is no domain 'code' here"),
-        (("--edit", "math=pocket"), "needs the edits of two domains"),
-        (("--edit", "math=a", "--edit", "math=b"), "'math' has an edit already, a"),
-        (("--base", "pocket"), "--base is given without --edit"),
-        (("--edit", "math=pocket", "--edit", "qa=pocket", "--base", "qq=x"), "no domain 'qq' here; did you mean 'qa'"),
+        (("--edit", "math"), "write DOMAIN=AFTER or DOMAIN=BEFORE,AFTER"),
+        (("--edit", "math=a,"), "write DOMAIN=AFTER or DOMAIN=BEFORE,AFTER"),
+        (("--edit", "code=pocket", "--edit", "qa=pocket"), "a domain 'code' that is not measured"),
+        (("--edit", "math=pocket"), "edits has one domain, 'math'"),
+        (("--edit", "math=a", "--edit", "math=b"), "'math' has an edit already"),
+        (("--edit", "math=pocket", "--edit", "qa=/nowhere"), "no such folder"),
     ],
 )
 def test_mistakes_are_said_before_anything_is_sampled(folder, arguments, message):
@@ -102,20 +93,17 @@ def test_mistakes_are_said_before_anything_is_sampled(folder, arguments, message
     assert "sample" not in result.output
 
 
-def test_every_domain_has_its_base(folder):
-    config = load_config(folder / "two.yaml")
-    values = [f"math={folder / 'math'}", f"qa={folder / 'qa'}"]
-    name = "model.layers.0.mlp.up_proj.weight"
-    plain = open_edits(config, values, [], list(config.domains))
-    chained = open_edits(config, values, [f"qa={folder / 'math'}"], list(config.domains))
-    torch.testing.assert_close(chained["math"][name], plain["math"][name])
-    torch.testing.assert_close(chained["qa"][name], -2 * plain["math"][name], rtol=1e-3, atol=1e-6)
-    with pytest.raises(ModelError, match="no such folder"):
-        open_edits(config, [values[0], "qa=/nowhere"], [], list(config.domains))
+def test_every_domain_may_have_its_own_checkpoint_before(folder):
+    edits = {"math": folder / "math", "qa": (folder / "math", folder / "qa")}
+    found = routes(folder / "two.yaml", "pocket", edits=edits, prompts=4, samples=2).directions[0]
+    assert found.cosine.value == pytest.approx(-1, abs=1e-3)
+    edits["qa"] = folder / "qa"  # from the configuration's model: the first edit, minus twice of it
+    found = routes(folder / "two.yaml", "pocket", edits=edits, prompts=4, samples=2).directions[0]
+    assert found.cosine.value == pytest.approx(-1, abs=1e-3)
 
 
 def test_parsing_keeps_paths_with_equals_signs():
-    assert parse_edits(["math=/a/lr=1/b"], ["math"]) == {"math": "/a/lr=1/b"}
+    assert parse_edits(["math=/a/lr=1/b", "qa=x,y"]) == {"math": "/a/lr=1/b", "qa": ("x", "y")}
 
 
 def test_the_help_needs_no_torch():

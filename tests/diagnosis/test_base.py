@@ -1,12 +1,14 @@
 """What all analyses stand on: chance levels against brute force, rollouts, surrogate losses, where neurons lie."""
 
+import importlib
 import itertools
 import math
 
 import pytest
 import torch
 
-from counterpoint.diagnosis._chance import bootstrap, jaccard, jaccard_by_chance, overlap_p_value
+from counterpoint import diagnosis
+from counterpoint.diagnosis._chance import bootstrap, chance_of, jaccard, jaccard_by_chance
 from counterpoint.diagnosis._surrogates import likelihood_loss, log_probs, policy_loss
 from counterpoint.diagnosis.results import to_json
 from counterpoint.diagnosis.rollouts import (
@@ -28,20 +30,31 @@ def test_overlap_p_value_counts_all_pairs_of_sets(size_a, size_b, total):
     shared = [len(first & set(other)) for other in itertools.combinations(range(total), size_b)]
     for overlap in range(size_a + 2):
         expected = sum(s >= overlap for s in shared) / len(shared)
-        assert overlap_p_value(overlap, size_a, size_b, total) == pytest.approx(expected, abs=1e-12)
+        assert chance_of(overlap, [(size_a, size_b, total)]).p_value == pytest.approx(expected, abs=1e-12)
 
 
 def test_overlap_p_value_far_in_the_tail_is_small_and_not_zero():
-    assert 0 < overlap_p_value(400, 1000, 1000, 10_000) < 1e-100
+    assert 0 < chance_of(400, [(1000, 1000, 10_000)]).p_value < 1e-100
 
 
 def test_two_random_tenths_have_the_jaccard_that_chance_gives():
-    assert jaccard_by_chance(100, 100, 1000) == pytest.approx(0.0526, abs=1e-4)
+    assert jaccard_by_chance(100, 100, 1000) == pytest.approx(0.0529, abs=1e-4)
     generator = torch.Generator().manual_seed(0)
     sets = [torch.randperm(1000, generator=generator) < 100 for _ in range(200)]
     mean = sum(jaccard(a, b) for a, b in itertools.pairwise(sets)) / 199
-    assert mean == pytest.approx(0.0526, abs=0.003)
+    assert mean == pytest.approx(0.0529, abs=0.003)
     assert jaccard(sets[0], sets[0]) == 1.0
+
+
+def test_the_jaccard_by_chance_is_an_expectation_and_not_that_of_the_expected_overlap():
+    sets = [set(chosen) for chosen in itertools.combinations(range(6), 2)]
+    mean = sum(len({0, 1} & own) / len({0, 1} | own) for own in sets) / len(sets)
+    assert jaccard_by_chance(2, 2, 6) == pytest.approx(mean, abs=1e-12)
+    pairs = [(a, b) for a in ({0}, {1}, {2}) for b in sets]  # one of three in one layer, two of six in the other
+    within = [(len({0} & a) + len({0, 1} & b), len({0} | a) + len({0, 1} | b)) for a, b in pairs]
+    found = chance_of(2, [(1, 1, 3), (2, 2, 6)])
+    assert found.jaccard == pytest.approx(sum(both / either for both, either in within) / len(pairs), abs=1e-12)
+    assert found.p_value == pytest.approx(sum(both >= 2 for both, _ in within) / len(pairs), abs=1e-12)
 
 
 def test_benjamini_hochberg_keeps_the_rate_of_false_discoveries():
@@ -160,3 +173,11 @@ def test_ratios_are_taken_to_the_old_policy():
 def test_results_are_json_with_a_schema_and_no_nan():
     found = to_json("edits", Estimate(float("nan"), 0.0, 1.0))
     assert found == {"schema": "counterpoint.diagnosis.edits", "version": 1, "value": None, "low": 0.0, "high": 1.0}
+
+
+def test_public_names_are_functions_also_after_their_files_were_imported():
+    importlib.import_module("counterpoint.diagnosis.edits")
+    importlib.import_module("counterpoint.diagnosis.routes")
+    assert callable(diagnosis.edits)
+    assert callable(diagnosis.routes)
+    assert {"edits", "routes"} <= set(dir(diagnosis)) & set(diagnosis.__all__)

@@ -7,8 +7,7 @@ import sys
 import pytest
 import torch
 
-from counterpoint.diagnosis import Thresholds, edits, write_result
-from counterpoint.diagnosis.edit_analysis.chunks import half_steps
+from counterpoint.diagnosis import edits
 from counterpoint.errors import ConfigError, ModelError
 from diagnosis_models import random_model, save
 
@@ -27,7 +26,7 @@ def noise(scale=1e-2):
 
 def diagnose(tmp_path, base, *checkpoints, **options):
     folders = [save(tmp_path / str(i), tensors) for i, tensors in enumerate((base, *checkpoints))]
-    return edits(folders[0], folders[1:], **{"permutations": 20, **options})
+    return edits(folders[0], folders[1:], **options)
 
 
 def by_name(parts):
@@ -47,34 +46,20 @@ def test_planted_sparsity_is_found_exactly(tmp_path, share):
     total = sum(tensor.numel() for tensor in base.values())
     expected = sum(int(mask.sum()) for mask in untouched.values()) / total
     assert found.sparsity.identical == pytest.approx(expected)
-    assert found.sparsity.both == pytest.approx(expected)
+    assert found.sparsity.unchanged == pytest.approx(expected)
     assert found.whole.weights == total
     assert by_name(found.tensors)[GATE].unchanged == pytest.approx(untouched[GATE].float().mean().item())
 
 
-def test_thresholds_are_read_in_both_ways_and_drawn_as_curves(tmp_path):
+def test_a_weight_is_unchanged_below_both_thresholds_and_curves_show_others(tmp_path):
     name = "model.norm.weight"
     base = {name: torch.tensor([1.0, 1.0, 1e-4, 1e-6, 0.0, 0.0], dtype=torch.float64)}
     edit = torch.tensor([0.0, 1e-5, 2e-6, 5e-8, 0.0, 1e-9], dtype=torch.float64)
     # below:           both relative neither absolute both absolute, of a weight that was 0
     both = diagnose(tmp_path, base, {name: base[name] + edit}).checkpoints[0].sparsity
-    assert (both.both, both.either, both.identical) == (2 / 6, 5 / 6, 2 / 6)
-    assert both.unchanged == both.both
+    assert (both.unchanged, both.identical) == (2 / 6, 2 / 6)
     assert [both.absolute_curve[t] * 6 for t in (1e-7, 1e-6, 1e-4)] == pytest.approx([4, 4, 6])
     assert [both.relative_curve[t] * 6 for t in (1e-6, 1e-4, 1e-1)] == pytest.approx([2, 3, 5])
-    either = edits(tmp_path / "0", [tmp_path / "1"], thresholds=Thresholds(reading="either")).checkpoints[0]
-    assert either.sparsity.unchanged == 5 / 6
-    assert either.whole.unchanged == 5 / 6
-
-
-def test_half_steps_are_half_the_distance_to_the_next_bfloat16():
-    values = torch.randn(1000)
-    rounded = values.bfloat16()
-    above = (rounded.view(torch.int16) + 1).view(torch.bfloat16)
-    expected = (above.float() - rounded.float()).abs() / 2
-    same_binade = torch.frexp(values).exponent == torch.frexp(rounded.float()).exponent
-    torch.testing.assert_close(half_steps(values)[same_binade], expected[same_binade])
-    assert same_binade.float().mean() > 0.9
 
 
 def test_what_bfloat16_would_hide(tmp_path):
@@ -82,12 +67,14 @@ def test_what_bfloat16_would_hide(tmp_path):
 
     def edit(name, tensor, generator):
         small = torch.rand(tensor.shape, generator=generator) < 0.25
-        return half_steps(tensor) * torch.where(small, 0.4, 3.0)
+        half_step = torch.ldexp(torch.full_like(tensor, 2.0**-9), torch.frexp(tensor).exponent)
+        return half_step * torch.where(small, 0.4, 3.0)
 
     found = diagnose(tmp_path, base, changed(base, edit)).checkpoints[0]
-    assert found.rounding.below_half_step == pytest.approx(0.25, abs=0.03)
-    assert found.rounding.unchanged_in_bfloat16 == pytest.approx(found.rounding.below_half_step, abs=1e-9)
-    assert list(found.rounding.dtypes) == ["float32"]
+    assert found.sparsity.same_in_bfloat16 == pytest.approx(0.25, abs=0.03)
+    assert found.sparsity.identical == 0
+    assert list(found.dtypes) == ["float32"]
+    assert found.rounded_base is None
 
 
 def test_norms_of_parts_add_up_to_the_whole(tmp_path):
@@ -99,14 +86,13 @@ def test_norms_of_parts_add_up_to_the_whole(tmp_path):
     assert found.whole.norm == pytest.approx(edit.norm().item(), rel=1e-5)
     assert found.whole.relative_norm == pytest.approx((edit.norm() / weights.norm()).item(), rel=1e-5)
     assert found.whole.largest == pytest.approx(edit.abs().max().item())
-    for parts in (found.layers, found.modules, found.tensors):
+    for parts in (found.modules, found.tensors):
         assert math.sqrt(sum(part.norm**2 for part in parts)) == pytest.approx(found.whole.norm, rel=1e-6)
     names = [part.name for part in found.modules]
     assert names == ["embedding", *(f"layers.{i}.{m}" for i in (0, 1) for m in ("attention", "mlp")), "norm"]
 
 
-@pytest.mark.parametrize("norm", ["l2", "l1", "max"])
-def test_planted_neurons_are_the_most_changed(tmp_path, norm):
+def test_planted_neurons_are_the_most_changed(tmp_path):
     base = random_model(inner=40)
     planted = {0: [3, 7, 39], 1: [0, 5, 6, 8, 11]}
 
@@ -117,7 +103,7 @@ def test_planted_neurons_are_the_most_changed(tmp_path, norm):
             rows[planted[int(name.split(".")[2])]] *= 100
         return change
 
-    found = diagnose(tmp_path, base, changed(base, edit), norm=norm, top=0.1).checkpoints[0]
+    found = diagnose(tmp_path, base, changed(base, edit), top=0.1).checkpoints[0]
     assert found.top == planted
 
 
@@ -127,9 +113,8 @@ def test_scores_are_norms_over_gate_row_up_row_and_down_column(tmp_path):
     at = "model.layers.1.mlp."
     parts = [after[f"{at}{x}_proj.weight"] - base[f"{at}{x}_proj.weight"] for x in ("gate", "up", "down")]
     edit = torch.cat([parts[0], parts[1], parts[2].t()], 1).double()
-    for norm, expected in (("l2", edit.norm(dim=1)), ("l1", edit.abs().sum(1)), ("max", edit.abs().amax(1))):
-        found = diagnose(tmp_path / norm, base, after, norm=norm).checkpoints[0]
-        torch.testing.assert_close(found.neurons[1], expected, rtol=1e-5, atol=1e-9)
+    found = diagnose(tmp_path, base, after).checkpoints[0]
+    torch.testing.assert_close(found.neurons[1], edit.norm(dim=1), rtol=1e-5, atol=1e-9)
 
 
 def test_a_low_rank_edit_is_told_from_a_random_one(tmp_path):
@@ -160,14 +145,12 @@ def test_directions_of_planted_edits(tmp_path):
     after = {name: tensor + mlp[name] for name, tensor in base.items()}
     pair = diagnose(tmp_path, base, after, changed(base, second, seed=2)).pairs[0]
     for part in pair.modules:
-        beyond = abs(part.cosine) > 2 * part.cosine_noise
+        beyond = abs(part.cosine) > 2 * part.noise
         assert beyond == (part.name == "layers.1.mlp")
-        assert (abs(part.same_sign - 0.5) > 2 * part.same_sign_noise) == beyond
     planted = by_name(pair.modules)["layers.1.mlp"]
     assert planted.cosine == pytest.approx(-0.6, abs=0.03)
-    assert planted.same_sign == pytest.approx(math.acos(0.6) / math.pi, abs=0.02)
     free = by_name(pair.modules)["layers.0.mlp"]
-    assert free.cosine_noise == pytest.approx(1.96 / math.sqrt(3 * 48 * 96), rel=0.1)
+    assert free.noise == pytest.approx(1.96 / math.sqrt(3 * 48 * 96), rel=0.1)
 
 
 def test_a_chain_takes_each_edit_from_the_checkpoint_before(tmp_path):
@@ -180,9 +163,20 @@ def test_a_chain_takes_each_edit_from_the_checkpoint_before(tmp_path):
     assert chained.checkpoints[1].whole.norm == pytest.approx(apart.checkpoints[0].whole.norm)
     assert chained.checkpoints[1].sparsity == apart.checkpoints[0].sparsity
     whole = chained.pairs[0].whole
-    assert abs(whole.cosine) < 2 * whole.cosine_noise
-    from_base = diagnose(tmp_path / "base", base, first, second).pairs[0].whole
-    assert from_base.cosine > 0.6
+    assert abs(whole.cosine) < 2 * whole.noise
+    assert not chained.pairs[0].in_sequence
+
+
+def test_a_sequence_given_without_chain_is_said_to_agree_by_construction(tmp_path):
+    base = random_model()
+    first = changed(base, noise(), seed=1)
+    second, other = changed(first, noise(), seed=2), changed(base, noise(1.5e-2), seed=3)
+    found = diagnose(tmp_path, base, first, second, other)
+    assert found.pairs[0].whole.cosine > 0.6
+    assert [pair.in_sequence for pair in found.pairs] == [True, False, False]
+    (said,) = [sentence for sentence in found.sentences() if "by construction" in sentence]
+    assert said.startswith("2 seems to have been trained on from 1")
+    assert "chain=True" in said
 
 
 def test_equal_checkpoints_are_a_result(tmp_path):
@@ -215,15 +209,68 @@ def test_nonfinite_weights_are_counted_named_and_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_types_may_differ_and_are_compared_exactly(tmp_path, dtype):
-    base = random_model()
-    stored = {name: tensor.to(dtype) for name, tensor in base.items()}
-    found = diagnose(tmp_path, base, stored).checkpoints[0]
-    edit = torch.cat([(stored[name].float() - base[name]).flatten() for name in base])
+def test_a_checkpoint_may_be_stored_finer_than_its_base(tmp_path, dtype):
+    base = {name: tensor.to(dtype) for name, tensor in random_model().items()}
+    after = changed({name: tensor.float() for name, tensor in base.items()}, noise(1e-4))
+    found = diagnose(tmp_path, base, after).checkpoints[0]
+    edit = torch.cat([(after[name] - base[name].float()).flatten() for name in base])
     assert found.whole.norm == pytest.approx(edit.norm().item(), rel=1e-5)
-    if dtype == torch.bfloat16:
-        assert found.rounding.unchanged_in_bfloat16 == 1
-        assert list(found.rounding.dtypes) == ["bfloat16"]
+    assert (list(found.dtypes), found.rounded_base) == (["float32"], None)
+
+
+def large(seed=0):
+    return {name: 0.05 * tensor for name, tensor in random_model(seed, hidden=96, inner=192).items()}
+
+
+@pytest.mark.parametrize("scale", [1e-5, 3e-5, 1e-4, 1e-3])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_unrelated_edits_stored_coarser_than_their_base_do_not_agree(tmp_path, dtype, scale):
+    base = large()
+    edited = [changed(base, noise(scale), seed) for seed in (1, 2)]
+    stored = [{name: tensor.to(dtype) for name, tensor in tensors.items()} for tensors in (*edited, base)]
+    found = diagnose(tmp_path, base, *stored)
+    pair, untouched = found.pairs[0], found.checkpoints[2]
+    assert abs(pair.whole.cosine) < 0.03
+    assert pair.overlap.over_all.p_value > 0.01
+    exact = torch.cat([(edited[0][name] - base[name]).flatten() for name in base]).norm().item()
+    assert found.checkpoints[0].whole.norm == pytest.approx(exact, rel=0.05)
+    assert untouched.equal
+    assert untouched.sparsity.identical == 1.0
+    short = str(dtype).removeprefix("torch.")
+    assert untouched.rounded_base == short
+    said = found.sentences()
+    assert any(sentence.startswith(f"Stored with fewer digits ({short})") for sentence in said)
+    assert f"3 equals {tmp_path / '0'} rounded to {short}: every weight is the same." in said
+
+
+def test_edits_that_agree_still_do_so_in_a_coarser_type(tmp_path):
+    base = large()
+    shared = changed({name: torch.zeros_like(tensor) for name, tensor in base.items()}, noise(5e-5))
+
+    def half_shared(name, tensor, generator):
+        return 0.8 * shared[name] + 0.6 * 5e-5 * torch.randn(tensor.shape, generator=generator)
+
+    edited = [changed(base, half_shared, seed) for seed in (1, 2)]
+    stored = [{name: tensor.bfloat16() for name, tensor in tensors.items()} for tensors in edited]
+    found = diagnose(tmp_path, base, *stored).pairs[0].whole
+    assert 0.4 < found.cosine < 0.68  # 0.64 before rounding
+    assert found.noise < 0.02
+
+
+def test_a_chain_rounds_only_what_is_stored_finer(tmp_path):
+    base = large()
+    first = {name: tensor.bfloat16() for name, tensor in changed(base, noise(1e-3)).items()}
+    found = diagnose(tmp_path, base, first, first, chain=True).checkpoints
+    assert [one.rounded_base for one in found] == ["bfloat16", None]
+    assert found[1].equal
+
+
+def test_the_noise_of_a_cosine_is_not_zero_for_tiny_edits(tmp_path):
+    base = {name: torch.zeros_like(tensor) for name, tensor in random_model().items()}
+    usual = diagnose(tmp_path / "usual", base, *(changed(base, noise(1e-2), seed) for seed in (1, 2))).pairs[0]
+    tiny = diagnose(tmp_path / "tiny", base, *(changed(base, noise(1e-12), seed) for seed in (1, 2))).pairs[0]
+    assert tiny.whole.noise == pytest.approx(usual.whole.noise, rel=1e-3)
+    assert tiny.whole.cosine == pytest.approx(usual.whole.cosine, rel=1e-3)
 
 
 def test_shards_and_threads_change_nothing(tmp_path):
@@ -241,7 +288,7 @@ def test_blocks_of_rows_add_up_to_the_tensor(tmp_path, monkeypatch):
     base = random_model(hidden=24, inner=48)
     after = changed(base, noise())
     whole = diagnose(tmp_path / "whole", base, after).checkpoints[0]
-    monkeypatch.setattr("counterpoint.diagnosis.edit_analysis.stream.BLOCK", 5 * 24)
+    monkeypatch.setattr("counterpoint.diagnosis._edit_stream.BLOCK", 5 * 24)
     cut = edits(tmp_path / "whole" / "0", [tmp_path / "whole" / "1"]).checkpoints[0]
     assert cut.sparsity == whole.sparsity
     for a, b in zip(cut.tensors, whole.tensors, strict=True):
@@ -266,15 +313,14 @@ def test_progress_ends_at_the_total(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"top": 1.5}, r"top is 1\.5; it is the share of neurons"),
-        ({"norm": "l3"}, "norm is 'l3'; .* one of: l2, l1, max"),
-        ({"thresholds": Thresholds(reading="any")}, "reading is 'any'; .* one of: both, either"),
-        ({"thresholds": Thresholds(absolute=0)}, "they must be above 0"),
+        ({"top": 1.5}, r"top=1\.5 is the share of neurons"),
+        ({"checkpoints": []}, "checkpoints is empty"),
+        ({"checkpoints": "pocket"}, r"checkpoints is 'pocket'; give a list of one or more, \['pocket'\]"),
     ],
 )
 def test_options_out_of_range_are_refused(options, words):
     with pytest.raises(ConfigError, match=words):
-        edits("pocket", ["pocket"], **options)
+        edits("pocket", **{"checkpoints": ["pocket"]} | options)
 
 
 def test_another_architecture_is_refused_before_anything_is_read(tmp_path):
@@ -284,8 +330,8 @@ def test_another_architecture_is_refused_before_anything_is_read(tmp_path):
 
 def test_the_result_is_json(tmp_path):
     base = random_model()
-    write_result(tmp_path / "edits.json", "edits", diagnose(tmp_path, base, changed(base, noise())))
-    assert '"schema": "counterpoint.diagnosis.edits"' in (tmp_path / "edits.json").read_text()
+    diagnose(tmp_path, base, changed(base, noise())).write(tmp_path / "edits.json")
+    assert '"schema": "counterpoint.edits"' in (tmp_path / "edits.json").read_text()
 
 
 MEMORY = """
@@ -296,9 +342,9 @@ def own(*_):  # pages of the mapped files are the system's: it takes them back w
     status = Path("/proc/self/status").read_text().splitlines()
     seen.append(int(next(line for line in status if line.startswith("RssAnon")).split()[1]) * 1024)
 seen = []
-edits("pocket", ["pocket"], permutations=0, on_progress=own)
+edits("pocket", ["pocket"], on_progress=own)
 before, seen = max(seen), []
-edits(sys.argv[1], [sys.argv[2]], permutations=0, threads=2, on_progress=own)
+edits(sys.argv[1], [sys.argv[2]], threads=2, on_progress=own)
 print(max(seen) - before)
 """
 

@@ -17,8 +17,8 @@ from transformers import (
     PhiForCausalLM,
 )
 
+from counterpoint.diagnosis._contributions import activity_of, predicting, sites_of
 from counterpoint.diagnosis.rollouts import Rollout, Rollouts, collate
-from counterpoint.diagnosis.route_analysis.capture import activity_of, sites_of
 from counterpoint.errors import CounterpointError, ModelError, UnsupportedError
 
 SMALL = {
@@ -58,7 +58,7 @@ def hooks(model):
 
 
 def output_change(model, projection, columns, items):
-    """Mean over completion tokens of how much the projection's output changes without these columns of its weight."""
+    """How much the projection's output changes without these columns of its weight, where tokens are predicted."""
     batch = collate(items.items, 0)
 
     def output():
@@ -67,7 +67,7 @@ def output_change(model, projection, columns, items):
         with torch.no_grad():
             model.eval()(input_ids=batch.ids_BT, attention_mask=batch.attention_BT.long())
         handle.remove()
-        return heard[0][batch.completion_BT]
+        return heard[0][predicting(batch)]
 
     whole, weight = output(), projection.weight.data.clone()
     projection.weight.data[:, columns] = 0
@@ -99,14 +99,23 @@ def test_batches_and_padding_change_nothing():
     torch.testing.assert_close(alone.heads_KH, together.heads_KH, rtol=1e-10, atol=0)
 
 
-def test_prompt_and_completion_tokens_add_up():
-    model, items = llama(), rollouts()
-    parts = [measure(model, items, tokens=tokens) for tokens in ("prompt", "completion", "all")]
-    assert [int(part.tokens_K.sum()) for part in parts][:2] == [
-        sum(len(item.prompt_ids) for item in items.items),
-        sum(len(item.completion_ids) for item in items.items),
-    ]
-    torch.testing.assert_close(parts[0].neurons_KN + parts[1].neurons_KN, parts[2].neurons_KN)
+def test_the_positions_are_those_whose_logits_predict_completion_tokens():
+    items = rollouts()
+    batch = collate(items.items, 0)
+    for row, item in zip(predicting(batch), items.items, strict=True):
+        start = len(item.prompt_ids)
+        assert row.nonzero().squeeze(1).tolist() == list(range(start - 1, start - 1 + len(item.completion_ids)))
+    assert int(measure(llama(), items).tokens_K.sum()) == sum(len(item.completion_ids) for item in items.items)
+
+
+def test_the_token_that_ends_a_completion_is_not_read_and_the_last_prompt_token_is():
+    def ending(prompt, token):
+        return Rollouts("math", tuple(Rollout(i, (3, prompt), (5, 6, token), 0.0, 0.0) for i in range(2)))
+
+    model = llama()
+    usual = measure(model, ending(4, 2)).neurons_KN
+    torch.testing.assert_close(measure(model, ending(4, 9)).neurons_KN, usual)
+    assert (measure(model, ending(7, 2)).neurons_KN - usual).abs().max() > 1e-3
 
 
 def test_every_half_is_summed_by_itself():

@@ -8,17 +8,19 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from counterpoint.anatomy import Anatomy
 from counterpoint.checkpoints import compare, open_checkpoint
-from counterpoint.diagnosis import Rollout, Rollouts, routes
-from counterpoint.diagnosis.route_analysis.controls import cosine_interval, draw_controls, sign_noise
-from counterpoint.diagnosis.route_analysis.direction import (
+from counterpoint.diagnosis import Rollout, Rollouts
+from counterpoint.diagnosis import measure_routes as routes
+from counterpoint.diagnosis.directions import (
     EditTensors,
+    cosine_interval,
     directions,
+    draw_outside,
+    sign_noise,
+    unit_products,
     verdict_of,
 )
-from counterpoint.diagnosis.route_analysis.direction import (
-    neuron_products as products_of,
-)
 from counterpoint.errors import ModelError
+from diagnosis_models import save
 
 LAYERS, NEURONS, WIDTH = 2, 60, 12
 LAYERS_N = torch.arange(LAYERS * NEURONS) // NEURONS
@@ -45,7 +47,7 @@ def pair(cosine, seed, elsewhere=0.0):
 
 def neuron_products(edits, layers_N):
     shapes = {name: tuple(tensor.shape) for name, tensor in edits["math"].items()}
-    return products_of(edits, layers_N, Anatomy.of({"model.embed_tokens.weight": (5, WIDTH)} | shapes))
+    return unit_products(edits, layers_N, Anatomy.of({"model.embed_tokens.weight": (5, WIDTH)} | shapes))
 
 
 def measure(edits, **options):
@@ -56,22 +58,21 @@ def measure(edits, **options):
 @pytest.mark.parametrize(("cosine", "verdict"), [(0.3, "synergy"), (-0.3, "conflict"), (0.0, "neutral")])
 def test_planted_directions_are_found_in_every_part(cosine, verdict):
     found = measure(pair(cosine, seed=0))
-    assert list(found) == ["total", "gate", "up", "down", "layers.0.mlp", "layers.1.mlp"]
+    assert list(found) == ["total", "layers.0.mlp", "layers.1.mlp"]
     for part in found.values():
         assert part.verdict == verdict
         assert part.cosine.low <= cosine <= part.cosine.high
-        assert part.control.low - 0.03 < 0 < part.control.high + 0.03, "nothing is planted elsewhere"
-        assert part.share_of_neurons == 0.5
-        assert part.share_first == pytest.approx(0.5, abs=0.1)
-    assert found["total"].neurons == 60
-    assert (found["total"].p_elsewhere <= 0.05) == (verdict != "neutral")
+        assert part.elsewhere.low - 0.03 < 0 < part.elsewhere.high + 0.03, "nothing is planted elsewhere"
+    assert found["total"].units == 60
+    here, outside = found["total"].cosine, found["total"].elsewhere
+    assert (here.low <= outside.high and outside.low <= here.high) == (verdict == "neutral")
 
 
 def test_a_direction_of_the_whole_layer_is_told_from_one_of_the_shared_route():
     found = measure(pair(0.3, seed=1, elsewhere=0.3))["total"]
     assert found.verdict == "synergy"
-    assert found.control.value == pytest.approx(0.3, abs=0.05)
-    assert found.p_elsewhere > 0.05
+    assert found.elsewhere.value == pytest.approx(0.3, abs=0.05)
+    assert found.elsewhere.low <= found.cosine.value <= found.elsewhere.high
 
 
 def test_totals_are_the_cosines_of_all_entries():
@@ -81,7 +82,7 @@ def test_totals_are_the_cosines_of_all_entries():
         cut = [edit[n].T if "down" in n else edit[n] for n in names]
         return torch.cat([rows[:30].double().flatten() for rows in cut])
 
-    for part, names in (("total", NAMES), ("down", NAMES[2::3]), ("layers.1.mlp", NAMES[3:])):
+    for part, names in (("total", NAMES), ("layers.1.mlp", NAMES[3:])):
         a, b = (flat(edits[domain], names) for domain in ("math", "qa"))
         found = measure(edits)[part]
         assert found.cosine.value == pytest.approx((a @ b / a.norm() / b.norm()).item(), rel=1e-9)
@@ -129,12 +130,35 @@ def test_fused_and_transposed_weights_are_cut_into_the_same_neurons():
     for domain, edit in plain.items():
         gate, up, down = (edit[name] for name in NAMES[:3])
         fused[domain] = {"model.layers.0.mlp.gate_up_proj.weight": torch.cat([gate, up]), NAMES[2]: down}
-    expected = neuron_products(plain, layers).products_NWDD
-    torch.testing.assert_close(neuron_products(fused, layers).products_NWDD, expected)
+    expected = neuron_products(plain, layers).products_UDD
+    torch.testing.assert_close(neuron_products(fused, layers).products_UDD, expected)
     gpt2 = {d: {"h.0.mlp.c_fc.weight": e[NAMES[1]].T, "h.0.mlp.c_proj.weight": e[NAMES[2]].T} for d, e in plain.items()}
-    found = neuron_products(gpt2, layers).products_NWDD
-    torch.testing.assert_close(found[:, 1:], expected[:, 1:])
-    assert not found[:, 0].any()
+    gateless = {d: {n: t for n, t in e.items() if n != NAMES[0]} for d, e in plain.items()}
+    expected = neuron_products(gateless, layers).products_UDD
+    torch.testing.assert_close(neuron_products(gpt2, layers).products_UDD, expected)
+
+
+def test_rows_of_checkpoints_add_up_to_the_products_of_whole_edits(tmp_path, monkeypatch):
+    monkeypatch.setattr("counterpoint.diagnosis.directions._NUMBERS_AT_ONCE", 7 * WIDTH)
+    edits = {name: {n: 1e-3 * t.contiguous() for n, t in edit.items()} for name, edit in pair(0.3, seed=8).items()}
+    base = {name: torch.zeros_like(tensor) for name, tensor in edits["math"].items()}
+    opened = open_checkpoint(save(tmp_path / "base", base))
+    read = {d: EditTensors(compare(opened, open_checkpoint(save(tmp_path / d, edit)))) for d, edit in edits.items()}
+    expected = neuron_products(edits, LAYERS_N).products_UDD
+    found = unit_products(read, LAYERS_N, read["math"].anatomy).products_UDD
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-12)
+
+
+def test_the_rounding_of_a_wider_base_is_no_synergy(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    base = {name: 0.05 * tensor for name, tensor in noise(generator).items()}
+    stored = {d: {n: (base[n] + 3e-5 * e).bfloat16() for n, e in edit.items()} for d, edit in pair(0.0, 9).items()}
+    opened = open_checkpoint(save(tmp_path / "base", base))
+    edits = {d: EditTensors(compare(opened, open_checkpoint(save(tmp_path / d, t)))) for d, t in stored.items()}
+    products = unit_products(edits, LAYERS_N, edits["math"].anatomy)
+    total = directions(("math", "qa"), SHARED_N, products, LAYERS_N)[0]
+    assert total.verdict == "neutral"
+    assert abs(total.cosine.value) < 0.1
 
 
 def test_few_neurons_and_empty_edits_have_no_verdict():
@@ -152,7 +176,7 @@ def test_few_neurons_and_empty_edits_have_no_verdict():
 def test_a_shared_route_without_enough_neurons_elsewhere_has_no_control():
     products = neuron_products(pair(0.3, seed=5), LAYERS_N)
     found = directions(("math", "qa"), torch.ones(len(LAYERS_N), dtype=torch.bool), products, LAYERS_N)
-    assert found[0].control is None
+    assert found[0].elsewhere is None
     assert found[0].verdict == "synergy"
 
 
@@ -161,7 +185,7 @@ def test_values_that_are_no_numbers_are_counted_and_left_out():
     edits["qa"][NAMES[0]][0, :3] = float("nan")
     products = neuron_products(edits, LAYERS_N)
     assert products.non_finite == {f"qa: {NAMES[0]}": 3}
-    assert products.products_NWDD.isfinite().all()
+    assert products.products_UDD.isfinite().all()
 
 
 def test_edits_of_another_architecture_are_refused():
@@ -205,7 +229,7 @@ def test_checkpoints_on_disk_from_end_to_end(tmp_path):
         pad_token_id = 0
 
     given = {domain: Rollouts(domain, items) for domain in edits}
-    found = routes(model, Tokenizer(), given, fraction=0.3, fractions=(0.3,), per_layer=True, edits=edits)
+    found = routes(model, Tokenizer(), given, fraction=0.4, edits=edits)
     verdicts = {d.part: d.verdict for d in found.directions}
     assert verdicts["layers.0.mlp"] == "synergy"
     assert verdicts["layers.1.mlp"] == "conflict"
@@ -216,10 +240,8 @@ def test_controls_are_drawn_from_all_neurons_outside():
     """Outside, half of the neurons agree and half oppose each other: on average nothing."""
     generator = torch.Generator().manual_seed(0)
     sign = torch.where(torch.arange(NEURONS) < 45, 1.0, -1.0).double().repeat(LAYERS)
-    values = torch.stack([sign, torch.ones_like(sign), torch.ones_like(sign)], 1).unsqueeze(1)
-    controls = draw_controls(values, SHARED_N, LAYERS_N, generator)
-    found = controls.elsewhere([0, 1], [0])
-    assert found.value == pytest.approx(0, abs=0.03)
-    assert found.high - found.low == pytest.approx(2 * 1.96 / math.sqrt(60), rel=0.2)
-    assert controls.p_value(1.0, [0, 1], [0]) < 0.01
-    assert controls.p_value(0.5, [0, 1], [0]) > 0.5, "the mean of all neurons"
+    values = torch.stack([sign, torch.ones_like(sign), torch.ones_like(sign)], 1)
+    drawn = sum(draw_outside(values, SHARED_N, layer == LAYERS_N, generator) for layer in (0, 1))
+    cosines = drawn[:, 0] / (drawn[:, 1] * drawn[:, 2]).sqrt()
+    assert cosines.mean().item() == pytest.approx(0, abs=0.03)
+    assert cosines.std().item() == pytest.approx(1 / math.sqrt(60), rel=0.2)

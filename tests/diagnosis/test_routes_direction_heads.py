@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from counterpoint.anatomy import Anatomy
-from counterpoint.diagnosis.route_analysis.direction import directions
-from counterpoint.diagnosis.route_analysis.direction import head_products as products_of
+from counterpoint.diagnosis.directions import directions, unit_products
 from counterpoint.errors import ModelError
 
 LAYERS, HEADS, SIZE, WIDTH = 2, 30, 3, 8
@@ -35,7 +34,7 @@ def pair(cosine, seed):
 
 def head_products(edits, layers_H):
     shapes = {name: tuple(tensor.shape) for name, tensor in edits["math"].items()}
-    return products_of(edits, layers_H, Anatomy.of({"model.embed_tokens.weight": (5, WIDTH)} | shapes))
+    return unit_products(edits, layers_H, Anatomy.of({"model.embed_tokens.weight": (5, WIDTH)} | shapes), "head")
 
 
 def measure(edits, shared_H=SHARED_H, **options):
@@ -47,10 +46,9 @@ def measure(edits, shared_H=SHARED_H, **options):
 @pytest.mark.parametrize(("cosine", "verdict"), [(0.4, "synergy"), (-0.4, "conflict"), (0.0, "neutral")])
 def test_planted_directions_are_found_in_every_part(cosine, verdict):
     found = measure(pair(cosine, seed=1))
-    assert list(found) == ["total", "query", "output", "layers.0.attention", "layers.1.attention"]
+    assert list(found) == ["total", "layers.0.attention", "layers.1.attention"]
     assert {part.verdict for part in found.values()} == {verdict}
-    assert (found["total"].neurons, found["layers.0.attention"].neurons) == (40, 20)
-    assert found["total"].share_of_neurons == pytest.approx(2 / 3)
+    assert (found["total"].units, found["layers.0.attention"].units) == (40, 20)
 
 
 def test_the_cosine_is_that_of_the_heads_rows_and_columns():
@@ -75,6 +73,6 @@ def test_few_heads_fused_queries_and_other_models():
     few_H[:9] = True
     assert measure(pair(0.9, seed=3), few_H)["total"].verdict == "too few heads"
     fused = {d: {n: t for n, t in edit.items() if "q_proj" not in n} for d, edit in pair(0.5, seed=4).items()}
-    assert list(measure(fused)) == ["total", "output", "layers.0.attention", "layers.1.attention"]
+    assert list(measure(fused)) == ["total", "layers.0.attention", "layers.1.attention"]
     with pytest.raises(ModelError, match="90 columns in the edit are not those of 28 heads"):
         head_products(pair(0.0, seed=5), torch.arange(56) // 28)

@@ -7,10 +7,12 @@
     behaviour    entropy, length and diversity per domain over a run
     diagnose     everything that a run's checkpoints allow
 
-Every number comes with the level that chance or noise would give. Results are frozen dataclasses that print as tables::
+Every number comes with the level that chance or noise would give. Results are frozen dataclasses that print as tables.
+For example, what two checkpoints changed of the model that both were trained from::
 
-    from counterpoint.diagnosis import conflicts
-    found = conflicts("runs/mixed", "runs/mixed/checkpoints/step-60")
+    from counterpoint.diagnosis import edits
+
+    found = edits("pocket", ["runs/math/checkpoints/step-40", "runs/qa/checkpoints/step-40"])
     print(found)
 """
 
@@ -20,12 +22,10 @@ from counterpoint.diagnosis.behaviour_analysis.analysis import Behaviour, behavi
 from counterpoint.diagnosis.conflicts import Conflicts, conflicts
 from counterpoint.diagnosis.conflicts_over_time import ConflictsOverTime, conflicts_over_time
 from counterpoint.diagnosis.damage import Damage, DamageOptions, damage
-from counterpoint.diagnosis.edit_analysis.analysis import edits
-from counterpoint.diagnosis.edit_analysis.chunks import Thresholds
-from counterpoint.diagnosis.edit_analysis.results import Edits
+from counterpoint.diagnosis.edits import Edits, edits
 from counterpoint.diagnosis.results import to_json, write_result
 from counterpoint.diagnosis.rollouts import Rollout, Rollouts, read_rollouts, sample_rollouts, save_rollouts
-from counterpoint.diagnosis.route_analysis.analysis import Routes, routes
+from counterpoint.diagnosis.routes import Routes, measure_routes, routes
 from counterpoint.diagnosis.whole_run.analysis import DiagnoseOptions, diagnose
 from counterpoint.diagnosis.whole_run.results import Summary
 from counterpoint.stats import Estimate
@@ -45,7 +45,6 @@ __all__ = [
     "Rollouts",
     "Routes",
     "Summary",
-    "Thresholds",
     "behaviour",
     "compare",
     "conflicts",
@@ -53,6 +52,7 @@ __all__ = [
     "damage",
     "diagnose",
     "edits",
+    "measure_routes",
     "open_checkpoint",
     "read_optimizer",
     "read_rollouts",

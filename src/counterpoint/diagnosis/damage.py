@@ -12,12 +12,11 @@ sampled at theta_A:
 Source: "A Local Perturbation Theory ..." (arXiv 2606.02398), section 5; the surrogate losses are ours.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from counterpoint.anatomy import Anatomy
@@ -51,8 +50,7 @@ from counterpoint.diagnosis._surrogates import (
     with_baseline,
 )
 from counterpoint.diagnosis.rollouts import Rollouts
-from counterpoint.diagnosis.route_analysis.capture import activity_of, sites_of
-from counterpoint.diagnosis.route_analysis.overlap import Choice
+from counterpoint.diagnosis.routes import shared_neurons
 from counterpoint.diagnosis.subject import Subject, completions_for, config_of, wanted_domains
 from counterpoint.errors import CounterpointError, nearest
 from counterpoint.models import is_out_of_memory
@@ -385,24 +383,6 @@ class _Measurement:
         else:
             remedy = "A batch is one completion already: shorten completions (training.max_completion_length)."
         return f"Memory did not suffice for {what}. {remedy}"
-
-
-def shared_neurons(
-    subject: Subject, rollouts: tuple[Rollouts, Rollouts], fraction: float, batch_size: int
-) -> Mapping[int, Tensor]:
-    """The neurons that are on the routes of both domains, by layer: the top ``fraction`` of each at this model."""
-    sites = sites_of(subject.model)
-    choice = Choice(sites.neuron_layers_N)
-    pad_id = subject.tokenizer.pad_token_id
-    routes = [
-        choice.top(
-            activity_of(subject.model, sites, part, pad_id=pad_id, batch_size=batch_size).mean("neuron"), fraction
-        )
-        for part in rollouts
-    ]
-    shared_N = routes[0] & routes[1]
-    layers = sites.neuron_layers_N
-    return {int(layer): shared_N[layers == layer] for layer in torch.unique(layers)}
 
 
 _FORMS = dict.fromkeys(("value", "g.d", "½ d'Hd", "predicted", "measured"), "+.3g")

@@ -15,11 +15,10 @@ from counterpoint.diagnosis.behaviour_analysis.analysis import Behaviour, behavi
 from counterpoint.diagnosis.conflicts import Conflicts, conflicts_of, own_grouping
 from counterpoint.diagnosis.conflicts_over_time import ConflictsOverTime, conflicts_over_time
 from counterpoint.diagnosis.damage import Damage, DamageOptions, damage
-from counterpoint.diagnosis.edit_analysis.analysis import edits
-from counterpoint.diagnosis.edit_analysis.results import Edits
+from counterpoint.diagnosis.directions import EditTensors
+from counterpoint.diagnosis.edits import Edits, edits
 from counterpoint.diagnosis.rollouts import Rollouts, save_rollouts
-from counterpoint.diagnosis.route_analysis.analysis import Routes, routes
-from counterpoint.diagnosis.route_analysis.direction import EditTensors
+from counterpoint.diagnosis.routes import Routes, measure_routes
 from counterpoint.diagnosis.subject import Subject, completions_for, open_subject
 from counterpoint.diagnosis.whole_run.points import Leg, Point
 from counterpoint.errors import CounterpointError
@@ -111,7 +110,7 @@ class Workshop:
     def edits(self, points: Sequence[Point]) -> Edits:
         """What every stage changed: each point compared with the one before it."""
         base, *later = (point.model for point in points)
-        return edits(base, later, chain=True, seed=self.seed, on_progress=self.on_progress)
+        return edits(base, later, chain=True, on_progress=self.on_progress)
 
     def over_time(self) -> ConflictsOverTime:
         """Cosines of gradients over the steps of a run that trained several domains at once."""
@@ -136,7 +135,7 @@ class Workshop:
         """The routes of every domain at ``point``, and the directions of the stages' edits on them."""
         subject = self.subject(point)
         edits = {leg.stage.domains[0]: edit_of(leg) for leg in legs if len(leg.stage.domains) == 1}
-        return routes(
+        return measure_routes(
             subject.model,
             subject.tokenizer,
             self._rollouts(point),

@@ -1,9 +1,10 @@
 """How much every neuron and every attention head contributes on a domain's tokens: sums over batches, by hooks.
 
 A neuron contributes ``|activation| * norm of its down column``; a head the norm of what its slice of the attention's
-output becomes behind the output projection. Both are means over tokens, so a domain's length does not count.
+output becomes behind the output projection. Both are means over the positions that predict completion tokens: the
+last prompt token and every completion token but the last, which predicts nothing. A domain's length does not count.
 
-Legend: K halves of the prompts, N neurons of all layers, H heads of all layers, S selected tokens of a batch, F
+Legend: K halves of the prompts, N neurons of all layers, H heads of all layers, S selected positions of a batch, F
 features, C channels of one head.
 """
 
@@ -20,12 +21,10 @@ from counterpoint.diagnosis.rollouts import Rollouts, TokenBatch, collate
 from counterpoint.errors import CounterpointError, ModelError, UnsupportedError
 from counterpoint.models import is_out_of_memory
 
-Tokens = Literal["completion", "prompt", "all"]
-
 
 @dataclass(frozen=True)
 class Site:
-    """One projection that is listened to: ``units`` neurons or heads of ``layer`` arrive at its input."""
+    """One projection whose input is measured: ``units`` neurons or heads of ``layer`` arrive at its input."""
 
     layer: int
     kind: Literal["neuron", "head"]
@@ -50,7 +49,7 @@ class Sites:
 
 @dataclass(frozen=True)
 class Activity:
-    """Sums of contributions by half of the prompts [float64] and the number of tokens that each half has."""
+    """Sums of contributions by half of the prompts [float64] and the number of predicted tokens of each half."""
 
     neurons_KN: Tensor
     heads_KH: Tensor
@@ -99,10 +98,9 @@ def activity_of(
     *,
     pad_id: int,
     batch_size: int = 32,
-    tokens: Tokens = "completion",
     on_batch: Callable[[int], None] = lambda count: None,
 ) -> Activity:
-    """What every unit contributes on the tokens of ``rollouts``, each half of the prompts summed by itself.
+    """What every unit contributes where tokens of ``rollouts`` are predicted, each half of the prompts by itself.
 
     Sums are kept, never activations: memory is that of one batch and of one number per unit and half.
 
@@ -117,15 +115,14 @@ def activity_of(
             longest_first = sorted(half.items, key=lambda item: -len(item.prompt_ids) - len(item.completion_ids))
             for low in range(0, len(half), batch_size):
                 batch = collate(longest_first[low : low + batch_size], pad_id).to(device)
-                sums.select(number, _selected(batch, tokens))
+                sums.select(number, predicting(batch))
                 try:
                     backbone(input_ids=batch.ids_BT, attention_mask=batch.attention_BT.long())
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error):
                         raise
                     raise CounterpointError(
-                        f"Memory does not suffice for {len(batch.ids_BT)} completions at once. Lower batch_size "
-                        "(--batch-size)."
+                        f"Memory does not suffice for {len(batch.ids_BT)} completions at once. Lower batch_size."
                     ) from error
                 on_batch(len(batch.ids_BT))
     return sums.activity()
@@ -230,10 +227,9 @@ def _input_dim(module: Any) -> int:
     return 0 if type(getattr(module, "base_layer", module)).__name__ == "Conv1D" else 1
 
 
-def _selected(batch: TokenBatch, tokens: Tokens) -> Tensor:
-    if tokens == "completion":
-        return batch.completion_BT
-    return batch.attention_BT if tokens == "all" else batch.attention_BT & ~batch.completion_BT
+def predicting(batch: TokenBatch) -> Tensor:
+    """The positions from which completion tokens are predicted, each one before its token: [B, T], bool."""
+    return torch.nn.functional.pad(batch.completion_BT[:, 1:], (0, 1))
 
 
 def _layers(sites: Sequence[Site], kind: str) -> Tensor:

@@ -1,18 +1,19 @@
-"""How many directions an edit spans: effective rank and the share of the strongest directions, beside a random matrix.
+"""How many directions an edit spans: effective rank and the share of the strongest directions, against a random matrix.
 
 Small matrices are decomposed exactly. A large matrix D [M, N] is seen once, some rows at a time, and compressed twice:
 ``Z = S D`` [P, N], where every row is added with a random sign to one of P = 128 buckets, drawn anew for each Z.
 
-* The effective rank is that of Z, mean of both: right for edits of rank well below P; of others it tells only that they
+* The effective rank is that of Z, mean of both: right for edits of rank well below P; of others it only shows that they
   have many directions.
 * The strongest directions are found in one Z and their share of the energy is measured in the other, both ways round.
   What one Z shows of a direction by the luck of its signs, the other does not.
 
-Beside each number stands what a Gaussian random matrix of the same shape gives in the same estimate.
+Every number is to be compared with what a Gaussian random matrix of the same shape gives in the same estimate.
 """
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +29,15 @@ EXACT_WEIGHTS = 1 << 22
 
 
 @dataclass(frozen=True)
-class Spectrum:
+class AgainstRandom:
+    """A number, and what a Gaussian random edit of the same shapes gives in its place."""
+
+    value: float
+    random: float
+
+
+@dataclass(frozen=True)
+class EditSpectrum:
     """What the singular values ``s`` of one edit say.
 
     Attributes:
@@ -46,11 +55,11 @@ def is_exact(shape: tuple[int, ...]) -> bool:
     return min(shape) <= EXACT_SIDE and math.prod(shape) <= EXACT_WEIGHTS
 
 
-def exact_spectrum(matrix: Tensor) -> Spectrum | None:
+def exact_spectrum(matrix: Tensor) -> EditSpectrum | None:
     """From all singular values of ``matrix`` [M, N]; None for a matrix of zeros."""
     values = torch.linalg.svdvals(matrix).double()
     energy = float(values.square().sum())
-    return Spectrum(effective_rank(values), *_shares(values, energy)) if energy else None
+    return EditSpectrum(effective_rank(values), *_shares(values, energy)) if energy else None
 
 
 def effective_rank(values: Tensor) -> float:
@@ -81,7 +90,7 @@ class Compression:
         for bucket_M, z_PN in zip(self._buckets_M, self._z_PN, strict=True):
             z_PN.index_add_(0, bucket_M[start : start + len(rows)], rows)
 
-    def spectrum(self, energy: float) -> Spectrum | None:
+    def spectrum(self, energy: float) -> EditSpectrum | None:
         """The spectrum of a matrix with this sum of squares; None where it is 0."""
         return compressed_spectrum(self._z_PN) if energy > 0 else None
 
@@ -98,7 +107,7 @@ def _draw(rows: int) -> tuple[list[Tensor], Tensor]:
     return [order % min(BUCKETS, rows) for order in orders], signs
 
 
-def compressed_spectrum(z_PN: list[Tensor]) -> Spectrum:
+def compressed_spectrum(z_PN: list[Tensor]) -> EditSpectrum:
     """The spectrum from two independent compressions of one matrix, which is not 0."""
     ranks, shares_K = [], torch.zeros(min(DIRECTIONS, *z_PN[0].shape), dtype=torch.float64)
     for here, there in (z_PN, z_PN[::-1]):
@@ -107,7 +116,7 @@ def compressed_spectrum(z_PN: list[Tensor]) -> Spectrum:
         shares_K += torch.linalg.vector_norm(there @ v_NK, dim=0).double().square() / (
             2 * there.norm().double().square()
         )
-    return Spectrum(sum(ranks) / 2, float(shares_K[0]), min(1.0, float(shares_K.sum())))
+    return EditSpectrum(sum(ranks) / 2, float(shares_K[0]), min(1.0, float(shares_K.sum())))
 
 
 def _directions(z_PN: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,11 +127,11 @@ def _directions(z_PN: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @functools.lru_cache(maxsize=256)
-def random_spectrum(shape: tuple[int, int]) -> Spectrum:
+def random_spectrum(shape: tuple[int, int]) -> EditSpectrum:
     """What a Gaussian random matrix of this shape shows in the same estimate; its scale does not matter.
 
     A large one needs no drawing in full. Z is ``sqrt(M / P)`` times P orthonormal combinations of its rows; the energy
-    along a direction of Z is what these hold, and 1 for every row beside them, out of ``M N``.
+    along a direction of Z is what these hold, and 1 for every other row, out of ``M N``.
     """
     rows, columns = shape
     generator = torch.Generator().manual_seed(rows * 31 + columns)
@@ -132,4 +141,22 @@ def random_spectrum(shape: tuple[int, int]) -> Spectrum:
         return found
     squares, v_NK = _directions(torch.randn(min(BUCKETS, rows), columns, generator=generator))
     shares_K = (squares.flip(0)[: v_NK.shape[1]] + rows - len(squares)) / (rows * columns)
-    return Spectrum(effective_rank(squares.sqrt()), float(shares_K[0]), float(shares_K.sum()))
+    return EditSpectrum(effective_rank(squares.sqrt()), float(shares_K[0]), float(shares_K.sum()))
+
+
+def mean_spectrum(
+    spectra: Sequence[tuple[float, tuple[int, int], EditSpectrum]],
+) -> tuple[AgainstRandom, AgainstRandom, AgainstRandom] | tuple[None, None, None]:
+    """Effective rank, top 1 and top 8 of several matrices: means weighted by energy (sum of squares); None without any.
+
+    ``spectra`` holds energy, shape and spectrum of each.
+    """
+    total = sum(energy for energy, _, _ in spectra)
+    if not total:
+        return None, None, None
+
+    def mean(of: Callable[[EditSpectrum], float]) -> AgainstRandom:
+        value = sum(energy * of(own) for energy, _, own in spectra) / total
+        return AgainstRandom(value, sum(energy * of(random_spectrum(shape)) for energy, shape, _ in spectra) / total)
+
+    return mean(lambda own: own.effective_rank), mean(lambda own: own.top_1), mean(lambda own: own.top_8)

@@ -1,1 +1,0 @@
-"""What training changed between checkpoints: sparsity, norms, directions, neurons, overlap."""

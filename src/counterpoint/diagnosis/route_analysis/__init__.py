@@ -1,1 +1,0 @@
-"""Which neurons and heads each domain uses, which two domains share, and who pulls them where."""
