@@ -1,4 +1,4 @@
-"""The files of a diagnosis as ``counterpoint diagnose all`` writes them, with texts of the test's choice."""
+"""The files of a diagnosis as ``counterpoint diagnose`` writes them, with texts of the test's choice."""
 
 import json
 from itertools import pairwise
@@ -19,27 +19,34 @@ def write_diagnosis(path, domains, modules, *, note="", failed=True):
     """``diagnosis/summary.json`` and ``behaviour.json`` in the run directory ``path``; ``note`` is every text."""
     folder = path / "diagnosis"
     folder.mkdir()
-    pairs = [_pair(a, b, i, modules, note) for i, (a, b) in enumerate(_pairs(domains))]
+    places = [(a, b, i, list(domains).index(b)) for i, (a, b) in enumerate(_pairs(domains))]
+    pairs = [_pair(*place, modules, note) for place in places]
+    behaviour = _behaviour(domains, note)
     stages = [
         {
-            "domains": [name], "first_step": STEPS * i, "last_step": STEPS * (i + 1), "unchanged": 0.1,
-            "relative_norm": 0.02,
-            "modules": [{"module": name, "relative_norm": 0.01 * k} for k, name in enumerate(modules)],
+            "stage": name, "domains": [name], "first_step": STEPS * i, "last_step": STEPS * (i + 1),
+            "edit": {
+                "unchanged": 0.1, "relative_norm": 0.02,
+                "modules": [{"module": name, "relative_norm": 0.01 * k} for k, name in enumerate(modules)],
+            },
         }
         for i, name in enumerate(domains)
     ]  # fmt: skip
     parts = [{"name": note or "damage-code-qa", "status": "failed", "reason": note or "too few prompts"}] * failed
     totals = [{"domain": domains[0], "later": domains[1:], "sentence": note or "Taken together.", **_damage_of(pairs)}]
     summary = {
+        "run": note or "run",
+        "domains": list(domains),
         "pairs": pairs,
         "totals": totals,
-        "edits": stages,
+        "changes": behaviour["changes"],
+        "stages": stages,
         "parts": parts,
-        "sentences": [note or "code fell."],
+        "verdicts": [note or "code fell."],
         "notes": [note],
     }
     (folder / "summary.json").write_text(json.dumps(summary))
-    (folder / "behaviour.json").write_text(json.dumps(_behaviour(domains, note)))
+    (folder / "behaviour.json").write_text(json.dumps(behaviour))
 
 
 def estimate(value, half=0.02):
@@ -54,12 +61,13 @@ def _pairs(domains):
     return [(domains[a], domains[b]) for b in range(len(domains)) for a in range(b)]
 
 
-def _pair(earlier, later, index, modules, note):
+def _pair(earlier, later, index, number, modules, note):
     overlap = {"fraction": 0.1, "jaccard": 0.1 + 0.01 * index, "chance": 0.053, "p_value": 0.001}
     return {
-        "earlier": earlier, "later": later, "together": False, "verdict": note or "within noise",
-        "change": estimate(-0.01), "outcome": note or f"{earlier} fell while {later} was trained.",
-        "mechanism": note or "Their gradients are within noise.",
+        "earlier": earlier, "later": later, "together": False, "verdict": note or "fell",
+        "first_step": STEPS * number, "found": ["score"], "place": note or "40% in norm",
+        "change": estimate(-0.08), "details": [note or "Conflicts: none seen overall."],
+        "sentence": note or f"{earlier} lost -8.0 points while {later} was trained: --alone.",
         "damage": {
             **{key: estimate(0.1 + 0.01 * index) for key in ("measured", "first", "second", "fisher")},
             "modules": [
@@ -82,8 +90,10 @@ def _behaviour(domains, note):
     steps = [STEPS * i for i in range(len(domains) + 1)]
     changes = [
         {
-            "domain": name, "during": [during], "first_step": first, "last_step": last,
-            "change": estimate(0.3 if name == during else -0.08), "corrected": estimate(-0.08, 0.07),
+            "domain": name, "during": [during], "stage": during, "role": "own" if name == during else "earlier",
+            "first_step": first, "last_step": last,
+            "change": estimate(0.3 if name == during else -0.08),
+            "corrected": estimate(0.3 if name == during else -0.08, 0.07),
             "verdict": "rose" if name == during else "fell",
         }
         for during, (first, last) in zip(domains, pairwise(steps), strict=True)

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from counterpoint.checkpoints import compare, open_checkpoint
 from counterpoint.cli.app import app
 from counterpoint.config import parse_config
+from counterpoint.diagnosis import edits
 from counterpoint.errors import CounterpointError, ModelError
 from counterpoint.models import check_model, load_model, load_tokenizer
 from hostile import as_json, damaged, mutated, survey, value
@@ -232,7 +233,22 @@ def test_any_checkpoint_is_read_or_refused(tmp_path, monkeypatch, folder):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("command", ["groups c", "diagnose edits base c", "merge base c c --method average -o m"])
+def test_edits_says_what_is_wrong_with_a_checkpoint(tmp_path, folder):
+    base = tmp_path / "base"
+    base.mkdir()
+    save_file(TENSORS, base / "model.safetensors")
+    (base / "config.json").write_text(json.dumps(CONFIG))
+
+    def attack(rng):
+        hostile_folder(folder, rng)
+        edits(base, [folder])
+
+    assert survey(attack, 300) > 20
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("command", ["groups c", "merge base c c --method average -o m"])
 def test_commands_say_what_is_wrong_with_a_checkpoint(tmp_path, monkeypatch, folder, command):
     base = tmp_path / "base"
     base.mkdir()

@@ -3,21 +3,22 @@
 import contextlib
 import random
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from counterpoint.config import parse_config
-from counterpoint.diagnosis.whole_run.analysis import DiagnoseOptions, plan_diagnosis
-from counterpoint.diagnosis.whole_run.parts import digest_of, file_digest, read_part, run_part
-from counterpoint.diagnosis.whole_run.summary import summarise
+from counterpoint.diagnosis import diagnose
+from counterpoint.diagnosis._findings import EditFindings, ModuleDamage, PairDamage, RouteFindings
+from counterpoint.diagnosis._workshop import CompletionsKept, Workshop
 from counterpoint.errors import CounterpointError
 from counterpoint.recovery import plan_recovery, recover
 from counterpoint.recovery.recovering import attempts
-from counterpoint.runs.records import write_checked
-from counterpoint.study import StudyFolder, plan_jobs, summarize
+from counterpoint.stats import Estimate
+from counterpoint.study.folder import StudyFolder
+from counterpoint.study.jobs import plan_jobs
+from counterpoint.study.summary import summarize
 from damaged_files import damaged_bytes, damaged_json, damaged_lines
 from gram_files import write_grams
 from planted_diagnosis import write_diagnosis
@@ -28,24 +29,31 @@ from study.studies import plant_run, study_of
 pytestmark = pytest.mark.slow
 
 PLANTED = {"math": (0.2, 0.9, 0.2), "code": (0.4, 0.4, 0.9)}
-OPTIONS = DiagnoseOptions()
 CONFIG = {
     "strategy": {"name": "sequential", "order": list(PLANTED), "steps": STEPS},
     "domains": {name: {"source": "pocket"} for name in PLANTED},
 }
-ESTIMATE = {"value": 0.1, "low": 0.0, "high": 0.2}
-DAMAGE = dict.fromkeys(("measured", "first", "second", "fisher"), ESTIMATE)
-RESULTS = {
-    "edits": {"checkpoints": [], "pairs": [], "top_share": 0.1},
-    "routes": {"fraction": 0.1, "overlaps": []},
-    "rollouts": {"domains": []},
-    "damage": DAMAGE | {"stopped": None, "modules": [{"module": "mlp", "second": ESTIMATE, "edit_share": 0.1}]},
-}
-"""What the parts of a diagnosis hold of what the summary reads."""
+ESTIMATE = Estimate(0.1, 0.0, 0.2)
+DAMAGE = PairDamage(*(ESTIMATE,) * 4, (ModuleDamage("mlp", ESTIMATE, 0.1),))
 
 
 def no_work(*args, **kwargs):
     raise CounterpointError("Nothing is measured here.")
+
+
+def sampled(workshop, point):
+    workshop.rollouts_file(point).write_text("")
+    return CompletionsKept(point.step, point.moment, "", ())
+
+
+MEASURED = {
+    "sample": sampled,
+    "edits": lambda *args: EditFindings((), ()),
+    "routes": lambda *args: RouteFindings(()),
+    "conflicts": no_work,
+    "damage": lambda *args: DAMAGE,
+}
+"""What the analyses find, without any."""
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +70,12 @@ def whole(tmp_path_factory):
     write_grams(path / "grams.jsonl", gram, ["layers.0.mlp", "norm"], ["code", "math"], strategy_groups=["all"])
     write_diagnosis(path, list(PLANTED), ["layers.0.mlp"])
     write_recovery(path, list(PLANTED))
-    for part in plan_diagnosis(path, OPTIONS).parts:
-        if part.kind in RESULTS:
-            for file in part.beside:
-                file.write_text("")
-            head = {"schema": part.kind, "version": 1, "inputs": digest_of({"kind": part.kind, **part.inputs})}
-            beside = {"beside": {file.name: file_digest(file) for file in part.beside}}
-            write_checked(path / "diagnosis" / f"{part.name}.json", head | RESULTS[part.kind] | beside)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, measured in MEASURED.items():
+            patch.setattr(Workshop, name, measured)
+        for name in ("edit", "route", "conflict", "damage"):
+            patch.setattr(f"counterpoint.diagnosis.whole_run.{name}_findings", lambda found: found)
+        diagnose(path)
     return path
 
 
@@ -94,16 +101,6 @@ def recovered(path):
         recover(path)
 
 
-def diagnosed(path):
-    plan = plan_diagnosis(path, OPTIONS)
-    read = ("behaviour", "conflicts_over_time")
-    parts = [part if part.kind in read else replace(part, work=no_work) for part in plan.parts]
-    done = [run_part(plan.workshop.folder, part) for part in parts]
-    results = {part.name: read_part(plan.workshop.folder / part.file) for part in done if part.status != "failed"}
-    assert all(results.values())
-    return summarise(plan.run, plan.legs, done, results)
-
-
 def outcomes(whole, folder, read, cases):
     """How often reading a damaged copy gave a result, and how often a sentence."""
     counts = {"result": 0, "sentence": 0}
@@ -125,8 +122,12 @@ def outcomes(whole, folder, read, cases):
 def test_a_whole_run_is_read(whole, tmp_path, monkeypatch):
     copy = Path(shutil.copytree(whole, tmp_path / "copy"))
     assert plan_recovery(copy).fallen
-    assert {part.name: part.status for part in diagnosed(copy).parts} == {
-        "behaviour": "done",
+    with pytest.MonkeyPatch.context() as patch:
+        for name in MEASURED:
+            patch.setattr(Workshop, name, no_work)
+        parts = diagnose(copy).parts
+    assert {part.name: part.status for part in parts} == {
+        "behaviour": "kept",
         "edits": "kept",
         f"rollouts-step-{STEPS}": "kept",
         f"routes-step-{STEPS}": "kept",
@@ -142,8 +143,10 @@ def test_recover_reads_damaged_runs(whole, tmp_path, monkeypatch):
     assert min(counts.values()) > 15, counts
 
 
-def test_diagnose_reads_damaged_runs(whole, tmp_path):
-    counts = outcomes(whole, tmp_path, diagnosed, 600)
+def test_diagnose_reads_damaged_runs(whole, tmp_path, monkeypatch):
+    for name in MEASURED:
+        monkeypatch.setattr(Workshop, name, no_work)
+    counts = outcomes(whole, tmp_path, diagnose, 600)
     assert min(counts.values()) > 15, counts
 
 

@@ -187,7 +187,7 @@ def _check_finite(path: str, model: Any) -> None:
         raise ModelError(
             f"{path}: {sum(bad.values())} weights are NaN or infinite, in {len(bad)} of its tensors: {listed}"
             f"{' and others' if len(bad) > 3 else ''}. Nothing can be sampled from it; use a checkpoint from before "
-            "the training diverged. `counterpoint diagnose edits` works on it and leaves these weights out."
+            "the training diverged. `counterpoint diagnose --only edits` works on it and leaves these weights out."
         )
 
 

@@ -28,12 +28,6 @@ COMMANDS = [
     ["study"],
     ["merge"],
     ["diagnose"],
-    ["diagnose", "all"],
-    ["diagnose", "behaviour"],
-    ["diagnose", "conflicts"],
-    ["diagnose", "damage"],
-    ["diagnose", "edits"],
-    ["diagnose", "routes"],
 ]
 
 OURS = [[name] for name in ("train", "demo", "report", "eval", "compare", "merge", "plan", "score", "verify", "study")]

@@ -6,10 +6,11 @@ import random
 
 import pytest
 
-from counterpoint.diagnosis import behaviour, to_json
-from counterpoint.diagnosis.behaviour_analysis.diversity import distinct_share, diversities
-from counterpoint.diagnosis.behaviour_analysis.scores import forgetting, stage_changes
+from counterpoint.diagnosis import Behaviour, behaviour
+from counterpoint.diagnosis._diversity import distinct_share, diversities
+from counterpoint.diagnosis.behaviour import forgetting, stage_changes
 from counterpoint.errors import CounterpointError, RunError
+from counterpoint.results import of_plain
 from counterpoint.runs.run import Run
 from planted_runs import write_run
 
@@ -48,15 +49,15 @@ def test_a_fall_of_what_was_not_learned_is_no_forgetting(tmp_path):
 
 
 def test_without_any_change_hardly_a_run_is_flagged(tmp_path):
-    """The chance of any flag in a run stays at or below its nominal 5 %."""
-    flagged = 0
+    """The chance of any flag in a table, of changes or of forgetting, stays at its nominal 5 %."""
+    changed = forgotten = 0
     for seed in range(60):
         same = {name: (0.3 + 0.2 * i,) * 4 for i, name in enumerate(PLANTED)}
         history = history_of(write_run(tmp_path / str(seed), same, prompts=40, seed=seed))
         changes = stage_changes(history)
-        verdicts = {item.verdict for item in (*changes, *forgetting(history, changes))}
-        flagged += verdicts != {"within noise"}
-    assert flagged <= 5  # 60 runs at 5 %: 5 or fewer in 92 of 100
+        changed += any(item.verdict != "within noise" for item in changes)
+        forgotten += any(item.verdict != "within noise" for item in forgetting(history, changes))
+    assert max(changed, forgotten) <= 6, (changed, forgotten)  # 60 runs at 5 %: 6 or fewer in 97 of 100
 
 
 @pytest.mark.parametrize(
@@ -69,9 +70,7 @@ def test_rigidity_is_judged_against_the_domain_alone(tmp_path, alone, expected):
     found = {item.domain: item for item in behaviour(run, {"qa": other}).rigidity}
     assert found["qa"].verdict == expected
     assert found["qa"].after == ("code", "math")
-    assert found["math"].verdict == (
-        "cannot be told: no run trains math alone from the same model (give one with --alone math=RUN)."
-    )
+    assert found["math"].verdict.startswith("not measured: no run trains math alone")
 
 
 @pytest.mark.parametrize(
@@ -87,7 +86,7 @@ def test_a_run_that_is_no_comparison_is_said_to_be_none(tmp_path, planted, optio
     run = write_run(tmp_path / "run", PLANTED)
     other = write_run(tmp_path / "alone", planted, **{"seed": 1} | options)
     verdict = behaviour(run, {"qa": other}).rigidity[-1].verdict
-    assert verdict.startswith("cannot be told: ")
+    assert verdict.startswith("not measured: ")
     assert reason in verdict
 
 
@@ -115,14 +114,14 @@ def test_a_run_without_stages_says_what_cannot_be_told(tmp_path):
     stage = {"domains": list(PLANTED), "first_step": 0, "last_step": 30, "checkpoint": "checkpoints/step-30"}
     (path / "run.json").write_text(json.dumps(state | {"stages": [stage]}))
     found = behaviour(path)
-    assert "Forgetting and rigidity cannot be told" in found.notes[0]
+    assert found.notes[0].startswith("Forgetting and rigidity: not measured")
     assert found.forgetting == found.rigidity == ()
     assert len(found.changes) == 3
 
 
 def test_unusable_runs_are_refused_with_a_remedy(tmp_path):
     path = write_run(tmp_path / "run", PLANTED)
-    with pytest.raises(CounterpointError, match=r"--alone sport: the run run has no such domain\. It has code, math"):
+    with pytest.raises(CounterpointError, match=r"alone='sport': the run run has no such domain\. It has code, math"):
         behaviour(path, {"sport": path})
     lines = [json.loads(line) for line in (path / "evals.jsonl").read_text().splitlines()]
     (path / "evals.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:1]))
@@ -162,15 +161,13 @@ def test_longer_completions_of_the_same_source_are_no_less_diverse():
     assert found[0, 2].distinct == pytest.approx(found[1, 2].distinct, abs=0.003)
 
 
-def test_a_collapse_of_diversity_is_beyond_chance_and_the_same_texts_are_not():
+def test_a_collapse_of_diversity_shows():
     stream = random.Random(0)
     texts = {str(i): " ".join(stream.choices("abcdefgh", k=8)) for i in range(12)}
     collapsed = dict.fromkeys(texts, "a b a b a b a b")
     found = diversities({("math", 0): texts, ("math", 1): collapsed, ("math", 2): dict(texts)})
-    p_values = {(item.step, item.n): item.p_value for item in found}
-    assert p_values[0, 2] is None
-    assert p_values[1, 2] < 0.01
-    assert p_values[2, 2] == 1.0
+    bigrams = [item.distinct for item in found if item.n == 2]
+    assert bigrams[1] < 0.1 < bigrams[0] == bigrams[2]
 
 
 def test_short_answers_are_cut_into_characters():
@@ -179,7 +176,61 @@ def test_short_answers_are_cut_into_characters():
     assert units == {"character"}
 
 
-def test_the_json_names_its_schema(tmp_path):
-    written = to_json("behaviour", behaviour(write_run(tmp_path / "run", PLANTED)))
-    assert (written["schema"], written["version"]) == ("counterpoint.diagnosis.behaviour", 1)
-    json.dumps(written, allow_nan=False)
+def test_it_is_written_and_read_as_it_is(tmp_path):
+    found = behaviour(write_run(tmp_path / "run", PLANTED))
+    written = found.to_dict()
+    assert written["schema"] == "counterpoint.behaviour"
+    assert of_plain(Behaviour, json.loads(json.dumps(written, allow_nan=False))) == found
+
+
+def test_a_collapse_in_a_domains_own_stage_is_said(tmp_path):
+    found = behaviour(write_run(tmp_path / "run", {"math": (0.53, 0.18, 0.18), "code": (0.4, 0.4, 0.8)}))
+    change = found.changes[0]
+    assert (change.domain, change.role, change.verdict) == ("math", "own", "fell")
+    (said,) = (text for text in found.verdicts() if text.startswith("math lost"))
+    assert f"{-100 * change.change.value:.1f} points" in said
+    assert "own stage" in said
+    assert "learning_rate" in said, "what to do"
+
+
+def test_a_fall_before_a_domains_own_stage_is_said(tmp_path):
+    found = behaviour(write_run(tmp_path / "run", {"math": (0.3, 0.8, 0.8), "code": (0.6, 0.2, 0.7)}))
+    assert [(c.domain, c.role) for c in found.changes if c.verdict == "fell"] == [("code", "not yet")]
+    assert any(text.startswith("code lost") and "stage math" in text for text in found.verdicts())
+
+
+def test_within_noise_has_its_interval_and_says_what_it_leaves_open(tmp_path):
+    found = behaviour(write_run(tmp_path / "run", PLANTED))
+    (math,) = (item for item in found.forgetting if item.domain == "math")
+    (said,) = (text for text in found.verdicts() if text.startswith("math changed"))
+    assert f"[{100 * math.corrected.low:+.1f}, {100 * math.corrected.high:+.1f}]" in said
+    assert f"does not exclude a loss of {-100 * math.corrected.low:.1f}" in said
+
+
+def test_a_refresh_is_named_and_is_no_stage_of_its_own(tmp_path):
+    path = write_run(tmp_path / "run", {"math": [0.3, 0.9, 0.4, 0.6], "code": [0.3, 0.3, 0.7, 0.7], "x": [0.5] * 4})
+    state = json.loads((path / "run.json").read_text())
+    state["stages"][2] |= {"kind": "refresh", "domains": ["math"]}
+    (path / "run.json").write_text(json.dumps(state))
+    found = behaviour(path)
+    assert found.scores[-1].moment == "after a refresh of math"
+    assert found.tables()[0].columns == ("domain", "while math", "while code", "refresh of math")
+    assert [item.domain for item in found.rigidity] == ["code"], "a refresh learns nothing anew"
+
+
+def test_the_table_holds_every_change_and_names_what_is_beyond_noise(tmp_path):
+    found = behaviour(write_run(tmp_path / "run", PLANTED))
+    table = found.tables()[0]
+    assert [row[0] for row in table.rows] == list(PLANTED)
+    fall = found.change("code", 20)
+    assert table.rows[0][3].value == pytest.approx(100 * fall.change.value)
+    assert "code fell in qa" in table.note
+    assert list(found.to_frame()["domain"]) == list(PLANTED)
+
+
+def test_rigidity_is_said_with_its_intervals(tmp_path):
+    alone = write_run(tmp_path / "alone", {"qa": (0.3, 0.85)}, seed=1)
+    found = behaviour(write_run(tmp_path / "run", PLANTED), {"qa": alone})
+    (said,) = (text for text in found.verdicts() if text.startswith("qa after code and math"))
+    assert said.endswith("rigidity.")
+    assert any("Rigidity of math: not measured" in text for text in found.notes)

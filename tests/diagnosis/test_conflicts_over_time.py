@@ -63,7 +63,7 @@ def test_absent_steps_are_left_out(tmp_path):
 
 
 def test_runs_that_cannot_tell_are_refused(tmp_path):
-    with pytest.raises(RunError, match=r"there are no Grams here.*diagnose conflicts MODEL CONFIG"):
+    with pytest.raises(RunError, match=r"there are no Grams here.*diagnose RUN --only conflicts"):
         conflicts_over_time(tmp_path)
     with pytest.raises(RunError, match=r"in 16 recorded steps.*\(code and math met in 12\).*\(run.grams_every: 1\)"):
         conflicts_over_time(write(tmp_path, noise(12)))

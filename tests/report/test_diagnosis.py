@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from counterpoint.report import build, write_report
+from counterpoint.report import build, write_checkpoints, write_report
 from counterpoint.report._cosines import module_cosines
 from counterpoint.report._detail import LEVELS
 from counterpoint.report._read import Grams, read_run
@@ -40,18 +40,66 @@ def test_the_matrix_says_what_the_changes_say(diagnosed):
     table = cells(page, "h-diagnosis")
     assert [row[0] for row in table] == list(DOMAINS)
     for i, row in enumerate(table):
-        assert row[1 + i] == "+30.0 [+28.0, +32.0]"
-        assert [cell for k, cell in enumerate(row[1:]) if k != i] == ["\u22128.0 [\u221210.0, \u22126.0]"] * 3
-    assert page.count('class="fell"') == 12 + 1  # and the word in the note that explains it
+        assert row[1 + i].startswith("+30.0 [+23.0, +37.0]")
+        others = [cell for k, cell in enumerate(row[1:]) if k != i]
+        assert all(cell.startswith("\u22128.0 [\u221215.0, \u22121.0]") for cell in others)
+    section = page.split('id="h-diagnosis"')[1].split("</section>")[0]
+    assert section.count('class="fell"') == 12 + 1  # and the word in the note that explains it
     assert "holds for all 16 cells at once" in page
+    assert [heading for heading in re.findall(r'scope="col">(.*?)<', page) if heading.startswith("while")] == [
+        f"while {name}" for name in DOMAINS
+    ]
 
 
-def test_every_pair_has_its_two_sentences(diagnosed):
+def test_every_pair_is_folded_under_its_cell(diagnosed):
+    matrix = content_of(diagnosed)["diagnosis"]["matrix"]
+    found = {
+        (row["domain"], stage): [pair["later"] for pair in cell["pairs"]]
+        for row in matrix["rows"]
+        for stage, cell in zip(matrix["stages"], row["cells"], strict=True)
+        if cell["pairs"]
+    }
+    expected = {(a, f"while {b}"): [b] for i, a in enumerate(DOMAINS) for b in DOMAINS[i + 1 :]}
+    assert found == expected
     page = write_report(diagnosed).read_text()
-    found = re.findall(r'class="finding"><h4>(.*?)</h4>\s*<p>(.*?)</p><p>(.*?)</p>', page, re.DOTALL)
-    assert len(found) == 6
-    assert found[0] == ("math, then code", "math fell while code was trained.", "Their gradients are within noise.")
+    assert page.count('<details class="finding">') == 6
+    assert "damage: 40% in norm" in page
     assert "<b>damage-code-qa</b>: too few prompts" in page
+
+
+def test_the_verdicts_come_before_everything_folded_and_nothing_breaks_in_them(diagnosed):
+    page = write_report(diagnosed).read_text()
+    assert "<li>code fell.</li>" in page
+    assert "<li>math lost \u22128.0 points while code was trained: " in page, "a true minus sign"
+    assert '<span class="flag">--alone.</span>' in page
+
+
+def test_a_cell_without_a_score_does_not_look_like_zero(diagnosed):
+    path = diagnosed / "diagnosis" / "summary.json"
+    found = json.loads(path.read_text())
+    found["changes"] = found["changes"][1:]
+    path.write_text(json.dumps(found))
+    assert cells(write_report(diagnosed).read_text(), "h-diagnosis")[0][1] == "not measured"
+
+
+def test_a_pair_without_a_number_keeps_its_column(diagnosed):
+    path = diagnosed / "diagnosis" / "summary.json"
+    found = json.loads(path.read_text())
+    found["pairs"][0] |= {"conflict": None, "damage": None}
+    path.write_text(json.dumps(found))
+    shown = figures(content_of(diagnosed))
+    for name in ("diagnosis-conflicts", "diagnosis-damage-modules"):
+        (trace,) = shown[name]["data"]
+        assert len(trace["x"]) == 6
+        assert {row[0] for row in trace["z"]} == {None}
+        assert {row[0] for row in trace["text"]} == {"\u2013"}
+
+
+def test_given_checkpoints_have_a_page_of_their_own(diagnosed):
+    page = write_checkpoints(diagnosed).read_text()
+    assert "Nothing was trained" in page
+    assert len(cells(page, "h-diagnosis")) == 4
+    assert "What changed" not in page
 
 
 def test_pictures_show_the_numbers_of_the_files(diagnosed):

@@ -8,9 +8,10 @@ from contextlib import redirect_stderr, redirect_stdout
 import typer
 
 from counterpoint import __version__
-from counterpoint.cli import config, diagnose
+from counterpoint.cli import config
 from counterpoint.cli._console import INTERRUPTED
 from counterpoint.cli.compare import compare, evaluate
+from counterpoint.cli.diagnose import diagnose
 from counterpoint.cli.merge import merge
 from counterpoint.cli.plan import plan
 from counterpoint.cli.recover import recover
@@ -54,7 +55,7 @@ def _root(
 app.command("demo", rich_help_panel=TRAIN)(demo)
 app.command("train", rich_help_panel=TRAIN)(train)
 app.command("report", rich_help_panel=LOOK)(report)
-app.add_typer(diagnose.app, name="diagnose", rich_help_panel=LOOK)
+app.command("diagnose", rich_help_panel=LOOK)(diagnose)
 app.command("recover", rich_help_panel=REPAIR)(recover)
 app.command("rollback", rich_help_panel=REPAIR)(rollback)
 app.command("refresh", rich_help_panel=REPAIR)(refresh)

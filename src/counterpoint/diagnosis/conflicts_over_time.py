@@ -131,7 +131,7 @@ def _read(path: Path) -> tuple[list[int], tuple[str, ...], tuple[str, ...], Tens
     if not path.is_file():
         raise RunError(
             f"{path}: there are no Grams here. Give a run directory of a strategy that trains several domains in every "
-            "step; elsewhere, measure at a checkpoint: counterpoint diagnose conflicts MODEL CONFIG."
+            "step; elsewhere, measure at a checkpoint: counterpoint diagnose RUN --only conflicts."
         )
     found = read_grams(path)
     gram_TGDD = torch.from_numpy(found.gram_SGDD).double()
@@ -146,7 +146,7 @@ def _check_steps(path: Path, gram_TGDD: Tensor, pairs: Sequence[tuple[str, str]]
         raise RunError(
             f"{path}: no two domains took part together in {LOWEST_STEPS} recorded steps, which a mean with a standard "
             f"error needs ({most}). Train longer or record every step (run.grams_every: 1); domains trained one "
-            "after the other are measured at a checkpoint: counterpoint diagnose conflicts MODEL CONFIG."
+            "after the other are measured at a checkpoint: counterpoint diagnose RUN --only conflicts."
         )
 
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from counterpoint.disk import write_text
 from counterpoint.evaluation.comparison import Comparison
 from counterpoint.report._detail import LEVELS
-from counterpoint.report._page import render, render_comparison, render_study
-from counterpoint.report._read import read_run
+from counterpoint.report._page import render, render_checkpoints, render_comparison, render_study
+from counterpoint.report._read import DIAGNOSIS, read_json, read_run
 from counterpoint.report._text import clean
 from counterpoint.report.run import build
 from counterpoint.report.study import STUDY, read_study, study_content
 
-__all__ = ["build", "is_study", "write_comparison", "write_report", "write_study_report"]
+__all__ = ["build", "is_study", "write_checkpoints", "write_comparison", "write_report", "write_study_report"]
 
 MAX_BYTES = 5_900_000
 """The page stays below six megabytes, of which plotly.js takes 4.8."""
@@ -52,6 +52,17 @@ def write_study_report(folder: Path) -> Path:
     row, notes = read_study(Path(folder))
     page = render_study(study_content(row, Path(folder).resolve().name, notes))
     return _write(Path(folder) / "study.html", page)
+
+
+def write_checkpoints(folder: Path) -> Path:
+    """Writes ``report.html`` on given checkpoints, from the ``diagnosis`` in ``folder``, and returns the page's path.
+
+    Raises:
+        RunError: the report cannot be written.
+    """
+    notes: list[str] = []
+    files = {name: read_json(Path(folder) / "diagnosis" / f"{name}.json", notes) for name in DIAGNOSIS}
+    return _write(Path(folder) / "report.html", render_checkpoints(files, notes))
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> Path:

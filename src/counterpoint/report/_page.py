@@ -13,9 +13,13 @@ import jinja2
 import plotly.offline
 
 from counterpoint.evaluation.comparison import Comparison
+from counterpoint.report._detail import LEVELS
+from counterpoint.report._fields import Row, list_of
 from counterpoint.report._figures import Figure, comparison_figure
 from counterpoint.report._run_figures import run_figures
 from counterpoint.report._text import clean, duration, points, script_json, signed
+from counterpoint.report.diagnosis import diagnosis
+from counterpoint.report.diagnosis_figures import diagnosis_figures
 from counterpoint.report.study import study_figures
 
 
@@ -27,6 +31,20 @@ def render(content: dict[str, Any]) -> str:
 def render_study(content: dict[str, Any]) -> str:
     """The page on a study (see ``counterpoint.report.study.study_content``)."""
     return _render("study.html.j2", {"study": content, "title": content["name"]}, study_figures(content))
+
+
+def render_checkpoints(files: dict[str, Row], notes: Sequence[str]) -> str:
+    """The page on given checkpoints from the ``files`` of their diagnosis, by name."""
+    summary = files["summary"]
+    domains = [str(name) for name in list_of(summary.get("domains"))[: LEVELS[0].domains]]
+    content = diagnosis(files, domains, LEVELS[0])
+    names = {
+        "run": {"domains": [{"domain": clean(name, 60)} for name in domains]},
+        "diagnosis": content,
+        "notes": notes,
+        "title": clean(summary.get("run"), 80),
+    }
+    return _render("checkpoints.html.j2", names, diagnosis_figures(content) if content else {})
 
 
 def render_comparison(comparison: Comparison) -> str:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from counterpoint.report._diagnosis_figures import diagnosis_figures
 from counterpoint.report._figures import (
     NUM_COLOURS,
     Figure,
@@ -20,6 +19,7 @@ from counterpoint.report._heat_maps import overview_figure, steps_figure
 from counterpoint.report._layer_map import layer_figure
 from counterpoint.report._recovery_figures import recovery_figures
 from counterpoint.report._text import plot_text, signed
+from counterpoint.report.diagnosis_figures import diagnosis_figures
 
 ROW_HEIGHT = 52
 """Pixels for a domain."""

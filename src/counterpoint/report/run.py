@@ -11,11 +11,11 @@ from counterpoint.masking import masked_command, masked_names
 from counterpoint.report._cosines import module_cosines
 from counterpoint.report._curves import domain_curves, surgery_curves
 from counterpoint.report._detail import LEVELS, Detail
-from counterpoint.report._diagnosis import diagnosis
 from counterpoint.report._fields import row_of, rows_of
 from counterpoint.report._read import RunData
 from counterpoint.report._recovery import recovery
 from counterpoint.report._text import clean, number
+from counterpoint.report.diagnosis import diagnosis
 from counterpoint.report.scores import comparison, evaluation, labels_of_runs
 from counterpoint.runs.run import total_tokens
 
@@ -44,7 +44,7 @@ def build(runs: Sequence[RunData], detail: Detail = LEVELS[0]) -> dict[str, Any]
         "comparison": compared,
         "same_start": same_start,
         "labels": labels_of_runs(runs),
-        "diagnosis": diagnosis(run, domains, detail),
+        "diagnosis": diagnosis(run.diagnosis, domains, detail),
         "recovery": recovery(run, domains, detail),
         "curves": _curves(runs, domains, detail),
         "surgery": surgery_curves(run, domains, detail),

@@ -1,7 +1,7 @@
-"""Does the parts of a diagnosis: calls the analyses on the run's checkpoints and on completions that they share."""
+"""Measures at the points of a diagnosis: calls the analyses on checkpoints and on completions that they share."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -9,9 +9,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from counterpoint.checkpoints import compare, open_checkpoint
-from counterpoint.config import Config
 from counterpoint.diagnosis._adam import state_beside
-from counterpoint.diagnosis.behaviour_analysis.analysis import Behaviour, behaviour
+from counterpoint.diagnosis._course import Course, Leg, Point
 from counterpoint.diagnosis.conflicts import Conflicts, conflicts_of, own_grouping
 from counterpoint.diagnosis.conflicts_over_time import ConflictsOverTime, conflicts_over_time
 from counterpoint.diagnosis.damage import Damage, DamageOptions, damage
@@ -20,8 +19,8 @@ from counterpoint.diagnosis.edits import Edits, edits
 from counterpoint.diagnosis.rollouts import Rollouts, save_rollouts
 from counterpoint.diagnosis.routes import Routes, measure_routes
 from counterpoint.diagnosis.subject import Subject, completions_for, open_subject
-from counterpoint.diagnosis.whole_run.points import Leg, Point
 from counterpoint.errors import CounterpointError
+from counterpoint.evaluation import EvaluationPlan, evaluate
 from counterpoint.progress import Progress
 from counterpoint.surgery import GROUPINGS
 
@@ -37,6 +36,7 @@ DAMAGE_SAMPLES = 2
 """Completions of each prompt behind a damage. Its interval comes from prompts; more samples of one tell little."""
 
 QUICK_BATCHES = 8
+
 MIN_BATCHES = 4
 """Prompts with a signal below which a domain's gradient is left out."""
 
@@ -65,22 +65,25 @@ class CompletionsKept:
     domains: tuple[DomainCompletions, ...]
 
 
+@dataclass(frozen=True)
+class PointScores:
+    """The evaluation of a given checkpoint on held-out prompts: lines as in ``evals.jsonl`` and ``samples.jsonl``."""
+
+    moment: str
+    evals: tuple[dict[str, Any], ...]
+    samples: tuple[dict[str, Any], ...]
+
+
 @dataclass
 class Workshop:
-    """The run that is diagnosed, and the model that is loaded at the moment."""
+    """What is diagnosed, how much of it is measured, and the model that is loaded at the moment."""
 
-    run: Path
-    config: Config
+    course: Course
     budget: tuple[int, int]
     seed: int
     effort: Effort
     on_progress: Progress
-    _loaded: tuple[int, Subject] | None = field(default=None, init=False)
-
-    @property
-    def folder(self) -> Path:
-        """Where the parts are written."""
-        return self.run / "diagnosis"
+    _loaded: tuple[str, Subject] | None = field(default=None, init=False)
 
     @property
     def prompts(self) -> int:
@@ -94,27 +97,34 @@ class Workshop:
 
     def subject(self, point: Point) -> Subject:
         """The model at ``point``; only one is kept in memory."""
-        if self._loaded is None or self._loaded[0] != point.step:
+        if self._loaded is None or self._loaded[0] != point.name:
             self._loaded = None
-            self._loaded = (point.step, open_subject(self.config, point.model))
+            self._loaded = (point.name, open_subject(self.course.config, point.model))
         return self._loaded[1]
 
     def rollouts_file(self, point: Point) -> Path:
         """Where the completions at ``point`` are kept."""
-        return self.folder / f"rollouts-step-{point.step}.jsonl"
+        return self.course.folder / f"rollouts-{point.name}.jsonl"
 
-    def behaviour(self, alone: Mapping[str, Path | str]) -> Behaviour:
-        """The run's behaviour."""
-        return behaviour(self.run, alone, self.on_progress)
-
-    def edits(self, points: Sequence[Point]) -> Edits:
+    def edits(self) -> Edits:
         """What every stage changed: each point compared with the one before it."""
-        base, *later = (point.model for point in points)
+        base, *later = (point.model for point in self.course.points)
         return edits(base, later, chain=True, on_progress=self.on_progress)
+
+    def scores(self, point: Point) -> PointScores:
+        """Evaluates a given checkpoint on the held-out prompts, as a run evaluates its own."""
+        subject = self.subject(point)
+        plan = EvaluationPlan.of_config(subject.config, subject.config.training.get("max_completion_length"))
+        progress = self._named(f"evaluate {point.moment}")
+        found = evaluate(subject.model, subject.tokenizer, list(subject.domains.values()), plan, progress)
+        about = {"step": point.step, "when": point.moment}
+        samples = [about | {"domain": score.domain} | vars(sample) for score in found for sample in score.examples]
+        return PointScores(point.moment, tuple(about | score.to_json() for score in found), tuple(samples))
 
     def over_time(self) -> ConflictsOverTime:
         """Cosines of gradients over the steps of a run that trained several domains at once."""
-        return conflicts_over_time(self.run)
+        assert self.course.run is not None, "given checkpoints have no Grams"
+        return conflicts_over_time(self.course.run.path)
 
     def sample(self, point: Point) -> CompletionsKept:
         """Samples completions of every domain at ``point`` and keeps them."""
@@ -131,10 +141,11 @@ class Workshop:
         kept = tuple(_described(name, rollouts) for name, rollouts in found.items())
         return CompletionsKept(point.step, point.moment, file.name, kept)
 
-    def routes(self, point: Point, legs: Sequence[Leg]) -> Routes:
+    def routes(self, point: Point) -> Routes:
         """The routes of every domain at ``point``, and the directions of the stages' edits on them."""
         subject = self.subject(point)
-        edits = {leg.stage.domains[0]: edit_of(leg) for leg in legs if len(leg.stage.domains) == 1}
+        alone = [leg for leg in self.course.legs if len(leg.stage.domains) == 1]
+        edits = {leg.stage.domains[0]: edit_of(leg) for leg in alone if leg.stage.domains[0] in subject.domains}
         return measure_routes(
             subject.model,
             subject.tokenizer,
@@ -154,15 +165,15 @@ class Workshop:
         signals = {name: part.informative.num_groups for name, part in rollouts.items()}
         told = {name: part for name, part in rollouts.items() if signals[name] >= MIN_BATCHES}
         if len(told) < 2:
+            counts = ", ".join(f"{name} has {count}" for name, count in signals.items())
             raise CounterpointError(
-                f"Gradients of two domains need {MIN_BATCHES} prompts each whose completions differ in reward; found "
-                f"{', '.join(f'{name} {count}' for name, count in signals.items())}. Raise --prompts or --samples."
+                f"need {MIN_BATCHES} prompts per domain whose completions differ in reward; {counts}. Use more prompts"
             )
         wanted = QUICK_BATCHES if quick else BATCHES
         return conflicts_of(
             model,
             told,
-            groupings=("module", *GROUPINGS, own_grouping(self.config)),
+            groupings=("module", *GROUPINGS, own_grouping(self.course.config)),
             batches=min(wanted, *(signals[name] for name in told)),
             optimizer_state=state,
             seed=self.seed,
@@ -182,7 +193,7 @@ class Workshop:
         else:
             options = replace(options, draws=2) if self.effort == "usual" else replace(options, draws=1, scales=(1.0,))
         return damage(
-            self.config,
+            self.course.config,
             start.model,
             end.model,
             domain,
@@ -201,7 +212,7 @@ class Workshop:
     def _rollouts(self, point: Point) -> dict[str, Rollouts]:
         file = self.rollouts_file(point)
         if not file.is_file():
-            raise CounterpointError(f"There are no completions {point.moment}: sampling them failed.")
+            raise CounterpointError(f"there are no completions {point.moment}: sampling them failed.")
         return completions_for(self.subject(point), file=file, at_least=2)
 
     def _named(self, where: str) -> Progress:

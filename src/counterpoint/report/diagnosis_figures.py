@@ -19,10 +19,10 @@ def diagnosis_figures(content: dict[str, Any]) -> dict[str, Figure]:
     """Every figure of the section by its id; a figure without data is left out."""
     pairs, modules = content["pairs"], content["modules"]
     found: dict[str, Figure | None] = {
-        "diagnosis-damage": _damage_bars([pair for pair in (*pairs, *content["totals"]) if pair["damage"]]),
-        "diagnosis-conflicts": _conflict_map([pair for pair in pairs if pair["conflict_modules"]], modules),
-        "diagnosis-damage-modules": _damage_map([pair for pair in pairs if pair["damage_modules"]], modules),
-        "diagnosis-edits": _edit_map([edit for edit in content["edits"] if edit["modules"]], modules),
+        "diagnosis-damage": _damage_bars([*pairs, *content["totals"]]),
+        "diagnosis-conflicts": _conflict_map(pairs, modules),
+        "diagnosis-damage-modules": _damage_map([pair for pair in pairs if not pair["together"]], modules),
+        "diagnosis-edits": _edit_map([stage for stage in content["stages"] if stage["modules"]], modules),
         "diagnosis-overlap-edits": _overlap_matrix(pairs, "edits"),
         "diagnosis-overlap-routes": _overlap_matrix(pairs, "routes"),
     }
@@ -49,6 +49,7 @@ def _distinct(labels: Sequence[str]) -> list[str]:
 
 
 def _damage_bars(pairs: Sequence[dict[str, Any]]) -> Figure | None:
+    pairs = [pair for pair in pairs if pair["damage"]]
     if not pairs:
         return None
     labels = _distinct([_pair_label(pair) for pair in pairs])
@@ -96,7 +97,7 @@ def _conflict_map(pairs: Sequence[dict[str, Any]], modules: Sequence[str]) -> Fi
     figure = _module_map(pairs, modules, values)
     if figure is None:
         return None
-    figure["data"][0] |= _dots([[bool(cell and cell["verdict"]) for cell in row] for row in cells]) | {
+    figure["data"][0] |= _marked([[cell and bool(cell["verdict"]) for cell in row] for row in cells]) | {
         "customdata": [[[(cell or {}).get(key) for key in ("floor", "debiased")] for cell in row] for row in cells],
         "hovertemplate": "%{x}, %{y}<br>cosine %{z:.3f}; noise alone stays within %{customdata[0]:.3f}"
         "<br>without noise about %{customdata[1]:.3f}<extra></extra>",
@@ -111,9 +112,9 @@ def _damage_map(pairs: Sequence[dict[str, Any]], modules: Sequence[str]) -> Figu
     figure = _module_map(pairs, modules, values)
     if figure is None:
         return None
-    marks = [[bool(cell and cell["low"] * cell["high"] > 0) for cell in row] for row in cells]
+    marks = [[cell and cell["low"] * cell["high"] > 0 for cell in row] for row in cells]
     edits = [[(pair["damage_modules"].get(name) or {}).get("edit") for pair in pairs] for name in modules]
-    figure["data"][0] |= _dots(marks) | {
+    figure["data"][0] |= _marked(marks) | {
         "colorscale": "@harm",
         "customdata": edits,
         "hovertemplate": "%{x}, %{y}<br>%{z:.3g} per token<br>%{customdata:.0%} of the edit<extra></extra>",
@@ -124,18 +125,18 @@ def _damage_map(pairs: Sequence[dict[str, Any]], modules: Sequence[str]) -> Figu
 def _module_map(
     pairs: Sequence[dict[str, Any]], modules: Sequence[str], values: list[list[float | None]]
 ) -> Figure | None:
-    kept = [(name, row) for name, row in zip(modules, values, strict=True) if any(cell is not None for cell in row)]
-    if not pairs or not kept:
+    known = [abs(cell) for row in values for cell in row if cell is not None]
+    if not known:
         return None
-    labels = labels_of([name for name, _ in kept])
-    limit = max([1e-9, *(abs(cell) for _, row in kept for cell in row if cell is not None)])
-    trace = map_of(_distinct([_pair_label(pair) for pair in pairs]), labels, [row for _, row in kept], limit)
+    labels = labels_of(modules)
+    trace = map_of(_distinct([_pair_label(pair) for pair in pairs]), labels, values, max([1e-9, *known]))
     trace["colorbar"] = {**trace["colorbar"], "tickformat": ".2~g"}
     return layout_of([trace], labels, {"type": "category", "tickangle": -35})
 
 
-def _dots(marks: list[list[bool]]) -> Trace:
-    text = [["•" if mark else "" for mark in row] for row in marks]
+def _marked(marks: list[list[bool | None]]) -> Trace:
+    """A dot where a cell is beyond noise, a dash where there is no number, which must not look like zero."""
+    text = [["\u2013" if mark is None else "\u2022" if mark else "" for mark in row] for row in marks]
     return {"text": text, "texttemplate": "%{text}", "textfont": {"size": 14, "color": "@ink"}}
 
 
@@ -169,7 +170,10 @@ def _overlap_matrix(pairs: Sequence[dict[str, Any]], key: str) -> Figure | None:
         "zmin": 0,
         "colorscale": "@amount",
         "xgap": 1,
-        "text": [[_overlap_text(cell) for cell in row] for row in grid],
+        "text": [
+            ["" if a == b else _overlap_text(cell) for b, cell in zip(names, row, strict=True)]
+            for a, row in zip(names, grid, strict=True)
+        ],
         "texttemplate": "%{text}",
         "textfont": {"size": 12, "color": "@ink"},
         "hovertemplate": "%{x}, %{y}: %{text}<extra></extra>",
@@ -184,7 +188,7 @@ def _overlap_matrix(pairs: Sequence[dict[str, Any]], key: str) -> Figure | None:
 
 def _overlap_text(cell: dict[str, float | None] | None) -> str:
     if not cell or cell["jaccard"] is None:
-        return ""
+        return "\u2013"
     chance = "" if cell["chance"] is None else f"<br>({cell['chance']:.2f})"  # two lines fit on a phone
     beyond = cell["p_value"] is not None and cell["p_value"] < 0.05
     return f"{cell['jaccard']:.2f}{' •' if beyond else ''}{chance}"

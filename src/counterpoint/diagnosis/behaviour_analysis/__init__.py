@@ -1,1 +1,0 @@
-"""What every stage of a run did to every domain: scores, entropy, length, diversity."""
