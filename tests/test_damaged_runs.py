@@ -3,6 +3,7 @@
 import contextlib
 import random
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from counterpoint.diagnosis.whole_run.parts import digest_of, file_digest, read_
 from counterpoint.diagnosis.whole_run.summary import summarise
 from counterpoint.errors import CounterpointError
 from counterpoint.recovery import plan_recovery, recover
-from counterpoint.recovery.recovering import attempts
 from counterpoint.runs.records import write_checked
 from counterpoint.study import StudyFolder, plan_jobs, summarize
 from damaged_files import damaged_bytes, damaged_json, damaged_lines
@@ -136,8 +136,8 @@ def test_a_whole_run_is_read(whole, tmp_path, monkeypatch):
 
 
 def test_recover_reads_damaged_runs(whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(attempts.Attempts, "rollback", no_work)
-    monkeypatch.setattr(attempts.Attempts, "refresh", no_work)
+    monkeypatch.setattr(sys.modules["counterpoint.recovery.recover"], "rollback", no_work)
+    monkeypatch.setattr(sys.modules["counterpoint.recovery.recover"], "refresh", no_work)
     counts = outcomes(whole, tmp_path, recovered, 600)
     assert min(counts.values()) > 15, counts
 
