@@ -95,7 +95,7 @@ def lines(run, name):
 
 
 LIMIT = RefreshOptions(steps=4, every=2, former=0.99)
-RECOVER = RefreshOptions(steps=20, every=2)
+RECOVER = RefreshOptions(steps=20, every=2, learning_rate=3e-4)
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +298,7 @@ def test_bad_input_is_refused_before_any_work(arguments, error, message, tmp_pat
     [
         ({"replay": 1.0}, r"at least 0 and below 1, found 1.0"),
         ({"steps": 0}, r"steps must be at least 1, found 0"),
-        ({"strategy": "mgs"}, r"Leave the strategy out, or set replay"),
+        ({"strategy": "mgs"}, r"Leave strategy out, or set replay"),
         ({"learning_rate": -1.0}, r"learning_rate must be above 0"),
         ({"former": float("nan")}, r"former must be a finite number"),
     ],

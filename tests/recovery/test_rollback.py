@@ -33,7 +33,8 @@ evaluation: {prompts: 48, samples: 2, batch_size: 128}
 
 
 def plant(model):
-    """Large edits of dead neurons' gate rows, and smaller ones of a few live weights, which break the domain."""
+    """Large edits of dead neurons' gate rows; and in one tensor edits of one size, of which those of live neurons break
+    the domain and those of dead ones cannot matter: so single weights make the difference."""
     generator = torch.Generator().manual_seed(1)
     state = dict(model.named_parameters())
     live = {}
@@ -43,9 +44,11 @@ def plant(model):
                 change = torch.randn(param[:DEAD].shape, generator=generator)
                 param[:DEAD] += change + 5 * change.sign()  # all larger than any edit of a live weight
             if name.endswith("layers.0.mlp.up_proj.weight"):
-                chosen = torch.rand(param[DEAD:].shape, generator=generator) < 0.1
-                param[DEAD:] += 0.9 * torch.randn(chosen.shape, generator=generator) * chosen
-                live[name] = torch.cat([torch.zeros(DEAD, param.shape[1], dtype=torch.bool), chosen])
+                chosen = torch.rand(param.shape, generator=generator) < 0.05
+                chosen[:DEAD] = True
+                param += 1.3 * torch.randn(chosen.shape, generator=generator) * chosen
+                chosen[:DEAD] = False
+                live[name] = chosen
     return live
 
 
@@ -190,9 +193,9 @@ def test_nothing_damaged_is_nothing_to_recover(place):
 
 
 def test_prompts_are_clamped_to_what_a_domain_has(place, monkeypatch):
-    few = "  math: {source: {type: pocket, size: 12}}"
+    few = "  math: {source: {type: pocket, size: 60}}"
     config = place["folder"] / "few.yaml"
-    config.write_text(CONFIG.replace("  math: {source: pocket}", few).replace("prompts: 48", "prompts: 12"))
+    config.write_text(CONFIG.replace("  math: {source: pocket}", few))
     found = restore(place, config=config, pull_backs=(), prompts=4000)
     assert any(
         "math has 12 training rows: 6 of them are used in each step and not 4000." in note for note in found.notes
