@@ -224,7 +224,7 @@ def refresh(
     if out.exists() and (not out.is_dir() or any(item.name != ".lock" for item in out.iterdir())):
         raise RunError(f"{out}: is there already and holds no refresh; nothing is overwritten. Give another folder.")
     former = _former(config, run, domain, None if before is None else str(before), options.former, reporter)
-    return _work(out, trained, RefreshPlan(domain, former, options.every, asked), reporter, start=True)
+    return _work(out, trained, RefreshPlan(domain, former, options.every, asked, options.margin), reporter, start=True)
 
 
 def continue_refresh(out: Path, reporter: Reporter | None = None) -> Refresh:
@@ -403,13 +403,14 @@ def _result(out: Path, plan: RefreshPlan, began: float) -> Refresh:
     asked, domain, former = plan.options, plan.domain, plan.former
     known = {one.name: asked[one.name] for one in fields(RefreshOptions) if one.name in asked}
     options = RefreshOptions(**known | {"protect": tuple(known["protect"])})
-    stopped, harmed = (
-        ("interrupted", None) if run.state["status"] != "done" else outcome(domain, former, looks, 0, max(looks))
-    )
+    stopped: str = "interrupted"
+    harmed = None
+    if run.state["status"] == "done":
+        stopped, harmed = outcome(plan, looks, 0, max(looks), options.steps)
     first, last = looks[0], looks[max(looks)]
     changes = {name: difference_interval(first[name], last[name]) for name in first}
     step, checkpoint = run.checkpoints()[-1] if run.checkpoints() else (0, None)
-    stands = standing(former.mean, first[domain], last[domain], looks=options.looks, margin=options.margin)
+    stands = standing(former.mean, first[domain], last[domain], looks=options.looks, margin=plan.margin)
     return Refresh(
         model=asked["model"],
         before=asked.get("before", asked.get("reference")),
@@ -425,7 +426,7 @@ def _result(out: Path, plan: RefreshPlan, began: float) -> Refresh:
         evaluations=tuple(_look(step, scores) for step, scores in looks.items()),
         changes=changes,
         standing=stands if len(looks) > 1 else None,
-        others=_words.harms(changes, domain, options.margin) if len(looks) > 1 else {},
+        others=_words.harms(changes, domain, plan.margin) if len(looks) > 1 else {},
         seconds=time.perf_counter() - began,
         notes=tuple(_notes(run, domain, looks, stopped)),
     )
