@@ -19,8 +19,8 @@ from torch import Tensor
 
 from counterpoint.anatomy import plain_name
 from counterpoint.checkpoints import Comparison, Conversion, compare, open_checkpoint, write_checkpoint
+from counterpoint.diagnosis._surrogates import log_probs
 from counterpoint.diagnosis.rollouts import Rollouts, collate
-from counterpoint.diagnosis.surrogate import log_probs
 from counterpoint.errors import CounterpointError, ModelError
 from counterpoint.models import is_out_of_memory
 from counterpoint.progress import Progress, silent
