@@ -2,7 +2,7 @@
 
 import json
 
-FIGURES = {"rollback-0-budget", "rollback-0-others", "rollback-0-test", "refresh-0-scores"}
+FIGURES = {"rollback-0-search", "rollback-0-test", "refresh-0-scores"}
 """Ids of the pictures that these files make."""
 
 BUDGETS = (0.001, 0.01, 0.1)
@@ -26,59 +26,61 @@ def write_recovery(path, domains, *, note="", folder="recovery"):
         ("refresh", refresh(domains, note)),
         ("recover", recover(domains, note)),
     ):
-        value = {"schema": f"counterpoint.recovery.{name}", "version": 1, **value}
+        value = {"schema": f"counterpoint.{name}", "version": 2, **value}
         (place / f"{name}.json").write_text(json.dumps(value))
 
 
+def trial(domains, kind, budget, scale, gain):
+    scores = {name: 0.5 + (gain if name == domains[0] else 0) for name in domains}
+    return {"kind": kind, "budget": budget, "scale": scale, "scores": scores}
+
+
 def rollback(domains, note=""):
-    split = {"prompts": 64, "samples": 4, "split": note or "even rows"}
-    tried = [
+    masks = [(budget, scale) for budget in BUDGETS for scale in (0.5, 1.0)]
+    tried = [trial(domains, "mask", budget, scale, 3 * scale * budget) for budget, scale in masks]
+    nothing = trial(domains, "nothing", 0.0, 0.0, -0.03)
+    measured = [
         {
-            "kind": kind, "draw": draw, "budget": budget, "scale": scale, "num_weights": int(1e6 * budget),
-            "scores": {name: 0.5 + (gain * scale * budget if name == domains[0] else 0) for name in domains},
-            "objective": 0.1,
+            "name": name, "draws": 1, "moved": moved, "scores": by_domain(domains, score),
+            "changes": by_domain(domains, score - 0.5, 0),
+            "restored": None if moved is None else estimate(score - 0.05),
         }
-        for budget in BUDGETS
-        for scale in (0.5, 1.0)
-        for kind, draw, gain in (("rollback", None, 3.0), ("random", 0, 0.2), ("random", 1, 0.4))
-    ]  # fmt: skip
-    reported = [
-        {"name": name, "draw": draw, "scores": by_domain(domains, score), "changes": by_domain(domains, score - 0.5, 0)}
-        for name, draw, score in (
-            ("before", None, 0.9), ("after", None, 0.5), ("rollback", None, 0.8), ("random", 0, 0.52),
-            ("random", 1, 0.54),
+        for name, moved, score in (
+            ("before", None, 0.9), ("after", None, 0.5), ("mask", 0.066, 0.8), ("matched", 0.066, 0.77),
+            ("uniform", 0.03, 0.54),
         )
     ]  # fmt: skip
+    judged = {"name": "mask", "trial": tried[-1], "against": [note] if note else []}
     return {
         "before": note or "checkpoints/step-40", "after": note or "checkpoints/step-80",
-        "domain": domains[0], "other": domains[-1], "checkpoint": note or "recovery/rollback-math",
-        "score": note or "damage", "unit": "coordinates", "where": "everywhere", "num_weights": 2_500_000,
-        "num_changed": 1_200_000, "num_candidates": 1_000_000, "selection": split, "test": split, "tried": tried,
-        "chosen": {"budget": 0.1, "scale": 1.0, "num_weights": 100_000}, "reported": reported,
-        "verdict": note or f"The rollback brought {domains[0]} back from 0.50 to 0.80.", "notes": [note or "One note."],
-        "seconds": 61.0,
+        "domain": domains[0], "checkpoint": note or "recovery/rollback-math/checkpoint",
+        "search": {"prompts": 64, "samples": 4, "rows": note or "Training prompts"},
+        "test": {"prompts": 128, "samples": 4, "rows": note or "Held-out prompts"},
+        "tried": [nothing, *tried, trial(domains, "pull-back", 1.0, 0.3, 0.2)], "judged": [judged],
+        "measured": measured, "written": note or "mask", "seconds": 61.0,
+        "sentences": [note or f"{domains[0]} is back by the rollback."],
     }  # fmt: skip
 
 
 def refresh(domains, note=""):
     steps = [0, 4, 8, 12]
     return {
-        "model": note or "checkpoints/step-80", "reference": note or None, "domain": domains[0],
+        "model": note or "checkpoints/step-80", "before": note or None, "domain": domains[0],
         "run": note or "recovery/refresh-math", "checkpoint": note or "recovery/refresh-math/checkpoints/step-12",
         "options": {note or "learning rate": note or 1e-4}, "stopped": note or "recovered", "harmed": note or None,
         "steps": 12, "former": estimate(0.9), "start": by_domain(domains, 0.5),
         "evaluations": [{"step": step, "scores": by_domain(domains, 0.5 + 0.03 * step)} for step in steps[1:]],
-        "changes": by_domain(domains, 0.36, 0.0),
-        "verdict": note or f"{domains[0]} is back.", "notes": [note or "One note."], "seconds": 30.0,
+        "changes": by_domain(domains, 0.36, 0.0), "sentences": [note or f"{domains[0]} is back by the refresh."],
+        "seconds": 30.0,
     }  # fmt: skip
 
 
 def recover(domains, note=""):
     attempts = [
         {
-            "kind": kind, "domain": domains[0], "folder": note or f"recovery/{kind}", "file": note or f"{kind}.json",
+            "kind": kind, "domain": domains[0], "folder": note or f"recovery/{kind}", "outcome": note or "back",
             "checkpoint": note or f"recovery/{kind}/model", "scores": by_domain(domains, score),
-            "changes": by_domain(domains, score - 0.5, 0.0), "seconds": 30.0, "verdict": note or f"{kind} helped.",
+            "changes": by_domain(domains, score - 0.5, 0.0), "seconds": 30.0, "reason": note,
         }
         for kind, score in (("rollback", 0.8), ("refresh", 0.88))
     ]  # fmt: skip
@@ -88,6 +90,6 @@ def recover(domains, note=""):
     }  # fmt: skip
     return {
         "run": note or "runs/one", "fallen": [fallen], "plan": [note or "First a rollback, then a refresh."],
-        "attempts": attempts, "chosen": "refresh", "checkpoint": note or "recovery/refresh/model",
+        "attempts": attempts, "chosen": [f"refresh of {domains[0]}"], "checkpoint": note or "recovery/refresh/model",
         "sentences": [note or "The refresh was kept."], "seconds": 91.0,
     }  # fmt: skip

@@ -2,7 +2,8 @@
 
 import torch
 
-from counterpoint.recovery.rolling_back.edit import open_edit
+from counterpoint.recovery.masks import TopMask, WeightScores, changed_weights, open_edit
+from counterpoint.topk import Ranking
 from diagnosis_models import random_model, save
 
 
@@ -24,3 +25,20 @@ def saved_edit(folder, *, share=1.0, shards=1, tied=True, **model):
     save(folder / "before", before, tied=tied)
     save(folder / "after", after, shards=shards, tied=tied)
     return open_edit(folder / "before", folder / "after"), before, after
+
+
+def top_mask(edit, count, fisher=None):
+    """The ``count`` weights that were changed most, or those with the largest F d^2."""
+    scores = WeightScores(edit, fisher)
+    (cut,) = Ranking.of(list(changed_weights(edit)), scores).cuts([count])
+    return TopMask(cut, scores)
+
+
+def held(mask, edit):
+    """The mask of every tensor in full."""
+    found = {}
+    for name in edit.names:
+        part = mask.of(name)
+        shape = edit.shape(name)
+        found[name] = torch.zeros(shape, dtype=torch.bool) if part is None else part.expand(shape)
+    return found

@@ -42,7 +42,8 @@ ALLOWED = {
         *("results", "training"),
     },
     "checkpoints": {"errors", "anatomy", "inputs", "disk", "models", "pocket"},
-    "merging": {"errors", "checkpoints", "results", "tables"},
+    "topk": set(),
+    "merging": {"errors", "checkpoints", "results", "tables", "topk"},
     "diagnosis": {
         *("errors", "checkpoints", "config", "disk", "domains", "evaluation", "models", "pocket", "runs", "surgery"),
         *("anatomy", "series", "stats", "results", "tables"),

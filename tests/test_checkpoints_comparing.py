@@ -10,11 +10,7 @@ from counterpoint.diagnosis import edits
 from counterpoint.diagnosis._edit_vector import edit_between
 from counterpoint.errors import ModelError
 from counterpoint.merging import merge
-from counterpoint.recovery.rolling_back.edit import open_edit
-from counterpoint.recovery.rolling_back.masks import coordinates
-from counterpoint.recovery.rolling_back.patch import Patch, write_patch
-from counterpoint.recovery.rolling_back.region import Region
-from counterpoint.recovery.rolling_back.scores import WeightScores
+from counterpoint.recovery.masks import Everything, Patch, open_edit, write_patch
 from families import DELTA, SMALL, build
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' own deprecations
@@ -83,9 +79,7 @@ def test_merging_and_restoring_keep_the_names_and_the_files_of_the_one_that_is_w
         torch.testing.assert_close(param, mean, rtol=0, atol=1e-6)
     # Restored wholly, the folder with the tower is the first one's text model beside its own tower.
     edit = open_edit(tmp_path / "1", base)
-    change = coordinates(edit.names, WeightScores("magnitude", edit, Region()), lambda done, total: None)
-    (mask,) = change.masks([edit.num_weights], lambda done, total: None)
-    restored = open_checkpoint(write_patch(Patch(edit, mask), tmp_path / "restored", lambda what, done, total: None))
+    restored = open_checkpoint(write_patch(Patch(edit, Everything()), tmp_path / "restored"))
     whole = open_checkpoint(base)
     assert restored.names == whole.names
     for name in whole.names:

@@ -11,13 +11,10 @@ from counterpoint.anatomy import Anatomy
 from counterpoint.checkpoints import Conversion, anatomy_of, open_checkpoint
 from counterpoint.diagnosis._edit_vector import edit_between
 from counterpoint.errors import UnsupportedError
-from counterpoint.recovery.rolling_back.edit import changed_weights, open_edit
-from counterpoint.recovery.rolling_back.masks import coordinates
-from counterpoint.recovery.rolling_back.patch import Patch, Site, write_patch
-from counterpoint.recovery.rolling_back.region import Region
-from counterpoint.recovery.rolling_back.scores import WeightScores
+from counterpoint.recovery.masks import Patch, Site, changed_weights, open_edit, write_patch
 from counterpoint.surgery import group_parameters
 from families import FAMILIES, build, groups_of
+from recovery_helpers import top_mask
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' own deprecations, of some families
 
@@ -99,15 +96,13 @@ def test_the_edit_in_memory_is_the_difference_of_the_models(edited):
 def test_any_patch_is_held_in_memory_and_written_to_the_disk(edited):
     folder, before, after = edited
     edit = open_edit(folder / "before", folder / "after")
-    site = Site(after, edit, changed_weights(edit))
-    site.hold(edit.before)
+    site = Site.of(after, edit, changed_weights(edit))
+    site.put(None)
     for (name, held), param in zip(after.named_parameters(), before.parameters(), strict=True):
         assert torch.equal(held, param), name
-    some = coordinates(edit.names, WeightScores("magnitude", edit, Region()), lambda done, total: None)
-    (mask,) = some.masks([500], lambda done, total: None)
-    patch = Patch(edit, mask)
-    site.hold(patch)
-    written = AutoModelForCausalLM.from_pretrained(write_patch(patch, folder / "out", lambda what, done, total: None))
+    patch = Patch(edit, top_mask(edit, 500))
+    site.put(patch)
+    written = AutoModelForCausalLM.from_pretrained(write_patch(patch, folder / "out"))
     for (name, held), param in zip(after.named_parameters(), written.named_parameters(), strict=True):
         assert torch.equal(held, param[1]), name
 
@@ -115,7 +110,7 @@ def test_any_patch_is_held_in_memory_and_written_to_the_disk(edited):
 def test_numbers_of_parameters_lie_in_the_stored_tensors_as_the_weights_do(edited):
     folder, before, _ = edited
     edit = open_edit(folder / "before", folder / "after")
-    site = Site(before, edit, changed_weights(edit))
+    site = Site.of(before, edit, changed_weights(edit))
     values = {name: param.detach() for name, param in before.named_parameters()}
     assert set(site.params_of(edit.names)) >= set(values)
     stored = site.to_disk(values)

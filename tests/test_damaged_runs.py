@@ -3,6 +3,7 @@
 import contextlib
 import random
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,8 @@ from counterpoint.diagnosis._findings import EditFindings, ModuleDamage, PairDam
 from counterpoint.diagnosis._workshop import CompletionsKept, Workshop
 from counterpoint.errors import CounterpointError
 from counterpoint.recovery import plan_recovery, recover
-from counterpoint.recovery.recovering import attempts
 from counterpoint.stats import Estimate
-from counterpoint.study.folder import StudyFolder
-from counterpoint.study.jobs import plan_jobs
-from counterpoint.study.summary import summarize
+from counterpoint.study import StudyFolder, plan_jobs, summarize
 from damaged_files import damaged_bytes, damaged_json, damaged_lines
 from gram_files import write_grams
 from planted_diagnosis import write_diagnosis
@@ -137,8 +135,8 @@ def test_a_whole_run_is_read(whole, tmp_path, monkeypatch):
 
 
 def test_recover_reads_damaged_runs(whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(attempts.Attempts, "rollback", no_work)
-    monkeypatch.setattr(attempts.Attempts, "refresh", no_work)
+    monkeypatch.setattr(sys.modules["counterpoint.recovery.recover"], "rollback", no_work)
+    monkeypatch.setattr(sys.modules["counterpoint.recovery.recover"], "refresh", no_work)
     counts = outcomes(whole, tmp_path, recovered, 600)
     assert min(counts.values()) > 15, counts
 

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from counterpoint.cli.train import run_table, verdict_of
-from counterpoint.recovery.recovering.fallen import fallen_domains
+from counterpoint.recovery.recover import fallen_domains
 from counterpoint.report import build, write_report
 from counterpoint.report._read import read_run
 from counterpoint.runs import RunDirectory
@@ -23,7 +23,7 @@ def run(tmp_path):
 
 
 def test_it_says_what_recover_says(run):
-    found, (fallen, rest) = Run.open(run.path).at_the_end, fallen_domains(run)
+    found, (fallen, rest) = Run.open(run.path).at_the_end, fallen_domains(Run.open(run.path))
     assert [one.domain for one in found if one.fell] == [one.domain for one in fallen] == ["math"]
     assert [one.domain for one in found if not one.fell] == [one.domain for one in rest] == ["code"]
     assert fallen[0].change == found[0].corrected
@@ -70,6 +70,6 @@ def test_a_refresh_is_no_stage_of_the_domains_own(tmp_path):
     math, code = Run.open(path).at_the_end
     assert (math.domain, math.first_step, math.fell) == ("math", 10, True)
     assert (code.domain, code.first_step, code.fell) == ("code", 20, False)
-    ((fallen,), _) = fallen_domains(RunDirectory.open(path, write=False))
+    ((fallen,), _) = fallen_domains(Run.open(path))
     assert (fallen.domain, fallen.from_step, fallen.since) == ("math", 10, ("code",))
     assert fallen.change == math.corrected

@@ -169,7 +169,7 @@ def test_a_run_killed_and_resumed_and_reported_holds_no_secret(tmp_path):
     run(tmp_path, "eval", home / "config.yaml", "--output", home / "again.jsonl")
     model, again = home / "checkpoints" / "step-4", tmp_path / "runs" / "again"
     short = ("--steps", "1", "--every", "1", "--former", "5")
-    run(tmp_path, "refresh", home, "--model", model, "--domain", "math", *short, "--out", again)
+    run(tmp_path, "recover", home, "--how", "refresh", "--after", model, "--domain", "math", *short, "--out", again)
     assert keys_used(tmp_path) == right
     names = assert_folder_clean(tmp_path / "runs")
     assert {"report.html", "environment.json", "training_args.bin", "samples.jsonl"} <= names

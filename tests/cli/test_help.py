@@ -22,8 +22,6 @@ COMMANDS = [
     ["config", "schema"],
     ["plan"],
     ["verify"],
-    ["refresh"],
-    ["rollback"],
     ["recover"],
     ["study"],
     ["merge"],

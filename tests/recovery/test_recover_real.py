@@ -66,19 +66,18 @@ def make_run(folder):
 def test_both_attempts_run_and_the_better_one_is_left(tmp_path):
     folder = make_run(tmp_path / "run")
     options = RecoverOptions(
-        RollbackOptions(budgets=(0.002,), scales=(1.0,), draws=1, prompts=16, samples=2),
+        "both",
+        RollbackOptions(budgets=(0.002,), scales=(1.0,), pull_backs=(), draws=1, prompts=16, samples=2),
         RefreshOptions(steps=1, every=1),
-        both=True,
     )
-    found = recover(folder, options)
+    found = recover(folder, options=options)
     rollback, refresh = found.attempts
     assert (rollback.kind, refresh.kind) == ("rollback", "refresh")
-    assert rollback.scores, rollback.verdict
     assert rollback.changes["math"].low > 0, "the broken weights are few, and come back"
     assert set(refresh.scores) == {"math", "qa"}
-    assert found.chosen == "rollback"
+    assert found.chosen == ("rollback of math",), found.sentences()
     left, kept = open_checkpoint(found.checkpoint), open_checkpoint(rollback.checkpoint)
     assert all(torch.equal(left.tensor(name), kept.tensor(name)) for name in kept.names)
     data = json.loads((folder / "recovery" / "recover.json").read_text())
     assert [attempt["kind"] for attempt in data["attempts"]] == ["rollback", "refresh"]
-    assert recover(folder, options).attempts == found.attempts, "nothing is done twice"
+    assert recover(folder, options=options).attempts == found.attempts, "nothing is done twice"

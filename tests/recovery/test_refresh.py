@@ -14,10 +14,10 @@ from counterpoint.config import parse_config
 from counterpoint.engine import Interrupted, train
 from counterpoint.errors import ConfigError, CounterpointError, DomainError, ModelError, RunError
 from counterpoint.evaluation.history import Evaluations
-from counterpoint.recovery import RefreshOptions, continue_refresh, refresh
-from counterpoint.recovery.refreshing.configure import refresh_config
-from counterpoint.recovery.refreshing.outcome import notes_of
+from counterpoint.recovery import RefreshOptions, _words, continue_refresh, refresh
+from counterpoint.recovery.refresh import _notes, refresh_config
 from counterpoint.runs import RunDirectory
+from counterpoint.stats import standing
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -95,13 +95,13 @@ def lines(run, name):
 
 
 LIMIT = RefreshOptions(steps=4, every=2, former=0.99)
-RECOVER = RefreshOptions(steps=20, every=2)
+RECOVER = RefreshOptions(steps=20, every=2, learning_rate=3e-4)
 
 
 @pytest.fixture(scope="module")
 def recovered(hurt, tmp_path_factory):
     out = tmp_path_factory.mktemp("recovered") / "back"
-    return refresh(hurt, "math", config(), reference="pocket", out=out, options=RECOVER)
+    return refresh(hurt, "math", config(), before="pocket", out=out, options=RECOVER)
 
 
 def test_planted_damage_is_recovered(recovered):
@@ -113,7 +113,11 @@ def test_planted_damage_is_recovered(recovered):
     assert (last.step, set(last.scores)) == (recovered.steps, {"math", "code", "qa"})
     assert last.scores["math"].value >= recovered.former.low
     assert recovered.changes["math"].value == pytest.approx(last.scores["math"].value - recovered.start["math"].value)
-    assert recovered.verdict.startswith("Recovered: math went from")
+    assert recovered.standing.verdict in ("back", "improved")
+    said = " ".join(recovered.sentences())
+    assert said.startswith("math went from")
+    assert "its former score (up to 0.03 below counts as the same)" in said
+    assert recovered.to_frame()["domain"].tolist() == ["math", "code", "qa"]
     assert AutoModelForCausalLM.from_pretrained(recovered.checkpoint)
 
 
@@ -124,14 +128,14 @@ def test_the_run_is_a_run_and_the_result_is_beside_it(recovered):
     assert (run.state["status"], run.state["steps"]) == ("done", recovered.steps)
     assert [line["when"] for line in lines(run.path, "evals.jsonl")][-1] == "after"
     written = json.loads((run.path / "recovery" / "refresh.json").read_text())
-    assert (written["schema"], written["version"]) == ("counterpoint.recovery.refresh", 1)
+    assert (written["schema"], written["version"]) == ("counterpoint.refresh", 2)
     assert written["stopped"] == "recovered"
     assert written["evaluations"][0]["scores"]["math"] == vars(recovered.start["math"])
 
 
 def test_a_finished_refresh_is_read_and_not_repeated(recovered, hurt):
     before = (Path(recovered.run) / "metrics.jsonl").read_bytes()
-    again = refresh(hurt, "math", config(), reference="pocket", out=recovered.run, options=RECOVER)
+    again = refresh(hurt, "math", config(), before="pocket", out=recovered.run, options=RECOVER)
     assert again.evaluations == recovered.evaluations
     assert (Path(recovered.run) / "metrics.jsonl").read_bytes() == before
 
@@ -154,7 +158,7 @@ def test_a_refresh_of_an_older_version_goes_on_without_the_options_that_are_gone
     ],
 )
 def test_other_settings_are_refused_in_a_folder_that_is_taken(change, message, recovered, hurt):
-    given = {"domain": "math", "reference": "pocket", "options": RECOVER} | change
+    given = {"domain": "math", "before": "pocket", "options": RECOVER} | change
     domain = given.pop("domain")
     with pytest.raises(RunError, match=message):
         refresh(hurt, domain, config(), out=recovered.run, **given)
@@ -163,13 +167,13 @@ def test_other_settings_are_refused_in_a_folder_that_is_taken(change, message, r
 def test_another_configuration_is_refused_there_too(recovered, hurt):
     other = config(evaluation={"prompts": 8})
     with pytest.raises(RunError, match=r"another configuration \(evaluation differ\)"):
-        refresh(hurt, "math", other, reference="pocket", out=recovered.run, options=RECOVER)
+        refresh(hurt, "math", other, before="pocket", out=recovered.run, options=RECOVER)
 
 
 def test_a_domain_that_did_not_fall_is_left_alone(tmp_path):
     found = refresh("pocket", "math", config(), out=tmp_path / "x", options=RefreshOptions(former=0.1))
     assert (found.stopped, found.steps, found.checkpoint) == ("nothing", 0, None)
-    assert found.verdict.startswith("Nothing to recover: math scores")
+    assert found.sentences()[0].startswith("Nothing to recover: math scores")
     assert not (tmp_path / "x" / "metrics.jsonl").exists()
     state = json.loads((tmp_path / "x" / "run.json").read_text())
     assert (state["status"], state["steps"]) == ("done", 0)
@@ -210,7 +214,8 @@ def test_harm_to_another_domain_stops_it(hurt, tmp_path, monkeypatch):
     monkeypatch.setattr(Evaluations, "make", planted)
     found = refresh(hurt, "math", config(), out=tmp_path / "x", options=LIMIT)
     assert (found.stopped, found.harmed, found.steps) == ("harmed", "qa", 2)
-    assert found.verdict.startswith("Stopped because qa fell by 1.000, below its interval at the start.")
+    assert "It stopped because qa fell." in found.sentences()
+    assert "Harmed: qa -1.000" in " ".join(found.sentences())
 
 
 def test_the_former_score_is_read_from_the_run_that_trained_the_domain(tmp_path):
@@ -244,6 +249,23 @@ def test_replay_and_protection_shape_the_configuration():
     assert made(learning_rate=1e-5).training["learning_rate"] == 1e-5
 
 
+def test_the_learning_rate_is_a_fifth_of_the_trainings():
+    def rate(settings, **options):
+        return refresh_config(settings, "pocket", "math", Path("runs/x"), RefreshOptions(**options)).training[
+            "learning_rate"
+        ]
+
+    assert rate(config()) == pytest.approx(3e-4 / 5)
+    usual = config(training={"per_device_train_batch_size": 16})
+    assert rate(usual) == pytest.approx(1e-6 / 5), "a fifth of TRL's default"
+
+
+def test_a_change_within_noise_is_not_called_recovered():
+    start, now = [0.0, 1.0] * 16, [0.0, 1.0] * 15 + [1.0, 1.0]
+    found = standing(0.5, start, now, looks=8)
+    assert _words.gained("math", found, 0.03).startswith("math improved, but not proven: +0.031")
+
+
 @pytest.mark.slow
 def test_a_protected_domain_takes_part_in_every_refresh(hurt, tmp_path):
     options = RefreshOptions(steps=2, every=2, former=0.99, protect=("code",), replay=0.5)
@@ -260,7 +282,7 @@ def test_a_protected_domain_takes_part_in_every_refresh(hurt, tmp_path):
         ({"domain": "maths"}, ConfigError, r"no domain 'maths'; did you mean 'math'\?"),
         ({"options": RefreshOptions(protect=("math",))}, ConfigError, r"protect names 'math', the domain that is"),
         ({"options": RefreshOptions(protect=("nobody",))}, ConfigError, r"no domain 'nobody'"),
-        ({}, CounterpointError, r"What did math score before it fell\? Give --reference"),
+        ({}, CounterpointError, r"What did math score before it fell\? Give the checkpoint"),
         ({"model": "nowhere/at/all"}, ModelError, r"there is no such folder"),
     ],
 )
@@ -276,7 +298,7 @@ def test_bad_input_is_refused_before_any_work(arguments, error, message, tmp_pat
     [
         ({"replay": 1.0}, r"at least 0 and below 1, found 1.0"),
         ({"steps": 0}, r"steps must be at least 1, found 0"),
-        ({"strategy": "mgs"}, r"Leave the strategy out, or set replay"),
+        ({"strategy": "mgs"}, r"Leave strategy out, or set replay"),
         ({"learning_rate": -1.0}, r"learning_rate must be above 0"),
         ({"former": float("nan")}, r"former must be a finite number"),
     ],
@@ -304,6 +326,6 @@ def test_a_folder_with_other_files_or_another_run_is_refused(tmp_path):
 def test_a_domain_that_fell_further_is_told_to_go_slower(tmp_path):
     run = RunDirectory(tmp_path)
     good, bad = [1.0] * 20, [0.0] * 20
-    (note,) = notes_of(run, "math", {0: {"math": good}, 5: {"math": bad}}, "limit")
-    assert "try a lower --learning-rate" in note
-    assert notes_of(run, "math", {0: {"math": bad}, 5: {"math": bad}}, "limit") == ()
+    (note,) = _notes(run, "math", {0: {"math": good}, 5: {"math": bad}}, "limit")
+    assert "try a lower learning_rate" in note
+    assert _notes(run, "math", {0: {"math": bad}, 5: {"math": bad}}, "limit") == []

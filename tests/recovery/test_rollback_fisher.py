@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from counterpoint.errors import CounterpointError
-from counterpoint.recovery.rolling_back.fisher import diagonal_fisher
+from counterpoint.recovery.masks import diagonal_fisher
 from damage_helpers import made_up, make_checkpoints
 
 
@@ -77,6 +77,6 @@ def test_memory_that_ends_is_told_with_a_remedy(model, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("counterpoint.recovery.rolling_back.fisher.log_probs", full)
+    monkeypatch.setattr("counterpoint.recovery.masks.log_probs", full)
     with pytest.raises(CounterpointError, match="Memory does not suffice for the Fisher diagonal"):
         diagonal_fisher(model, made_up("math", prompts=2), ["model.norm.weight"])

@@ -8,27 +8,14 @@ from safetensors.torch import load_file, save_file
 
 from counterpoint.checkpoints import open_checkpoint
 from counterpoint.errors import ModelError
-from counterpoint.recovery.rolling_back.edit import changed_weights, open_edit
-from counterpoint.recovery.rolling_back.masks import coordinates
-from counterpoint.recovery.rolling_back.patch import Patch, write_patch
-from counterpoint.recovery.rolling_back.region import Region
-from counterpoint.recovery.rolling_back.scores import WeightScores
+from counterpoint.recovery.masks import Everything, Patch, changed_weights, open_edit, write_patch
 from diagnosis_models import random_model, save
-from recovery_helpers import edited, saved_edit
-
-
-def quiet(*_):
-    pass
-
-
-def top_mask(edit, count):
-    scores = WeightScores("magnitude", edit, Region())
-    return coordinates(list(changed_weights(edit)), scores, quiet).masks([count], quiet)[0]
+from recovery_helpers import edited, saved_edit, top_mask
 
 
 def written(edit, out, count=40, scale=1.0):
     mask = top_mask(edit, count)
-    write_patch(Patch(edit, mask, scale), out, quiet)
+    write_patch(Patch(edit, mask, scale), out)
     return mask, {name: open_checkpoint(out).tensor(name) for name in open_checkpoint(out).names}
 
 
@@ -55,6 +42,15 @@ def test_masked_weights_follow_the_formula_and_all_others_keep_their_bits(tmp_pa
             )
         restored += int(part.sum())
     assert restored == 40
+
+
+def test_a_pull_back_moves_every_weight_alike(tmp_path):
+    edit, before, after = saved_edit(tmp_path)
+    write_patch(Patch(edit, Everything(), 0.3), tmp_path / "out")
+    found = open_checkpoint(tmp_path / "out")
+    for name in edit.names:
+        expected = after[name] - 0.3 * (after[name] - before[name])
+        assert torch.allclose(found.tensor(name), expected, atol=1e-6)
 
 
 def test_tensors_without_a_restored_weight_are_the_same_file_content(tmp_path):

@@ -45,46 +45,51 @@ def test_the_page_says_what_fell_what_was_tried_and_what_was_kept(recovered):
         ["math", "40 and 80", "0.90 [0.88, 0.92]", "0.50 [0.48, 0.52]", "\u221240.0 [\u221242.0, \u221238.0]"]
     ]
     for text in (
-        "First a rollback, then a refresh.", "rollback helped.", "The refresh was kept.",
-        "The rollback brought math back from 0.50 to 0.80.",
-        "It stopped because the domain was back within the interval of its former score, after 12 steps.",
-        "Kept: <b>the checkpoint of the refresh</b>",
-    ):  # fmt: skip
+        "math is back by the rollback.",
+        "math is back by the refresh.",
+        "The refresh was kept.",
+        "kept</span>",
+    ):
         assert text in page
     assert page.count("kept</span>") == 1
 
 
-def test_the_curves_over_budgets_hold_every_mask(recovered):
+def test_what_is_said_of_which_prompts_chose_what_is_true(recovered):
+    """Attempts are chosen by the held-out prompts, and a refresh stops by them; a mask is not chosen by them."""
+    page = write_report(recovered).read_text()
+    assert "on prompts that chose nothing" not in page
+    assert "that chose nothing" not in page
+    assert "The choice between attempts is made on these held-out prompts, and a refresh stops by them" in page
+    assert "held-out prompts, 128 &times; 4, which did not choose the mask or the scale" in page
+
+
+def test_the_table_names_the_controls_and_how_much_of_the_edit_each_moves(recovered):
+    page = write_report(recovered).read_text()
+    row = page[page.index("random, same tensors and sizes</th>") :].split("</tr>")[0]
+    assert "<td>6.6&nbsp;%</td><td>72.0&nbsp;%</td>" in row
+    assert "random, as many weights</th><td>3.0&nbsp;%</td>" in page
+
+
+def test_the_search_has_every_mask_and_all_weights(recovered):
     shown = recovery_figures(content_of(recovered)["recovery"])
     assert set(shown) == FIGURES
-    budget = traces(shown["rollback-0-budget"])
-    assert budget["rollback, scale 1"]["x"] == list(BUDGETS)
-    assert budget["rollback, scale 1"]["y"] == pytest.approx([0.503, 0.53, 0.8])
-    assert budget["rollback, scale 0.5"]["y"] == pytest.approx([0.5015, 0.515, 0.65])
-    assert budget["random masks of the same size"]["y"] == pytest.approx([0.5003, 0.503, 0.53])
-    low, high = shown["rollback-0-budget"]["data"][:2]
-    assert (low["y"][-1], high["y"][-1]) == pytest.approx((0.52, 0.54))
-    assert (budget["chosen"]["x"], budget["chosen"]["y"]) == ([0.1], pytest.approx([0.8]))
-    assert list(traces(shown["rollback-0-others"])) == ["code", "qa", "writing"]
+    search = traces(shown["rollback-0-search"])
+    assert search["masks moved back 100%"]["x"] == list(BUDGETS)
+    assert search["masks moved back 100%"]["y"] == pytest.approx([0.503, 0.53, 0.8])
+    assert search["masks moved back 50%"]["y"] == pytest.approx([0.5015, 0.515, 0.65])
+    assert (search["all weights, part of the way"]["x"], search["all weights, part of the way"]["y"]) == ([1.0], [0.7])
+    assert search["nothing moved back"]["y"] == [0.47, 0.47]
+    assert (search["chosen by the mean over domains"]["x"]) == [0.1]
 
 
-def test_the_test_split_has_every_model_with_its_interval(recovered):
+def test_the_held_out_prompts_have_every_model_with_its_interval(recovered):
     test = recovery_figures(content_of(recovered)["recovery"])["rollback-0-test"]["data"]
-    assert [trace["name"] for trace in test] == ["before", "after", "rollback", "random masks", "random masks"]
-    assert [trace["showlegend"] for trace in test] == [True, True, True, True, False]
-    assert [trace["x"][0] for trace in test] == [0.9, 0.5, 0.8, 0.52, 0.54]
+    named = ["before", "after", "mask", "random, same tensors and sizes", "random, as many weights"]
+    assert [trace["name"] for trace in test] == named
+    assert [trace["x"][0] for trace in test] == [0.9, 0.5, 0.8, 0.77, 0.54]
     assert test[2]["error_x"]["array"][0] == pytest.approx(0.02)
     heights = [height for trace in test for height in trace["y"]]
     assert len(set(heights)) == len(heights) == 20
-
-
-def test_nothing_restored_is_a_line_across(recovered):
-    path = recovered / "recovery" / "rollback.json"
-    found = json.loads(path.read_text())
-    level = {"kind": "after", "draw": None, "budget": 0.0, "scale": 0.0, "num_weights": 0, "objective": 0}
-    change(recovered, "rollback", tried=[{**level, "scores": dict.fromkeys(DOMAINS, 0.47)}, *found["tried"]])
-    line = traces(recovery_figures(content_of(recovered)["recovery"])["rollback-0-budget"])["nothing restored"]
-    assert (line["x"], line["y"]) == ([0.001, 0.1], [0.47, 0.47])
 
 
 def test_the_former_interval_is_a_band_and_the_course_begins_at_the_start(recovered):
@@ -146,6 +151,6 @@ def test_entries_of_the_wrong_kind_are_left_out_alone(recovered):
     path = recovered / "recovery" / "rollback.json"
     found = json.loads(path.read_text())
     odd = [None, 3, "x", {"budget": "x"}, {"budget": -1, "scale": 1}, {"budget": 1, "scale": None, "scores": [1]}]
-    change(recovered, "rollback", tried=[*odd, *found["tried"]], reported=[*odd, *found["reported"]])
-    budget = traces(recovery_figures(content_of(recovered)["recovery"])["rollback-0-budget"])
-    assert budget["rollback, scale 1"]["x"] == list(BUDGETS)
+    change(recovered, "rollback", tried=[*odd, *found["tried"]], measured=[*odd, *found["measured"]], judged=odd)
+    search = traces(recovery_figures(content_of(recovered)["recovery"])["rollback-0-search"])
+    assert search["masks moved back 100%"]["x"] == list(BUDGETS)

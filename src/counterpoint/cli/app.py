@@ -15,9 +15,7 @@ from counterpoint.cli.diagnose import diagnose
 from counterpoint.cli.merge import merge
 from counterpoint.cli.plan import plan
 from counterpoint.cli.recover import recover
-from counterpoint.cli.refresh import refresh
 from counterpoint.cli.report import report
-from counterpoint.cli.rollback import rollback
 from counterpoint.cli.score import score
 from counterpoint.cli.study import study
 from counterpoint.cli.train import demo, train
@@ -57,8 +55,6 @@ app.command("train", rich_help_panel=TRAIN)(train)
 app.command("report", rich_help_panel=LOOK)(report)
 app.command("diagnose", rich_help_panel=LOOK)(diagnose)
 app.command("recover", rich_help_panel=REPAIR)(recover)
-app.command("rollback", rich_help_panel=REPAIR)(rollback)
-app.command("refresh", rich_help_panel=REPAIR)(refresh)
 app.command("merge", rich_help_panel=REPAIR)(merge)
 app.command("eval", rich_help_panel=COMPARE)(evaluate)
 app.command("compare", rich_help_panel=COMPARE)(compare)

@@ -19,7 +19,9 @@ class Method(StrEnum):
 
 def merge(
     base: Annotated[str, typer.Argument(metavar="BASE", help="Checkpoint folder, `pocket` or hub id of the base.")],
-    experts: Annotated[list[str], typer.Argument(metavar="EXPERT...", help="Two or more checkpoints trained from it.")],
+    experts: Annotated[
+        list[str], typer.Argument(metavar="EXPERT...", help="Checkpoints trained from it; of one, --scale is how far.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="New folder of the merged checkpoint.")],
     method: Annotated[
         Method,

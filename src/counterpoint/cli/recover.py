@@ -1,97 +1,202 @@
-"""``counterpoint recover``: says what a run lost, tries to bring it back, and leaves the better checkpoint."""
+"""``counterpoint recover``: brings back what a run, or a later checkpoint, lost."""
 
+from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from counterpoint.errors import CounterpointError
+from counterpoint.launch import rank_of_environment
+from counterpoint.stats import MARGIN
+
 if TYPE_CHECKING:
-    from counterpoint.recovery import Recover, RecoverOptions
+    from counterpoint.engine import Reporter
+    from counterpoint.recovery import RecoverOptions
+    from counterpoint.results import Result
+
+T = TypeVar("T", bound="Result")
+
+
+class How(StrEnum):
+    """What is tried."""
+
+    auto = "auto"
+    rollback = "rollback"
+    refresh = "refresh"
+    both = "both"
+
+
+class Score(StrEnum):
+    """What ranks the weights of a rollback."""
+
+    damage = "damage"
+    magnitude = "magnitude"
 
 
 def recover(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run directory.")],
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what fell, what would be tried and what it would cost; do nothing.")
-    ] = False,
-    both: Annotated[
-        bool, typer.Option("--both", help="Refresh even where the rollback is enough, and keep the better one.")
-    ] = False,
-    steps: Annotated[int, typer.Option(help="Most optimizer steps of a refresh.")] = 40,
-    every: Annotated[int, typer.Option(help="Steps between its looks at all domains.")] = 5,
-    learning_rate: Annotated[
-        float | None, typer.Option("--learning-rate", help="Of the refresh, instead of the run's own.")
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run; with --after also a configuration file.")],
+    domain: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The domain to bring back. [default: every one that fell]")
     ] = None,
-    prompts: Annotated[int, typer.Option(help="Training prompts per domain that choose the rollback.")] = 64,
-    samples: Annotated[int, typer.Option(help="Completions of each.")] = 4,
-    draws: Annotated[int, typer.Option(help="Random sets of weights beside each one of the rollback.")] = 3,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the rollback's sampling.")] = 0,
+    how: Annotated[How, typer.Option(help="auto: rollback, and a refresh where that is not enough.")] = How.auto,
+    before: Annotated[
+        str | None, typer.Option(metavar="CHECKPOINT", help="The checkpoint right after the domain's own stage.")
+    ] = None,
+    after: Annotated[
+        str | None, typer.Option(metavar="CHECKPOINT", help="The later checkpoint that may have lost it.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Where to write. [default: RUN/recovery]")
+    ] = None,
+    margin: Annotated[float, typer.Option(help="A score up to this much below another counts as the same.")] = MARGIN,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of sampling, random masks and training.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what fell and what would be tried.")] = False,
+    prompts: Annotated[int, typer.Option(help="Rollback: training prompts per domain.")] = 64,
+    samples: Annotated[int, typer.Option(help="Rollback: completions of each.")] = 4,
+    budgets: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help="Rollback: shares of all weights. [default: 0.003,0.01,0.03,0.1]"),
+    ] = None,
+    score: Annotated[
+        Score, typer.Option(help="Rollback: rank weights by damage, or by magnitude, which needs less memory.")
+    ] = Score.damage,
+    steps: Annotated[int, typer.Option(help="Refresh: most optimizer steps.")] = 40,
+    every: Annotated[int, typer.Option(help="Refresh: steps between evaluations of all domains.")] = 5,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", help="Refresh. [default: a fifth of the training's]")
+    ] = None,
+    replay: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="Refresh: share of prompts from the other domains.")
+    ] = None,
+    protect: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Refresh: a domain whose gradient it gives way to.")
+    ] = None,
+    former: Annotated[
+        float | None, typer.Option(metavar="SCORE", help="Refresh: the score to reach, where no --before shows it.")
+    ] = None,
 ) -> None:
-    """Bring back what a run lost: read its evaluations, say what fell, roll back, refresh, keep the better checkpoint.
+    """Bring back what a domain lost after its own stage, and keep the better checkpoint.
 
-    A domain counts as fallen where its held-out score is below that after its own stage beyond noise, corrected for all
-    comparisons. The worst one comes first. Each is rolled back without training and, where that is not enough,
-    refreshed by a few steps from the same checkpoint. Of the attempts that bring it up and harm no other domain, the
-    one with the best mean over all domains is left as RUN/recovery/checkpoint, with RUN/recovery/recover.json.
+    A rollback moves weights back without training; a refresh trains the domain for a few steps. Both are judged on held-out prompts, paired. An attempt that does not raise the domain beyond noise, or harms another domain, is not kept; the result says so, with exit status 0.
 
-    The same command goes on where it was stopped; finished attempts are not repeated. A run that lost nothing is left
-    alone, with exit status 0.
+    The same command again goes on where it was stopped. Nothing is overwritten.
 
     Examples:
 
-      counterpoint recover runs/pocket-interference --dry-run
+      counterpoint recover runs/seq --dry-run
 
-      counterpoint recover runs/pocket-interference --both --steps 20
-    """
-    from counterpoint.cli.running import quiet_libraries
+      counterpoint recover runs/seq --domain math --how both
+
+      counterpoint recover my.yaml --before A --after B --domain math -o mended
+    """  # noqa: E501
+    from counterpoint.cli._console import one_rank_speaks, quiet_libraries
 
     quiet_libraries()
     from counterpoint.recovery import RecoverOptions, RefreshOptions, RollbackOptions, plan_recovery
 
-    options = RecoverOptions(
-        RollbackOptions(prompts=prompts, samples=samples, draws=draws, seed=seed),
-        RefreshOptions(steps=steps, every=every, learning_rate=learning_rate),
-        both,
+    rolled = RollbackOptions(
+        score=score.value,
+        budgets=None if budgets is None else numbers("--budgets", budgets),
+        prompts=prompts,
+        samples=samples,
+        margin=margin,
+        seed=seed,
     )
+    refreshed = RefreshOptions(
+        steps=steps,
+        every=every,
+        learning_rate=learning_rate,
+        protect=tuple(protect or ()),
+        replay=replay,
+        former=former,
+        margin=margin,
+        seed=seed or None,
+    )
+    options = RecoverOptions(how.value, rolled, refreshed)
     if dry_run:
-        for sentence in plan_recovery(run, options).plan:
+        if after is not None:
+            raise CounterpointError("--dry-run reads what a run lost: give a run without --before and --after.")
+        for sentence in plan_recovery(run, domain, options).plan:
             typer.echo(sentence)
         return
-    _recover(run, options)
+    with one_rank_speaks():
+        _recover(run, domain, before, after, out, options)
 
 
-def _recover(run: Path, options: "RecoverOptions") -> None:
-    from counterpoint.cli.progress import ConsoleReporter
-    from counterpoint.engine import Interrupted
+def _recover(
+    run: Path, domain: str | None, before: str | None, after: str | None, out: Path | None, options: "RecoverOptions"
+) -> None:
     from counterpoint.recovery import recover as bring_back
+    from counterpoint.recovery import refresh, rollback
     from counterpoint.report import write_report
 
+    folder = out or Path(f"recovery-{domain}")
+    if after is not None and domain is None:
+        raise CounterpointError("--after: say which --domain is to be brought back.")
+    if after is not None and domain is not None and options.how == "rollback":
+        if before is None:
+            raise CounterpointError("--how rollback: give --before, the checkpoint after the domain's own stage.")
+        shown(
+            lambda reporter, working: rollback(
+                before, after, domain, run, out=folder, options=options.rollback, on_progress=working
+            )
+        )
+    elif after is not None and domain is not None and options.how == "refresh":
+        shown(
+            lambda reporter, working: refresh(
+                after, domain, run, out=folder, before=before, options=options.refresh, reporter=reporter
+            ),
+            folder,
+        )
+    else:
+        found = shown(
+            lambda reporter, working: bring_back(
+                run,
+                domain,
+                before=before,
+                after=after,
+                out=out,
+                options=options,
+                reporter=reporter,
+                on_progress=working,
+            )
+        )
+        if found.fallen and out is None:
+            typer.echo(f"Report: {write_report(run)}")
+
+
+def shown(work: "Callable[[Reporter, Callable[[str, int, int], None]], T]", run: Path | None = None) -> T:
+    """Does ``work`` with progress on the terminal and prints what it found; ``run`` is to have a report.
+
+    On several ranks the first one alone shows it.
+    """
+    from rich.console import Console
+
+    from counterpoint.cli._console import ConsoleReporter
+    from counterpoint.engine import Interrupted, Reporter
+    from counterpoint.progress import silent
+    from counterpoint.report import write_report
+
+    if rank_of_environment():
+        return work(Reporter(), silent)
     with ConsoleReporter() as reporter:
         try:
-            found = bring_back(run, options, reporter=reporter, on_progress=reporter.working)
+            found = work(reporter, reporter.working)
         except Interrupted as stop:
-            reporter.message(f"Saved. Repeat the command to go on: counterpoint recover {run}")
+            reporter.message("Saved. Repeat the command to go on.")
             raise KeyboardInterrupt from stop
-    print_recover(found)
-    if found.fallen:
-        typer.echo(f"Report: {write_report(run)}")
-
-
-def print_recover(found: "Recover") -> None:
-    """A table of the attempts, domain by domain."""
-    from rich.console import Console
-    from rich.table import Table
-
     console = Console()
-    done = [attempt for attempt in found.attempts if attempt.scores]
-    if done:
-        table = Table(title="Held-out reward after each attempt, change against its start", title_justify="left")
-        table.add_column("domain", style="bold")
-        for attempt in done:
-            table.add_column(f"{attempt.kind} {attempt.domain}", justify="right")
-        for domain in done[0].scores:
-            cells = [f"{one.scores[domain].value:.3f} ({one.changes[domain].value:+.3f})" for one in done]
-            table.add_row(domain, *cells)
-        console.print(table)
-    if found.finished and found.fallen:
-        console.print(found.sentences[-1], soft_wrap=True, highlight=False, markup=False)
+    console.print(found)
+    if run is not None:
+        console.print(f"Report: {write_report(run)}", soft_wrap=True, highlight=False, markup=False)
+    return found
+
+
+def numbers(option: str, text: str) -> tuple[float, ...]:
+    """``0.01,0.1`` as numbers; percentages such as ``1%`` too."""
+    try:
+        return tuple(float(part.strip().removesuffix("%")) / (100 if "%" in part else 1) for part in text.split(","))
+    except ValueError:
+        raise CounterpointError(f"{option} {text}: write numbers with commas between them, e.g. 0.01,0.1.") from None

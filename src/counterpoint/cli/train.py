@@ -75,10 +75,10 @@ def resume_run(path: Path, longer: Sequence[str] = ()) -> None:
     from counterpoint.runs import RunDirectory
 
     if not longer and "refresh" in RunDirectory.open(path, write=False).state:
-        from counterpoint.cli.refreshing import with_progress
+        from counterpoint.cli.recover import shown
         from counterpoint.recovery import continue_refresh
 
-        with_progress(path, lambda reporter: continue_refresh(path, reporter))
+        shown(lambda reporter, _: continue_refresh(path, reporter), path)
         return
     _with_progress(lambda reporter: resume(path, reporter, longer=longer))
 

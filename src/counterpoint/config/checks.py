@@ -52,7 +52,7 @@ def cross_findings(data: Any) -> Iterator[Finding]:
         yield (
             ("recovery", "watch"),
             f"watches the stages of the strategy {SEQUENTIAL!r}, found {found!r}. Remove it, or use strategy: "
-            f"{SEQUENTIAL}; a run of any strategy is repaired afterwards by `counterpoint refresh`.",
+            f"{SEQUENTIAL}; a run of any strategy is repaired afterwards by `counterpoint recover`.",
         )
     for key in _mapping(root.get("training")):
         if reason := refused_reason(str(key)):

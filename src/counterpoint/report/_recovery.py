@@ -6,7 +6,7 @@ A file names its form in ``schema``; one without is taken for what its name says
 from typing import Any
 
 from counterpoint.report._detail import Detail
-from counterpoint.report._fields import Row, estimate, names_of, numbers_of, row_of, rows_of, texts_of
+from counterpoint.report._fields import Row, estimate, numbers_of, row_of, rows_of, texts_of
 from counterpoint.report._read import RunData
 from counterpoint.report._text import clean, number
 
@@ -26,7 +26,7 @@ def recovery(run: RunData, domains: list[str], detail: Detail) -> Content | None
     for source, row in run.recovery.items():
         kind = kind_of(source, row)
         if kind:
-            found[kind].append({"source": clean(source, 120), **_READERS[kind](row, domains, detail)})
+            found[kind].append({**_head(source, row, domains), **_READERS[kind](row, domains, detail)})
     left_out = sum(max(0, len(rows) - MAX_SHOWN) for rows in found.values())
     return {kind: rows[:MAX_SHOWN] for kind, rows in found.items()} | {"left_out": left_out}
 
@@ -63,56 +63,58 @@ def colour_of(name: object, domains: list[str]) -> int:
     return domains.index(str(name)) % 8 if str(name) in domains else 7
 
 
-def _rollback(row: Row, domains: list[str], detail: Detail) -> Content:
-    chosen = row_of(row.get("chosen"))
-    tried = [_try(item, domains) for item in rows_of(row.get("tried"))[: 4 * detail.curve_points]]
+def _head(source: str, row: Row, domains: list[str]) -> Content:
+    """What all results share."""
     return {
-        **_head(row, domains),
-        **{key: clean(row.get(key), 300) for key in ("before", "after", "score", "unit", "where")},
-        **numbers_of(row, ("num_weights", "num_changed", "num_candidates", "seconds")),
-        **{key: score_of(row.get(key)) for key in ("damage", "restored", "restored_random")},
-        "selection": _split(row.get("selection")),
-        "test": _split(row.get("test")),
-        "tried": [item for item in tried if item["budget"] is not None and item["budget"] > 0],
-        "untouched": next((item["scores"] for item in tried if item["kind"] == "after"), []),
-        "stopped": clean(row.get("stopped"), 300),
-        "chosen": numbers_of(chosen, ("budget", "scale", "num_weights")) if chosen else None,
-        "reported": [_reported(item, domains) for item in rows_of(row.get("reported"))[:16]],
+        "source": clean(source, 120),
+        "domain": clean(row.get("domain"), 60),
+        "colour": colour_of(row.get("domain"), domains),
+        "checkpoint": clean(row.get("checkpoint"), 300),
+        "sentences": texts_of(row.get("sentences"), 24),
+        **numbers_of(row, ("seconds",)),
     }
 
 
-def _head(row: Row, domains: list[str]) -> Content:
-    """What all results share."""
+def _rollback(row: Row, domains: list[str], detail: Detail) -> Content:
+    tried = [_try(item, domains) for item in rows_of(row.get("tried"))[: 4 * detail.curve_points]]
+    chosen = [_try(row_of(item.get("trial")), domains) for item in rows_of(row.get("judged"))[:4]]
     return {
-        "domain": clean(row.get("domain"), 60),
-        "colour": colour_of(row.get("domain"), domains),
-        "other": names_of(row.get("other")),
-        "checkpoint": clean(row.get("checkpoint"), 300),
-        "verdict": clean(row.get("verdict"), 1200),
-        "notes": texts_of(row.get("notes"), 12, 600),
+        "search": _split(row.get("search")),
+        "test": _split(row.get("test")),
+        "tried": [item for item in tried if item["budget"] is not None and item["budget"] > 0],
+        "nothing": next((item["scores"] for item in tried if item["kind"] == "nothing"), []),
+        "chosen": [item for item in chosen if item["budget"]],
+        "measured": [_measured(item, domains) for item in rows_of(row.get("measured"))[:16]],
     }
 
 
 def _split(value: object) -> Content:
     row = row_of(value)
-    return {**numbers_of(row, ("prompts", "samples")), "split": clean(row.get("split"), 60)}
+    return {**numbers_of(row, ("prompts", "samples")), "rows": clean(row.get("rows"), 60)}
 
 
 def _try(row: Row, domains: list[str]) -> Content:
-    return {
-        "kind": clean(row.get("kind"), 40),
-        **numbers_of(row, ("draw", "budget", "scale", "num_weights", "objective")),
-        "scores": [item | {"score": item["score"]["mean"]} for item in scores_of(row.get("scores"), domains)],
-    }
+    scores = [item | {"score": item["score"]["mean"]} for item in scores_of(row.get("scores"), domains)]
+    return {"kind": clean(row.get("kind"), 40), **numbers_of(row, ("budget", "scale")), "scores": scores}
 
 
-def _reported(row: Row, domains: list[str]) -> Content:
+def _measured(row: Row, domains: list[str]) -> Content:
+    name = clean(row.get("name"), 60)
     return {
-        "name": clean(row.get("name"), 60),
-        "draw": number(row.get("draw")),
+        "name": name,
+        "label": _LABELS.get(name, name),
+        "moved": number(row.get("moved")),
+        "restored": score_of(row.get("restored")),
         "scores": scores_of(row.get("scores"), domains),
         "changes": scores_of(row.get("changes"), domains),
     }
+
+
+_LABELS = {
+    "matched": "random, same tensors and sizes",
+    "uniform": "random, as many weights",
+    "pull-back": "all weights",
+}
 
 
 def _refresh(row: Row, domains: list[str], detail: Detail) -> Content:
@@ -120,10 +122,7 @@ def _refresh(row: Row, domains: list[str], detail: Detail) -> Content:
     by_step = {number(item.get("step")): scores_of(item.get("scores"), domains) for item in moments}
     steps = sorted(step for step in by_step if step is not None)[: detail.curve_points]
     return {
-        **_head(row, domains),
-        **{key: clean(row.get(key), 300) for key in ("model", "reference", "run", "stopped", "harmed")},
         "options": {clean(key, 60): clean(value, 200) for key, value in list(row_of(row.get("options")).items())[:24]},
-        **numbers_of(row, ("steps", "seconds")),
         "former": score_of(row.get("former")),
         "start": scores_of(row.get("start"), domains),
         "evaluations": [{"step": step, "scores": by_step[step]} for step in steps if by_step[step]],
@@ -132,8 +131,8 @@ def _refresh(row: Row, domains: list[str], detail: Detail) -> Content:
 
 
 def _recover(row: Row, domains: list[str], detail: Detail) -> Content:
+    chosen = set(texts_of(row.get("chosen")))
     return {
-        "run": clean(row.get("run"), 300),
         "fallen": [
             {
                 "domain": clean(item.get("domain"), 60),
@@ -143,23 +142,17 @@ def _recover(row: Row, domains: list[str], detail: Detail) -> Content:
             }
             for item in rows_of(row.get("fallen"))[: detail.domains]
         ],
-        "plan": texts_of(row.get("plan"), 24),
-        "attempts": [_attempt(item, domains) for item in rows_of(row.get("attempts"))[:24]],
-        "chosen": clean(row.get("chosen"), 40),
-        "checkpoint": clean(row.get("checkpoint"), 300),
-        "sentences": texts_of(row.get("sentences"), 24),
-        **numbers_of(row, ("seconds",)),
+        "attempts": [_attempt(item, domains, chosen) for item in rows_of(row.get("attempts"))[:24]],
     }
 
 
-def _attempt(row: Row, domains: list[str]) -> Content:
+def _attempt(row: Row, domains: list[str], chosen: set[str]) -> Content:
+    name = clean(f"{clean(row.get('kind'), 40)} of {clean(row.get('domain'), 60)}")
     return {
-        **{key: clean(row.get(key), 300) for key in ("kind", "folder", "file", "checkpoint")},
-        "domain": clean(row.get("domain"), 60),
-        "colour": colour_of(row.get("domain"), domains),
-        "scores": scores_of(row.get("scores"), domains),
+        "name": name,
+        "kept": name in chosen,
+        "outcome": clean(row.get("outcome"), 40),
         "changes": scores_of(row.get("changes"), domains),
-        "verdict": clean(row.get("verdict"), 1200),
         **numbers_of(row, ("seconds",)),
     }
 

@@ -1,16 +1,20 @@
-"""Figures of a recovery as plotly JSON: budgets of a rollback beside chance, and the course of a refresh."""
+"""Figures of a recovery as plotly JSON: what a rollback tried and what came of it, and the course of a refresh."""
 
-from collections.abc import Callable, Sequence
-from itertools import groupby
+from collections.abc import Sequence
 from typing import Any
 
 from counterpoint.report._figures import SYMBOLS, Figure, Trace, axis, dots, score_rows
 from counterpoint.report._text import plot_text
 
-REPORTED = {"before": ("@muted", "circle-open"), "after": ("@ink", "circle"), "rollback": ("@r1", "diamond")}
-"""Colour and symbol of what is reported on the test split; masks drawn at random share another."""
-
-RANDOM = ("@r2", "triangle-up")
+MEASURED = {
+    "before": ("@muted", "circle-open"),
+    "after": ("@ink", "circle"),
+    "mask": ("@r1", "diamond"),
+    "matched": ("@r2", "triangle-up"),
+    "uniform": ("@r2", "triangle-down"),
+    "pull-back": ("@r3", "square"),
+}
+"""Colour and symbol of what is measured on the held-out prompts."""
 
 Content = dict[str, Any]
 
@@ -19,150 +23,69 @@ def recovery_figures(content: Content) -> dict[str, Figure]:
     """Every figure of the section by its id; a figure without data is left out."""
     found: dict[str, Figure | None] = {}
     for index, result in enumerate(content["rollback"]):
-        found[f"rollback-{index}-budget"] = _budgets(result)
-        found[f"rollback-{index}-others"] = _others(result)
-        found[f"rollback-{index}-test"] = _test_split(result)
+        found[f"rollback-{index}-search"] = _search(result)
+        found[f"rollback-{index}-test"] = _held_out(result)
     for index, result in enumerate(content["refresh"]):
         found[f"refresh-{index}-scores"] = _course(result)
     return {name: figure for name, figure in found.items() if figure is not None}
 
 
-def _score(item: Content, domain: str) -> float | None:
-    return next((row["score"] for row in item["scores"] if row["domain"] == domain), None)
+def _score(scores: Sequence[Content], domain: str) -> float | None:
+    return next((row["score"] for row in scores if row["domain"] == domain), None)
 
 
-def _shown_scale(result: Content) -> float | None:
-    """The scale that the curves show: the chosen one, or the largest tried."""
-    scales = [item["scale"] for item in result["tried"] if item["scale"] is not None]
-    chosen = (result["chosen"] or {}).get("scale")
-    return chosen if chosen in scales else max(scales, default=None)
-
-
-def _points(result: Content, kind: str, scale: float | None, domain: str) -> list[tuple[float, list[float]]]:
-    """Every budget with the scores of its masks, smallest first."""
-    known = [
-        (item["budget"], score)
-        for item in result["tried"]
-        if item["kind"] == kind and item["scale"] == scale and (score := _score(item, domain)) is not None
-    ]
-    known.sort()
-    return [(budget, [score for _, score in items]) for budget, items in groupby(known, key=lambda point: point[0])]
-
-
-def _budget_axis(result: Content) -> dict[str, Any]:
-    budgets = sorted({item["budget"] for item in result["tried"]})
-    ticks = {"tickvals": budgets, "ticktext": [f"{100 * budget:.3g} %" for budget in budgets]}
-    return {**axis("budget, share of all weights"), "type": "log", **(ticks if len(budgets) < 10 else {})}
-
-
-def _budgets(result: Content) -> Figure | None:
-    """The damaged domain's score over budgets: rollback at every scale, and random masks of the same size."""
-    domain, shown = result["domain"], _shown_scale(result)
-    scales = sorted({item["scale"] for item in result["tried"] if item["scale"] is not None})
-    data = _random_band(_points(result, "random", shown, domain))
-    for scale in scales:
-        points = _points(result, "rollback", scale, domain)
-        name = f"rollback, scale {scale:.3g}" if len(scales) > 1 else "rollback"
-        data += _line(points, max, name, "@r1", 2.5 if scale == shown else 1, 1.0 if scale == shown else 0.45)
+def _search(result: Content) -> Figure | None:
+    """The damaged domain's score over budgets, one line for each scale, all weights as the last budget."""
+    domain, data = result["domain"], []
+    known = [item | {"own": _score(item["scores"], domain)} for item in result["tried"]]
+    known = [item for item in known if item["own"] is not None and item["scale"] is not None]
+    for index, scale in enumerate(sorted({item["scale"] for item in known if item["kind"] == "mask"})):
+        points = sorted(
+            (item["budget"], item["own"]) for item in known if (item["kind"], item["scale"]) == ("mask", scale)
+        )
+        trace = _points(points, f"masks moved back {scale:.0%}", "@r1", SYMBOLS[index % len(SYMBOLS)])
+        data.append(trace | {"mode": "lines+markers", "line": {"color": "@r1", "width": 1.5 + index}})
+    pulled = [(item["budget"], item["own"]) for item in known if item["kind"] == "pull-back"]
+    data += [_points(pulled, "all weights, part of the way", "@r3", "square")] if pulled else []
     if not data:
         return None
-    data += [*_untouched(result, domain), *_chosen_mark(result, domain)]
-    layout = {"xaxis": _budget_axis(result), "yaxis": axis(plot_text(f"score of {domain}", 60)), "showlegend": True}
+    budgets = sorted({item["budget"] for item in known})
+    level = _score(result["nothing"], domain)
+    if level is not None:
+        line = _points([(budgets[0], level), (budgets[-1], level)], "nothing moved back", "@muted", "circle")
+        data.append(line | {"mode": "lines", "line": {"color": "@muted", "width": 1.5, "dash": "dot"}})
+    chosen = [
+        (item["budget"], score) for item in result["chosen"] if (score := _score(item["scores"], domain)) is not None
+    ]
+    data += [_points(chosen, "chosen by the mean over domains", "@ink", "circle-open", 15)] if chosen else []
+    ticks = {"tickvals": budgets, "ticktext": [f"{100 * budget:.3g} %" for budget in budgets]}
+    x = {**axis("share of all weights moved back"), "type": "log", **(ticks if len(budgets) < 10 else {})}
+    layout = {"xaxis": x, "yaxis": axis(plot_text(f"score of {domain}", 60)), "showlegend": True}
     return {"data": data, "layout": layout, "height": 280 + 18 * len(data)}
 
 
-def _untouched(result: Content, domain: str) -> list[Trace]:
-    """The score with nothing restored, as a line across."""
-    level = _score({"scores": result["untouched"]}, domain)
-    if level is None:
-        return []
-    budgets = sorted({item["budget"] for item in result["tried"]})
-    return [
-        {
-            "type": "scatter", "mode": "lines", "x": [budgets[0], budgets[-1]], "y": [level, level],
-            "name": "nothing restored", "line": {"color": "@muted", "width": 1.5, "dash": "dot"}, "hoverinfo": "y+name",
-        }
-    ]  # fmt: skip
+def _points(points: Sequence[tuple[float, float]], name: str, colour: str, symbol: str, size: int = 8) -> Trace:
+    marker: dict[str, Any] = {"color": colour, "size": size, "symbol": symbol}
+    return {
+        "type": "scatter", "mode": "markers", "x": [x for x, _ in points], "y": [y for _, y in points], "name": name,
+        "marker": marker, "hovertemplate": "%{x:.2%}: %{y:.3f}<extra>%{fullData.name}</extra>",
+    }  # fmt: skip
 
 
-def _line(
-    points: Sequence[tuple[float, list[float]]], of: Callable[[list[float]], float], name: str, colour: str,
-    width: float, opacity: float = 1.0,
-) -> list[Trace]:  # fmt: skip
-    if not points:
-        return []
-    return [
-        {
-            "type": "scatter",
-            "mode": "lines+markers",
-            "x": [budget for budget, _ in points],
-            "y": [of(scores) for _, scores in points],
-            "name": name,
-            "line": {"color": colour, "width": width},
-            "marker": {"color": colour, "size": 4 + 2 * width},
-            "opacity": opacity,
-            "hovertemplate": "%{x:.2%}: %{y:.3f}<extra>%{fullData.name}</extra>",
-        }
-    ]
-
-
-def _random_band(points: Sequence[tuple[float, list[float]]]) -> list[Trace]:
-    """The mean of the random masks, in a band from the worst to the best of them."""
-    if not points:
-        return []
-    edge: Trace = {"type": "scatter", "mode": "lines", "x": [budget for budget, _ in points], "hoverinfo": "skip"}
-    edge |= {"line": {"width": 0, "color": "@r2"}, "showlegend": False}
-    band = [
-        {**edge, "y": [min(scores) for _, scores in points]},
-        {**edge, "y": [max(scores) for _, scores in points], "fill": "tonexty", "fillcolor": "@r2/0.2"},
-    ]
-    return [*band, *_line(points, _mean, "random masks of the same size", "@r2", 1.5)]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _chosen_mark(result: Content, domain: str) -> list[Trace]:
-    chosen = result["chosen"] or {}
-    points = _points(result, "rollback", chosen.get("scale"), domain) if chosen else []
-    found = [(budget, max(scores)) for budget, scores in points if budget == chosen.get("budget")]
-    return [
-        {
-            "type": "scatter", "mode": "markers", "x": [budget], "y": [score], "name": "chosen",
-            "marker": {"color": "@ink", "size": 15, "symbol": "circle-open", "line": {"width": 2, "color": "@ink"}},
-            "hovertemplate": "chosen: %{x:.2%}, %{y:.3f}<extra></extra>",
-        }
-        for budget, score in found
-    ]  # fmt: skip
-
-
-def _others(result: Content) -> Figure | None:
-    """What the rollback does to the other domains, at the scale shown."""
-    shown, data = _shown_scale(result), []
-    names = {row["domain"]: row["colour"] for item in result["tried"] for row in item["scores"]}
-    for name, colour in names.items():
-        if name != result["domain"]:
-            data += _line(_points(result, "rollback", shown, name), max, plot_text(name), f"@d{colour}", 2)
-    layout = {"xaxis": _budget_axis(result), "yaxis": {**axis("score"), "rangemode": "tozero"}, "showlegend": True}
-    return {"data": data, "layout": layout, "height": 340} if data else None
-
-
-def _test_split(result: Content) -> Figure | None:
-    """Every domain's score before, after, after the rollback, and under random masks, with intervals."""
-    series = result["reported"]
+def _held_out(result: Content) -> Figure | None:
+    """Every domain's score before, after, and with weights moved back, with intervals."""
+    series = result["measured"]
     names = list(dict.fromkeys(row["domain"] for item in series for row in item["scores"]))
     if not names:
         return None
-    gap, data, seen = 0.7 / len(series), [], set()
+    gap, data = 0.7 / len(series), []
     for place, item in enumerate(series):
         known = {row["domain"]: row["score"] for row in item["scores"]}
         heights = [index + (place - (len(series) - 1) / 2) * gap for index, name in enumerate(names) if name in known]
-        colour, symbol = REPORTED.get(item["name"], RANDOM if item["name"] == "random" else ("@p5", SYMBOLS[4]))
-        label = "random masks" if item["name"] == "random" else plot_text(item["name"])
-        trace = dots([known[name] for name in names if name in known], heights, label, colour, symbol)
-        data.append(trace | {"legendgroup": label, "showlegend": label not in seen})
-        seen.add(label)
+        colour, symbol = MEASURED.get(item["name"], ("@p5", SYMBOLS[4]))
+        data.append(
+            dots([known[name] for name in names if name in known], heights, plot_text(item["label"]), colour, symbol)
+        )
     figure = score_rows(data, names, {"showlegend": True})
     return figure | {"height": 90 + len(names) * max(52, 24 + 16 * len(series))}
 
@@ -192,11 +115,7 @@ def _course(result: Content) -> Figure | None:
         band = {"type": "rect", "xref": "paper", "x0": 0, "x1": 1, "y0": former["low"], "y1": former["high"]}
         colour = f"@d{result['colour']}"
         layout["shapes"] = [{**band, "fillcolor": f"{colour}/0.14", "line": {"width": 0}, "layer": "below"}]
-        data.append(_invisible([former["low"], former["high"]]))
+        # Points that nobody sees but the axis, which has to reach the band.
+        unseen = {"type": "scatter", "mode": "markers", "hoverinfo": "skip", "showlegend": False, "opacity": 0}
+        data.append({**unseen, "x": [0, 0], "y": [former["low"], former["high"]]})
     return {"data": data, "layout": layout, "height": 340}
-
-
-def _invisible(heights: Sequence[float]) -> Trace:
-    """Points that nobody sees but the axis, which has to reach the band."""
-    shared = {"type": "scatter", "mode": "markers", "hoverinfo": "skip", "showlegend": False, "opacity": 0}
-    return {**shared, "x": [0] * len(heights), "y": list(heights)}

@@ -161,9 +161,9 @@ def _refresh(row: RefreshRow, record: JobRecord, folder: StudyFolder, config: Co
     source, out = folder.run(record.needs[0]), folder.run(record.id)
     if out.exists() and not (out / "run.json").is_file():  # killed before there was a run
         shutil.rmtree(out)
-    reference = None if "former" in row.options else _own_checkpoint(source, row.domain)
+    before = None if "former" in row.options else _own_checkpoint(source, row.domain)
     options = RefreshOptions(**_fields(row.options))
-    refresh(_last_checkpoint(source), row.domain, config, reference=reference, out=out, options=options)
+    refresh(_last_checkpoint(source), row.domain, config, before=before, out=out, options=options)
 
 
 def _rollback(row: RollbackRow, record: JobRecord, folder: StudyFolder, config: Config) -> None:
@@ -176,15 +176,7 @@ def _rollback(row: RollbackRow, record: JobRecord, folder: StudyFolder, config: 
     if before is None:
         raise RunError(f"{source}: the checkpoint after {row.domain} is gone. Remove the folder to train again.")
     options = RollbackOptions(**_fields({"seed": record.seed} | row.options))
-    rollback(
-        before,
-        _last_checkpoint(source),
-        row.domain,
-        config,
-        out=run / MODEL,
-        options=options,
-        save=run / ROLLBACK,
-    )
+    rollback(before, _last_checkpoint(source), row.domain, config, out=run, options=options)
 
 
 def _fields(options: dict[str, Any]) -> dict[str, Any]:

@@ -32,14 +32,16 @@ def ties_by_hand(edits, density):
 def test_ties_is_the_papers_algorithm(density, experts):
     generator = torch.Generator().manual_seed(experts)
     edits = torch.randn(experts, 40, generator=generator)
-    thresholds = [magnitude_threshold(lambda edit=edit: [edit], density) for edit in edits]
     expected = torch.tensor(ties_by_hand(edits.tolist(), density))
-    torch.testing.assert_close(ties(edits, thresholds), expected)
+    for edit in edits:
+        edit[edit.abs() < magnitude_threshold([""], lambda _, edit=edit: edit.abs(), density)] = 0
+    torch.testing.assert_close(ties(edits), expected)
 
 
 def test_ties_keeps_what_averaging_would_cancel():
     edits = torch.tensor([[1.0, 4.0, 0.1], [1.0, -1.0, -0.1], [1.0, 0.0, 0.0]])
-    torch.testing.assert_close(ties(edits, [0.5, 0.5, 0.5]), torch.tensor([1.0, 4.0, 0.0]))
+    trimmed = torch.where(edits.abs() >= 0.5, edits, 0.0)
+    torch.testing.assert_close(ties(trimmed), torch.tensor([1.0, 4.0, 0.0]))
     torch.testing.assert_close(average(edits), torch.tensor([1.0, 1.0, 0.0]))
     torch.testing.assert_close(task_arithmetic(edits), torch.tensor([3.0, 3.0, 0.0]))
 
@@ -52,7 +54,8 @@ def test_the_threshold_is_the_one_that_sorting_finds(density):
     tensors[2][:50] = 3e-8  # many of one size
     everything = torch.cat(tensors).abs().sort(descending=True).values
     keep = max(1, -(-int(density * len(everything) * 10**6) // 10**6))
-    threshold = magnitude_threshold(lambda: tensors, density)
+    names = [str(i) for i in range(len(tensors))]
+    threshold = magnitude_threshold(names, lambda name: tensors[int(name)].abs(), density)
     assert threshold == everything[keep - 1].item()
     assert int((everything > threshold).sum()) < keep <= int((everything >= threshold).sum())
 
@@ -95,6 +98,13 @@ def test_the_average_is_the_mean_of_the_weights(base, experts, tmp_path):
         torch.testing.assert_close(tensor, torch.stack([part[name] for part in parts]).mean(0), rtol=0, atol=5e-7)
 
 
+def test_one_expert_is_the_line_from_the_base_to_it(base, experts, tmp_path):
+    found = tensors(merge(base, experts[:1], tmp_path / "out", method="average", scale=0.3))
+    start, end = tensors(base), tensors(experts[0])
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, start[name] + 0.3 * (end[name] - start[name]), rtol=0, atol=5e-7)
+
+
 def test_task_arithmetic_adds_scaled_edits(base, experts, tmp_path):
     merged = tensors(merge(base, experts, tmp_path / "out", method="task_arithmetic", scale=0.7))
     start, parts = tensors(base), [tensors(expert) for expert in experts]
@@ -114,7 +124,8 @@ def test_ties_trims_over_the_whole_model(base, experts, tmp_path):
     flat = torch.stack([torch.cat([(part[n] - start[n]).flatten() for n in names]) for part in parts])
     keep = -(-flat.shape[1] // 20)
     limits = [edit.abs().sort(descending=True).values[keep - 1].item() for edit in flat]
-    expected = ties(flat, limits).split([start[n].numel() for n in names])
+    trimmed = torch.where(flat.abs() >= torch.tensor(limits)[:, None], flat, 0.0)
+    expected = ties(trimmed).split([start[n].numel() for n in names])
     for name, edit in zip(names, expected, strict=True):
         torch.testing.assert_close(merged[name], start[name] + edit.view_as(start[name]), rtol=0, atol=1e-6)
 
@@ -158,8 +169,10 @@ def test_bad_input_is_refused_before_anything_is_read(changes, message, tmp_path
 
 
 def test_unequal_checkpoints_one_expert_and_a_taken_folder_are_refused(base, experts, tmp_path):
-    with pytest.raises(CounterpointError, match="takes two or more checkpoints, found 1"):
+    with pytest.raises(CounterpointError, match="there is one, which alone merges into itself"):
         merge(base, experts[:1], tmp_path / "out")
+    with pytest.raises(CounterpointError, match="takes one or more checkpoints, found none"):
+        merge(base, [], tmp_path / "out")
     config = LlamaConfig(vocab_size=32, hidden_size=8, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2)
     LlamaForCausalLM(config).save_pretrained(tmp_path / "small")
     untied = tiny(tmp_path / "untied", 4, tied=False)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from counterpoint.recovery.rolling_back import ranking as ranking_file
-from counterpoint.recovery.rolling_back.ranking import Ranking
+from counterpoint import topk
+from counterpoint.topk import Ranking
 
 
 def brute_force(tensors, count):
@@ -41,7 +41,7 @@ def equal(generator, shape):
 @pytest.mark.parametrize("kind", [normal, tiny, tied, rounded, equal])
 @pytest.mark.parametrize("seed", range(3))
 def test_radix_equals_sorting(kind, seed, monkeypatch):
-    monkeypatch.setattr(ranking_file, "CHUNK", 7)
+    monkeypatch.setattr(topk, "CHUNK", 7)
     generator = torch.Generator().manual_seed(seed)
     tensors = {f"t{i}": kind(generator, shape) for i, shape in enumerate([(5, 7), (11,), (3, 4, 2), (1,), (30, 3)])}
     ranking = Ranking.of(list(tensors), lambda name: tensors[name])
@@ -52,6 +52,16 @@ def test_radix_equals_sorting(kind, seed, monkeypatch):
         expected = brute_force(tensors, count)
         for name, tensor in tensors.items():
             assert torch.equal(cut.mask(name, tensor), expected[name]), (count, name)
+
+
+@pytest.mark.parametrize("kind", [normal, tiny, tied])
+def test_the_kth_largest_is_the_one_that_sorting_finds(kind):
+    generator = torch.Generator().manual_seed(0)
+    tensors = {str(i): kind(generator, (size,)) for i, size in enumerate((40, 7, 100))}
+    ranking = Ranking.of(list(tensors), lambda name: tensors[name])
+    ordered = torch.cat(list(tensors.values())).sort(descending=True).values
+    counts = [1, 5, ranking.num_candidates]
+    assert ranking.largest(counts) == [ordered[count - 1].item() for count in counts]
 
 
 def test_zeros_are_never_chosen():

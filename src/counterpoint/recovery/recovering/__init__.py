@@ -1,1 +1,0 @@
-"""Recover: what fell in a run, what to try, and trying it; ``counterpoint.recovery.recover`` is the entry."""

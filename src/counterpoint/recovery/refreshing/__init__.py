@@ -1,1 +1,0 @@
-"""Refresh: short reinforcement learning on a damaged domain that watches the others."""

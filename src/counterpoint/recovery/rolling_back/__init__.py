@@ -1,1 +1,0 @@
-"""Rollback: part of an edit undone without training; ``counterpoint.recovery.rollback`` is the entry."""
