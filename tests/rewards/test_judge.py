@@ -19,6 +19,11 @@ from counterpoint.rewards.judge import read_score
 SCALE = (0.0, 0.5, 1.0)
 
 
+class Server(ThreadingHTTPServer):
+    request_queue_size = 128  # of 5 connections by default, some of many are refused
+    daemon_threads = True
+
+
 @contextmanager
 def server(answer):
     """An endpoint on loopback; ``answer(request, number)`` gives a status, and a text or an object to send."""
@@ -44,7 +49,7 @@ def server(answer):
         def log_message(self, *_):
             pass
 
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    httpd = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=httpd.serve_forever, daemon=True)
     thread.start()
     try:
@@ -64,7 +69,7 @@ def said(text, tokens=(10, 3)):
 
 
 def judge(url, **options):
-    return build_reward("judge", model="m", base_url=url, **({"retries": 0, "timeout": 5} | options))
+    return build_reward("judge", model="m", base_url=url, **({"retries": 0, "timeout": 60} | options))
 
 
 def by_length(request, number):
