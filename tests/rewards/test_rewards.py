@@ -1,4 +1,3 @@
-# ruff: noqa: E501 (tables of short cases, with the signs that people type)
 """Each reward by itself: what earns 1, what earns 0, and what bad data says. All are used in TRL's own form."""
 
 import subprocess
