@@ -7,7 +7,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PARALLEL := -n auto --maxprocesses 8 --dist loadfile
-EXTRAS := dev,torchjd,instructions,reasoning-gym,peft,smollm2
+EXTRAS := dev,torchjd,instructions,reasoning-gym,peft,smollm2,judge
 # the first of these that is Python 3.11 or newer
 PYTHONS := $(PYTHON) python3 python3.13 python3.12 python3.11 python
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))

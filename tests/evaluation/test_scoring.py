@@ -8,7 +8,7 @@ from counterpoint.errors import RewardError
 from counterpoint.evaluation import Completion, EvaluationPlan, Sampling, evaluate, score_rows
 from counterpoint.pocket import model_path
 from counterpoint.pocket.tasks import TASKS
-from counterpoint.rewards import build_reward
+from counterpoint.rewards import FAILED, build_reward
 from counterpoint.stats import mean_interval
 
 
@@ -29,6 +29,14 @@ def test_rewards_are_summed_by_weight():
     both = domain(WeightedReward("right", 1.0, right), WeightedReward("half", 0.5, lambda prompts, **_: [1, None]))
     found = score_rows(both, both.evaluation, completions("a", "x"))
     assert found.totals == [1.5, 0.0]
+
+
+def test_a_reward_that_failed_leaves_the_completion_out_whatever_the_others_gave():
+    judge = WeightedReward("judge", 1.0, lambda prompts, **_: [FAILED, 0.5])
+    both = domain(WeightedReward("right", 1.0, right), judge)
+    found = score_rows(both, both.evaluation, completions("a", "x"))
+    assert found.totals == [None, 0.5]
+    assert found.parts == {"right": [1.0, 0.0], "judge": [None, 0.5]}
 
 
 def test_chat_completions_reach_rewards_as_messages():

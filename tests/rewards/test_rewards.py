@@ -1,4 +1,3 @@
-# ruff: noqa: E501 (tables of short cases, with the signs that people type)
 """Each reward by itself: what earns 1, what earns 0, and what bad data says. All are used in TRL's own form."""
 
 import subprocess
@@ -67,7 +66,9 @@ def score(name: str, completion: object, row: dict | None = None, **options: obj
 
 
 def test_every_reward_is_tried() -> None:
-    assert set(ROWS) == set(RIGHT) == set(REWARDS) - {"reasoning_gym"}  # an extra, tested with its domain source
+    assert (
+        set(ROWS) == set(RIGHT) == set(REWARDS) - {"reasoning_gym", "judge"}
+    )  # extras, each tested in a file of its own
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -105,11 +106,13 @@ def test_missing_column_is_named_with_the_row(name: str) -> None:
 def test_rewards_import_no_torch() -> None:
     code = (
         "import sys\nfrom counterpoint.rewards import REWARDS, build_reward\n"
-        "for name in set(REWARDS) - {'reasoning_gym'}:\n    build_reward(name, **({'maximum': 3} if name == 'length' else {}))\n"
+        "options = {'length': {'maximum': 3}, 'judge': {'model': 'm'}}\n"
+        "for name in set(REWARDS) - {'reasoning_gym'}:\n    build_reward(name, **options.get(name, {}))\n"
         "build_reward('math')(completions=['x'], answer=['1'])\n"
         "sys.exit('torch' in sys.modules)"
     )
     pytest.importorskip("if_verifiable", reason="the extra 'instructions' is not installed")
+    pytest.importorskip("openai", reason="the extra 'judge' is not installed")
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

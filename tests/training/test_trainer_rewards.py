@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassificat
 from counterpoint.domains.domain_rewards import DOMAIN_COLUMN
 from counterpoint.errors import RewardError
 from counterpoint.pocket.tokenizer import new_tokenizer
+from counterpoint.rewards import FAILED
 from counterpoint.training import DomainGRPOTrainer
 from ranks_helper import run_ranks
 from trainer_helpers import DATA, digits, grpo_args, letters, shortness
@@ -101,6 +102,39 @@ def test_a_reward_model_scores_the_rows_of_its_domain(kind, classifier, tiny_mod
     check(trainer, classifier, {0: "math"})
     line = trainer.state.log_history[0]
     assert line["reward/math"] == pytest.approx(line[f"reward/math/{name}"] + 2 * line["reward/math/digits"], abs=1e-5)
+
+
+def test_a_completion_that_one_reward_failed_on_has_no_reward_and_no_advantage(tiny_model, tmp_path):
+    """``None`` does not apply: the other reward counts. ``FAILED`` leaves the completion out of its group."""
+
+    def judge(completions, **_):
+        return [FAILED if i % 4 == 1 else None if i % 4 == 2 else float(i) for i in range(len(completions))]
+
+    class Kept(Rewarded):
+        def _generate_and_score_completions(self, inputs):
+            output = super()._generate_and_score_completions(inputs)
+            self.advantages_B = output["advantages"]
+            return output
+
+    args = grpo_args(tmp_path, max_steps=1)
+    tokenizer = AutoTokenizer.from_pretrained(str(tiny_model), padding_side="left")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = Kept(str(tiny_model), {"math": [letters, judge], "code": letters}, args, DATA, None, tokenizer)
+        trainer.seen = []
+        trainer.train()
+    _, places, rewards_BF = trainer.seen[0]
+    math_B = torch.tensor([name == "math" for name, _ in places])
+    number_B = torch.arange(int(math_B.sum())) % 4
+    own_BF = rewards_BF[math_B]
+    assert own_BF[number_B == 1, :2].isnan().all()
+    assert own_BF[number_B == 2, 1].isnan().all()
+    assert not own_BF[number_B == 2, 0].isnan().any()
+    assert (trainer.advantages_B[math_B][number_B == 1] == 0).all()
+    assert (trainer.advantages_B[math_B][number_B != 1] != 0).any()
+    line = trainer.state.log_history[0]
+    assert line["unscored/math"] == pytest.approx((number_B == 1).float().mean().item())
+    assert line["unscored/code"] == 0.0
 
 
 def test_processing_classes_are_given_as_the_rewards_are(classifier, tiny_model, tmp_path):

@@ -144,13 +144,14 @@ def _score_chunk(function: Callable[..., Any], rows: list[dict[str, Any]], where
     if all("prompt" in row for row in rows):
         columns["prompts"] = columns["prompt"]
     completions = ["" if row["completion"] is None else row["completion"] for row in rows]
-    from counterpoint.rewards.values import Blame, numbers_of
+    from counterpoint.rewards.values import FAILED_MARK, Blame, numbers_of
 
     with Blame(f"{where}: the reward", ". Nothing scored."):
         values = function(completions=completions, **columns)
         if inspect.iscoroutine(values):
             values = asyncio.run(values)
-        return numbers_of(values, len(rows), f"{where}: the reward", lambda index: f"row {index + 1} of these")
+        found = numbers_of(values, len(rows), f"{where}: the reward", lambda index: f"row {index + 1} of these")
+        return [None if value == FAILED_MARK else value for value in found]
 
 
 def _dump(row: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from counterpoint.errors import RewardError
 from counterpoint.evaluation.sampling import ALONE, Completion, Engine, Prompt, Sampling, generate, render_prompt
 from counterpoint.launch import Launch
 from counterpoint.masking import masked
-from counterpoint.rewards.values import LARGEST_PART
+from counterpoint.rewards.values import FAILED_MARK, LARGEST_PART
 from counterpoint.stats import mean_interval
 
 
@@ -184,7 +184,7 @@ def mean(values: Sequence[float | None]) -> float | None:
 
 @dataclass(frozen=True)
 class Rewards:
-    """The weighted total of every row, None where every reward function left it out, and what each function gave."""
+    """The weighted total of every row, None where every reward function left it out or one failed, and the parts."""
 
     totals: list[float | None]
     parts: dict[str, list[float | None]]
@@ -198,6 +198,7 @@ def score_rows(domain: Domain, rows: Sequence[Mapping[str, Any]], completions: S
     """
     totals: list[float | None] = [None] * len(rows)
     parts: dict[str, list[float | None]] = {}
+    failed: set[int] = set()
     chat = not isinstance(rows[0]["prompt"], str)
     texts = [[{"role": "assistant", "content": c.text}] if chat else c.text for c in completions]
     columns: dict[str, list[Any]] = {
@@ -210,11 +211,12 @@ def score_rows(domain: Domain, rows: Sequence[Mapping[str, Any]], completions: S
     for reward, function in zip(domain.rewards, functions, strict=True):
         values = function(prompts=[row["prompt"] for row in rows], completions=texts, **columns)
         values = asyncio.run(values) if inspect.iscoroutine(values) else values
-        parts[reward.name] = list(values)
+        failed |= {i for i, value in enumerate(values) if value == FAILED_MARK}
+        parts[reward.name] = [None if value == FAILED_MARK else value for value in values]
         for i, value in enumerate(parts[reward.name]):
             if value is not None:
                 totals[i] = (totals[i] or 0.0) + _part(domain.name, reward, value)
-    return Rewards(totals, parts)
+    return Rewards([None if i in failed else total for i, total in enumerate(totals)], parts)
 
 
 def _part(domain: str, reward: WeightedReward, value: float) -> float:

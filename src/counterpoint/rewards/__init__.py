@@ -7,7 +7,7 @@
 ``package.module:object``.
 """
 
-from counterpoint.rewards._base import Reward, Row, completion_text
+from counterpoint.rewards._base import FAILED, Reward, Row, completion_text
 from counterpoint.rewards._registry import REWARDS, build_reward
 
-__all__ = ["REWARDS", "Reward", "Row", "build_reward", "completion_text"]
+__all__ = ["FAILED", "REWARDS", "Reward", "Row", "build_reward", "completion_text"]

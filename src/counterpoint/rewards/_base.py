@@ -14,6 +14,26 @@ Completion = str | list[dict[str, Any]] | None
 _MAX_PROBLEMS = 20
 
 
+class _Failed(float):
+    """NaN, which plain TRL takes for no reward, and told from other numbers by its class."""
+
+    def __repr__(self) -> str:
+        return "FAILED"
+
+
+FAILED = _Failed("nan")
+"""What a reward returns for a completion that it should have scored and could not: a judge that did not answer.
+
+``None`` means that the reward does not apply to the row; the other rewards of the domain still count. ``FAILED`` leaves
+the completion out of its group, whatever the others gave: half a reward would turn into a false advantage.
+"""
+
+
+def is_failed(value: Any) -> bool:
+    """Whether a value is ``FAILED``."""
+    return isinstance(value, _Failed)
+
+
 def completion_text(completion: Completion) -> str:
     """The text of a completion: the string itself, or the contents of its assistant messages. Nothing gives ``""``."""
     if completion is None:
@@ -41,10 +61,12 @@ class Reward(ABC):
     Attributes:
         columns: Columns that every row must have.
         optional_columns: Columns that are used where a row has them.
+        sees_prompt: Whether rows have the key ``prompt``: a text, or a list of chat messages.
     """
 
     columns: ClassVar[tuple[str, ...]] = ()
     optional_columns: ClassVar[tuple[str, ...]] = ()
+    sees_prompt: ClassVar[bool] = False
     __name__: str
 
     def __call__(
@@ -103,7 +125,10 @@ class Reward(ABC):
                     f"Reward {self.__name__!r} got {count} completions and {len(columns[name])} values of the column "
                     f"{name!r}. Pass one list entry per completion."
                 )
-        return [{name: columns[name][index] for name in wanted} for index in range(count)]
+        rows = [{name: columns[name][index] for name in wanted} for index in range(count)]
+        if self.sees_prompt and prompts is not None:
+            rows = [{**row, "prompt": prompt} for row, prompt in zip(rows, prompts, strict=True)]
+        return rows
 
 
 def _present(row: Row) -> str:

@@ -28,6 +28,8 @@ REWARDS: dict[str, str] = {
     "format": "counterpoint.rewards.shape:FormatReward",
     # the four toy domains of counterpoint.pocket
     "pocket": "counterpoint.rewards.pocket:PocketReward",
+    # a language model behind an OpenAI-compatible endpoint, by a rubric
+    "judge": "counterpoint.rewards.judge:JudgeReward",
     # the scorer that comes with each reasoning-gym task
     "reasoning_gym": "counterpoint.rewards.reasoning_gym:ReasoningGymReward",
 }

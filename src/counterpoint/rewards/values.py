@@ -9,11 +9,14 @@ from types import TracebackType
 from typing import Any
 
 from counterpoint.errors import MissingExtraError, RewardError
-from counterpoint.rewards._base import shorten
+from counterpoint.rewards._base import is_failed, shorten
 
-__all__ = ["LARGEST_PART", "Blame", "numbers_of", "shorten", "words_of"]
+__all__ = ["FAILED_MARK", "LARGEST_PART", "Blame", "numbers_of", "shorten", "words_of"]
 
 LARGEST_FLOAT32 = 3.4028234663852886e38
+
+FAILED_MARK = float("inf")
+"""``FAILED`` among checked numbers: in a tensor of rewards NaN is ``None`` already, and infinity is no reward."""
 
 LARGEST_PART = 1e18
 """Of a reward times its weight: the squares of larger ones leave float32, and a whole domain would learn nothing."""
@@ -57,7 +60,8 @@ def words_of(error: BaseException) -> str:
 
 
 def numbers_of(values: Any, count: int, where: str, text_of: Callable[[int], str]) -> list[float | None]:
-    """What a reward returned for ``count`` completions as numbers; None where it left one out.
+    """What a reward returned for ``count`` completions as numbers; None where it does not apply, ``FAILED_MARK`` where
+    it failed.
 
     Args:
         values: a list, a tuple, or an array or tensor of one dimension.
@@ -94,6 +98,8 @@ def _number(value: Any, where: str, text_of: Callable[[int], str], index: int) -
     number = value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
     if number is None:
         return None
+    if is_failed(number):
+        return FAILED_MARK
     if not isinstance(number, Real) or not _is_in_float32(number):
         raise RewardError(
             f"{where} returned {shorten(value)} for {text_of(index)}. Return a finite number (in float32), or None to "

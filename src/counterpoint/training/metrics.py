@@ -39,6 +39,7 @@ def batch_metrics(
         metrics[f"reward/{name}"] = total.nanmean().item()
         metrics[f"reward_std/{name}"] = nanstd(total).item()
         metrics[f"zero_advantage/{name}"] = zero_advantage_share(total, num_generations)
+        metrics[f"unscored/{name}"] = total.isnan().float().mean().item()
         metrics[f"completion_length/{name}"] = lengths_B[own_B].float().mean().item()
         metrics[f"truncated/{name}"] = truncated_B[own_B].float().mean().item()
         metrics |= _parts(name, reward_names, rewards_BF[own_B])

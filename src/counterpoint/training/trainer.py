@@ -275,6 +275,9 @@ class DomainGRPOTrainer(GRPOTrainer):
             self._log_completion_extra("domain", domains)
         self._rewards_BF = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
         self._rewards.raise_together(self.accelerator.num_processes)
+        # A completion that one reward could not score has no reward at all; TRL then gives it no advantage.
+        failed_B = self._rewards_BF.isinf().any(dim=1, keepdim=True)
+        self._rewards_BF = self._rewards_BF.masked_fill(failed_B, torch.nan)
         check_size(self._rewards_BF, self.reward_weights, self.reward_func_names)
         return self._rewards_BF
 
