@@ -52,8 +52,7 @@ def study(
 
       counterpoint study examples/pocket-study.yaml --table
     """
-    from counterpoint.cli.loading import setting_findings
-    from counterpoint.cli.running import quiet_libraries
+    from counterpoint.cli._console import quiet_libraries, setting_findings
 
     quiet_libraries()
     from counterpoint.study import load_study
