@@ -15,6 +15,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from counterpoint.rewards._math_text import is_formula
+
 Scorer = Callable[[Any], Any]
 
 _ARITHMETIC = (ast.Expression, ast.Constant, ast.List, ast.Tuple, ast.Set, ast.Dict, ast.UnaryOp, ast.BinOp, ast.Load)
@@ -22,6 +24,8 @@ _FUNCTIONS = """
 sin cos tan sec csc cot asin acos atan sinh cosh tanh asinh acosh atanh exp log ln sqrt cbrt root abs Abs sign floor
 ceiling factorial binomial gamma erf max min Max Min Rational Integer Float Integral Derivative
 """
+# Comparisons by the algebra system round to six places.
+_SMALL = 1e-4
 _CALL = re.compile(r"([A-Za-z_]\w*)\s*\(")
 _NO_EXPRESSION = re.compile(r"""__|['"\\@:;`#]|[)\]}]\s*\(|\blambda\b""")
 
@@ -77,22 +81,37 @@ def _make_math() -> Scorer:
     math_verify.parser.parse_expr = _guarded(math_verify.parser.parse_expr)
     targets = [LatexExtractionConfig(), ExprExtractionConfig()]
 
-    def read(text: str) -> list[Any]:
+    def read(text: str, prose: bool) -> list[Any]:
         # As one formula; only prose that is none is searched for formulas, or ``3x`` would hold the answer 3.
         whole = parse(f"${text.strip('$ ')}$", targets, parsing_timeout=None)
-        return whole or parse(text, targets, parsing_timeout=None)
+        return whole if whole or not prose else parse(text, targets, parsing_timeout=None)
 
-    def same(pair: tuple[str, str]) -> bool:
-        gold, answer = pair
-        return bool(verify(read(gold), read(answer), timeout_seconds=None))
+    def same(pair: tuple[str, str, bool]) -> bool:
+        gold, answer, prose = pair
+        golds, answers = read(gold, not is_formula(gold)), read(answer, prose)
+        return bool(verify(golds, answers, timeout_seconds=None)) and not _differ_in_scale(golds, answers)
 
     for (
         gold,
         answer,
     ) in _WARM_UP:  # fills the parsers' and the algebra's tables once, not in every child: ten times faster
-        same((gold, answer))
-        same((gold, gold))
+        same((gold, answer, False))
+        same((gold, gold, False))
     return same
+
+
+def _differ_in_scale(golds: list[Any], answers: list[Any]) -> bool:
+    """Whether two numbers are equal only for being rounded to the same few places, as 1/2004! and 1/2006! are."""
+    import sympy
+
+    pair = [values[0] for values in (golds, answers) if values and isinstance(values[0], sympy.Expr)]
+    if len(pair) < 2 or not all(value.is_number for value in pair):
+        return False
+    gold, answer = (value.evalf(20) for value in pair)
+    if not (gold.is_Float or gold.is_zero) or not (answer.is_Float or answer.is_zero):
+        return False
+    small, large = sorted((abs(gold), abs(answer)))
+    return bool(small < _SMALL and abs(gold - answer) > _SMALL * large)
 
 
 def _make_instructions() -> Scorer:

@@ -2,28 +2,47 @@
 
 import re
 from fractions import Fraction
+from typing import NamedTuple
+
+from counterpoint.rewards._numerals import ascii_numerals
 
 _MULTIPLES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
-_SHORT_UNITS = "m g s h l L km cm mm kg mg ml mL ft in mi lb oz hr hrs min mins sec am pm mph"
-_NOT_UNITS = {
-    "pi",
-    "or",
-    "and",
-    "to",
-    "plus",
-    "minus",
-    "times",
-    "over",
-    "sqrt",
-    "sin",
-    "cos",
-    "tan",
-    "log",
-    "ln",
-    "exp",
-    "mod",
+# Spellings of one unit on a line each; the first is its name.
+_UNITS = {
+    spelling: line.split()[0]
+    for line in """
+    km kilometers kilometres kilometer kilometre
+    m meters metres meter metre
+    cm centimeters centimetres centimeter centimetre
+    mm millimeters millimetres
+    ft feet foot
+    in inches inch
+    mi miles mile
+    yd yards yard
+    kg kilograms kilogram
+    g grams gram
+    mg milligrams milligram
+    lb lbs pounds pound
+    oz ounces ounce
+    L l liters litres liter litre
+    ml mL milliliters millilitres
+    h hr hrs hours hour
+    min mins minutes minute
+    s sec secs seconds second
+    days day
+    am
+    pm
+    mph
+    """.strip().splitlines()
+    for spelling in line.split()
 }
-_NOT_UNITS |= {"half", "halves", "third", "thirds", "quarter", "quarters"}
+# Words that may stand at the number without a space; other letters there are algebra (4a, 2abc).
+_GLUED = {unit for unit in _UNITS if len(unit) > 1} | {"percent", "pct", "dollars", "cents", "degrees", "euros"}
+_NOT_UNITS = frozenset(
+    "pi or and to plus minus times over sqrt sin cos tan sec csc cot log ln exp mod half halves third thirds quarter "  # noqa: SIM905
+    "quarters if when where because since".split()
+)
+_CONNECTIVES = {"of", "a", "an", "in", "at", "by"}
 _MAX_DIGITS = 400
 
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
@@ -33,70 +52,158 @@ _NUMBER = re.compile(
     rf"""(?P<sign>[-+]?)\s*(?:[$£€¥]\s*)?(?P<inner>[-+]?)\s*
     (?: \\[dt]?frac\s*\{{\s*(?P<over>-?{_DECIMAL})\s*\}}\s*\{{\s*(?P<under>{_DECIMAL})\s*\}}
       | (?P<top>{_DECIMAL})\s*/\s*(?P<bottom>{_DECIMAL})(?!\s*/)
-      | (?P<whole>{_DIGITS})\s+(?P<part>\d+)\s*/\s*(?P<parts>\d+)
+      | (?P<whole>{_DIGITS})(?:\s+and)?\s+(?P<part>\d+)\s*/\s*(?P<parts>\d+)
       | (?P<decimal>{_DECIMAL})(?:{_TIMES_TEN_TO}(?P<exponent>[-+]?\d{{1,3}})\s*\}}?)?
     )""",
     re.VERBOSE,
 )
-_LAST_NUMBER = re.compile(rf"(?<![\w.])[-−]?\s?[$£€]?\s?[-−]?{_DECIMAL}(?:\s*/\s*{_DIGITS}(?![\w.]*/))?")  # noqa: RUF001
+# A comma that separates no thousands is a decimal comma: 2,74 and 1.234,56.
+_COMMA_DECIMAL = re.compile(r"(?<![\d.,])(\d{1,3}(?:\.\d{3})+|\d+),(\d{1,2}|\d{4,})(?![\d,.]*\d)")
+_NAME = re.compile(r"\(?\s*([a-zA-Z])\s*=\s*")
+_BASE = re.compile(r"([0-9A-Fa-f]+)\s*_\s*\{?\s*(\d{1,2})\s*\}?")
+_ORDINAL = re.compile(r"(?:st|nd|rd|th)\b")
+_LAST_NUMBER = re.compile(
+    rf"(?<![A-Za-z0-9_.^\u00c0-\u052f])(?<!\^\{{)[-]?\s?[$£€]?\s?[-]?(?:{_DECIMAL})(?:\s*/\s*{_DIGITS}(?![\w.]*/))?"
+)
+_BETWEEN = re.compile(r"\s*(?:[,;]|\band\b|\bor\b|,\s*(?:and|or)\b)\s*")
 _LATEX_NOISE = re.compile(r"\\(?:left|right|displaystyle|,|!|;|:|quad|ldots)")
-_LATEX_TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf|mbox)\s*\{([^{}]*)\}")
+_LATEX_TEXT = re.compile(r"\\(?:text|mathrm|textbf|textnormal|mathbf|mbox)\s*\{([^{}]*)\}")
 
 
-def parse_number(text: str) -> Fraction | None:
-    """The exact value of a text that is one number, or None.
+class Number(NamedTuple):
+    """A number as it was written.
+
+    Attributes:
+        value: Exactly.
+        name: The letter before an equals sign (``x = 5``), or nothing.
+        unit: The unit's usual name where it is a well-known one, or nothing.
+    """
+
+    value: Fraction
+    name: str = ""
+    unit: str = ""
+
+    def agrees(self, other: "Number") -> bool:
+        """Whether both are the same number, neither of them said to be that of another letter or unit."""
+        return (
+            self.value == other.value
+            and (not self.name or not other.name or self.name == other.name)
+            and (not self.unit or not other.unit or self.unit == other.unit)
+        )
+
+
+def parse_number(text: str, comma: bool = False) -> Number | None:
+    """The number that a whole text is, or None.
 
     Thousands' commas, ``$`` and other currency, ``%`` (dropped: 50% is 50), a trailing full stop, ``\\frac`` and plain
-    fractions, mixed numbers, scientific notation, ``x = 5``, ``5 million`` and words of units after the number are
-    understood.
+    fractions, mixed numbers, scientific notation, ``72_8`` (of base 8), ``x = 5``, ``5 million`` and words of units
+    after the number are understood.
+
+    Arguments:
+        text: Any text.
+        comma: Whether ``2,74`` is read as 2.74; otherwise it is no number, for it may be a list.
     """
-    text = _clean(text[: 2 * _MAX_DIGITS + 1])
+    text, name = _clean(text[: 2 * _MAX_DIGITS + 1])
     if not text or len(text) > _MAX_DIGITS:
         return None
+    if comma:
+        text = decimal_points(text)
     match = _NUMBER.match(text)
     if match is None:
-        return None
-    factor = _trailing_factor(text[match.end() :])
+        return _of_base(text, name)
+    rest = text[match.end() :]
+    factor, unit = _trailing(rest, glued=rest[:1].isalpha()) if rest else (1, "")
     value = _value(match)
-    if factor is None or value is None:
-        return None
+    if not factor or value is None:
+        return _of_base(text, name)
     negative = (match["sign"] == "-") != (match["inner"] == "-")
-    return -value * factor if negative else value * factor
+    return Number(-value * factor if negative else value * factor, name, unit)
 
 
-def last_number(text: str) -> Fraction | None:
-    """The value of the last number in a text, or None."""
-    matches = list(_LAST_NUMBER.finditer(text[-20_000:].replace("\\$", "$").replace("{,}", ",")))
-    return parse_number(matches[-1].group()) if matches else None
-
-
-def _clean(text: str) -> str:
-    text = text.strip().strip("*_`").replace("−", "-").replace("–", "-").replace("\u00a0", " ")  # noqa: RUF001
-    text = text.replace("\\$", "$").replace("\\%", "%").replace("{,}", ",").replace("\\ ", " ")
-    text = _LATEX_TEXT.sub(r" \1 ", _LATEX_NOISE.sub(" ", text)).strip()
-    if text.startswith("$") and text.endswith("$") and len(text) > 1:
-        text = text.strip("$").strip()
-    text = re.sub(r"^\(?\s*[a-zA-Z]\s*=\s*", "", text)
-    text = re.sub(r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|°", " degrees", text)
-    return text.rstrip(".,;:! \n").strip()
-
-
-def _trailing_factor(rest: str) -> int | None:
-    """What the words after a number multiply it by: 1 for units, more for ``million``; None when they are no units."""
-    rest = rest.strip().lstrip("%").strip()
-    if not rest:
-        return 1
-    words = re.sub(r"[{}()$€£]", " ", rest).replace("/", " ").replace("-", " ").split()
-    if not words or len(words) > 6:
+def last_number(text: str) -> Number | None:
+    """The last number in a text; None where it is part of a formula (``3x``) or the end of a list of three or more."""
+    text = ascii_numerals(text[-20_000:]).replace("\\$", "$").replace("{,}", ",")
+    matches = list(_LAST_NUMBER.finditer(text := decimal_points(text)))
+    if not matches or _ends_list(text, matches) or is_factor(text[matches[-1].end() :]):
         return None
+    return parse_number(matches[-1].group())
+
+
+def decimal_points(text: str) -> str:
+    """Decimal commas as points, where no other reading is left."""
+    if "," not in text:
+        return text
+    return _COMMA_DECIMAL.sub(lambda match: match[1].replace(".", "") + "." + match[2], text)
+
+
+def first_number(text: str) -> re.Match[str] | None:
+    """The number that a text begins with, currency included."""
+    return _LAST_NUMBER.match(text)
+
+
+def is_factor(rest: str) -> bool:
+    """Whether what follows a number at once makes it part of a formula."""
+    letters = re.match(r"[A-Za-z]+", rest)
+    if letters:
+        return not (letters[0] in _UNITS or letters[0] in _GLUED or _ORDINAL.match(rest))
+    return bool(re.match(r"[_^]|!\s*[\w$)*/+-]|\s*\\(?:sqrt|pi|frac|cdot)", rest))
+
+
+def _ends_list(text: str, matches: list[re.Match[str]]) -> bool:
+    if len(matches) < 3:
+        return False
+    first, second, third = matches[-3:]
+    gaps = (text[first.end() : second.start()], text[second.end() : third.start()])
+    return all(_BETWEEN.fullmatch(gap) for gap in gaps)
+
+
+def _clean(text: str) -> tuple[str, str]:
+    """A text without what does not change its number, and the letter that it is said to be the value of."""
+    text = ascii_numerals(text).strip().strip("*_`")
+    if "\\" in text or "{" in text:
+        text = re.sub(r"\{\s*,\s*\}", ",", text.replace("\\$", "$").replace("\\%", "%")).replace("\\ ", " ")
+        text = re.sub(r"(?<=\d),\\!\s*(?=\d{3})", ",", text)
+        text = re.sub(r"\s+\^", "^", _LATEX_TEXT.sub(r" \1 ", _LATEX_NOISE.sub(" ", text))).strip()
+        text = re.sub(r"\^\s*(?:\\circ|\{\s*\\circ\s*\})", " degrees", text)
+    if text.startswith("$") and (end := text.rfind("$")) > 0:
+        text = f"{text[1:end].strip('$').strip()}{text[end + 1 :]}"
+    name = _NAME.match(text)
+    text = text[name.end() :] if name else text
+    text = re.sub(r"(?<=\d) (?=\d{3}(?: \d{3})*(?!\s*[/\d]))", ",", text) if " " in text else text
+    return text.replace("°", " degrees").rstrip(".,;: \n").strip(), name[1] if name else ""
+
+
+def _trailing(rest: str, glued: bool) -> tuple[int, str]:
+    """What the words after a number multiply it by (0 where they are no words of a unit), and the unit."""
+    rest = rest.strip().lstrip("%").strip()
+    words = re.sub(r"[{}()$€£]", " ", rest).replace("/", " ").replace("-", " ").split()
+    if not words:
+        return int(not rest or rest in ("€", "£", "$")), ""
+    if len(words) > 6 or words[-1] in _CONNECTIVES:
+        return 0, ""
+    plain = [re.sub(r"(?:\^?\{?[23]\}?|[²³])$", "", word).rstrip(".,") for word in words]
+    if glued and plain[0] not in _GLUED:
+        return 0, ""
     factor = _MULTIPLES.get(words[0].lower())
-    for word in words[1:] if factor else words:
-        plain = re.sub(r"(?:\^?[23]|[²³])$", "", word).rstrip(".,")
-        if plain.lower() in _NOT_UNITS or not (
-            plain in _SHORT_UNITS.split() or re.fullmatch(r"[A-Za-zÀ-ÿ']{3,}|of|an?|in|at|by", plain)
+    for word in plain[1:] if factor else plain:
+        if word.lower() in _NOT_UNITS or not (
+            word in _UNITS
+            or word in _CONNECTIVES
+            or re.fullmatch(r"[^\W\d_']{3,}|[^\W\d_']+'[^\W\d_]+|[^\x00-\u052f]+", word)
         ):
-            return None
-    return factor or 1
+            return 0, ""
+    alone = len(words) == 1 and plain[0] == words[0]
+    return factor or 1, _UNITS.get(plain[0], "") if alone else ""
+
+
+def _of_base(text: str, name: str) -> Number | None:
+    match = _BASE.fullmatch(text)
+    if match is None or not 2 <= int(match[2]) <= 16:
+        return None
+    try:
+        return Number(Fraction(int(match[1], int(match[2]))), name)
+    except ValueError:  # it has digits that its base has not
+        return None
 
 
 def _value(match: re.Match[str]) -> Fraction | None:

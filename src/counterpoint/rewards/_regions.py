@@ -5,15 +5,18 @@ import re
 _ANSWER_TAG = re.compile(r"<(answer|response)>(.*?)(?:</\1>|\Z)", re.DOTALL | re.IGNORECASE)
 
 
-def final_answer(text: str) -> str:
+def final_answer(text: str, closed_thought: bool = False) -> str:
     """The part of a completion that answers: after the thought, and inside the last answer tag where there is one.
 
-    An unfinished thought (``<think>`` without its end) answers nothing.
+    A thought ends at the last ``</think>``, also where the prompt holds its beginning. An unfinished one (``<think>``
+    without its end) answers nothing.
+
+    Arguments:
+        text: The completion.
+        closed_thought: Whether a completion without ``</think>`` answers nothing.
     """
-    head, end, tail = text.rpartition("</think>")
-    if end:
-        text = tail
-    elif "<think>" in head + tail:
+    _, end, tail = text.rpartition("</think>")
+    if "<think>" in tail or (closed_thought and not end):
         return ""
-    tags = _ANSWER_TAG.findall(text)
-    return (tags[-1][1] if tags else text).strip()
+    tags = _ANSWER_TAG.findall(tail)
+    return (tags[-1][1] if tags else tail).strip()

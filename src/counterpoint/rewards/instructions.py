@@ -39,15 +39,17 @@ class InstructionsReward(Reward):
         mode: ``fraction`` or ``all``.
         loose: Also counts an instruction that is followed after dropping the first or last line or all asterisks, as
             IFEval's loose accuracy does.
+        closed_thought: A completion without ``</think>`` scores 0.
     """
 
     columns: ClassVar[tuple[str, ...]] = ("instruction_id_list", "kwargs")
     optional_columns: ClassVar[tuple[str, ...]] = ("prompt",)
 
-    def __init__(self, mode: str = "fraction", loose: bool = False) -> None:
+    def __init__(self, mode: str = "fraction", loose: bool = False, closed_thought: bool = False) -> None:
         self.__name__ = "instructions"
         self.mode = one_of("mode", mode, MODES)
         self.loose = loose
+        self.closed_thought = closed_thought
         self._checkers = load_checkers()
 
     def prepare(self, row: Row) -> _Instructions:
@@ -90,7 +92,7 @@ class InstructionsReward(Reward):
 
         Without that rule signs alone would earn much: they hold no comma, no forbidden word and no detectable language.
         """
-        answers = [final_answer(text) for text in texts]
+        answers = [final_answer(text, self.closed_thought) for text in texts]
         worded = [i for i, answer in enumerate(answers) if any(character.isalnum() for character in answer)]
         requests = [(prepared[i].named, prepared[i].prompt, self._variants(answers[i])) for i in worded]
         found = scorers("instructions").run(requests, _SECONDS)

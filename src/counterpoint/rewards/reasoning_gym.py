@@ -8,20 +8,22 @@ their own, for some of them evaluate answers as Python: here only literals and a
 that a task cannot parse scores 0.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from counterpoint.errors import MissingExtraError, RewardError
 from counterpoint.rewards._base import Reward, Row
+from counterpoint.rewards._regions import final_answer
 from counterpoint.rewards.sandbox._scorers import scorers
 
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _SECONDS = 5.0
 
 
 class ReasoningGymReward(Reward):
-    """What the row's task gives the last ``<answer>`` block of a completion, or else the whole completion; in [0, 1].
+    """What the row's task gives a completion's answer, after the thought and in the last ``<answer>``; in [0, 1].
+
+    Arguments:
+        closed_thought: A completion without ``</think>`` scores 0.
 
     Raises:
         MissingExtraError: reasoning-gym is not installed.
@@ -29,12 +31,13 @@ class ReasoningGymReward(Reward):
 
     columns: ClassVar[tuple[str, ...]] = ("entry",)
 
-    def __init__(self) -> None:
+    def __init__(self, closed_thought: bool = False) -> None:
         try:
             from reasoning_gym import get_score_answer_fn
         except ModuleNotFoundError as error:
             raise MissingExtraError.for_extra("The reward reasoning_gym", "reasoning-gym") from error
         self.__name__ = "reasoning_gym"
+        self.closed_thought = closed_thought
         self._scorer_of = get_score_answer_fn
         self._known: set[str] = set()
 
@@ -57,11 +60,9 @@ class ReasoningGymReward(Reward):
 
     def score_all(self, texts: Sequence[str], prepared: Sequence[tuple[str, Mapping[str, Any]]]) -> list[float | None]:
         """The tasks' scores; 0 where a task cannot parse the answer."""
-        requests = [(task, _answer(text), entry) for text, (task, entry) in zip(texts, prepared, strict=True)]
+        requests = [
+            (task, final_answer(text, self.closed_thought), entry)
+            for text, (task, entry) in zip(texts, prepared, strict=True)
+        ]
         found = scorers("reasoning_gym").run(requests, _SECONDS)
         return [None if value is None else min(1.0, max(0.0, float(value))) for value in found]
-
-
-def _answer(text: str) -> str:
-    found = _ANSWER.findall(text)
-    return (found[-1] if found else text).strip()

@@ -4,7 +4,8 @@
     completion "It was Shakespeare."    exact 0.0   contains 1.0   f1 0.5
 
 Normalisation and token F1 as in SQuAD (Rajpurkar et al. 2016): lower case, no punctuation, no articles, single spaces;
-the best reference counts.
+the best reference counts. The sign of a number and the signs of a name (C++, C#) stay, and in scripts without spaces
+every character is a word.
 """
 
 import re
@@ -17,15 +18,21 @@ from counterpoint.rewards._base import Reward, Row, one_of, text_list
 from counterpoint.rewards._regions import final_answer
 
 MODES = ("exact", "contains", "f1")
-_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation + "‘’“”„–—…¿¡", " "))  # noqa: RUF001
+_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation + "‘’“”„–—…¿¡。、「」『』・", " "))  # noqa: RUF001
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
+_MINUS = re.compile(r"(?<!\w)[-−](?=\.?\d)")  # noqa: RUF001
+_NAME_SIGNS = re.compile(r"(?<=[^\W\d_])[+#]+(?!\w)")
+_UNSPACED = re.compile(r"([\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff])")
 
 
 def normalise(text: str) -> str:
     """Lower case, without punctuation and articles, single spaces."""
     plain = unicodedata.normalize("NFKC", text).casefold()
+    plain = _MINUS.sub("minus", plain)
+    plain = _NAME_SIGNS.sub(lambda match: match[0].replace("+", "plus").replace("#", "sharp"), plain)
     plain = re.sub(r"(?<=\w)['’](?=\w)", "", plain)  # noqa: RUF001
-    return " ".join(_ARTICLES.sub(" ", plain.translate(_PUNCTUATION)).split())
+    plain = _UNSPACED.sub(r" \1 ", plain.translate(_PUNCTUATION))
+    return " ".join(_ARTICLES.sub(" ", plain).split())
 
 
 def token_f1(text: str, reference: str) -> float:
@@ -41,13 +48,15 @@ class TextReward(Reward):
     Arguments:
         mode: ``exact`` (equal after normalisation), ``contains`` (a reference stands in the completion as whole words)
             or ``f1`` (token F1).
+        closed_thought: A completion without ``</think>`` scores 0.
     """
 
     columns: ClassVar[tuple[str, ...]] = ("answer",)
 
-    def __init__(self, mode: str = "exact") -> None:
+    def __init__(self, mode: str = "exact", closed_thought: bool = False) -> None:
         self.__name__ = "text"
         self.mode = one_of("mode", mode, MODES)
+        self.closed_thought = closed_thought
 
     def prepare(self, row: Row) -> list[str]:
         """The normalised references; a reference without any letter or digit is compared as it stands."""
@@ -55,7 +64,7 @@ class TextReward(Reward):
 
     def score(self, text: str, prepared: list[str]) -> float:
         """The best agreement, in [0, 1]."""
-        answer = final_answer(text)
+        answer = final_answer(text, self.closed_thought)
         plain = normalise(answer) or answer.strip()
         if not plain:
             return 0.0

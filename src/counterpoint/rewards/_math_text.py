@@ -1,0 +1,105 @@
+"""Where a mathematical answer stands in a reply, and what kind of text it is."""
+
+import re
+
+_BOX = re.compile(r"\\(?:boxed|fbox)(?:\s*\{|\s+(?P<bare>[^\s{}\\$]+))")
+_WRAPPING = re.compile(r"\\(?:q?quad|[,;:!()\[\]])(?![A-Za-z])|\\text\s*\{([^{}]*)\}|[$~]")
+_JOINTS = {"and", "or", "for", "part", "as", "well", "also", "with", "et", "und", "y", "e"}
+_JOINTS |= {f"({letter})" for letter in "abcdef"} | {"i", "ii", "iii"}
+INLINE = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_LEADING = re.compile(
+    r"\s*[*_]*(?:\$\$(?P<a>.+?)\$\$|\$(?P<b>[^$\n]+)\$|\\\((?P<c>.+?)\\\)|\\\[(?P<d>.+?)\\\])", re.DOTALL
+)
+_BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
+_NUMBERED = re.compile(r"\s*\**\d+[.):]\s+\**[^\W\d]")
+_MAX_BOXES, _MAX_CONTENT = 50, 2000
+MAX_EXPRESSION = 300
+_FUNCTIONS = {"pi", "sqrt", "sin", "cos", "tan", "log", "ln", "exp", "frac", "cdot", "times", "inf"}
+
+
+def boxed(text: str) -> str:
+    """The content of the last ``\\boxed{}``; with those that stand right before it, joined by commas.
+
+    ``\\boxed{2} and \\boxed{3}`` is one answer, ``2, 3``; words between two boxes make them two answers.
+    """
+    contents: list[str] = []
+    end = len(text)
+    for match in reversed(list(_BOX.finditer(text))[-_MAX_BOXES:]):
+        content, after = _content(text, match)
+        if after < 0 or not content:
+            continue
+        if contents and not _are_neighbours(text[after:end]):
+            break
+        end = match.start()
+        if content not in contents:
+            contents.insert(0, content)
+    return ", ".join(contents)
+
+
+def _content(text: str, match: re.Match[str]) -> tuple[str, int]:
+    if match["bare"]:
+        return match["bare"].rstrip(".,;"), match.end()
+    depth = 1
+    for position in range(match.end(), min(len(text), match.end() + _MAX_CONTENT)):
+        depth += {"{": 1, "}": -1}.get(text[position], 0)
+        if depth == 0:
+            return text[match.end() : position].strip(), position + 1
+    return "", -1
+
+
+def _are_neighbours(between: str) -> bool:
+    plain = _WRAPPING.sub(lambda match: f" {match[1] or ''} ", between).strip()
+    words = plain.replace(",", " ").replace(";", " ").replace("&", " and ").lower().split()
+    return (
+        len(between) <= 60
+        and bool(plain or between == "" or between.isspace() or "$" in between)
+        and _join(words, plain)
+    )
+
+
+def _join(words: list[str], plain: str) -> bool:
+    # Without any word the boxes are neighbours only by a comma: an operator makes a calculation of them.
+    return all(word in _JOINTS for word in words)
+
+
+def after_hashes(text: str) -> tuple[str, str]:
+    """The line after the last ``####``, and what follows it."""
+    _, marker, tail = text.rpartition("####")
+    line, _, rest = tail.strip().partition("\n")
+    return (line.strip(), rest) if marker else ("", "")
+
+
+def is_numbered(line: str) -> bool:
+    """Whether a line is a numbered heading, ``1. Compute the total``."""
+    return _NUMBERED.match(line) is not None
+
+
+def unwrapped(text: str) -> str:
+    """A text that is nothing but one formula in its signs (``$ $``, ``\\( \\)``, ``\\[ \\]``), without them."""
+    match = INLINE.fullmatch(text.strip().rstrip("."))
+    return next(filter(None, match.groups())).strip() if match else text
+
+
+def leading_formula(text: str) -> str:
+    """The formula that a text begins with, or nothing."""
+    match = _LEADING.match(text)
+    return next(filter(None, match.groups())).strip() if match else ""
+
+
+def formulas(text: str) -> list[str]:
+    """All formulas between signs, in order."""
+    return [next(filter(None, groups)).strip() for groups in INLINE.findall(text)]
+
+
+def last_bold(text: str) -> str:
+    """The last text in Markdown's bold."""
+    found = _BOLD.findall(text)
+    return found[-1].strip() if found else ""
+
+
+def is_formula(text: str) -> bool:
+    """Whether a text is one line of mathematics: no words but functions' names, in any script."""
+    if "\n" in text or len(text) > MAX_EXPRESSION:
+        return False
+    words = re.findall(r"(?<![\\A-Za-z0-9])[^\W\d_]{2,}", re.sub(r"\\(?:text|mathrm)\s*\{[^{}]*\}", "", text))
+    return all(word in _FUNCTIONS for word in words) and not re.search(r"[\u0590-\u1fff\u3040-\ud7ff]", text)
