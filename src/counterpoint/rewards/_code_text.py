@@ -5,22 +5,75 @@ import functools
 import re
 import textwrap
 
-_FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
+from counterpoint.rewards._regions import answer_region
+
+_OPENING = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([\w+-]*)(.*)")
 _PYTHON = {"", "python", "py", "python3"}
+_DEFINED = re.compile(r"^(?:async\s+def|def|class)\s+(\w+)|^(\w+)\s*(?::[^=\n]+)?=(?!=)", re.MULTILINE)
+_IMPORTED = re.compile(r"^(?:from\s+[\w.]+\s+)?import\s+(.+)$", re.MULTILINE)
+_ACTS = re.compile(r"^(?:assert\b|.*\binput\()", re.MULTILINE)
+_TYPING = "Any Callable Deque Dict DefaultDict Generator Iterable Iterator List Optional Sequence Set Tuple Union"
 
 
-def extract_code(text: str, names: list[str]) -> str:
+def extract_code(text: str, names: list[str], closed_thought: bool = False) -> str:
     """The program in ``text``: the last fenced Python block that defines one of ``names``, else the last Python block.
 
-    Without fences it is the whole text. A fence that is never closed (a truncated reply) reaches to the end.
+    Earlier blocks that define or import what it uses come before it. Without fences it is the whole answer. A fence
+    that is never closed (a truncated reply) reaches to the end.
     """
-    text = text.replace("\r\n", "\n")
-    _, thought, answer = text.rpartition("</think>")
-    blocks = [body for language, body in _FENCE.findall(answer if thought else text) if language.lower() in _PYTHON]
+    text = answer_region(text.replace("\r\n", "\n").replace("\ufeff", ""), closed_thought)
+    blocks = [body for language, body in _blocks(text) if language.lower() in _PYTHON]
     if not blocks:
-        return answer if thought else text
-    defining = [block for block in blocks if any(defines(block, name) for name in names)]
-    return (defining or blocks)[-1]
+        return _with_typing(text)
+    defining = [index for index, block in enumerate(blocks) if any(defines(block, name) for name in names)]
+    index = (defining or [len(blocks) - 1])[-1]
+    return _with_typing(_with_helpers(blocks[index], blocks[:index]))
+
+
+def _blocks(text: str) -> list[tuple[str, str]]:
+    """The fenced blocks of a text: language and content. A fence may close at the end of a line of code."""
+    blocks: list[tuple[str, str]] = []
+    marker, language, lines = "", "", list[str]()
+    for line in text.split("\n"):
+        if not marker:
+            opening = _OPENING.match(line)
+            if opening is None:
+                continue
+            marker, language, rest = opening.groups()
+            lines = []
+            if rest.rstrip().endswith(marker):
+                blocks.append(("", f"{language}{rest.rstrip()[: -len(marker)]}"))
+                marker = ""
+        elif line.lstrip().startswith(marker) or line.rstrip().endswith(marker):
+            before = line.rstrip()[: -len(marker)] if not line.lstrip().startswith(marker) else ""
+            blocks.append((language, "\n".join([*lines, before, ""] if before else [*lines, ""])))
+            marker = ""
+        else:
+            lines.append(line)
+    return [*blocks, (language, "\n".join(lines))] if marker else blocks
+
+
+def _with_helpers(code: str, earlier: list[str]) -> str:
+    """``code`` after those of the earlier blocks that define or import names which it uses and lacks."""
+    for block in reversed(earlier):
+        missing = set(re.findall(r"[A-Za-z_]\w*", code)) - _provided(code)
+        if _provided(block) & missing and not _ACTS.search(block):
+            code = block.rstrip("\n") + "\n\n" + code
+    return code
+
+
+def _provided(code: str) -> set[str]:
+    imported = [name for line in _IMPORTED.findall(code) for name in re.findall(r"\w+", line)]
+    return {name for pair in _DEFINED.findall(code) for name in pair if name} | set(imported)
+
+
+def _with_typing(code: str) -> str:
+    """``code`` with the names of ``typing`` that it uses without an import, as solutions in LeetCode's form do."""
+    if "[" not in code or "import *" in code:
+        return code
+    used = [name for name in _TYPING.split() if re.search(rf"(?<![\w.]){name}\[", code)]
+    wanted = [name for name in used if name not in _provided(code)]
+    return f"from typing import {', '.join(wanted)}\n{code}" if wanted else code
 
 
 def defines(code: str, name: str) -> bool:

@@ -15,8 +15,13 @@ def final_answer(text: str, closed_thought: bool = False) -> str:
         text: The completion.
         closed_thought: Whether a completion without ``</think>`` answers nothing.
     """
+    return answer_region(text, closed_thought).strip()
+
+
+def answer_region(text: str, closed_thought: bool = False) -> str:
+    """The same with the space around it. Tags inside a fenced block are the block's own text."""
     _, end, tail = text.rpartition("</think>")
     if "<think>" in tail or (closed_thought and not end):
         return ""
-    tags = _ANSWER_TAG.findall(tail)
-    return (tags[-1][1] if tags else tail).strip()
+    tags = [tag for tag in _ANSWER_TAG.finditer(tail) if tail.count("```", 0, tag.start()) % 2 == 0]
+    return tags[-1][2] if tags else tail

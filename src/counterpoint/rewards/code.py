@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from counterpoint.errors import RewardError
 from counterpoint.rewards._base import Reward, Row, message_text, shorten
 from counterpoint.rewards._code_text import extract_code, helper_code, names_called, sources
+from counterpoint.rewards._test_text import asserts_something, defines_function, runnable
 from counterpoint.rewards.sandbox import Limits, Program, Sandbox
 from counterpoint.rewards.sandbox._tests import read_tests
 
@@ -33,6 +34,7 @@ class CodeReward(Reward):
         threads: Threads of a program.
         file_megabytes: Size of a file that a program writes, its output included.
         workers: Programs at a time; 0 means one per processor.
+        closed_thought: A completion without ``</think>`` scores 0.
     """
 
     columns: ClassVar[tuple[str, ...]] = ()
@@ -51,8 +53,10 @@ class CodeReward(Reward):
         threads: int = 16,
         file_megabytes: int = 8,
         workers: int = 0,
+        closed_thought: bool = False,
     ) -> None:
         self.__name__ = "code"
+        self.closed_thought = closed_thought
         self.fraction = fraction
         self.prepend_prompt = prepend_prompt
         limits = Limits(cpu_seconds, wall_seconds, memory_megabytes, threads, file_megabytes)
@@ -69,6 +73,7 @@ class CodeReward(Reward):
         before = _text(row, "setup")
         for number, source in enumerate([*tests, setup, before]):
             _check_compiles(source, f"test {number}" if number < len(tests) else "the set-up")
+        tests = [runnable(test, f"test {number}") for number, test in enumerate(tests)]
         header = _text(row, "header") or _text(row, "prompt")
         helpers, stub = helper_code(header)
         helpers = f"{before}\n{helpers}"
@@ -88,7 +93,7 @@ class CodeReward(Reward):
     def score_all(self, texts: Sequence[str], prepared: Sequence[dict[str, Any]]) -> list[float | None]:
         """The rewards of many programs, several at a time."""
         programs = {
-            i: _program(text, row)
+            i: _program(text, row, self.closed_thought)
             for i, (text, row) in enumerate(zip(texts, prepared, strict=True))
             if text.strip() and len(text) <= _MAX_TEXT
         }
@@ -106,9 +111,9 @@ class CodeReward(Reward):
         return rows
 
 
-def _program(text: str, row: dict[str, Any]) -> Program:
+def _program(text: str, row: dict[str, Any], closed_thought: bool) -> Program:
     names = [row["entry_point"]] if row["entry_point"] else names_called(row["tests"])
-    candidates = sources(extract_code(text, names), row["header"], row["entry_point"])
+    candidates = sources(extract_code(text, names, closed_thought), row["header"], row["entry_point"])
     before = row["before"] + "\n" if row["before"] else ""
     return Program(
         [before + source for source in candidates],
@@ -133,7 +138,11 @@ def _tests(row: Row, entry_point: str) -> list[str]:
         raise RewardError(
             f"reward 'code' needs the column 'tests', or 'test' and 'entry_point'; the row has {present}."
         )
-    return [f"{_text(row, 'test')}\n\ncheck({entry_point})\n"]
+    test = _text(row, "test")
+    _check_compiles(test, "'test'")
+    if not asserts_something(test):
+        raise RewardError(f"'test' asserts nothing, so that every program would pass: {shorten(test)}.")
+    return [f"{test}\n\ncheck({entry_point})\n" if defines_function(test, "check") else test]
 
 
 def _text(row: Row, column: str) -> str:

@@ -10,6 +10,7 @@ import importlib
 import socket
 import sys
 import types
+from collections import deque
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -35,6 +36,7 @@ class Handle:
     __slots__ = ("_number", "_program")
     _number: int
     _program: "ProgramSide"
+    __doc__ = property(lambda self: self._program.ask("get", self, ("__doc__",)))  # type: ignore[assignment]
 
     def __init__(self, program: "ProgramSide", number: int) -> None:
         object.__setattr__(self, "_program", program)
@@ -73,6 +75,16 @@ class Handle:
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self._program.ask("setitem", self, (key, value))
+
+    def __contains__(self, item: Any) -> bool:
+        return _exactly(bool, self._program.ask("contains", self, (item,)))
+
+    def __enter__(self) -> Any:
+        return self._program.ask("enter", self)
+
+    def __exit__(self, *_: object) -> None:
+        # Never the program's own answer, which could swallow the failure of an assertion.
+        self._program.ask("exit", self)
 
     def __str__(self) -> str:
         return _exactly(str, self._program.ask("str", self))
@@ -174,6 +186,9 @@ def _overwrite(original: Any, changed: Any) -> None:
     if isinstance(original, CONTAINERS):
         if isinstance(original, list | bytearray):
             original[:] = changed
+        elif isinstance(original, deque):
+            original.clear()
+            original.extend(changed)
         else:
             original.clear()
             original.update(changed)

@@ -26,6 +26,9 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "getitem": lambda target, key: target[key],
     "setitem": lambda target, key, value: target.__setitem__(key, value),
     "str": str,
+    "contains": lambda target, item: item in target,
+    "enter": lambda target: type(target).__enter__(target),
+    "exit": lambda target: type(target).__exit__(target, None, None, None),
 }
 
 

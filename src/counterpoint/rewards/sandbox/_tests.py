@@ -121,10 +121,29 @@ def _problems(tree: ast.Module, names: set[str]) -> Iterator[str]:
             values = [*node.args, *(keyword.value for keyword in node.keywords)]
             if any(_is_code(value, local) for value in values):
                 yield f"they pass a function or generator to {node.func.id}; only plain values can be passed"
+        if isinstance(node, ast.Name | ast.Attribute) and (found := _captured(node)):
+            yield f"they use {found}, which reaches their own process and not the program's"
+        if _is_run_of_coroutine(node):
+            yield "they run a coroutine of the program"
         for name in sorted(_classes_needed(node) & names):
             yield f"they use {name} as a class on their own side (except, isinstance or a base class)"
         if isinstance(node, ast.Await):
             yield "they await the program"
+
+
+def _captured(node: ast.Name | ast.Attribute) -> str:
+    """What a test would capture or replace in vain, as it is named."""
+    name = node.id if isinstance(node, ast.Name) else node.attr
+    if name in ("redirect_stdout", "redirect_stderr", "patch", "capsys", "monkeypatch"):
+        return name
+    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and isinstance(node.value, ast.Name):
+        owner = node.value.id
+        return f"{owner}.{name}" if owner in ("sys", "builtins") else ""
+    return ""
+
+
+def _is_run_of_coroutine(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and ast.unparse(node.func) in ("asyncio.run", "asyncio.gather")
 
 
 def _imported(node: ast.AST) -> list[str]:

@@ -5,15 +5,18 @@ anything but builtin values. What ``read`` returns is exactly of the types below
 elsewhere.
 """
 
+import datetime
 import json
+from collections import Counter, deque
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path, PurePath
 from typing import Any
 
 _EXACT_INT = 1 << 53
 _MAX_DIGITS = 100_000  # of integers and decimals; arithmetic on longer ones takes seconds
-CONTAINERS = (list, dict, set, bytearray)
+CONTAINERS = (list, dict, set, bytearray, deque)
 
 
 class MalformedError(Exception):
@@ -39,6 +42,8 @@ def write(value: Any, refer: Callable[[Any], Any]) -> Any:
             return [write(item, refer) for item in value]
         case tuple():
             return {"tuple": [write(item, refer) for item in value]}
+        case Counter():
+            return {"counter": [[write(key, refer), write(item, refer)] for key, item in value.items()]}
         case dict():
             return {"dict": [[write(key, refer), write(item, refer)] for key, item in value.items()]}
         case set() | frozenset():
@@ -53,6 +58,15 @@ def write(value: Any, refer: Callable[[Any], Any]) -> Any:
             return {"fraction": [hex(value.numerator), hex(value.denominator)]}
         case range():
             return {"range": [hex(value.start), hex(value.stop), hex(value.step)]}
+        case deque():
+            return {"deque": [[write(item, refer) for item in value], value.maxlen]}
+        case datetime.datetime() | datetime.date() | datetime.time():
+            kinds = (datetime.datetime, datetime.date, datetime.time)
+            return {next(kind.__name__ for kind in kinds if isinstance(value, kind)): str(value.isoformat())}
+        case datetime.timedelta():
+            return {"timedelta": [value.days, value.seconds, value.microseconds]}
+        case PurePath():
+            return {"path": str(value)}
     return refer(value)
 
 
@@ -96,6 +110,22 @@ def _read(node: Any, refer: Callable[[str, Any], Any]) -> Any:
         case "fraction":
             numerator, denominator = body
             return Fraction(_integer(numerator), _integer(denominator))
+        case "counter":
+            return Counter({_read(key, refer): _read(item, refer) for key, item in body})
+        case "deque":
+            items, longest = body
+            return deque([_read(item, refer) for item in items], None if longest is None else int(longest))
+        case "datetime":
+            return datetime.datetime.fromisoformat(body)
+        case "date":
+            return datetime.date.fromisoformat(body)
+        case "time":
+            return datetime.time.fromisoformat(body)
+        case "timedelta":
+            days, seconds, microseconds = body
+            return datetime.timedelta(int(days), int(seconds), int(microseconds))
+        case "path":
+            return Path(str(body))
         case "range":
             start, stop, step = body
             return range(_integer(start), _integer(stop), _integer(step))
