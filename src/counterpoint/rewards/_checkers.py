@@ -1,4 +1,4 @@
-"""Loading the IFEval and IFBench checkers of ``if-verifiable`` quietly, and using them without side effects.
+"""Loading the IFEval and IFBench checkers of ``if-verifiable``, quietly and corrected, without side effects.
 
 Importing that package tries to download NLTK data and prints when it cannot. Training must neither reach for the
 network nor depend on whether it answers, so during the import ``nltk.download`` does nothing; checks that need data
@@ -9,11 +9,13 @@ import contextlib
 import functools
 import logging
 import random
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from counterpoint.errors import MissingExtraError
+from counterpoint.rewards._corrected import corrected
 
 # Which NLTK data each check reads; all other checks need none.
 NLTK_DATA: dict[str, tuple[str, ...]] = {
@@ -25,6 +27,8 @@ NLTK_DATA: dict[str, tuple[str, ...]] = {
     "words:words_position": ("tokenizers/punkt_tab",),
     "format:title_case": ("tokenizers/punkt_tab",),
 }
+
+_one_at_a_time = threading.RLock()
 
 
 @functools.cache
@@ -49,7 +53,7 @@ def load_checkers() -> dict[str, Any]:
         nltk.download = download
     # Language detection draws random numbers of its own; a fixed seed makes it a function of the text.
     langdetect.DetectorFactory.seed = 0
-    return {**IFEVAL, **IFBENCH}
+    return corrected({**IFEVAL, **IFBENCH})
 
 
 def build_checker(checkers: Mapping[str, Any], id: str, kwargs: Mapping[str, Any], prompt: str | None) -> Any:
@@ -80,13 +84,14 @@ def isolated() -> Iterator[None]:
     """A fixed state of Python's global generator and no log lines inside, the caller's own state of both afterwards.
 
     The checkers draw from the global generator, which would make scores depend on what ran before, and disturb others;
-    and they log whole completions as errors.
+    and they log whole completions as errors. Both states are the process's, so one thread at a time is inside.
     """
-    state, threshold = random.getstate(), logging.root.manager.disable
-    random.seed(0)
-    logging.disable(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.disable(threshold)
-        random.setstate(state)
+    with _one_at_a_time:
+        state, threshold = random.getstate(), logging.root.manager.disable
+        random.seed(0)
+        logging.disable(logging.ERROR)
+        try:
+            yield
+        finally:
+            logging.disable(threshold)
+            random.setstate(state)

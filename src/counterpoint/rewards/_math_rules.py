@@ -19,9 +19,9 @@ _NUMERIC_COMMANDS = frozenset(
     """
 frac dfrac tfrac cfrac sqrt pi cdot times div pm mp text textbf textnormal mathrm mathbf mbox left right big Big sin cos
 tan sec csc cot arcsin arccos arctan sinh cosh tanh log ln lg exp circ degree quad qquad sum prod int lim to binom
-dbinom tbinom choose infty approx approxeq displaystyle lfloor rfloor lceil rceil overline angle in le leq ge geq lt gt theta
-alpha beta gamma delta lambda mu phi varphi omega max min gcd lcm begin end det bmod pmod mod equiv percent dollar euro
-pounds boxed fbox therefore implies Rightarrow rightarrow vert lvert rvert limits over
+dbinom tbinom choose infty approx approxeq displaystyle lfloor rfloor lceil rceil overline angle in le leq ge geq lt gt
+theta alpha beta gamma delta lambda mu phi varphi omega max min gcd lcm begin end det bmod pmod mod equiv percent dollar
+euro pounds boxed fbox therefore implies Rightarrow rightarrow vert lvert rvert limits over
 """.split()  # noqa: SIM905
 )
 _NO_LETTERS = re.compile(r"(?:\\[A-Za-z]+|[^A-Za-z])*")

@@ -4,9 +4,12 @@
      "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
     completion "It rains. We stay in."    1.0
 
-The checks are those of IFEval (Zhou et al. 2023) and IFBench (Pyatkin et al. 2025), from the package ``if-verifiable``.
+The checks are those of IFEval (Zhou et al. 2023) and IFBench (Pyatkin et al. 2025), from the package ``if-verifiable``
+with the corrections of ``_corrected``.
 """
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -20,7 +23,7 @@ from counterpoint.rewards.sandbox._scorers import scorers
 MODES = ("fraction", "all")
 
 # What the checkers, which are not ours, raise on arguments that they cannot use.
-_CHECKER_FAILURES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+_CHECKER_FAILURES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, re.error)
 _SECONDS = 5.0
 
 
@@ -54,7 +57,7 @@ class InstructionsReward(Reward):
 
     def prepare(self, row: Row) -> _Instructions:
         """The row's instructions, checked. ``RewardError``: one is unknown, or its data is not installed."""
-        ids, arguments = row["instruction_id_list"], row["kwargs"]
+        ids, arguments = row["instruction_id_list"], _decoded(row["kwargs"])
         if not isinstance(ids, list | tuple) or not ids or not all(isinstance(id, str) for id in ids):
             raise RewardError(f"'instruction_id_list' must be a list of instruction ids, found {shorten(ids)}.")
         if not isinstance(arguments, list | tuple) or len(arguments) != len(ids):
@@ -75,6 +78,7 @@ class InstructionsReward(Reward):
         return _Instructions(named, prompt)
 
     def _arguments(self, id: str, given: Any, prompt: str | None) -> dict[str, Any]:
+        given = _decoded(given)
         if id not in self._checkers:
             raise RewardError(f"unknown instruction {id!r}; {nearest(id, self._checkers)}")
         if given is not None and not isinstance(given, Mapping):
@@ -114,6 +118,16 @@ class InstructionsReward(Reward):
         for row, prompt in zip(rows, prompts or [], strict=False):
             row.setdefault("prompt", prompt if isinstance(prompt, str) else message_text(prompt[-1]))
         return rows
+
+
+def _decoded(value: Any) -> Any:
+    """What a JSON text holds; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
 
 
 def _loose_variants(text: str) -> list[str]:
