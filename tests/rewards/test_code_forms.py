@@ -1,0 +1,112 @@
+# ruff: noqa: E501 (tables of short programs)
+"""Reward ``code``: forms of tests and of replies. No form of a test passes without running."""
+
+import textwrap
+
+import pytest
+
+from counterpoint.errors import RewardError
+from counterpoint.rewards import build_reward
+
+RIGHT, WRONG = "def triple(x):\n    return 3 * x\n", "def triple(x):\n    return x + 3\n"
+FORMS = {
+    "pytest": "def test_triple():\n    assert triple(4) == 12",
+    "module": "from solution import triple\n\ndef test_it():\n    assert triple(4) == 12",
+    "renamed": "from solution import triple as t\n\ndef test_it():\n    assert t(4) == 12",
+    "attribute": "import solution\n\ndef test_it():\n    assert solution.triple(4) == 12",
+    "class": "class TestTriple:\n    def test_a(self):\n        assert triple(4) == 12",
+    "set up": "class TestTriple:\n    def setup_method(self):\n        self.x = 4\n    def test_a(self):\n        assert triple(self.x) == 12",
+    "unittest": "import unittest\n\nclass T(unittest.TestCase):\n    def test_a(self):\n        self.assertEqual(triple(4), 12)\n\nif __name__ == '__main__':\n    unittest.main()",
+    "called": "def run():\n    assert triple(4) == 12\nrun()",
+}  # fmt: skip
+
+
+def score(completion, **row):
+    return build_reward("code")(completions=[completion], **{name: [value] for name, value in row.items()})[0]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_form_of_tests_runs(form):
+    assert score(RIGHT, tests=[FORMS[form]]) == 1.0
+    assert score(WRONG, tests=[FORMS[form]]) == 0.0
+
+
+def test_a_class_of_tests_beside_check_runs():
+    test = FORMS["unittest"] + "\n\ndef check(candidate):\n    pass"
+    assert score(RIGHT, test=test, entry_point="triple") == 1.0
+    assert score(WRONG, test=test, entry_point="triple") == 0.0
+    assert score(WRONG, test=FORMS["unittest"], entry_point="triple") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"tests": ["def helper():\n    assert triple(4) == 12"]}, "test 0 runs nothing"),
+        ({"tests": ["x = 3"]}, "test 0 runs nothing"),
+        ({"test": "def check(candidate):\n    pass", "entry_point": "triple"}, "asserts nothing"),
+        ({"tests": ["def test_a(x):\n    assert triple(x) == 12"]}, "has arguments or a decorator"),
+        ({"tests": ["async def test_a():\n    assert triple(4) == 12"]}, "is asynchronous"),
+        ({"tests": ["import asyncio\nassert asyncio.run(triple(4)) == 12"]}, "run a coroutine"),
+        ({"tests": ["import contextlib, io\nwith contextlib.redirect_stdout(io.StringIO()) as o:\n    triple(4)\nassert o"]}, "use redirect_stdout"),
+        ({"tests": ["from unittest.mock import patch\nwith patch('builtins.input', lambda: '4'):\n    assert triple(4) == 12"]}, "use patch"),
+        ({"tests": ["import sys, io\nsys.stdout = io.StringIO()\ntriple(4)"]}, "use sys.stdout"),
+    ],
+)  # fmt: skip
+def test_what_cannot_run_is_refused(row, message):
+    with pytest.raises(RewardError, match=message):
+        score(RIGHT, **row)
+
+
+@pytest.mark.parametrize(
+    ("program", "test"),
+    [
+        ("import datetime\ndef f(): return datetime.date(2024, 2, 29)", "import datetime\nassert f() == datetime.date(2024, 2, 29)"),
+        ("from datetime import datetime\ndef f(): return datetime(2024, 1, 2, 3)", "from datetime import datetime\nassert f().hour == 3 and f() == datetime(2024, 1, 2, 3)"),
+        ("from datetime import timedelta\ndef f(): return timedelta(hours=5)", "assert f().total_seconds() == 18000"),
+        ("from collections import deque\ndef f(): return deque([1, 2], maxlen=3)", "from collections import deque\nassert f() == deque([1, 2]) and f().maxlen == 3"),
+        ("def f(d): d.append(4)", "from collections import deque\nd = deque([3])\nf(d)\nassert d == deque([3, 4])"),
+        ("from pathlib import Path\ndef f(): return Path('a') / 'b'", "from pathlib import Path\nassert f() == Path('a/b')"),
+        ("from collections import Counter\ndef f(s): return Counter(s)", "from collections import Counter\nassert isinstance(f('aab'), Counter) and f('aab').most_common(1) == [('a', 2)]"),
+        ("class Box:\n    def __contains__(self, x): return x == 3", "assert 3 in Box() and 4 not in Box()"),
+        ("import contextlib\n@contextlib.contextmanager\ndef f():\n    yield 7", "with f() as x:\n    assert x == 7"),
+        ("def f():\n    'says so'", "assert f.__name__ == 'f' and f.__doc__ == 'says so'"),
+        ("class S:\n    def f(self, xs: List[int]) -> Optional[int]:\n        return max(xs)", "assert S().f([1, 3]) == 3"),
+    ],
+)  # fmt: skip
+def test_what_crosses_from_the_program(program, test):
+    assert score(program, tests=[test]) == 1.0
+
+
+def test_a_context_manager_of_the_program_swallows_no_failure():
+    program = (
+        "class C:\n    def __enter__(self): return 1\n    def __exit__(self, *a): return True\ndef f(): return C()"
+    )
+    assert score(program, tests=["with f() as x:\n    assert x == 2"]) == 0.0
+
+
+REPLIES = {
+    "tildes": "~~~python\n{}~~~",
+    "closed on a line of code": "```python\ndef triple(x):\n    return 3 * x```\nDone.",
+    "byte order mark": "\ufeff```python\n{}```",
+    "four ticks": "````py\n{}````",
+    "one line": "```triple = lambda x: 3 * x```",
+    "answer tag": "<think>hm</think><answer>\n{}</answer>",
+    "tag in the program": "```python\nTAG = '<answer>'\n{}```",
+    "imports first": "```python\nimport math\n```\nand\n```python\ndef triple(x):\n    return math.prod([3, x])\n```",
+    "helper first": "```python\ndef add(a, b):\n    return a + b\n```\nThen\n```python\ndef triple(x):\n    return add(x, add(x, x))\n```",
+    "corrected": "```python\ndef triple(x):\n    return x\n```\nNo:\n```python\n{}```",
+    "with a trial": "```python\n{}```\nTry it:\n```python\nassert triple(1) == 3\nprint(triple(2))\n```",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reply", REPLIES)
+def test_the_program_of_a_reply_is_found(reply):
+    assert score(REPLIES[reply].replace("{}", RIGHT), tests=["assert triple(4) == 12"]) == 1.0
+
+
+def test_a_thought_holds_no_program():
+    unfinished = f"<think>\n```python\n{RIGHT}```\nbut is it"
+    assert score(unfinished, tests=["assert triple(4) == 12"]) == 0.0
+    reward = build_reward("code", closed_thought=True)
+    rows = {"tests": [["assert triple(4) == 12"]] * 2}
+    assert reward(completions=[RIGHT, f"hm</think>\n{textwrap.dedent(RIGHT)}"], **rows) == [0.0, 1.0]

@@ -1,0 +1,81 @@
+"""One rule for thoughts and answer tags in every reward, and the option that demands the end of the thought."""
+
+import pytest
+
+from counterpoint.errors import RewardError
+from counterpoint.rewards import build_reward
+
+ROWS = {
+    "math": ({}, "7", {"answer": "7"}),
+    "choice": ({}, "B", {"answer": "B", "choices": ["x", "y"]}),
+    "text": ({}, "seven", {"answer": "seven"}),
+    "length": ({"maximum": 3}, "a b c", {}),
+    "code": ({}, "def f():\n    return 7\n", {"tests": ["assert f() == 7"]}),
+    "instructions": ({}, "rain", {"instruction_id_list": ["keywords:existence"], "kwargs": [{"keywords": ["rain"]}]}),
+    "reasoning_gym": ({}, None, {}),
+}
+LONG = "one two three four five six seven eight nine ten " * 3
+
+
+@pytest.fixture(params=ROWS)
+def scored(request):
+    name = request.param
+    options, answer, row = ROWS[name]
+    if name == "instructions":
+        pytest.importorskip("if_verifiable")
+    if name == "reasoning_gym":
+        gym = pytest.importorskip("reasoning_gym")
+        entry = gym.create_dataset("gcd", size=1, seed=3)[0]
+        answer, row = entry["answer"], {"entry": entry}
+    columns = {key: [value] for key, value in row.items()}
+
+    def score(text, **more):
+        return build_reward(name, **options, **more)(completions=[text.replace("ANSWER", answer)], **columns)[0]
+
+    return score
+
+
+def test_the_thought_is_left_out(scored):
+    assert scored("ANSWER") == 1.0
+    assert scored(f"<think>{LONG}</think>\nANSWER") == 1.0
+    assert scored(f"{LONG}</think>\nANSWER") == 1.0
+    assert scored("<think>x</think><answer>ANSWER</answer>") == 1.0
+    assert scored(f"<think>ANSWER</think>{LONG * 2}") < 0.5
+    assert scored("<think>a</think><think>\nANSWER") < 0.1
+    assert scored("<think>\nANSWER") < 0.1
+
+
+def test_the_closing_tag_can_be_demanded(scored):
+    assert scored("ANSWER", closed_thought=True) < 0.1
+    assert scored("so</think>\nANSWER", closed_thought=True) == 1.0
+
+
+def test_format_of_a_prefilled_thought():
+    reward = build_reward("format", prefilled=True)
+    texts = ["so\n</think>\n<answer>4</answer>", "<think>so</think><answer>4</answer>", "<answer>4</answer>"]
+    assert reward(completions=texts) == [1.0, 1.0, 0.0]
+
+
+def test_format_of_a_thought_and_a_bare_answer():
+    reward = build_reward("format", tags=["think"])
+    texts = ["<think>a</think>b", "<think>a</think>", "<think>a<think>b</think></think>c", "a"]
+    assert reward(completions=texts) == [1.0, 0.0, 0.0, 0.0]
+    with pytest.raises(RewardError, match="tags must be names"):
+        build_reward("format", tags=["a b"])
+
+
+@pytest.mark.parametrize(
+    ("mode", "completion", "answer", "value"),
+    [
+        ("exact", "-3", "3", 0.0),
+        ("exact", "3.", "3", 1.0),
+        ("exact", "C", "C#", 0.0),
+        ("exact", "c++.", "C++", 1.0),
+        ("exact", "东京。", "东京", 1.0),
+        ("contains", "首都是东京", "东京", 1.0),
+        ("contains", "tokyoite", "tokyo", 0.0),
+        ("f1", "东京大学", "东京", 2 / 3),
+    ],
+)
+def test_signs_and_scripts_of_texts(mode, completion, answer, value):
+    assert build_reward("text", mode=mode)(completions=[completion], answer=[answer]) == [pytest.approx(value)]
