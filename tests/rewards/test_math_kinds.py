@@ -10,6 +10,10 @@ from counterpoint.rewards import build_reward
 
 # completion, reference, reward
 CASES = [
+    ("We get $4$ and $6$.", "4, 6", 1),
+    ("The answer is $4$ and $6$.", "4", 0),
+    ("The answer is $4$ or $6$.", "4, 6", 1),
+    ("$$x = 1 + 2y$$\n$$x = 2y + 1$$", "x=2y+1", 1),
     ("\\boxed{120}", "5!", 1),
     ("\\boxed{3628800}", "$10!$", 1),
     ("\\boxed{5!}", "5", 0),

@@ -55,6 +55,9 @@ def _repeat_span(base: Any) -> Any:
     class RepeatSpan(base):  # type: ignore[misc]
         """The words at the given places of the prompt's characters, or the characters themselves; 0 is a place."""
 
+        _n_start: Any
+        _n_end: Any
+
         def build_description(self, prompt_to_repeat: Any = None, n_start: Any = None, n_end: Any = None) -> Any:
             described = super().build_description(prompt_to_repeat, n_start, n_end)
             self._n_start = self._n_start if n_start is None else n_start

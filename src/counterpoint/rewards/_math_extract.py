@@ -8,10 +8,10 @@ from counterpoint.rewards._math_text import (
     INLINE,
     after_hashes,
     boxed,
-    formulas,
     is_formula,
     is_numbered,
     last_bold,
+    last_formula,
     leading_formula,
     unwrapped,
 )
@@ -98,9 +98,9 @@ def _expression(text: str) -> Answer:
         line = cues[-1].strip().rstrip(".").strip("*_ ")
         formula = leading_formula(line)
         return Expression(formula or line, prose=not formula)
-    found = formulas(text)
+    found = last_formula(text)
     if found:
-        return Expression(found[-1])
+        return Expression(found)
     return Expression(text if is_formula(text) else last_bold(text) or text, prose=True)
 
 

@@ -10,9 +10,10 @@ INLINE = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", 
 _LEADING = re.compile(
     r"\s*[*_]*(?:\$\$(?P<a>.+?)\$\$|\$(?P<b>[^$\n]+)\$|\\\((?P<c>.+?)\\\)|\\\[(?P<d>.+?)\\\])", re.DOTALL
 )
+_FORMULA = re.compile(INLINE.pattern.replace(r"\$([^$\n]+)\$", r"\$([^$\n]+)\$(?!\d)"), re.DOTALL)
 _BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
 _NUMBERED = re.compile(r"\s*\**\d+[.):]\s+\**[^\W\d]")
-_MAX_BOXES, _MAX_CONTENT = 50, 2000
+_MAX_BOXES, _MAX_CONTENT, _MAX_GAP = 50, 2000, 60
 MAX_EXPRESSION = 300
 _FUNCTIONS = {"pi", "sqrt", "sin", "cos", "tan", "log", "ln", "exp", "frac", "cdot", "times", "inf"}
 
@@ -48,18 +49,17 @@ def _content(text: str, match: re.Match[str]) -> tuple[str, int]:
 
 
 def _are_neighbours(between: str) -> bool:
-    plain = _WRAPPING.sub(lambda match: f" {match[1] or ''} ", between).strip()
-    words = plain.replace(",", " ").replace(";", " ").replace("&", " and ").lower().split()
-    return (
-        len(between) <= 60
-        and bool(plain or between == "" or between.isspace() or "$" in between)
-        and _join(words, plain)
-    )
+    """Whether nothing but commas and words like ``and`` stands between two boxes."""
+    if len(between) > _MAX_GAP:
+        return False
+    # An operator between them makes a calculation of boxes, and is no such word.
+    plain = _WRAPPING.sub(lambda match: f" {match[1] or ''} ", between)
+    return all(word in _JOINTS for word in re.sub("[,;]", " ", plain.replace("&", " and ")).lower().split())
 
 
-def _join(words: list[str], plain: str) -> bool:
-    # Without any word the boxes are neighbours only by a comma: an operator makes a calculation of them.
-    return all(word in _JOINTS for word in words)
+def _are_listed(between: str) -> bool:
+    """The same of formulas, which mean one answer only on one line and with a comma or a word between."""
+    return bool(between.strip()) and "\n" not in between and _are_neighbours(between)
 
 
 def after_hashes(text: str) -> tuple[str, str]:
@@ -81,14 +81,29 @@ def unwrapped(text: str) -> str:
 
 
 def leading_formula(text: str) -> str:
-    """The formula that a text begins with, or nothing."""
+    """The formula that a text begins with, or nothing; formulas side by side are one, as boxes are."""
     match = _LEADING.match(text)
-    return next(filter(None, match.groups())).strip() if match else ""
+    if match is None:
+        return ""
+    found = [next(filter(None, match.groups())).strip()]
+    while following := _FORMULA.search(text, match.end()):
+        if not _are_listed(text[match.end() : following.start()]):
+            break
+        found.append(next(filter(None, following.groups())).strip())
+        match = following
+    return ", ".join(found)
 
 
-def formulas(text: str) -> list[str]:
-    """All formulas between signs, in order."""
-    return [next(filter(None, groups)).strip() for groups in INLINE.findall(text)]
+def last_formula(text: str) -> str:
+    """The last formula between signs, joined with those right before it by commas, or nothing."""
+    contents: list[str] = []
+    start = len(text)
+    for match in reversed(list(_FORMULA.finditer(text))):
+        if contents and not _are_listed(text[match.end() : start]):
+            break
+        start = match.start()
+        contents.insert(0, next(filter(None, match.groups())).strip())
+    return ", ".join(contents)
 
 
 def last_bold(text: str) -> str:

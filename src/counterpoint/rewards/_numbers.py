@@ -218,5 +218,7 @@ def _value(match: re.Match[str]) -> Fraction | None:
     if match["whole"]:
         part = fraction(match["part"], match["parts"])
         return None if part is None else Fraction(match["whole"].replace(",", "")) + part
-    value = Fraction(match["decimal"].replace(",", "").rstrip(".") or "0")
-    return value * Fraction(10) ** int(match["exponent"] or 0)
+    digits = match["decimal"].replace(",", "").rstrip(".") or "0"
+    value = Fraction(int(digits)) if digits.isdecimal() else Fraction(digits)
+    exponent = match["exponent"]
+    return value * Fraction(10) ** int(exponent) if exponent else value
