@@ -60,8 +60,9 @@ def score(
     _check_rows(function, rows, source)
     total, counted = 0.0, 0
     with _writer(target) as file, _progress(len(rows)) as advance:
-        for start in range(0, len(rows), _CHUNK):
-            chunk = rows[start : start + _CHUNK]
+        size = len(rows) if getattr(function, "whole_batch", False) else _CHUNK
+        for start in range(0, len(rows), size or _CHUNK):
+            chunk = rows[start : start + size]
             values = _score_chunk(function, chunk, f"{source} lines {start + 1} to {start + len(chunk)}")
             for row, value in zip(chunk, values, strict=True):
                 file.write(_dump({**row, "reward": value}) + "\n")

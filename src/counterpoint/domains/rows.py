@@ -95,10 +95,11 @@ class RowMaker:
         return Made(kept, lacking, {"rows_read": len(raw), **dropped})
 
     def _problem(self, row: Row) -> str | None:
-        """Why a reward says that it cannot use ``row``, which it gets as it will in training: without the prompt."""
+        """Why a reward says that it cannot use ``row``, which it gets as it will in training."""
         for reward in self.rewards:
             check_rows = getattr(reward.function, "check_rows", None)
             given = set(_GIVEN) - set(getattr(reward.function, "columns", ()))
+            given -= {"prompt"} if getattr(reward.function, "sees_prompt", False) else set()
             seen = {column: value for column, value in row.items() if column not in given}
             if check_rows is not None and (problems := check_rows([seen])):
                 return f"the reward {reward.name!r} cannot use it: {problems[0].removeprefix('row 0: ')}"

@@ -62,11 +62,13 @@ class Reward(ABC):
         columns: Columns that every row must have.
         optional_columns: Columns that are used where a row has them.
         sees_prompt: Whether rows have the key ``prompt``: a text, or a list of chat messages.
+        whole_batch: Whether a completion's score depends on the others that are scored with it.
     """
 
     columns: ClassVar[tuple[str, ...]] = ()
     optional_columns: ClassVar[tuple[str, ...]] = ()
     sees_prompt: ClassVar[bool] = False
+    whole_batch: ClassVar[bool] = False
     __name__: str
 
     def __call__(

@@ -26,6 +26,12 @@ REWARDS: dict[str, str] = {
     "length": "counterpoint.rewards.shape:LengthReward",
     # think and answer tags in their places
     "format": "counterpoint.rewards.shape:FormatReward",
+    # how little a completion repeats itself
+    "repetition": "counterpoint.rewards.guards:RepetitionReward",
+    # how little of a completion stands in its prompt
+    "copying": "counterpoint.rewards.guards:CopyingReward",
+    # how little completions to different prompts are alike
+    "same_answer": "counterpoint.rewards.guards:SameAnswerReward",
     # the four toy domains of counterpoint.pocket
     "pocket": "counterpoint.rewards.pocket:PocketReward",
     # a language model behind an OpenAI-compatible endpoint, by a rubric

@@ -1,7 +1,6 @@
 """Reward ``judge``: a language model behind an OpenAI-compatible endpoint scores a completion by a rubric.
 
-    reward: judge
-    reward_options: {model: gpt-5-mini, rubric: "Is the story vivid and does it follow the prompt?"}
+    reward: {name: judge, options: {model: gpt-5-mini, rubric: "Is the story vivid and does it follow the prompt?"}}
 
 The answer of the judge is a JSON object ``{"score": 0.5}`` with a score of the scale, 0, 0.5 or 1 unless said
 otherwise, as the judges of LPT (arXiv 2606.02398) give. Everything else is no answer, and no answer is no reward: the
