@@ -11,14 +11,15 @@ from counterpoint.evaluation import DomainScore
 from counterpoint.runs import RunDirectory
 
 
-def score(mean, parts=None, unscored=0):
-    return DomainScore("math", mean, mean, mean, None, 1, 1, 3.0, 0.0, 0.1, (mean,), parts or {}, unscored)
+def score(mean, parts=None, unscored=0, metrics=None):
+    fixed = ("math", mean, mean, mean, None, 1, 1, 3.0, 0.0, 0.1, (mean,))
+    return DomainScore(*fixed, parts or {}, unscored, metrics=metrics or {})
 
 
 def test_the_parts_of_a_reward_stand_below_their_domain(tmp_path):
     run = RunDirectory.create(tmp_path / "run", parse_config({"domains": {"math": {"source": "pocket"}}}))
     for step, when, form in ((0, "before", 0.125), (3, "after", None)):
-        line = score(0.5, {"right": 0.25, "form [x]": form}).to_json()
+        line = score(0.5, {"right": 0.25, "form [x]": form}, metrics={"copying": form}).to_json()
         run.append_eval({"step": step, "when": when, "stage": None} | line)
     console = Console(file=io.StringIO(), width=100)
     console.print(run_table([run]))
@@ -26,9 +27,11 @@ def test_the_parts_of_a_reward_stand_below_their_domain(tmp_path):
     run.close()
     assert any(row[-2:] == ["0.250", "0.250"] and "right" in row for row in rows)
     assert any(row[-2:] == ["0.125", "-"] and "[x]" in row for row in rows)
+    assert any(row[-4:] == ["metric", "copying", "0.125", "-"] for row in rows)
 
 
 def test_an_evaluation_is_told_with_its_parts_and_what_was_not_scored():
     console = Console(file=io.StringIO(), width=200)
-    ConsoleReporter(console).evaluated("after", 3, [score(0.5, {"right": 0.25, "form": None}, 2)])
-    assert "math 0.500 [0.500, 0.500] (right 0.250, form -, 2 not scored)" in console.file.getvalue()
+    ConsoleReporter(console).evaluated("after", 3, [score(0.5, {"right": 0.25, "form": None}, 2, {"copying": 0.75})])
+    told = "math 0.500 [0.500, 0.500] (right 0.250, form -, 2 not scored, metric copying 0.750)"
+    assert told in console.file.getvalue()

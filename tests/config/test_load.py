@@ -1,5 +1,6 @@
 """Loading a file: shorthands, defaults, paths, overrides, variables."""
 
+import re
 import subprocess
 import sys
 
@@ -282,3 +283,19 @@ def test_an_alias_bomb_is_refused(tmp_path):
 def test_yaml_is_plain_data():
     with pytest.raises(yaml.YAMLError):
         yaml.safe_load("!!python/object/apply:os.system [ls]")
+
+
+def test_metrics_are_rewards_without_a_weight():
+    domain = {"source": "a/b", "reward": "text", "metrics": ["repetition", {"name": "length", "label": "short"}]}
+    config = parse_config({"domains": {"a": domain}})
+    assert [(metric.name, metric.label) for metric in config.domains["a"].metrics] == [
+        ("repetition", None),
+        ("length", "short"),
+    ]
+    for metrics, expected in (
+        ([{"name": "length", "weight": 2}], "domains.a.metrics.0.weight: unknown key"),
+        (["copyin"], "domains.a.metrics.0: unknown reward 'copyin': did you mean 'copying'"),
+        (["copying", "copying"], "the reward 'copying' stands here twice"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(expected)):
+            parse_config({"domains": {"a": domain | {"metrics": metrics}}})

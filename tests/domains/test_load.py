@@ -35,7 +35,8 @@ class StandIn:
 @pytest.fixture
 def reward(monkeypatch):
     function = StandIn()
-    monkeypatch.setattr("counterpoint.domains.build.build_rewards", lambda _: (WeightedReward("x", 1.0, function),))
+    found = (WeightedReward("x", 1.0, function),)
+    monkeypatch.setattr("counterpoint.domains.build.build_rewards", lambda written: found if written else ())
     return function
 
 
@@ -263,7 +264,8 @@ class TestErrors:
 class TestSources:
     def test_pocket(self, tokenizer, monkeypatch):
         function = StandIn()
-        monkeypatch.setattr("counterpoint.domains.build.build_rewards", lambda _: (WeightedReward("x", 1.0, function),))
+        found = (WeightedReward("x", 1.0, function),)
+        monkeypatch.setattr("counterpoint.domains.build.build_rewards", lambda written: found if written else ())
         domain = load({"type": "pocket", "task": "math", "size": 50}, tokenizer, prompts=20)
         assert domain.summary.rows_read == 50
         assert len({row["prompt"] for row in domain.evaluation}) == 20
@@ -346,3 +348,12 @@ def test_the_example_with_local_files_loads(chat_tokenizer):
     columns = {"answer": [row["answer"]] * 2, "choices": [row["choices"]] * 2}
     right = row["choices"]["ABC".index(row["answer"])]
     assert quiz.rewards[0].function(completions=[row["answer"], right], **columns) == [1.0, 1.0]
+
+
+def test_metrics_are_built_and_their_columns_kept(jsonl, tokenizer):
+    domain = load(jsonl(rows(6)), tokenizer, reward="repetition", metrics=["text", "copying"])
+    assert [metric.name for metric in domain.metrics] == ["text", "copying"]
+    assert [reward.name for reward in domain.rewards] == ["repetition"]
+    assert domain.train[0].keys() == {"prompt", "domain", "answer"}
+    plain = [{"prompt": f"p{i}"} for i in range(6)]
+    assert "needs the column 'answer'" in refused(jsonl(plain), tokenizer, reward="repetition", metrics="text")

@@ -6,15 +6,16 @@ import pytest
 from counterpoint.domains import Domain, LoadSummary, WeightedReward
 from counterpoint.errors import RewardError
 from counterpoint.evaluation import Completion, EvaluationPlan, Sampling, evaluate, score_rows
+from counterpoint.evaluation.scoring import measure_rows
 from counterpoint.pocket import model_path
 from counterpoint.pocket.tasks import TASKS
 from counterpoint.rewards import FAILED, build_reward
 from counterpoint.stats import mean_interval
 
 
-def domain(*rewards, rows=({"prompt": "p", "answer": "a"}, {"prompt": "q", "answer": "b"})):
+def domain(*rewards, rows=({"prompt": "p", "answer": "a"}, {"prompt": "q", "answer": "b"}), metrics=()):
     summary = LoadSummary(*[0] * len(LoadSummary.__dataclass_fields__))
-    return Domain("math", [], list(rows), tuple(rewards), 1.0, summary)
+    return Domain("math", [], list(rows), tuple(rewards), 1.0, summary, tuple(metrics))
 
 
 def completions(*texts):
@@ -155,3 +156,23 @@ def test_the_parts_of_a_reward_are_told_where_there_are_several(pocket):
     score = evaluated(pocket, one, half)
     assert score.to_json()["parts"] == {"one": 1.0, "half": 0.5}
     assert score.scores == (2.0, 2.5, 2.5, 2.5)
+
+
+def test_metrics_are_measured_and_change_no_score(pocket):
+    one = WeightedReward("one", 1.0, lambda prompts, **_: [1.0] * len(prompts))
+    third = WeightedReward("third", 1.0, lambda prompts, **_: [FAILED, None, *[1 / 3] * (len(prompts) - 2)])
+    never = WeightedReward("never", 1.0, lambda prompts, **_: [None] * len(prompts))
+    plain = evaluated(pocket, one)
+    (score,) = evaluate(*pocket, [domain(one, rows=ROWS, metrics=(third, never))], SHORT)
+    assert (score.scores, score.mean, score.unscored) == (plain.scores, plain.mean, 0)
+    assert score.to_json()["metrics"] == {"third": 0.333333, "never": None}
+    assert "metrics" not in plain.to_json()
+
+
+def test_a_metric_that_raises_is_named():
+    def picky(completions, **_):
+        raise ValueError("no")
+
+    measured = domain(WeightedReward("right", 1.0, right), metrics=(WeightedReward("picky", 1.0, picky),))
+    with pytest.raises(RewardError, match="domain 'math': reward 'picky' raised ValueError: no"):
+        measure_rows(measured, measured.evaluation, completions("a", "b"))

@@ -164,6 +164,7 @@ def test_the_parts_of_a_reward_and_what_was_not_scored_stand_beside_the_total(ru
     for row in rows:
         if row["domain"] == "math":
             row |= {"parts": {"right <b>": 0.25 if row["when"] == "before" else 0.5, "form": None}, "unscored": 7}
+            row |= {"metrics": {"copying": 0.75}}
             row["scores"] = [None, 0.25, 0.5, 0.75 if row["when"] == "before" else 1.0]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     content = content_of(run_dir)
@@ -171,6 +172,7 @@ def test_the_parts_of_a_reward_and_what_was_not_scored_stand_beside_the_total(ru
     assert first["parts"] == [
         {"part": "right <b>", "before": 0.25, "after": 0.5},
         {"part": "form", "before": None, "after": None},
+        {"part": "metric copying", "before": 0.75, "after": 0.75},
     ]
     changes = content["evaluation"]["changes"]
     assert changes.comparisons == 5

@@ -130,6 +130,8 @@ def run_table(runs: "Sequence[RunDirectory]") -> "Table":
         rows.append((domain, *(_score(line) for line in lines)))
         parts = dict.fromkeys(name for line in lines for name in line.get("parts") or ())
         rows += [(f"  {part}", *((line.get("parts") or {}).get(part) for line in lines)) for part in parts]
+        metrics = dict.fromkeys(name for line in lines for name in line.get("metrics") or ())
+        rows += [(f"  metric {name}", *((line.get("metrics") or {}).get(name) for line in lines)) for name in metrics]
     if len(domains) > 1:
         rows.append(("average", *(_average(found) for found in columns.values())))
     forms = dict.fromkeys(columns, ".3f")

@@ -58,7 +58,8 @@ def cross_findings(data: Any) -> Iterator[Finding]:
         if reason := refused_reason(str(key)):
             yield ("training", key), f"is set by counterpoint itself: {reason}. Remove it here."
     for name, domain in _mapping(root.get("domains")).items():
-        yield from _rewards(("domains", name, "reward"), _mapping(domain).get("reward"))
+        for key in ("reward", "metrics"):
+            yield from _rewards(("domains", name, key), _mapping(domain).get(key))
         evaluation = _mapping(_mapping(domain).get("evaluation"))
         for path, holder in (("domains", name), _mapping(domain)), (("domains", name, "evaluation"), evaluation):
             for place, message in share_findings(holder.get("source")):

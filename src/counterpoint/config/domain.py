@@ -11,15 +11,14 @@ OWN_REWARDS = ("pocket", "reasoning_gym")
 """Source types that bring a reward of the same name."""
 
 
-class RewardConfig(Section):
-    """One reward of a domain."""
+class MetricConfig(Section):
+    """A reward that is measured, or one of a domain's rewards without its weight."""
 
     name: str = Field(
         min_length=1,
         description="A reward of counterpoint, or `package.module:object` for your own.",
         examples=["math", "my_rewards:politeness"],
     )
-    weight: float = Field(default=1.0, ge=-1e18, le=1e18, description="Factor in the domain's total.", examples=[0.2])
     label: str | None = Field(
         default=None,
         pattern=r"^[A-Za-z0-9_.-]+$",
@@ -27,8 +26,14 @@ class RewardConfig(Section):
         examples=["strict"],
     )
     options: dict[str, Any] = Field(
-        default_factory=dict, description="Options of the reward.", examples=[{"extract": "boxed"}]
+        default_factory=dict, description="Options of the reward.", examples=[{"extraction": "boxed"}]
     )
+
+
+class RewardConfig(MetricConfig):
+    """One reward of a domain."""
+
+    weight: float = Field(default=1.0, ge=-1e18, le=1e18, description="Factor in the domain's total.", examples=[0.2])
 
 
 def expand_reward(value: Any) -> Any:
@@ -41,6 +46,11 @@ Rewards = Annotated[
     tuple[RewardConfig, ...],
     Field(min_length=1),
     BeforeValidator(expand_reward, json_schema_input_type=str | RewardConfig | list[str | RewardConfig]),
+]
+
+Metrics = Annotated[
+    tuple[MetricConfig, ...],
+    BeforeValidator(expand_reward, json_schema_input_type=str | MetricConfig | list[str | MetricConfig]),
 ]
 
 
@@ -98,6 +108,12 @@ class DomainConfig(Section):
         description="The reward: a name, a mapping, or a list of them. May be left out for `pocket` and "
         "`reasoning_gym` sources, which bring their own.",
         examples=["math", [{"name": "math"}, {"name": "format", "weight": 0.2}]],
+    )
+    metrics: Metrics = Field(
+        default=(),
+        description="Rewards that every held-out evaluation measures and that nothing is trained on, so that a reward "
+        "which is met the wrong way shows: a name, a mapping, or a list of them.",
+        examples=["repetition", [{"name": "length", "options": {"maximum": 300}}]],
     )
     unusable_rows: Literal["refuse", "drop"] = Field(
         default="refuse",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from counterpoint.config import Config, DomainConfig, PocketSource
+from counterpoint.config.domain import MetricConfig, RewardConfig
 from counterpoint.config.sources import Source, listed, source_names
 from counterpoint.domains.prompts import prompt_key
 from counterpoint.domains.rows import Made, RowMaker, WeightedReward
@@ -51,7 +52,7 @@ def _sentence(counts: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Domain:
-    """A domain ready for training: rows have ``prompt``, ``domain`` and the columns of its rewards.
+    """A domain ready for training: rows have ``prompt``, ``domain`` and the columns of its rewards and its metrics.
 
     Rows of several sources have ``domain_source`` too; ``train`` is a ``MixedRows`` where the sources have shares.
     """
@@ -62,6 +63,7 @@ class Domain:
     rewards: tuple[WeightedReward, ...]
     share: float
     summary: LoadSummary
+    metrics: tuple[WeightedReward, ...] = ()
 
 
 def load_domains(config: Config, tokenizer: Any) -> list[Domain]:
@@ -95,8 +97,8 @@ def build_domain(name: str, config: Config, tokenizer: Any) -> Domain:
         DomainError: anything that would make it unusable, before any training.
     """
     domain = config.domains[name]
-    rewards = build_rewards(domain)
-    maker = RowMaker(name, config, rewards, tokenizer)
+    rewards, metrics = build_rewards(domain.reward), build_rewards(domain.metrics)
+    maker = RowMaker(name, config, (*rewards, *metrics), tokenizer)
     sources = _by_name(domain.source)
     made = maker.make({label: read_source(source, domain.limit) for label, source in sources.items()})
     size = domain.evaluation.size or config.evaluation.prompts
@@ -110,16 +112,20 @@ def build_domain(name: str, config: Config, tokenizer: Any) -> Domain:
         rows, evaluation = ([columns | row for row in part] for part in (rows, evaluation))
     if any(source.share is not None for source in sources.values()):
         rows = MixedRows(rows, _weights(sources, train))
-    return Domain(name, rows, evaluation, rewards, domain.share, _summary(made, train, held_out))
+    return Domain(name, rows, evaluation, rewards, domain.share, _summary(made, train, held_out), metrics)
 
 
-def build_rewards(domain: DomainConfig) -> tuple[WeightedReward, ...]:
-    """The rewards of ``domain``, ready to be called."""
+def build_rewards(rewards: Sequence[MetricConfig]) -> tuple[WeightedReward, ...]:
+    """``rewards`` ready to be called; a metric has the weight 1."""
     from counterpoint.rewards import build_reward
 
     return tuple(
-        WeightedReward(reward.label or reward.name, reward.weight, build_reward(reward.name, **reward.options))
-        for reward in domain.reward
+        WeightedReward(
+            reward.label or reward.name,
+            reward.weight if isinstance(reward, RewardConfig) else 1.0,
+            build_reward(reward.name, **reward.options),
+        )
+        for reward in rewards
     )
 
 

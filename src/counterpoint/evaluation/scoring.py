@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -38,7 +38,8 @@ class DomainScore:
     ``completion_length`` in tokens; ``truncated`` the share that reached the limit; ``seconds`` of wall time.
     ``parts`` holds the mean of every reward function, without its weight, where the domain has several. Completions
     that no function scored are left out of all means; ``unscored`` counts them, greedy ones too. None stands for the
-    score of a prompt without any, and for ``greedy`` where nothing was scored.
+    score of a prompt without any, and for ``greedy`` where nothing was scored. ``metrics`` holds the means of the
+    domain's metrics over the completions that each of them scored.
     """
 
     domain: str
@@ -55,12 +56,15 @@ class DomainScore:
     parts: Mapping[str, float | None] = field(default_factory=dict)
     unscored: int = 0
     examples: tuple[Sample, ...] = ()
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The fields of one line of ``evals.jsonl``."""
-        fields = {key: value for key, value in vars(self).items() if key not in ("examples", "parts", "unscored")}
+        left_out = ("examples", "parts", "unscored", "metrics")
+        fields = {key: value for key, value in vars(self).items() if key not in left_out}
         fields["scores"] = [None if score is None else round(score, 6) for score in self.scores]
-        seldom = {"parts": dict(self.parts), "unscored": self.unscored}
+        metrics = {name: None if value is None else round(value, 6) for name, value in self.metrics.items()}
+        seldom = {"parts": dict(self.parts), "unscored": self.unscored, "metrics": metrics}
         return fields | {key: value for key, value in seldom.items() if value}
 
 
@@ -143,6 +147,7 @@ def _evaluate_domain(
     rows = [row for row in domain.evaluation for _ in range(plan.samples)]
     completions = complete(repeated, plan.sampling, report)
     rewards = launch.share(lambda: score_rows(domain, rows, completions))
+    metrics = launch.share(lambda: measure_rows(domain, rows, completions))
     greedy: list[float | None] = []
     if plan.greedy:
         certain = complete(prompts, replace(plan.sampling, temperature=0.0), report)
@@ -173,6 +178,7 @@ def _evaluate_domain(
             _sample(plan, tokenizer, rows[i], completions[i], rewards.totals[i])
             for i in range(0, len(rows), step * plan.samples)
         )[: plan.examples],
+        metrics={name: mean(values) for name, values in metrics.items()},
     )
 
 
@@ -199,6 +205,38 @@ def score_rows(domain: Domain, rows: Sequence[Mapping[str, Any]], completions: S
     totals: list[float | None] = [None] * len(rows)
     parts: dict[str, list[float | None]] = {}
     failed: set[int] = set()
+    for reward, values in _called(domain, domain.rewards, rows, completions):
+        failed |= {i for i, value in enumerate(values) if value == FAILED_MARK}
+        parts[reward.name] = [None if value == FAILED_MARK else value for value in values]
+        for i, value in enumerate(parts[reward.name]):
+            if value is not None:
+                totals[i] = (totals[i] or 0.0) + _part(domain.name, reward, value)
+    return Rewards([None if i in failed else total for i, total in enumerate(totals)], parts)
+
+
+def measure_rows(
+    domain: Domain, rows: Sequence[Mapping[str, Any]], completions: Sequence[Completion]
+) -> dict[str, list[float | None]]:
+    """What the domain's metrics give for one completion per row, None where one gave nothing or failed.
+
+    Raises:
+        RewardError: as ``score_rows``.
+    """
+    return {
+        metric.name: [None if value == FAILED_MARK else value for value in values]
+        for metric, values in _called(domain, domain.metrics, rows, completions)
+    }
+
+
+def _called(
+    domain: Domain,
+    rewards: Sequence[WeightedReward],
+    rows: Sequence[Mapping[str, Any]],
+    completions: Sequence[Completion],
+) -> Iterator[tuple[WeightedReward, list[float | None]]]:
+    """Every reward with its values."""
+    if not rewards:
+        return
     chat = not isinstance(rows[0]["prompt"], str)
     texts = [[{"role": "assistant", "content": c.text}] if chat else c.text for c in completions]
     columns: dict[str, list[Any]] = {
@@ -206,17 +244,11 @@ def score_rows(domain: Domain, rows: Sequence[Mapping[str, Any]], completions: S
     }
     columns = {"domain": [domain.name] * len(rows)} | columns
     columns |= {DOMAIN_COLUMN: [domain.name] * len(rows), ROW_COLUMN: list(range(len(rows)))}
-    named = {reward.name: reward.function for reward in domain.rewards}
+    named = {reward.name: reward.function for reward in rewards}
     functions = build_domain_rewards({domain.name: named}, [domain.name])
-    for reward, function in zip(domain.rewards, functions, strict=True):
+    for reward, function in zip(rewards, functions, strict=True):
         values = function(prompts=[row["prompt"] for row in rows], completions=texts, **columns)
-        values = asyncio.run(values) if inspect.iscoroutine(values) else values
-        failed |= {i for i, value in enumerate(values) if value == FAILED_MARK}
-        parts[reward.name] = [None if value == FAILED_MARK else value for value in values]
-        for i, value in enumerate(parts[reward.name]):
-            if value is not None:
-                totals[i] = (totals[i] or 0.0) + _part(domain.name, reward, value)
-    return Rewards([None if i in failed else total for i, total in enumerate(totals)], parts)
+        yield reward, asyncio.run(values) if inspect.iscoroutine(values) else values
 
 
 def _part(domain: str, reward: WeightedReward, value: float) -> float:

@@ -39,9 +39,15 @@ class RunTracking(TrainerCallback):
         self._waiting = []
 
     def scored(self, scores: Sequence[DomainScore]) -> None:
-        """Sends an evaluation as ``eval_held_out/DOMAIN``, with ``.../greedy`` where there is one."""
+        """Sends an evaluation as ``eval_held_out/DOMAIN``, with ``.../greedy`` and ``.../metrics/NAME``, if any."""
         logs = {f"eval_held_out/{score.domain}": score.mean for score in scores}
         logs |= {f"eval_held_out/{score.domain}/greedy": score.greedy for score in scores if score.greedy is not None}
+        logs |= {
+            f"eval_held_out/{score.domain}/metrics/{name}": value
+            for score in scores
+            for name, value in score.metrics.items()
+            if value is not None
+        }
         if self._listening:
             self._send(logs)
         else:

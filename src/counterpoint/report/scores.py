@@ -144,7 +144,10 @@ def _interval(score: Score) -> Estimate:
 def _same_prompts(run: RunData, other: RunData, domain: str) -> bool:
     """Whether two runs held out the same prompts of a domain, by what their configurations say."""
     configs = [
-        (row_of(one.config.get("evaluation")), {**row_of(row_of(one.config.get("domains")).get(domain)), "share": None})
+        (
+            row_of(one.config.get("evaluation")),
+            {**row_of(row_of(one.config.get("domains")).get(domain)), "share": None, "metrics": None},
+        )
         for one in (run, other)
     ]
     return configs[0] == configs[1]
@@ -166,7 +169,7 @@ def labels_of_runs(runs: Sequence[RunData]) -> list[str]:
 
 
 def _parts(before: Score | None, after: Score | None) -> list[dict[str, Any]]:
-    """What every function of the domain's reward gave on average, where it has several."""
+    """What every function of the domain's reward gave on average, where it has several, and every metric."""
     found = [{} if score is None else score["parts"] for score in (before, after)]
     return [
         {"part": name, "before": found[0].get(name), "after": found[1].get(name)} for name in {**found[0], **found[1]}
@@ -207,7 +210,8 @@ def _score(row: dict[str, Any]) -> Score | None:
         "low": low if whole else None,
         "high": high if whole else None,
         "scores": [number(value) for value in row.get("scores") or ()],
-        "parts": {clean(name, 60): number(part) for name, part in row_of(row.get("parts")).items()},
+        "parts": {clean(name, 60): number(part) for name, part in row_of(row.get("parts")).items()}
+        | {f"metric {clean(name, 60)}": number(one) for name, one in row_of(row.get("metrics")).items()},
         "unscored": int(number(row.get("unscored")) or 0),
         **{key: number(row.get(key)) for key in ("greedy", "prompts", "samples", "completion_length", "truncated")},
     }

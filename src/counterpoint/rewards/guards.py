@@ -1,4 +1,4 @@
-"""Rewards ``repetition``, ``copying`` and ``same_answer``: cheap ways to please a judge, each from 0 (found) to 1 (not).
+"""Rewards ``repetition``, ``copying`` and ``same_answer``: cheap ways to please a judge, from 0 (found) to 1 (not).
 
     RepetitionReward()("so it goes, so it goes, so it goes, ...")    near 0
     CopyingReward()(a completion that says the prompt again)         near 0

@@ -127,6 +127,7 @@ class EvalLine(MeanLine):
     scores: Annotated[list[Number | None], Field(min_length=1)]
     parts: dict[str, Number | None] | None = None
     unscored: Whole = 0
+    metrics: dict[str, Number | None] | None = None
 
 
 class SampleLine(Record):
