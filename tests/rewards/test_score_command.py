@@ -9,7 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from counterpoint.cli.app import app
+from counterpoint.config import parse_config
 from counterpoint.errors import RewardError
+from counterpoint.rewards.repeats import repeated
+from counterpoint.runs import RunDirectory
 
 GOOD = [
     {"completion": "It is 18.", "answer": "18", "id": "first", "note": "Übung"},
@@ -124,3 +127,79 @@ def test_custom_reward_that_returns_rubbish_is_named(tmp_path: Path, monkeypatch
     assert "returned 1 values for 6 completions" in message("my_rubbish:short", source, tmp_path / "o")
     assert "returned 'x'" in message("my_rubbish:text", source, tmp_path / "o")
     assert "no rewards" in run("my_rubbish:none", source, tmp_path / "o").output
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> Path:
+    """A run with two samples of each of two domains."""
+    run = RunDirectory.create(tmp_path / "run", parse_config({"domains": {"math": {"source": "pocket"}}}))
+    line = {"step": 0, "when": "before", "prompt": "Tell me a tale of a lamp.", "reward": 0.25}
+    run.append_samples(
+        [
+            line | {"domain": "math", "completion": "It is 18.", "reference": "18"},
+            line | {"domain": "math", "completion": "It is 19.", "reference": "18"},
+            line | {"domain": "chat", "completion": "Tell me a tale of a lamp.", "reference": None},
+            line | {"domain": "chat", "completion": "Nobody lit it any more.", "reference": None},
+        ]
+    )
+    run.close()
+    return tmp_path / "run"
+
+
+def test_the_samples_of_a_run_are_scored_again(samples: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out.jsonl"
+    assert run("math", samples, target, "--domain", "math").exit_code == 0
+    rows = [json.loads(line) for line in target.read_text().splitlines()]
+    assert [(row["reward"], row["run_reward"], row["answer"]) for row in rows] == [(1.0, 0.25, "18"), (0.0, 0.25, "18")]
+    result = run("copying", samples, "--domain", "chat")
+    assert "2 rows, mean reward 0.5000\n" in result.output
+    assert "needs the column 'answer'" in message("math", samples)
+    assert "--domain writing: no row is of it; the rows have chat, math" in message(
+        "math", samples, "--domain", "writing"
+    )
+
+
+def test_repeated_calls_tell_how_much_a_reward_disagrees(
+    samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_coin.py").write_text(
+        "calls = []\ndef coin(completions, cache=None, **_):\n    calls.append(cache)\n"
+        "    return [len(calls) % 2, 1, 1, None][: len(completions)]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    target = tmp_path / "out.jsonl"
+    result = run("my_coin:coin", samples, target, "--repeat", "4", "-o", "cache=kept")
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in target.read_text().splitlines()]
+    assert [row["rewards"] for row in rows] == [[1.0, 0.0, 1.0, 0.0], [1.0] * 4, [1.0] * 4, [None] * 4]
+    assert [row["reward"] for row in rows] == [0.5, 1.0, 1.0, None]
+    import my_coin  # type: ignore[import-not-found]
+
+    assert my_coin.calls == [None] * 4
+    assert {"math", "chat", "all"} <= set(result.output.split())
+    assert "4 calls for every of n completions" in result.output
+
+
+def test_agreement_and_variance_over_prompts() -> None:
+    told = repeated([[1.0, 1.0, 0.5], [0.0, 0.0, 0.0], [1.0, None, None], [0.5, 1.0, None]], ["p", "q", "q", "q"])
+    assert (told.completions, told.calls, told.unscored) == (4, 12, 3)
+    # p: one of three pairs agrees; q: the means of (1, 0), the completion with one call left out
+    assert told.agreement is not None
+    assert told.agreement.value == pytest.approx((1 / 3 + 1 / 2) / 2)
+    assert told.variance is not None
+    assert told.variance.value == pytest.approx((1 / 12 + (0 + 1 / 8) / 2) / 2)
+    assert told.mean is not None
+    assert told.mean.value == pytest.approx((2.5 / 3 + (0 + 1 + 0.75) / 3) / 2)
+    alone = repeated([[1.0], [None]], ["p", "q"])
+    assert (alone.agreement, alone.variance, alone.unscored) == (None, None, 1)
+
+
+def test_repeats_of_a_small_judge_are_unbiased() -> None:
+    import random
+
+    draw = random.Random(1)
+    told = repeated([[float(draw.random() < 0.3) for _ in range(3)] for _ in range(4000)], range(4000))
+    assert told.variance is not None
+    assert told.variance.low < 0.21 < told.variance.high
+    assert told.agreement is not None
+    assert told.agreement.low < 0.58 < told.agreement.high

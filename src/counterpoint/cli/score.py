@@ -2,20 +2,25 @@
 
 import asyncio
 import inspect
+import io
 import json
 import os
 import re
+import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 from counterpoint.errors import RewardError
 from counterpoint.inputs import kind_of, parse_json, reading
 from counterpoint.masking import is_secret_name, remember
+
+if TYPE_CHECKING:
+    from counterpoint.tables import Table
 
 _CHUNK = 128
 _NOTHING = "Nothing scored."
@@ -29,49 +34,131 @@ def score(
     source: Annotated[
         str,
         typer.Argument(
-            help="Rows, one JSON object a line, with 'completion' and the reward's columns; - is standard input.",
-            metavar="IN.jsonl",
+            help="Rows, one JSON object a line, with 'completion' and the reward's columns; - is standard input. Or a "
+            "run, for its samples.",
+            metavar="IN.jsonl|RUN",
         ),
     ],
     target: Annotated[
-        str, typer.Argument(help="Where the rows go with 'reward' added; - is standard output.", metavar="OUT.jsonl")
-    ],
+        str | None,
+        typer.Argument(
+            help="Where the rows go with 'reward' added; - is standard output. Without it only the mean is told.",
+            metavar="OUT.jsonl",
+        ),
+    ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(
             "--option", "-o", help="An option of the reward, as name=value; repeatable.", metavar="NAME=VALUE"
         ),
     ] = None,
+    repeat: Annotated[
+        int,
+        typer.Option("--repeat", help="Score everything so often, and say how much the reward disagrees.", min=1),
+    ] = 1,
+    domain: Annotated[str | None, typer.Option(help="Only the rows of this domain.", metavar="NAME")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT.jsonl if it is there.")] = False,
 ) -> None:
     """Score completions in a JSONL file with a reward.
 
     Each output line repeats its input line with "reward" added, in the same order.
 
-    Example:
+    With --repeat every completion is scored so often: "reward" is the mean, "rewards" are all, and a table tells how
+    much the reward, a judge say, disagrees with itself. An option "cache" is then set aside.
+
+    Examples:
 
         counterpoint score math answers.jsonl scored.jsonl --option extraction=boxed
+
+        counterpoint score judge runs/mixed --domain chat --option model=my-judge --repeat 5
     """
     from counterpoint.rewards import build_reward
 
-    function = build_reward(reward, **parse_options(option or []))
+    options = parse_options(option or [])
+    function = build_reward(reward, **(options | ({"cache": None} if repeat > 1 and "cache" in options else {})))
     _check_target(source, target, force)
-    rows = read_rows(source)
+    rows = _of_domain(_samples(source) if kind_of(source) == "folder" else read_rows(source), domain)
     _check_rows(function, rows, source)
-    total, counted = 0.0, 0
+    scores = []
     with _writer(target) as file, _progress(len(rows)) as advance:
         size = len(rows) if getattr(function, "whole_batch", False) else _CHUNK
         for start in range(0, len(rows), size or _CHUNK):
             chunk = rows[start : start + size]
-            values = _score_chunk(function, chunk, f"{source} lines {start + 1} to {start + len(chunk)}")
-            for row, value in zip(chunk, values, strict=True):
-                file.write(_dump({**row, "reward": value}) + "\n")
-            total += sum(value for value in values if value is not None)
-            counted += sum(value is not None for value in values)
+            where = f"{source} lines {start + 1} to {start + len(chunk)}"
+            calls = list(zip(*(_score_chunk(function, chunk, where) for _ in range(repeat)), strict=True))
+            for row, values in zip(chunk, calls, strict=True):
+                file.write(_dump(row | _mean_of(values)) + "\n")
+            scores += calls
             advance(len(chunk))
-    mean = f"mean reward {total / counted:.4f}" if counted else "no rewards"
-    where = "" if target == "-" else f", written to {target}"
+    _tell(rows, scores, target)
+
+
+def _samples(run: str) -> list[dict[str, Any]]:
+    """The samples of a run as rows: ``answer`` is the row's own, ``run_reward`` what the run gave."""
+    from counterpoint.runs.run import Run
+
+    renamed = {"reference": "answer", "reward": "run_reward"}
+    rows = [{renamed.get(key, key): value for key, value in line.items()} for line in Run.open(run).samples]
+    if not rows:
+        raise RewardError(f"{run} has no samples: its evaluations write them (run.samples). {_NOTHING}")
+    return rows
+
+
+def _of_domain(rows: list[dict[str, Any]], domain: str | None) -> list[dict[str, Any]]:
+    if domain is None:
+        return rows
+    found = [row for row in rows if row.get("domain") == domain]
+    if not found:
+        known = sorted({str(row["domain"]) for row in rows if "domain" in row})
+        raise RewardError(f"--domain {domain}: no row is of it; the rows have {', '.join(known) or 'none'}. {_NOTHING}")
+    return found
+
+
+def _mean_of(values: Sequence[float | None]) -> dict[str, Any]:
+    known = [value for value in values if value is not None]
+    mean = {"reward": statistics.fmean(known) if known else None}
+    return mean | ({"rewards": list(values)} if len(values) > 1 else {})
+
+
+def _tell(rows: list[dict[str, Any]], scores: Sequence[Sequence[float | None]], target: str | None) -> None:
+    means = [mean for calls in scores if (mean := _mean_of(calls)["reward"]) is not None]
+    mean = f"mean reward {statistics.fmean(means):.4f}" if means else "no rewards"
+    where = "" if target in (None, "-") else f", written to {target}"
     typer.echo(f"{len(rows)} rows, {mean}{where}", err=target == "-")
+    if means and len(scores[0]) > 1:
+        from rich.console import Console
+
+        Console(stderr=target == "-").print(_repeats_table(rows, scores))
+
+
+def _repeats_table(rows: list[dict[str, Any]], scores: Sequence[Sequence[float | None]]) -> "Table":
+    from counterpoint.rewards.repeats import repeated
+    from counterpoint.tables import Table
+
+    domains = list(dict.fromkeys(str(row["domain"]) for row in rows if row.get("domain") is not None))
+    groups = {name: [i for i, row in enumerate(rows) if row.get("domain") == name] for name in domains}
+    if len(groups) != 1:
+        groups["all"] = list(range(len(rows)))
+    prompts = [i if row.get("prompt") is None else _dump({"prompt": row["prompt"]}) for i, row in enumerate(rows)]
+    table = []
+    for name, places in groups.items():
+        told = repeated([scores[i] for i in places], [prompts[i] for i in places])
+        mean = None if told.mean is None else told.mean.value
+        table.append((name, told.completions, mean, told.agreement, told.variance))
+    failed = sum(call is None for calls in scores for call in calls)
+    note = (
+        f"{failed:,} calls gave no score. agreement: how often two calls for one completion give the same score. "
+        "variance: of one call around its completion's mean; judging alone moves the mean of n completions by about "
+        "sqrt(variance / n)."
+    )
+    columns = ("domain", "n", "mean", "agreement", "variance")
+    return Table(
+        f"{len(scores[0])} calls for every of n completions [95 % interval over prompts]",
+        columns,
+        tuple(table),
+        {"mean": ".3f", "agreement": ".3f", "variance": ".4f"},
+        note,
+    )
 
 
 def parse_options(pairs: list[str]) -> dict[str, Any]:
@@ -108,8 +195,8 @@ def read_rows(source: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _check_target(source: str, target: str, force: bool) -> None:
-    if target == "-":
+def _check_target(source: str, target: str | None, force: bool) -> None:
+    if target in (None, "-"):
         return
     path = Path(target)
     there = kind_of(path)
@@ -162,8 +249,11 @@ def _dump(row: dict[str, Any]) -> str:
 
 
 @contextmanager
-def _writer(target: str) -> Iterator[TextIO]:
-    """A file that takes its name only when it is complete."""
+def _writer(target: str | None) -> Iterator[TextIO]:
+    """A file that takes its name only when it is complete; what goes nowhere is forgotten."""
+    if target is None:
+        yield io.StringIO()
+        return
     if target == "-":
         yield sys.stdout
         return
