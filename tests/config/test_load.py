@@ -299,3 +299,20 @@ def test_metrics_are_rewards_without_a_weight():
     ):
         with pytest.raises(ConfigError, match=re.escape(expected)):
             parse_config({"domains": {"a": domain | {"metrics": metrics}}})
+
+
+def test_the_module_of_a_reward_beside_the_file_is_found_from_anywhere(tmp_path, monkeypatch):
+    (tmp_path / "here" / "far").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "here" / "my_near.py").touch()
+    file = tmp_path / "here" / "c.yaml"
+    rewards = "[my_near:a, math, absent:b, {name: 'my_far:c', folder: far}]"
+    file.write_text(f"domains: {{a: {{source: a/b, reward: {rewards}, metrics: 'my_near:d'}}}}")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    domain = load_config("../here/c.yaml").domains["a"]
+    here = str(tmp_path / "here")
+    assert [reward.folder for reward in domain.reward] == [here, None, None, f"{here}/far"]
+    assert domain.metrics[0].folder == here
+    # what a run keeps of it says the same
+    (tmp_path / "elsewhere" / "kept.yaml").write_text(load_config(file).to_yaml())
+    assert load_config("kept.yaml").domains["a"].reward == domain.reward

@@ -1,12 +1,17 @@
 """What docs/rewards.md says of its examples is so, and it names every reward and option."""
 
+import asyncio
+import importlib
 import inspect
 import re
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from counterpoint.rewards import REWARDS, build_reward
+from counterpoint.errors import RewardError
+from counterpoint.rewards import FAILED, REWARDS, build_reward
 from counterpoint.rewards._registry import _load
 
 TEXT = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")
@@ -49,3 +54,58 @@ def test_checks_that_need_data_are_listed() -> None:
 
     for instruction_id in NLTK_DATA:
         assert f"`{instruction_id}`" in TEXT
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module that the snippets of "Your own" make together."""
+    section = TEXT[TEXT.index("## Your own") : TEXT.index("## With plain TRL")]
+    (tmp_path / "my_documented_rewards.py").write_text(
+        "\n".join(re.findall(r"```python\n(.*?)```", section, re.DOTALL))
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_documented_rewards", raising=False)
+    return importlib.import_module("my_documented_rewards")
+
+
+def chat(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
+
+
+@pytest.mark.usefixtures("own")
+def test_own_functions_score_texts_and_messages() -> None:
+    polite = build_reward("my_documented_rewards:politeness", bonus=0.5)
+    assert polite(completions=["yes please", chat("please"), "no"]) == [0.5, 0.5, 0]
+
+
+def test_own_async_functions_take_options_and_retry(own: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    async def ask(text: str) -> float:
+        calls.append(text)
+        if text == "away" or len(calls) < 3:
+            raise ConnectionError
+        return 0.75
+
+    async def sleep(seconds: float) -> None:
+        pass
+
+    monkeypatch.setattr(own, "ask", ask)
+    monkeypatch.setattr(own.asyncio, "sleep", sleep)
+    service = build_reward("my_documented_rewards:service", tries=4)
+    assert inspect.iscoroutinefunction(service)
+    found = asyncio.run(service(completions=[chat("there"), "away"]))
+    assert found[0] == 0.75
+    assert found[1] is FAILED
+    assert calls.count("away") == 4
+
+
+@pytest.mark.usefixtures("own")
+def test_own_classes_see_the_prompt_and_the_batch() -> None:
+    mentions = build_reward("my_documented_rewards:Mentions")
+    rows = {"prompts": ["About a lamp.", "About a sea."], "keywords": [["lamp", "oil"], ["oil", "salt"]]}
+    assert mentions(completions=[chat("oil"), chat("oil")], **rows) == [1.0, 0.5]
+    assert "row 0: 'keywords' must be a list" in mentions.check_rows([{"keywords": "oil", "prompt": "p"}])[0]
+    with pytest.raises(RewardError, match="row 0: reward 'Mentions' needs the column 'keywords'"):
+        mentions(completions=["oil"])
+    assert build_reward("my_documented_rewards:Shorter")(completions=["abcd", "a", ""]) == [0.0, 0.75, 1.0]

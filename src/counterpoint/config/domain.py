@@ -28,6 +28,12 @@ class MetricConfig(Section):
     options: dict[str, Any] = Field(
         default_factory=dict, description="Options of the reward.", examples=[{"extraction": "boxed"}]
     )
+    folder: str | None = Field(
+        default=None,
+        description="Folder of your own reward's module; null looks beside the configuration, and last in the current "
+        "folder. Installed packages and `PYTHONPATH` come first.",
+        examples=["rewards"],
+    )
 
 
 class RewardConfig(MetricConfig):

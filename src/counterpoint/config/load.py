@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from counterpoint.config.checks import cross_findings, plain_findings
 from counterpoint.config.document import Document, Problem, dotted, read_data, read_yaml
-from counterpoint.config.domain import fill_domain
+from counterpoint.config.domain import MetricConfig, fill_domain
 from counterpoint.config.schema import Config
 from counterpoint.config.section import MAX_NAME, Section, explained
 from counterpoint.config.sources import expand_source
@@ -156,7 +156,9 @@ def _resolved(config: Config, path: Path) -> Config:
         evaluation = domain.evaluation
         if evaluation.source is not None:
             evaluation = evaluation.model_copy(update={"source": _located(evaluation.source, folder)})
-        update = {"source": _located(domain.source, folder), "evaluation": evaluation}
+        update: dict[str, Any] = {"source": _located(domain.source, folder), "evaluation": evaluation}
+        for rewards in ("reward", "metrics"):
+            update[rewards] = tuple(_with_folder(reward, folder) for reward in getattr(domain, rewards))
         domains[key] = domain.model_copy(update=update)
     run = config.run.model_copy(update={"name": name})
     return config.model_copy(update={"run": run, "model": model, "domains": domains})
@@ -169,6 +171,16 @@ def _located(source: Any, folder: Path) -> Any:
         return source
     found = _beside(source.path, folder) or folder / expanded(source.path)
     return source.model_copy(update={"path": str(found)})
+
+
+def _with_folder(reward: MetricConfig, folder: Path) -> MetricConfig:
+    """``reward`` with the folder of its module, where that was named or lies beside the configuration."""
+    if reward.folder is not None:
+        return reward.model_copy(update={"folder": str(_beside(reward.folder, folder) or folder / reward.folder)})
+    package, _, _ = reward.name.partition(":")[0].partition(".")
+    own = ":" in reward.name and package.isidentifier()
+    there = own and any(kind_of(folder / name) is not None for name in (f"{package}.py", package))
+    return reward.model_copy(update={"folder": str(folder)}) if there else reward
 
 
 def _beside(path: str, folder: Path) -> Path | None:

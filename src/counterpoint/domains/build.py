@@ -118,7 +118,11 @@ def build_domain(name: str, config: Config, tokenizer: Any) -> Domain:
 def build_rewards(rewards: Sequence[MetricConfig]) -> tuple[WeightedReward, ...]:
     """``rewards`` ready to be called; a metric has the weight 1."""
     from counterpoint.rewards import build_reward
+    from counterpoint.rewards._registry import make_importable
 
+    for reward in rewards:
+        if reward.folder is not None:
+            make_importable(reward.folder)
     return tuple(
         WeightedReward(
             reward.label or reward.name,

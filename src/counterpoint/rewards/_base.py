@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from counterpoint.errors import RewardError
 from counterpoint.masking import masked
@@ -70,6 +70,12 @@ class Reward(ABC):
     sees_prompt: ClassVar[bool] = False
     whole_batch: ClassVar[bool] = False
     __name__: str
+
+    def __new__(cls, *_args: Any, **_options: Any) -> Self:
+        """An object with the name of its class, which ``__init__`` may change."""
+        made = super().__new__(cls)
+        made.__name__ = cls.__name__
+        return made
 
     def __call__(
         self, completions: Sequence[Completion], prompts: Sequence[Any] | None = None, **columns: Any

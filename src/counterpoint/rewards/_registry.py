@@ -78,10 +78,15 @@ def _load(name: str, path: str) -> Any:
     return found
 
 
+def make_importable(folder: str) -> None:
+    """Looks for modules in ``folder`` too: last, so that no file lying there can stand for an installed module."""
+    if folder not in sys.path:
+        sys.path.append(folder)
+
+
 def _import(name: str, module_name: str) -> Any:
     folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.append(folder)  # last, so that no file lying there can stand for an installed module
+    make_importable(folder)
     importlib.invalidate_caches()  # the module may have been written just now
     try:
         return importlib.import_module(module_name)
@@ -90,7 +95,8 @@ def _import(name: str, module_name: str) -> Any:
             raise  # found, and something that it imports is missing
         raise RewardError(
             f"Reward {name!r}: there is no module {error.name!r} among the installed packages, in PYTHONPATH or in "
-            f"the current folder, {folder}. Start counterpoint in the folder of your module, or set PYTHONPATH."
+            f"the current folder, {folder}. Put it beside the configuration, name its folder (the reward's folder:), "
+            "or set PYTHONPATH."
         ) from error
 
 
