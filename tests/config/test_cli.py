@@ -76,3 +76,20 @@ def test_check_counts_the_rows_of_every_source(tmp_path, monkeypatch):
     assert result.exit_code == 0, result.exception
     assert "d: 140 rows to train on, 8 held out\n" in result.stdout
     assert "  math: 90 rows to train on, 6 held out\n  qa: 50 rows to train on, 2 held out\n" in result.stdout
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_check_imports_own_rewards_and_metrics_beside_the_file(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "my_checked_rewards.py").write_text("def polite(completions, **_): return [1.0] * len(completions)\n")
+    own = GOOD.replace(
+        "{source: pocket}", "{source: pocket, reward: [pocket, 'my_checked_rewards:polite'], metrics: M}"
+    )
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (tmp_path / "c.yaml").write_text(own.replace("M", "repetition"))
+    assert "fine" in run("check", "../c.yaml").stdout
+    (tmp_path / "c.yaml").write_text(own.replace("M", "'my_checked_rewards:polit'"))
+    found = str(run("check", "../c.yaml").exception)
+    assert "domains.math: Reward 'my_checked_rewards:polit': 'my_checked_rewards' has no 'polit'" in found
+    (tmp_path / "c.yaml").write_text(own.replace("M", "absent_rewards:x"))
+    assert "there is no module 'absent_rewards'" in str(run("check", "../c.yaml").exception)
