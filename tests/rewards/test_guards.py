@@ -82,3 +82,9 @@ def test_long_texts_are_no_slower_per_word(name):
 
     seconds(1_000)
     assert seconds(80_000) < 40 * max(seconds(8_000), 0.01)
+
+
+@pytest.mark.parametrize("name", ["repetition", "copying", "same_answer"])
+@pytest.mark.parametrize("text", ["\x00\ud800", "((((", "<think>", "</think>", "\n" * 500, "é" * 3000, "?!."])
+def test_nonsense_never_raises(name, text):
+    assert all(0 <= value <= 1 for value in scores(name, [text, text], ["p", text]))
