@@ -6,9 +6,8 @@ from typing import Any
 
 from counterpoint.errors import CounterpointError
 from counterpoint.evaluation.comparison import AVERAGE, Cell, Comparison, compare_scored
-from counterpoint.report._fields import row_of
-from counterpoint.report._read import RunData
-from counterpoint.report._text import clean, number
+from counterpoint.report.read import RunData
+from counterpoint.report.text import clean, number, row_of
 from counterpoint.runs.run import Run, Since
 from counterpoint.stats import Estimate
 

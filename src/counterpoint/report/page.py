@@ -13,14 +13,12 @@ import jinja2
 import plotly.offline
 
 from counterpoint.evaluation.comparison import Comparison
-from counterpoint.report._detail import LEVELS
-from counterpoint.report._fields import Row, list_of
-from counterpoint.report._figures import Figure, comparison_figure
-from counterpoint.report._run_figures import run_figures
-from counterpoint.report._text import clean, duration, points, script_json, signed
-from counterpoint.report.diagnosis import diagnosis
-from counterpoint.report.diagnosis_figures import diagnosis_figures
+from counterpoint.report.diagnosis import diagnosis, diagnosis_figures
+from counterpoint.report.plots import Figure, comparison_figure
+from counterpoint.report.read import LEVELS
+from counterpoint.report.run import run_figures
 from counterpoint.report.study import study_figures
+from counterpoint.report.text import Row, clean, duration, list_of, points, script_json, signed
 
 
 def render(content: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from counterpoint.evaluation.comparison import Comparison
-from counterpoint.report._text import plot_text, score
+from counterpoint.report.text import plot_text, score
 from counterpoint.stats import Estimate
 
 Figure = dict[str, Any]
@@ -126,7 +126,6 @@ def with_reference(figure: Figure, value: float) -> Figure:
 
 def dots(scores: Sequence[dict[str, Any]], heights: Sequence[float], name: str, colour: str, symbol: str) -> Trace:
     """Scores ``mean, low, high`` as marks with horizontal intervals at the given heights."""
-    bounded = [value["low"] is not None for value in scores]
     return {
         "type": "scatter",
         "mode": "markers",
@@ -134,17 +133,23 @@ def dots(scores: Sequence[dict[str, Any]], heights: Sequence[float], name: str, 
         "x": [value["mean"] for value in scores],
         "y": list(heights),
         "text": [score(value["mean"], value["low"], value["high"]) for value in scores],
-        "error_x": {
-            "type": "data",
-            "symmetric": False,
-            "array": [v["high"] - v["mean"] if ok else 0 for v, ok in zip(scores, bounded, strict=True)],
-            "arrayminus": [v["mean"] - v["low"] if ok else 0 for v, ok in zip(scores, bounded, strict=True)],
-            "color": colour,
-            "thickness": 1.6,
-            "width": 0,
-        },
+        "error_x": error_bars(scores, colour, 1.6),
         "marker": {"color": colour, "size": 10, "symbol": symbol, "line": {"width": 2, "color": colour}},
         "hovertemplate": "%{text}<extra>%{fullData.name}</extra>",
+    }
+
+
+def error_bars(scores: Sequence[dict[str, Any]], colour: str, thickness: float) -> dict[str, Any]:
+    """The intervals of scores ``mean, low, high``; none where one has no ends."""
+    bounded = [score["low"] is not None for score in scores]
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [max(0.0, s["high"] - s["mean"]) if ok else 0 for s, ok in zip(scores, bounded, strict=True)],
+        "arrayminus": [max(0.0, s["mean"] - s["low"]) if ok else 0 for s, ok in zip(scores, bounded, strict=True)],
+        "color": colour,
+        "thickness": thickness,
+        "width": 0,
     }
 
 
