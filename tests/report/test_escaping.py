@@ -254,3 +254,11 @@ def test_the_policy_stops_a_script_even_if_escaping_failed(run_dir, tmp_path, br
     console = browser.load(page, tmp_path / "profile")[1]
     assert any("Content Security Policy" in line for line in console)
     assert not any('"ran"' in line for line in console)
+
+
+@pytest.mark.parametrize("scores", [5, {"a": 1}, "x", [None, "x"]])
+def test_scores_of_prompts_of_any_type_leave_the_page_whole(tmp_path, make_run, scores):
+    run = make_run(tmp_path / "run", domains=("math", "code"), steps=6)
+    rows = [json.loads(line) | {"scores": scores} for line in (run / "evals.jsonl").read_text().splitlines()]
+    (run / "evals.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "held-out score" in write_report(run).read_text()
