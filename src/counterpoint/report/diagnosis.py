@@ -1,6 +1,5 @@
 """What the summary and the behaviour of a diagnosis say, cleaned, and its figures: who hurt whom, and where."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from counterpoint.report.text import (
     names_of,
     number,
     plot_text,
+    prose,
     row_of,
     rows_of,
     texts_of,
@@ -50,13 +50,8 @@ def diagnosis(files: dict[str, Row], domains: list[str], detail: Detail) -> Cont
         "stages": stages,
         "behaviour": _course(behaviour, domains),
         "notes": [prose(text) for text in texts_of(summary.get("notes") or behaviour.get("notes"), 24, 600)],
-        "failed": [{"name": clean(row.get("name"), 80), "reason": prose(row.get("reason"))} for row in failed],
+        "failed": [{"name": clean(row.get("name"), 80), "reason": prose(row.get("reason"), 600)} for row in failed],
     }
-
-
-def prose(value: object, limit: int = 600) -> str:
-    """A sentence for people, with true minus signs before numbers."""
-    return re.sub(r"(?<![\w-])-(?=[\d.])", "\u2212", clean(value, limit))
 
 
 def _matrix(rows: list[Row], domains: list[str], pairs: list[Content]) -> Content | None:
@@ -100,8 +95,8 @@ def _pair(row: Row) -> Content:
         "together": row.get("together") is True,
         "first_step": number(row.get("first_step")),
         "found": found,
-        "sentence": prose(row.get("sentence")),
-        "details": [prose(text) for text in texts_of(row.get("details"), 8)],
+        "sentence": prose(row.get("sentence"), 600),
+        "details": [prose(text, 600) for text in texts_of(row.get("details"), 8)],
         "place": clean(row.get("place"), 80) if found else "",
         "damage": _terms(damage),
         "damage_modules": {
@@ -128,7 +123,7 @@ def _total(row: Row) -> Content:
         "earlier": clean(row.get("domain"), 60),
         "later": "all later" if list_of(row.get("later")) else "",
         "together": False,
-        "sentence": prose(row.get("sentence")),
+        "sentence": prose(row.get("sentence"), 600),
         "damage": _terms(row_of(row.get("damage"))),
     }
 

@@ -53,18 +53,11 @@ def history_figure(
     data = []
     for number, run in enumerate([over_time, *others]):
         for index, domain in enumerate(run):
-            scores = domain["scores"]
-            trace = dots(scores, [], plot_text(domain["domain"]), f"@d{index % NUM_COLOURS}", "circle")
-            trace |= {
-                "mode": "lines+markers" if not number else "lines",
-                "x": [value["step"] for value in scores],
-                "y": [value["mean"] for value in scores],
-                "error_y": trace.pop("error_x") | {"thickness": 1},
-                "line": line_style(index, 2) if not number else other_style(index, number),
-                "meta": index,
-                "hovertemplate": "step %{x}: %{text}<extra>%{fullData.name}</extra>",
-            }
+            scores, colour = domain["scores"], f"@d{index % NUM_COLOURS}"
+            steps = [value["step"] for value in scores]
+            trace = course(steps, scores, domain["domain"], colour, line_style(index, 2)) | {"meta": index}
             if number:
+                trace |= {"mode": "lines", "line": other_style(index, number)}
                 del trace["error_y"]
             data.append(trace)
     layout = {"xaxis": axis("step"), "yaxis": axis("held-out score"), "showlegend": False, **stage_marks(stages)}
@@ -136,6 +129,21 @@ def dots(scores: Sequence[dict[str, Any]], heights: Sequence[float], name: str, 
         "error_x": error_bars(scores, colour, 1.6),
         "marker": {"color": colour, "size": 10, "symbol": symbol, "line": {"width": 2, "color": colour}},
         "hovertemplate": "%{text}<extra>%{fullData.name}</extra>",
+    }
+
+
+def course(
+    steps: Sequence[float], scores: Sequence[dict[str, Any]], name: str, colour: str, line: dict[str, Any]
+) -> Trace:
+    """Scores ``mean, low, high`` over steps with vertical intervals, joined by a line."""
+    trace = dots(scores, [], plot_text(name), colour, "circle")
+    return trace | {
+        "mode": "lines+markers",
+        "x": list(steps),
+        "y": [value["mean"] for value in scores],
+        "error_y": trace.pop("error_x") | {"thickness": 1},
+        "line": line,
+        "hovertemplate": "step %{x}: %{text}<extra>%{fullData.name}</extra>",
     }
 
 

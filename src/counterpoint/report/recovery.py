@@ -6,7 +6,7 @@ A file names its form in ``schema``; one without is taken for what its name says
 from collections.abc import Sequence
 from typing import Any
 
-from counterpoint.report.plots import SYMBOLS, Figure, Trace, axis, dots, score_rows
+from counterpoint.report.plots import SYMBOLS, Figure, Trace, axis, course, dots, score_rows
 from counterpoint.report.read import Detail, RunData
 from counterpoint.report.text import (
     Content,
@@ -248,16 +248,8 @@ def _course(result: Content) -> Figure | None:
     data = []
     for name, colour in names.items():
         known = [(m["step"], row["score"]) for m in moments for row in m["scores"] if row["domain"] == name]
-        trace = dots([score for _, score in known], [], plot_text(name), f"@d{colour}", "circle")
-        trace |= {
-            "mode": "lines+markers",
-            "x": [step for step, _ in known],
-            "y": [score["mean"] for _, score in known],
-            "error_y": trace.pop("error_x") | {"thickness": 1},
-            "line": {"color": f"@d{colour}", "width": 3 if name == result["domain"] else 1.5},
-            "hovertemplate": "step %{x}: %{text}<extra>%{fullData.name}</extra>",
-        }
-        data.append(trace)
+        line = {"color": f"@d{colour}", "width": 3 if name == result["domain"] else 1.5}
+        data.append(course([step for step, _ in known], [score for _, score in known], name, f"@d{colour}", line))
     if not data:
         return None
     layout: dict[str, Any] = {"xaxis": axis("step of the refresh"), "yaxis": axis("held-out score"), "showlegend": True}

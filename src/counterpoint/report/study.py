@@ -3,7 +3,6 @@
 Planned contrasts have verdicts; every other difference is shown in grey with its interval and has none.
 """
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from counterpoint.report.text import (
     number,
     numbers_of,
     plot_text,
+    prose,
     row_of,
     rows_of,
     score_of,
@@ -42,8 +42,6 @@ KINDS = {
 OTHER = ("@d7", "pentagon")
 VERDICTS = {"better": "@high", "worse": "@low"}
 PLACES = ("top center", "bottom center", "middle right", "middle left")
-
-_MINUS = re.compile(r"(?<![^\s\[])-(?=\d)")
 
 Extents = tuple[tuple[float, float], tuple[float, float]]
 """Lowest and highest number of a plot's two axes."""
@@ -78,7 +76,7 @@ def study_content(row: Row, folder: str, notes: list[str]) -> Content:
         "seeds": [clean(seed, 20) for seed in list_of(row.get("seeds"))[:MAX_SEEDS]],
         "domains": [clean(name, 60) for name in domains],
         "worth": number(row.get("worth")),
-        "verdicts": [_MINUS.sub("\u2212", text) for text in texts_of(row.get("verdicts"), MAX_CONTRASTS)],
+        "verdicts": [prose(text) for text in texts_of(row.get("verdicts"), MAX_CONTRASTS)],
         "contrasts": [_contrast(item) for item in contrasts],
         "settings": _facts(row.get("settings")),
         "rows": [_row(item, domains, contrasts) for item in rows[:MAX_ROWS]],

@@ -27,6 +27,11 @@ def clean(value: object, limit: int | None = None) -> str:
     return text + "\u2026" if cut else text
 
 
+def prose(value: object, limit: int | None = None) -> str:
+    """A sentence for people, with true minus signs before its numbers."""
+    return re.sub(r"(?<![\w-])-(?=[\d.])", "\u2212", clean(value, limit))
+
+
 def plot_text(value: object, limit: int = 40) -> str:
     """``value`` for a text of a plotly figure, which reads ``<b>``, ``<a href>``, ``%{y}`` and ``$..$`` as markup.
 
@@ -136,11 +141,9 @@ def score_of(value: object) -> Content | None:
     low, high = number(row.get("low")), number(row.get("high"))
     if mean is None:
         return None
-    return (
-        {"mean": mean, "low": low, "high": high}
-        if None not in (low, high)
-        else {"mean": mean, "low": None, "high": None}
-    )
+    if low is None or high is None:
+        low = high = None
+    return {"mean": mean, "low": low, "high": high}
 
 
 def estimate(value: object) -> Content | None:
