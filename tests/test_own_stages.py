@@ -9,7 +9,7 @@ from rich.console import Console
 from counterpoint.cli.train import run_table, verdict_of
 from counterpoint.recovery.recover import fallen_domains
 from counterpoint.report import build, write_report
-from counterpoint.report._read import read_run
+from counterpoint.report.read import read_run
 from counterpoint.runs import RunDirectory
 from counterpoint.runs.run import Run
 from planted_runs import write_run

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from counterpoint.diagnosis import conflicts_over_time
-from counterpoint.report._cosines import module_cosines
-from counterpoint.report._detail import LEVELS
-from counterpoint.report._heat_maps import overview_figure
+from counterpoint.report.cosines import module_cosines, overview_figure
+from counterpoint.report.read import LEVELS
 from counterpoint.runs.grams import Grams
 from counterpoint.series import benjamini_hochberg, series_mean, verdicts
 from gram_files import write_grams

@@ -10,12 +10,11 @@ import pytest
 
 from counterpoint.errors import RunError
 from counterpoint.report import build, write_report
-from counterpoint.report._cosines import layer_key
-from counterpoint.report._curves import smooth
-from counterpoint.report._detail import Detail
-from counterpoint.report._read import RUN_FILES, read_run
-from counterpoint.report._run_figures import _bars
-from counterpoint.report._run_figures import run_figures as figures
+from counterpoint.report.cosines import layer_key
+from counterpoint.report.curves import smooth
+from counterpoint.report.read import RUN_FILES, Detail, read_run
+from counterpoint.report.run import _bars
+from counterpoint.report.run import run_figures as figures
 from counterpoint.stats import difference_interval
 from gram_files import write_grams
 from report_page import cells

@@ -6,7 +6,7 @@ import pytest
 
 from chromium import Chromium
 from counterpoint.report import build, write_report, write_study_report
-from counterpoint.report._read import read_run
+from counterpoint.report.read import read_run
 from counterpoint.report.study import non_dominated, read_study, study_content
 from planted_recovery import write_recovery
 from planted_study import write_study

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from counterpoint.report import build, write_checkpoints, write_report
-from counterpoint.report._cosines import module_cosines
-from counterpoint.report._detail import LEVELS
-from counterpoint.report._read import Grams, read_run
-from counterpoint.report._run_figures import run_figures as figures
+from counterpoint.report.cosines import module_cosines
+from counterpoint.report.read import LEVELS, Grams, read_run
+from counterpoint.report.run import run_figures as figures
 from planted_diagnosis import FIGURES, write_diagnosis
 from report_page import cells
 

@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from counterpoint.evaluation.comparison import compare_scores
-from counterpoint.report import write_comparison, write_report, write_study_report
-from counterpoint.report._text import clean, plot_text, script_json
+from counterpoint.report import build, write_comparison, write_report, write_study_report
+from counterpoint.report.read import read_run
+from counterpoint.report.text import clean, plot_text, script_json
 from planted_diagnosis import FIGURES, write_diagnosis
 from planted_recovery import FIGURES as RECOVERY
 from planted_recovery import write_recovery
@@ -176,9 +177,10 @@ def plots(document):
     return [name for name, _ in elements], [name for name, body in elements if "main-svg" in body]
 
 
-RUN_FIGURES = FIGURES | RECOVERY | {
-    "overview", "comparison", "history", "module-overview", "module-steps", "module-time", "cosine", "conflict-rate",
-    "removed", "curve-reward", "curve-entropy", "curve-completion_length", "curve-truncated", "curve-zero_advantage",
+MODULE_FIGURES = {"module-overview", "module-steps", "module-time"}
+RUN_FIGURES = FIGURES | RECOVERY | MODULE_FIGURES | {
+    "overview", "comparison", "history", "cosine", "conflict-rate", "removed", "curve-reward", "curve-entropy",
+    "curve-completion_length", "curve-truncated", "curve-zero_advantage",
 }  # fmt: skip
 
 
@@ -196,17 +198,32 @@ def assert_drawn(document, console, wanted):
     assert not {"img", "iframe"} & built.tags
 
 
-@pytest.mark.parametrize("texts", [[], list(ATTACKS.values())], ids=["plain", "attacked"])
-def test_chromium_draws_every_plot_runs_nothing_else_and_logs_nothing(tmp_path, make_run, browser, texts):
-    if texts:
-        run = attacked_run(make_run, tmp_path / "run", texts)
-    else:
-        run = make_run(tmp_path / "run")
-        write_diagnosis(run, ("math", "code", "qa", "writing"), ("layers.0.attention", "layers.0.mlp", "norm"))
-        write_recovery(run, ("math", "code", "qa", "writing"))
+def test_chromium_draws_every_plot_and_logs_nothing(tmp_path, make_run, browser):
+    run = make_run(tmp_path / "run")
+    write_diagnosis(run, ("math", "code", "qa", "writing"), ("layers.0.attention", "layers.0.mlp", "norm"))
+    write_recovery(run, ("math", "code", "qa", "writing"))
     other = make_run(tmp_path / "other", strategy="mixed", domains=["math"], steps=6)
     document, console = browser.load(write_report(run, compare=[other]), tmp_path / "profile")
     assert_drawn(document, console, RUN_FIGURES)
+
+
+@pytest.mark.parametrize("lone", [False, True], ids=["attacked", "lone surrogates"])
+def test_chromium_draws_every_plot_of_hostile_texts_and_runs_nothing_else(tmp_path, make_run, browser, lone):
+    texts = list(ATTACKS.values()) if lone else [re.sub("[\ud800-\udfff]", "?", text) for text in ATTACKS.values()]
+    run = attacked_run(make_run, tmp_path / "run", texts)
+    other = make_run(tmp_path / "other", strategy="mixed", domains=["math"], steps=6)
+    document, console = browser.load(write_report(run, compare=[other]), tmp_path / "profile")
+    assert_drawn(document, console, RUN_FIGURES - (MODULE_FIGURES if lone else set()))
+
+
+def test_grams_with_names_that_are_no_text_are_left_out_and_noted(tmp_path, make_run):
+    """A lone surrogate cannot be written as UTF-8: no program of ours made the file."""
+    run = read_run(make_run(tmp_path / "run", domains=("math", "code"), modules=("embedding", "mlp \ud800"), steps=6))
+    assert run.grams is None
+    assert [
+        note for note in run.notes if note.startswith("grams.jsonl, line 1: cannot be read") and "surrogates" in note
+    ]
+    assert build([run])["cosines"] is None
 
 
 @pytest.mark.parametrize("texts", [[], list(ATTACKS.values())], ids=["plain", "attacked"])
@@ -237,3 +254,11 @@ def test_the_policy_stops_a_script_even_if_escaping_failed(run_dir, tmp_path, br
     console = browser.load(page, tmp_path / "profile")[1]
     assert any("Content Security Policy" in line for line in console)
     assert not any('"ran"' in line for line in console)
+
+
+@pytest.mark.parametrize("scores", [5, {"a": 1}, "x", [None, "x"]])
+def test_scores_of_prompts_of_any_type_leave_the_page_whole(tmp_path, make_run, scores):
+    run = make_run(tmp_path / "run", domains=("math", "code"), steps=6)
+    rows = [json.loads(line) | {"scores": scores} for line in (run / "evals.jsonl").read_text().splitlines()]
+    (run / "evals.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "held-out score" in write_report(run).read_text()

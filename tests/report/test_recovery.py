@@ -5,9 +5,9 @@ import json
 import pytest
 
 from counterpoint.report import build, write_report
-from counterpoint.report._read import read_run
-from counterpoint.report._recovery_figures import recovery_figures
-from counterpoint.report._run_figures import run_figures
+from counterpoint.report.read import read_run
+from counterpoint.report.recovery import recovery_figures
+from counterpoint.report.run import run_figures
 from planted_recovery import BUDGETS, FIGURES, write_recovery
 from report_page import cells
 

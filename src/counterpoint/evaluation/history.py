@@ -30,20 +30,8 @@ class Evaluations:
         self.run, self.launch, self.reporter = run, launch, reporter
 
     def looks(self) -> dict[int, dict[str, Scores]]:
-        """The scores of every whole evaluation by step and domain. Only the first rank may ask.
-
-        A kill can leave an evaluation of which some domains were written; that is none.
-        """
-        lines = self.run.lines("evals.jsonl")
-        written: dict[tuple[str, int], set[str]] = {}
-        for line in lines:
-            written.setdefault((line["when"], line["step"]), set()).add(line["domain"])
-        names = {domain.name for domain in self.domains}
-        found: dict[int, dict[str, Scores]] = {}
-        for line in lines:
-            if written[line["when"], line["step"]] >= names:
-                found.setdefault(line["step"], {})[line["domain"]] = tuple(line["scores"])
-        return found
+        """The scores of every whole evaluation by step and domain. Only the first rank may ask."""
+        return looks_of(self.run, [domain.name for domain in self.domains])
 
     def has(self, step: int) -> bool:
         """Whether all domains were evaluated after ``step``; the same on every rank."""
@@ -84,6 +72,22 @@ class Evaluations:
         for score in scores:
             self.run.append_eval({"step": step, "when": when, "stage": stage} | score.to_json())
         self.reporter.evaluated(when, step, scores)
+
+
+def looks_of(run: RunDirectory, domains: Sequence[str]) -> dict[int, dict[str, Scores]]:
+    """The scores of every evaluation of all ``domains``, by step and domain.
+
+    A kill can leave an evaluation of which some domains were written; that is none.
+    """
+    lines = run.lines("evals.jsonl")
+    written: dict[tuple[str, int], set[str]] = {}
+    for line in lines:
+        written.setdefault((line["when"], line["step"]), set()).add(line["domain"])
+    found: dict[int, dict[str, Scores]] = {}
+    for line in lines:
+        if written[line["when"], line["step"]] >= set(domains):
+            found.setdefault(line["step"], {})[line["domain"]] = tuple(line["scores"])
+    return found
 
 
 def with_look(looks: Looks, step: int, scores: Sequence[DomainScore]) -> Looks:

@@ -16,6 +16,7 @@ from counterpoint.diagnosis.subject import config_of, model_of, wanted_domains
 from counterpoint.engine import Interrupted, Reporter, evaluate_model, resume, train
 from counterpoint.engine.stages import RefreshPlan, outcome
 from counterpoint.errors import ConfigError, CounterpointError, DomainError, RunError
+from counterpoint.evaluation.history import looks_of
 from counterpoint.launch import Launch, rank_of_environment
 from counterpoint.models import ADAPTER_CONFIG
 from counterpoint.recovery import _words
@@ -246,7 +247,8 @@ def _work(out: Path, config: Config, plan: RefreshPlan, reporter: Reporter | Non
         else:
             resume(out, reporter)
     except Interrupted:
-        if not rank_of_environment() and 0 in _looks_of(RunDirectory(out)):
+        run = RunDirectory(out)
+        if not rank_of_environment() and 0 in looks_of(run, run.state["domains"]):
             _words.write(out / FILE, _result(out, plan, began))
         raise
     Launch.join().wait()
@@ -399,7 +401,7 @@ def _alone(config: Config, domain: str, model: str) -> Config:
 def _result(out: Path, plan: RefreshPlan, began: float) -> Refresh:
     """What the run in ``out`` came to so far."""
     run = RunDirectory(out)
-    looks = _looks_of(run)
+    looks = looks_of(run, run.state["domains"])
     asked, domain, former = plan.options, plan.domain, plan.former
     known = {one.name: asked[one.name] for one in fields(RefreshOptions) if one.name in asked}
     options = RefreshOptions(**known | {"protect": tuple(known["protect"])})
@@ -430,15 +432,6 @@ def _result(out: Path, plan: RefreshPlan, began: float) -> Refresh:
         seconds=time.perf_counter() - began,
         notes=tuple(_notes(run, domain, looks, stopped)),
     )
-
-
-def _looks_of(run: RunDirectory) -> dict[int, dict[str, Scores]]:
-    """The scores of every prompt at every evaluation of all domains, by step."""
-    found: dict[int, dict[str, Scores]] = {}
-    for line in run.lines("evals.jsonl"):
-        found.setdefault(line["step"], {})[line["domain"]] = tuple(line["scores"])
-    domains = set(run.state["domains"])
-    return {step: found[step] for step in sorted(found) if found[step].keys() >= domains}
 
 
 def _look(step: int, scores: Mapping[str, Scores]) -> Look:

@@ -11,12 +11,11 @@ from pathlib import Path
 
 from counterpoint.disk import write_text
 from counterpoint.evaluation.comparison import Comparison
-from counterpoint.report._detail import LEVELS
-from counterpoint.report._page import render, render_checkpoints, render_comparison, render_study
-from counterpoint.report._read import DIAGNOSIS, read_json, read_run
-from counterpoint.report._text import clean
+from counterpoint.report.page import render, render_checkpoints, render_comparison, render_study
+from counterpoint.report.read import DIAGNOSIS, LEVELS, read_json, read_run
 from counterpoint.report.run import build
 from counterpoint.report.study import STUDY, read_study, study_content
+from counterpoint.report.text import clean
 
 __all__ = ["build", "is_study", "write_checkpoints", "write_comparison", "write_report", "write_study_report"]
 

@@ -1,20 +1,31 @@
-"""What ``diagnosis/summary.json`` and ``behaviour.json`` say, cleaned: who hurt whom, where, how surely."""
+"""What the summary and the behaviour of a diagnosis say, cleaned, and its figures: who hurt whom, and where."""
 
-import re
+from collections.abc import Sequence
 from typing import Any
 
-from counterpoint.report._cosines import MAX_MODULES, layer_key
-from counterpoint.report._detail import Detail
-from counterpoint.report._fields import Row, estimate, list_of, names_of, row_of, rows_of, texts_of
-from counterpoint.report._text import clean, number
+from counterpoint.report.cosines import MAX_MODULES, labels_of, layer_key, layout_of, map_of
+from counterpoint.report.plots import NUM_COLOURS, Figure, Trace, axis, error_bars, line_style
+from counterpoint.report.read import Detail
+from counterpoint.report.text import (
+    Content,
+    Row,
+    clean,
+    estimate,
+    list_of,
+    names_of,
+    number,
+    plot_text,
+    prose,
+    row_of,
+    rows_of,
+    texts_of,
+)
 
 MAX_PAIRS = 28
 """Pairs shown: all pairs of eight domains."""
 
 TERMS = ("measured", "first", "second", "fisher")
 """Terms of a damage."""
-
-Content = dict[str, Any]
 
 
 def diagnosis(files: dict[str, Row], domains: list[str], detail: Detail) -> Content | None:
@@ -39,13 +50,8 @@ def diagnosis(files: dict[str, Row], domains: list[str], detail: Detail) -> Cont
         "stages": stages,
         "behaviour": _course(behaviour, domains),
         "notes": [prose(text) for text in texts_of(summary.get("notes") or behaviour.get("notes"), 24, 600)],
-        "failed": [{"name": clean(row.get("name"), 80), "reason": prose(row.get("reason"))} for row in failed],
+        "failed": [{"name": clean(row.get("name"), 80), "reason": prose(row.get("reason"), 600)} for row in failed],
     }
-
-
-def prose(value: object, limit: int = 600) -> str:
-    """A sentence for people, with true minus signs before numbers."""
-    return re.sub(r"(?<![\w-])-(?=[\d.])", "\u2212", clean(value, limit))
 
 
 def _matrix(rows: list[Row], domains: list[str], pairs: list[Content]) -> Content | None:
@@ -89,8 +95,8 @@ def _pair(row: Row) -> Content:
         "together": row.get("together") is True,
         "first_step": number(row.get("first_step")),
         "found": found,
-        "sentence": prose(row.get("sentence")),
-        "details": [prose(text) for text in texts_of(row.get("details"), 8)],
+        "sentence": prose(row.get("sentence"), 600),
+        "details": [prose(text, 600) for text in texts_of(row.get("details"), 8)],
         "place": clean(row.get("place"), 80) if found else "",
         "damage": _terms(damage),
         "damage_modules": {
@@ -117,7 +123,7 @@ def _total(row: Row) -> Content:
         "earlier": clean(row.get("domain"), 60),
         "later": "all later" if list_of(row.get("later")) else "",
         "together": False,
-        "sentence": prose(row.get("sentence")),
+        "sentence": prose(row.get("sentence"), 600),
         "damage": _terms(row_of(row.get("damage"))),
     }
 
@@ -174,3 +180,230 @@ def _line(rows: list[Row], domain: str, steps: list[float], key: str) -> Content
 
 def _ends(row: Row) -> Content:
     return {key: estimate(row.get(key)) for key in ("first", "last")}
+
+
+BARS = {
+    "measured": ("measured", "@ink"),
+    "first": ("first order", "@p5"),
+    "second": ("second order", "@p2"),
+    "fisher": ("Fisher", "@p0"),
+}
+
+
+def diagnosis_figures(content: dict[str, Any]) -> dict[str, Figure]:
+    """Every figure of the section by its id; a figure without data is left out."""
+    pairs, modules = content["pairs"], content["modules"]
+    found: dict[str, Figure | None] = {
+        "diagnosis-damage": _damage_bars([*pairs, *content["totals"]]),
+        "diagnosis-conflicts": _conflict_map(pairs, modules),
+        "diagnosis-damage-modules": _damage_map([pair for pair in pairs if not pair["together"]], modules),
+        "diagnosis-edits": _edit_map([stage for stage in content["stages"] if stage["modules"]], modules),
+        "diagnosis-overlap-edits": _overlap_matrix(pairs, "edits"),
+        "diagnosis-overlap-routes": _overlap_matrix(pairs, "routes"),
+    }
+    course = content["behaviour"]
+    if course:
+        found |= {
+            "diagnosis-length": _lines(course["length"], course["moments"], "tokens"),
+            "diagnosis-distinct": _lines(course["distinct"], course["moments"], "share"),
+            "diagnosis-entropy": _entropy(course["entropy"]),
+        }
+    return {name: figure for name, figure in found.items() if figure is not None}
+
+
+def _pair_label(pair: dict[str, Any]) -> str:
+    """The edit of the later domain, and the domain that it acts on."""
+    between = "·" if pair["together"] else "→"
+    later, earlier = plot_text(pair["later"], 20), plot_text(pair["earlier"], 20)
+    return f"{later} {between} {earlier}"
+
+
+def _distinct(labels: Sequence[str]) -> list[str]:
+    """Equal labels would share a place on a category axis."""
+    return [name if labels.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(labels)]
+
+
+def _damage_bars(pairs: Sequence[dict[str, Any]]) -> Figure | None:
+    pairs = [pair for pair in pairs if pair["damage"]]
+    if not pairs:
+        return None
+    labels = _distinct([_pair_label(pair) for pair in pairs])
+    data = [
+        _bars(labels, [pair["damage"][key] for pair in pairs], name, colour)
+        for key, (name, colour) in BARS.items()
+        if any(pair["damage"][key] for pair in pairs)
+    ]
+    layout = {
+        "barmode": "group",
+        "bargap": 0.3,
+        "xaxis": {**axis("loss per token"), "zeroline": True, "zerolinecolor": "@faint"},
+        "yaxis": {"type": "category", "autorange": "reversed", "showgrid": False, "ticks": ""},
+        "showlegend": True,
+    }
+    return {"data": data, "layout": layout, "height": 90 + len(pairs) * (20 + 13 * len(data))}
+
+
+def _bars(labels: Sequence[str], values: Sequence[dict[str, float] | None], name: str, colour: str) -> Trace:
+    known = [(label, value) for label, value in zip(labels, values, strict=True) if value]
+    return {
+        "type": "bar",
+        "orientation": "h",
+        "name": name,
+        "y": [label for label, _ in known],
+        "x": [value["mean"] for _, value in known],
+        "marker": {"color": colour},
+        "error_x": error_bars([value for _, value in known], "@muted", 1.2),
+        "hovertemplate": "%{y}: %{x:.3g}<extra>%{fullData.name}</extra>",
+    }
+
+
+def _conflict_map(pairs: Sequence[dict[str, Any]], modules: Sequence[str]) -> Figure | None:
+    """Module by pair: cosine of the two domains' gradients; a dot marks what is beyond noise."""
+    cells = [[pair["conflict_modules"].get(name) for pair in pairs] for name in modules]
+    values = [[cell["cosine"] if cell else None for cell in row] for row in cells]
+    figure = _module_map(pairs, modules, values)
+    if figure is None:
+        return None
+    figure["data"][0] |= _marked([[cell and bool(cell["verdict"]) for cell in row] for row in cells]) | {
+        "customdata": [[[(cell or {}).get(key) for key in ("floor", "debiased")] for cell in row] for row in cells],
+        "hovertemplate": "%{x}, %{y}<br>cosine %{z:.3f}; noise alone stays within %{customdata[0]:.3f}"
+        "<br>without noise about %{customdata[1]:.3f}<extra></extra>",
+    }
+    return figure
+
+
+def _damage_map(pairs: Sequence[dict[str, Any]], modules: Sequence[str]) -> Figure | None:
+    """Module by pair: second-order damage per token; a dot marks an interval without zero. Red is damage."""
+    cells = [[(pair["damage_modules"].get(name) or {}).get("second") for pair in pairs] for name in modules]
+    values = [[cell["mean"] if cell else None for cell in row] for row in cells]
+    figure = _module_map(pairs, modules, values)
+    if figure is None:
+        return None
+    marks = [[cell and cell["low"] * cell["high"] > 0 for cell in row] for row in cells]
+    edits = [[(pair["damage_modules"].get(name) or {}).get("edit") for pair in pairs] for name in modules]
+    figure["data"][0] |= _marked(marks) | {
+        "colorscale": "@harm",
+        "customdata": edits,
+        "hovertemplate": "%{x}, %{y}<br>%{z:.3g} per token<br>%{customdata:.0%} of the edit<extra></extra>",
+    }
+    return figure
+
+
+def _module_map(
+    pairs: Sequence[dict[str, Any]], modules: Sequence[str], values: list[list[float | None]]
+) -> Figure | None:
+    known = [abs(cell) for row in values for cell in row if cell is not None]
+    if not known:
+        return None
+    labels = labels_of(modules)
+    trace = map_of(_distinct([_pair_label(pair) for pair in pairs]), labels, values, max([1e-9, *known]))
+    trace["colorbar"] = {**trace["colorbar"], "tickformat": ".2~g"}
+    return layout_of([trace], labels, {"type": "category", "tickangle": -35})
+
+
+def _marked(marks: list[list[bool | None]]) -> Trace:
+    """A dot where a cell is beyond noise, a dash where there is no number, which must not look like zero."""
+    text = [["\u2013" if mark is None else "\u2022" if mark else "" for mark in row] for row in marks]
+    return {"text": text, "texttemplate": "%{text}", "textfont": {"size": 14, "color": "@ink"}}
+
+
+def _edit_map(edits: Sequence[dict[str, Any]], modules: Sequence[str]) -> Figure | None:
+    """Module by stage: norm of the edit over the norm of the weights."""
+    values = [[edit["modules"].get(name) for edit in edits] for name in modules]
+    kept = [(name, row) for name, row in zip(modules, values, strict=True) if any(cell is not None for cell in row)]
+    if not edits or not kept:
+        return None
+    labels = labels_of([name for name, _ in kept])
+    stages = _distinct([plot_text(edit["stage"], 24) for edit in edits])
+    trace = map_of(stages, labels, [row for _, row in kept], 1.0)
+    limit = max([1e-12, *(cell for _, row in kept for cell in row if cell is not None)])
+    trace |= {"zmin": 0, "zmax": limit, "colorscale": "@amount", "hovertemplate": "%{x}, %{y}: %{z:.3%}<extra></extra>"}
+    trace.pop("zmid")
+    trace["colorbar"] = {**trace["colorbar"], "tickformat": ".1~%"}
+    return layout_of([trace], labels, {"type": "category", "tickangle": -35})
+
+
+def _overlap_matrix(pairs: Sequence[dict[str, Any]], key: str) -> Figure | None:
+    """Domain by domain: Jaccard overlap, the level of chance beside it; a dot marks more than chance (p < 0.05)."""
+    known = [pair for pair in pairs if pair[key] and pair[key]["jaccard"] is not None]
+    if not known:
+        return None
+    names = list(dict.fromkeys(name for pair in known for name in (pair["earlier"], pair["later"])))
+    cells = {frozenset((pair["earlier"], pair["later"])): pair[key] for pair in known}
+    grid = [[cells.get(frozenset((a, b))) if a != b else None for b in names] for a in names]
+    labels = _distinct([plot_text(name, 20) for name in names])
+    trace = map_of(labels, labels, [[cell["jaccard"] if cell else None for cell in row] for row in grid], 1.0)
+    trace |= {
+        "zmin": 0,
+        "colorscale": "@amount",
+        "xgap": 1,
+        "text": [
+            ["" if a == b else _overlap_text(cell) for b, cell in zip(names, row, strict=True)]
+            for a, row in zip(names, grid, strict=True)
+        ],
+        "texttemplate": "%{text}",
+        "textfont": {"size": 12, "color": "@ink"},
+        "hovertemplate": "%{x}, %{y}: %{text}<extra></extra>",
+        "showscale": False,
+    }
+    for key in ("zmid", "colorbar"):
+        trace.pop(key)
+    figure = layout_of([trace], labels, {"type": "category"})
+    figure["layout"]["margin"] = {"l": 8, "r": 10, "t": 10, "b": 8}
+    return figure | {"height": 60 + 48 * len(names)}
+
+
+def _overlap_text(cell: dict[str, float | None] | None) -> str:
+    if not cell or cell["jaccard"] is None:
+        return "\u2013"
+    chance = "" if cell["chance"] is None else f"<br>({cell['chance']:.2f})"  # two lines fit on a phone
+    beyond = cell["p_value"] is not None and cell["p_value"] < 0.05
+    return f"{cell['jaccard']:.2f}{' •' if beyond else ''}{chance}"
+
+
+def _lines(rows: Sequence[dict[str, Any]], moments: Sequence[str], unit: str) -> Figure | None:
+    """One line per domain over the moments of the run."""
+    if not any(value is not None for row in rows for value in row["value"]):
+        return None
+    x = _distinct([plot_text(moment, 24) for moment in moments])
+    data = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "x": x,
+            "y": row["value"],
+            "name": plot_text(row["domain"]),
+            "line": line_style(index, 2),
+            "hovertemplate": "%{x}: %{y:.3g}<extra>%{fullData.name}</extra>",
+        }
+        for index, row in enumerate(rows)
+    ]
+    layout = {"xaxis": {"type": "category"}, "yaxis": {**axis(unit), "rangemode": "tozero"}, "showlegend": False}
+    return {"data": data, "layout": layout, "height": 260}
+
+
+def _entropy(rows: Sequence[dict[str, Any]]) -> Figure | None:
+    """Entropy of every domain at the start (ring) and at the end (dot) of its stage, with intervals."""
+    if not rows:
+        return None
+    data = []
+    for index, row in enumerate(rows):
+        colour = f"@d{row['colour'] % NUM_COLOURS}"
+        for when, symbol in (("first", "circle-open"), ("last", "circle")):
+            value = row[when]
+            data.append(
+                {
+                    "type": "scatter",
+                    "mode": "markers",
+                    "name": f"{plot_text(row['domain'])}, {when} fifth",
+                    "x": [index],
+                    "y": [value["mean"]],
+                    "error_y": error_bars([value], colour, 2),
+                    "marker": {"color": colour, "size": 10, "symbol": symbol, "line": {"width": 2, "color": colour}},
+                    "hovertemplate": "%{y:.3g} nats<extra>%{fullData.name}</extra>",
+                }
+            )
+    ticks = {"tickvals": list(range(len(rows))), "ticktext": [plot_text(row["domain"], 20) for row in rows]}
+    xaxis = {**ticks, "range": [-0.5, len(rows) - 0.5], "showgrid": False}
+    layout = {"xaxis": xaxis, "yaxis": {**axis("nats per token"), "rangemode": "tozero"}, "showlegend": False}
+    return {"data": data, "layout": layout, "height": 260}

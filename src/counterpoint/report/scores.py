@@ -6,9 +6,8 @@ from typing import Any
 
 from counterpoint.errors import CounterpointError
 from counterpoint.evaluation.comparison import AVERAGE, Cell, Comparison, compare_scored
-from counterpoint.report._fields import row_of
-from counterpoint.report._read import RunData
-from counterpoint.report._text import clean, number
+from counterpoint.report.read import RunData
+from counterpoint.report.text import clean, list_of, number, row_of
 from counterpoint.runs.run import Run, Since
 from counterpoint.stats import Estimate
 
@@ -209,7 +208,7 @@ def _score(row: dict[str, Any]) -> Score | None:
         "mean": mean,
         "low": low if whole else None,
         "high": high if whole else None,
-        "scores": [number(value) for value in row.get("scores") or ()],
+        "scores": [number(value) for value in list_of(row.get("scores"))],
         "parts": {clean(name, 60): number(part) for name, part in row_of(row.get("parts")).items()}
         | {f"metric {clean(name, 60)}": number(one) for name, one in row_of(row.get("metrics")).items()},
         "unscored": int(number(row.get("unscored")) or 0),

@@ -3,17 +3,27 @@
 Planned contrasts have verdicts; every other difference is shown in grey with its interval and has none.
 """
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from counterpoint.errors import RunError
-from counterpoint.report._fields import Row, list_of, numbers_of, row_of, rows_of, texts_of
-from counterpoint.report._figures import NUM_COLOURS, Figure, Trace, axis, dots, score_rows
-from counterpoint.report._read import read_json
-from counterpoint.report._recovery import score_of
-from counterpoint.report._text import clean, number, plot_text
+from counterpoint.report.plots import NUM_COLOURS, Figure, Trace, axis, dots, error_bars, score_rows
+from counterpoint.report.read import read_json
+from counterpoint.report.text import (
+    Content,
+    Row,
+    clean,
+    list_of,
+    number,
+    numbers_of,
+    plot_text,
+    prose,
+    row_of,
+    rows_of,
+    score_of,
+    texts_of,
+)
 
 STUDY = "study.json"
 MAX_ROWS = 40
@@ -33,9 +43,6 @@ OTHER = ("@d7", "pentagon")
 VERDICTS = {"better": "@high", "worse": "@low"}
 PLACES = ("top center", "bottom center", "middle right", "middle left")
 
-_MINUS = re.compile(r"(?<![^\s\[])-(?=\d)")
-
-Content = dict[str, Any]
 Extents = tuple[tuple[float, float], tuple[float, float]]
 """Lowest and highest number of a plot's two axes."""
 
@@ -69,7 +76,7 @@ def study_content(row: Row, folder: str, notes: list[str]) -> Content:
         "seeds": [clean(seed, 20) for seed in list_of(row.get("seeds"))[:MAX_SEEDS]],
         "domains": [clean(name, 60) for name in domains],
         "worth": number(row.get("worth")),
-        "verdicts": [_MINUS.sub("\u2212", text) for text in texts_of(row.get("verdicts"), MAX_CONTRASTS)],
+        "verdicts": [prose(text) for text in texts_of(row.get("verdicts"), MAX_CONTRASTS)],
         "contrasts": [_contrast(item) for item in contrasts],
         "settings": _facts(row.get("settings")),
         "rows": [_row(item, domains, contrasts) for item in rows[:MAX_ROWS]],
@@ -304,7 +311,7 @@ def _marks(points: Sequence[tuple[Content, Content, Content]], best: bool, exten
         "hovertemplate": "%{hovertext}<br>%{x:.3f}, %{y:.3f}<extra></extra>",
     }
     for key, place in (("error_x", 1), ("error_y", 2)):
-        trace[key] = _error([point[place] for point in points])
+        trace[key] = error_bars([point[place] for point in points], "@faint", 1)
     return trace
 
 
@@ -336,19 +343,6 @@ def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float,
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _error(scores: Sequence[Content]) -> dict[str, Any]:
-    bounded = [score["low"] is not None for score in scores]
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [max(0.0, s["high"] - s["mean"]) if ok else 0 for s, ok in zip(scores, bounded, strict=True)],
-        "arrayminus": [max(0.0, s["mean"] - s["low"]) if ok else 0 for s, ok in zip(scores, bounded, strict=True)],
-        "color": "@faint",
-        "thickness": 1,
-        "width": 0,
-    }
-
-
 def _cost(rows: Sequence[Content]) -> Figure | None:
     """Average score against the time of a seed."""
     known = [
@@ -374,7 +368,7 @@ def _bars(rows: Sequence[Content], domains: Sequence[str], key: str, unit: str) 
     data = []
     for index, name in enumerate(domains):
         mine = [(place, row[key][index]) for place, row in enumerate(known) if row[key][index]]
-        error = _error([score for _, score in mine]) | {"color": "@muted"}
+        error = error_bars([score for _, score in mine], "@muted", 1)
         data.append(
             {
                 "type": "bar", "orientation": "h", "name": plot_text(name), "error_x": error,

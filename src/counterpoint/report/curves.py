@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from counterpoint.report._detail import Detail
-from counterpoint.report._read import RunData
-from counterpoint.report._text import clean, number
+from counterpoint.report.read import Detail, RunData
+from counterpoint.report.text import clean, number
 
 DOMAIN_CURVES = {
     "reward": ("Reward", "mean total reward of the step's completions"),
@@ -37,9 +36,8 @@ def domain_curves(run: RunData, domains: list[str], detail: Detail) -> list[dict
 def surgery_curves(run: RunData, domains: list[str], detail: Detail) -> dict[str, Any]:
     """The global cosine of every domain pair, the conflict rate, and the share of the update removed."""
     return {
-        "cosine": _pair_curves(run, "cosine", domains, detail),
+        "cosine": _cosines(run, domains, detail),
         "conflict_rate": _curve(run, "conflict_rate", "all pairs", detail),
-        "conflict_rate_pairs": _pair_curves(run, "conflict_rate", domains, detail),
         "removed": _curve(run, "removed", "removed", detail),
     }
 
@@ -57,9 +55,9 @@ def bin_means(values: np.ndarray, num_bins: int, mean: Callable[..., Any] = np.m
     return np.stack([mean(part, axis=0) for part in np.array_split(values, min(num_bins, len(values)))])
 
 
-def _pair_curves(run: RunData, metric: str, domains: list[str], detail: Detail) -> list[Curve]:
+def _cosines(run: RunData, domains: list[str], detail: Detail) -> list[Curve]:
     pairs = [(a, b) for i, a in enumerate(sorted(domains)) for b in sorted(domains)[i + 1 :]]
-    curves = [_curve(run, f"{metric}/{a}|{b}", pair_name(a, b), detail) for a, b in pairs]
+    curves = [_curve(run, f"cosine/{a}|{b}", pair_name(a, b), detail) for a, b in pairs]
     return [curve for curve in curves if curve["step"]]
 
 

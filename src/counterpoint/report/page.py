@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import math
-import re
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
@@ -13,14 +12,12 @@ import jinja2
 import plotly.offline
 
 from counterpoint.evaluation.comparison import Comparison
-from counterpoint.report._detail import LEVELS
-from counterpoint.report._fields import Row, list_of
-from counterpoint.report._figures import Figure, comparison_figure
-from counterpoint.report._run_figures import run_figures
-from counterpoint.report._text import clean, duration, points, script_json, signed
-from counterpoint.report.diagnosis import diagnosis
-from counterpoint.report.diagnosis_figures import diagnosis_figures
+from counterpoint.report.diagnosis import diagnosis, diagnosis_figures
+from counterpoint.report.plots import Figure, comparison_figure
+from counterpoint.report.read import LEVELS
+from counterpoint.report.run import run_figures
 from counterpoint.report.study import study_figures
+from counterpoint.report.text import Row, clean, duration, list_of, points, prose, script_json, signed
 
 
 def render(content: dict[str, Any]) -> str:
@@ -69,7 +66,7 @@ def _render(template: str, names: dict[str, Any], figures: dict[str, Figure]) ->
         "points": points,
         "decimal": _decimal,
         "clean": clean,
-        "sentence": _sentence,
+        "sentence": prose,
     }
     environment.tests["finite"] = math.isfinite
     scripts = _scripts()
@@ -101,11 +98,6 @@ def _policy(scripts: Sequence[str]) -> str:
 @cache
 def _asset(name: str) -> str:
     return (files("counterpoint.report") / "assets" / name).read_text(encoding="utf-8")
-
-
-def _sentence(text: str) -> str:
-    """A sentence with true minus signs before its numbers."""
-    return re.sub(r"(?<=[\s\[])-(?=\d)", "\u2212", clean(text))
 
 
 def _decimal(value: float) -> str:

@@ -1,8 +1,9 @@
-"""Text that came from a model, a data set or a file, made safe for where it goes: HTML, a plot, a script, UTF-8."""
+"""Texts and fields of foreign files made safe: for HTML, a plot, a script and UTF-8; of the wrong type is absent."""
 
 import html
 import json
 import re
+from collections.abc import Iterable
 from typing import Any
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufffe\uffff]")
@@ -24,6 +25,11 @@ def clean(value: object, limit: int | None = None) -> str:
     text = _CONTROLS.sub(lambda match: _visible(match.group()), text)
     text = _BIDI.sub(lambda match: f"\u27e8U+{ord(match.group()):04X}\u27e9", text)
     return text + "\u2026" if cut else text
+
+
+def prose(value: object, limit: int | None = None) -> str:
+    """A sentence for people, with true minus signs before its numbers."""
+    return re.sub(r"(?<![\w-])-(?=[\d.])", "\u2212", clean(value, limit))
 
 
 def plot_text(value: object, limit: int = 40) -> str:
@@ -89,3 +95,58 @@ def duration(seconds: float | None) -> str:
 def _visible(character: str) -> str:
     code = ord(character)
     return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"
+
+
+Row = dict[str, Any]
+
+Content = dict[str, Any]
+"""A part of a page: plain values with cleaned texts."""
+
+
+def row_of(value: object) -> Row:
+    """``value`` where it is an object, an empty one otherwise."""
+    return value if isinstance(value, dict) else {}
+
+
+def list_of(value: object) -> list[Any]:
+    """``value`` where it is a list, an empty one otherwise."""
+    return value if isinstance(value, list) else []
+
+
+def rows_of(value: object) -> list[Row]:
+    """The objects in a list; everything else in it is left out."""
+    return [row for row in list_of(value) if isinstance(row, dict)]
+
+
+def texts_of(value: object, count: int = 48, limit: int = 1200) -> list[str]:
+    """The first ``count`` entries of a list as cleaned texts, empty ones left out."""
+    return [clean(text, limit) for text in list_of(value)[:count] if text not in (None, "")]
+
+
+def names_of(value: object, limit: int = 60) -> str:
+    """A list of names, or one name, as one text."""
+    names = [str(name) for name in value] if isinstance(value, list) else [clean(value)]
+    return clean(", ".join(names), limit)
+
+
+def numbers_of(row: Row, keys: Iterable[str]) -> dict[str, float | None]:
+    """The numbers under ``keys``, None where there is none."""
+    return {key: number(row.get(key)) for key in keys}
+
+
+def score_of(value: object) -> Content | None:
+    """An estimate, or a bare number, as ``mean, low, high``, the last two None where one of them is no number."""
+    row = row_of(value)
+    mean = number(row.get("value", row.get("mean"))) if row else number(value)
+    low, high = number(row.get("low")), number(row.get("high"))
+    if mean is None:
+        return None
+    if low is None or high is None:
+        low = high = None
+    return {"mean": mean, "low": low, "high": high}
+
+
+def estimate(value: object) -> Content | None:
+    """The same where the whole interval is known, else None."""
+    found = score_of(value)
+    return found if found and found["low"] is not None else None

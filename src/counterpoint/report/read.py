@@ -8,9 +8,33 @@ from typing import Any
 import yaml
 
 from counterpoint.errors import RunError
-from counterpoint.report._fields import Row
-from counterpoint.report._text import clean
+from counterpoint.report.text import Row, clean
 from counterpoint.runs.grams import Grams, read_grams
+
+
+@dataclass(frozen=True)
+class Detail:
+    """Upper bounds on what the page repeats of the run's files."""
+
+    curve_points: int
+    """Points of one curve; longer ones are averaged in bins."""
+    heat_cells: int
+    """Cells of all heat maps together."""
+    samples: int
+    """Prompts shown per domain."""
+    characters: int
+    """Characters of one prompt or completion."""
+    domains: int
+    """Domains shown apart."""
+
+
+LEVELS = (
+    Detail(curve_points=400, heat_cells=60_000, samples=6, characters=6_000, domains=24),
+    Detail(curve_points=150, heat_cells=20_000, samples=4, characters=2_000, domains=16),
+    Detail(curve_points=60, heat_cells=6_000, samples=2, characters=600, domains=8),
+)
+"""Tried in order until the page is small enough."""
+
 
 RUN_FILES = ("run.json", "config.yaml", "metrics.jsonl", "evals.jsonl")
 """A directory with none of these is no run directory."""
@@ -95,6 +119,7 @@ def _text(path: Path, notes: list[str]) -> str:
 
 
 def read_json(path: Path, notes: list[str]) -> Row:
+    """The object in a file; an empty one, and a note, where there is none."""
     text = _text(path, notes)
     if not text:
         return {}

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from counterpoint.evaluation.comparison import Comparison
-from counterpoint.report._text import plot_text, score
+from counterpoint.report.text import plot_text, score
 from counterpoint.stats import Estimate
 
 Figure = dict[str, Any]
@@ -53,18 +53,11 @@ def history_figure(
     data = []
     for number, run in enumerate([over_time, *others]):
         for index, domain in enumerate(run):
-            scores = domain["scores"]
-            trace = dots(scores, [], plot_text(domain["domain"]), f"@d{index % NUM_COLOURS}", "circle")
-            trace |= {
-                "mode": "lines+markers" if not number else "lines",
-                "x": [value["step"] for value in scores],
-                "y": [value["mean"] for value in scores],
-                "error_y": trace.pop("error_x") | {"thickness": 1},
-                "line": line_style(index, 2) if not number else other_style(index, number),
-                "meta": index,
-                "hovertemplate": "step %{x}: %{text}<extra>%{fullData.name}</extra>",
-            }
+            scores, colour = domain["scores"], f"@d{index % NUM_COLOURS}"
+            steps = [value["step"] for value in scores]
+            trace = course(steps, scores, domain["domain"], colour, line_style(index, 2)) | {"meta": index}
             if number:
+                trace |= {"mode": "lines", "line": other_style(index, number)}
                 del trace["error_y"]
             data.append(trace)
     layout = {"xaxis": axis("step"), "yaxis": axis("held-out score"), "showlegend": False, **stage_marks(stages)}
@@ -126,7 +119,6 @@ def with_reference(figure: Figure, value: float) -> Figure:
 
 def dots(scores: Sequence[dict[str, Any]], heights: Sequence[float], name: str, colour: str, symbol: str) -> Trace:
     """Scores ``mean, low, high`` as marks with horizontal intervals at the given heights."""
-    bounded = [value["low"] is not None for value in scores]
     return {
         "type": "scatter",
         "mode": "markers",
@@ -134,17 +126,38 @@ def dots(scores: Sequence[dict[str, Any]], heights: Sequence[float], name: str, 
         "x": [value["mean"] for value in scores],
         "y": list(heights),
         "text": [score(value["mean"], value["low"], value["high"]) for value in scores],
-        "error_x": {
-            "type": "data",
-            "symmetric": False,
-            "array": [v["high"] - v["mean"] if ok else 0 for v, ok in zip(scores, bounded, strict=True)],
-            "arrayminus": [v["mean"] - v["low"] if ok else 0 for v, ok in zip(scores, bounded, strict=True)],
-            "color": colour,
-            "thickness": 1.6,
-            "width": 0,
-        },
+        "error_x": error_bars(scores, colour, 1.6),
         "marker": {"color": colour, "size": 10, "symbol": symbol, "line": {"width": 2, "color": colour}},
         "hovertemplate": "%{text}<extra>%{fullData.name}</extra>",
+    }
+
+
+def course(
+    steps: Sequence[float], scores: Sequence[dict[str, Any]], name: str, colour: str, line: dict[str, Any]
+) -> Trace:
+    """Scores ``mean, low, high`` over steps with vertical intervals, joined by a line."""
+    trace = dots(scores, [], plot_text(name), colour, "circle")
+    return trace | {
+        "mode": "lines+markers",
+        "x": list(steps),
+        "y": [value["mean"] for value in scores],
+        "error_y": trace.pop("error_x") | {"thickness": 1},
+        "line": line,
+        "hovertemplate": "step %{x}: %{text}<extra>%{fullData.name}</extra>",
+    }
+
+
+def error_bars(scores: Sequence[dict[str, Any]], colour: str, thickness: float) -> dict[str, Any]:
+    """The intervals of scores ``mean, low, high``; none where one has no ends."""
+    bounded = [score["low"] is not None for score in scores]
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [max(0.0, s["high"] - s["mean"]) if ok else 0 for s, ok in zip(scores, bounded, strict=True)],
+        "arrayminus": [max(0.0, s["mean"] - s["low"]) if ok else 0 for s, ok in zip(scores, bounded, strict=True)],
+        "color": colour,
+        "thickness": thickness,
+        "width": 0,
     }
 
 
