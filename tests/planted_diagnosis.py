@@ -62,7 +62,7 @@ def _pairs(domains):
 
 
 def _pair(earlier, later, index, number, modules, note):
-    overlap = {"fraction": 0.1, "jaccard": 0.1 + 0.01 * index, "chance": 0.053, "p_value": 0.001}
+    overlap = {"jaccard": 0.1 + 0.01 * index, "chance": 0.053, "p_value": 0.001}
     return {
         "earlier": earlier, "later": later, "together": False, "verdict": note or "fell",
         "first_step": STEPS * number, "found": ["score"], "place": note or "40% in norm",

@@ -10,18 +10,15 @@ import torch
 from counterpoint import diagnosis
 from counterpoint.diagnosis._chance import bootstrap, chance_of, jaccard, jaccard_by_chance
 from counterpoint.diagnosis._surrogates import likelihood_loss, log_probs, policy_loss
-from counterpoint.diagnosis.results import to_json
 from counterpoint.diagnosis.rollouts import (
     Rollout,
     Rollouts,
-    batches,
     collate,
     read_rollouts,
     save_rollouts,
     with_advantages,
 )
 from counterpoint.series import benjamini_hochberg
-from counterpoint.stats import Estimate
 
 
 @pytest.mark.parametrize(("size_a", "size_b", "total"), [(2, 3, 6), (4, 4, 7), (1, 6, 6), (3, 0, 5)])
@@ -111,13 +108,12 @@ def test_rollouts_survive_a_file(tmp_path):
 
 
 def test_batches_mark_the_tokens_of_completions():
-    (batch,) = batches(rollouts(), 8, pad_id=0)
+    batch = collate(rollouts().items, pad_id=0)
     item = rollouts().items[2]
     start = len(item.prompt_ids)
     assert batch.ids_BT[2, start : start + 1].tolist() == [8]
     assert batch.completion_BT.sum(1).tolist() == [len(i.completion_ids) for i in rollouts().items]
     assert batch.attention_BT.sum(1).tolist() == [len(i.completion_ids) + len(i.prompt_ids) for i in rollouts().items]
-    assert [len(b.ids_BT) for b in batches(rollouts(), 2, pad_id=0)] == [2, 2, 1]
 
 
 class Bigram(torch.nn.Module):
@@ -168,11 +164,6 @@ def test_ratios_are_taken_to_the_old_policy():
     model, batch = Bigram(), collate(rollouts().items, pad_id=0)
     old_BT = log_probs(model, batch).detach() - 0.3
     assert policy_loss(model, batch, old_BT).item() == pytest.approx(policy_loss(model, batch).item() * math.exp(0.3))
-
-
-def test_results_are_json_with_a_schema_and_no_nan():
-    found = to_json("edits", Estimate(float("nan"), 0.0, 1.0))
-    assert found == {"schema": "counterpoint.diagnosis.edits", "version": 1, "value": None, "low": 0.0, "high": 1.0}
 
 
 def test_public_names_are_functions_also_after_their_files_were_imported():

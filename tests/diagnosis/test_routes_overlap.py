@@ -108,7 +108,7 @@ def test_unrelated_routes_overlap_by_chance_and_no_more():
     found = []
     for _ in range(300):
         first, second = (random_route(generator, 0.2) for _ in range(2))
-        found.append(route_overlap(("a", "b"), first, second, LAYERS_U, "neuron", 0.2))
+        found.append(route_overlap(("a", "b"), first, second, LAYERS_U, "neuron"))
     chance = sum(o.chance_in_layers for o in found) / 300
     assert sum(o.jaccard for o in found) / 300 == pytest.approx(chance, abs=0.01)
     assert sum(o.p_value_in_layers <= 0.05 for o in found) / 300 <= 0.05 + 0.02
@@ -120,7 +120,7 @@ def test_layers_that_matter_to_all_domains_are_no_shared_route():
     plain = strict = 0
     for _ in range(200):
         first, second = (random_route(generator, 0.1, 1 + LAYERS_U) for _ in range(2))
-        found = route_overlap(("a", "b"), first, second, LAYERS_U, "neuron", 0.1)
+        found = route_overlap(("a", "b"), first, second, LAYERS_U, "neuron")
         plain += chance_of(found.shared, [(12, 12, 120)]).p_value <= 0.05
         strict += found.p_value_in_layers <= 0.05
         assert found.chance_in_layers > jaccard_by_chance(12, 12, 120)
@@ -166,7 +166,7 @@ def test_p_values_within_layers_are_exact():
     layers = units // 200
     for shared in (2, 8, 20):
         first, second = units % 200 < 20, (units % 200 >= 20 - shared) & (units % 200 < 40 - shared)
-        found = route_overlap(("a", "b"), first, second, layers, "neuron", 0.1)
+        found = route_overlap(("a", "b"), first, second, layers, "neuron")
         assert found.shared == 2 * shared
         counts = hypergeom(200, 20, 20).pmf(torch.arange(21).numpy())
         expected = sum(a * b for i, a in enumerate(counts) for j, b in enumerate(counts) if i + j >= 2 * shared)

@@ -44,7 +44,7 @@ def conflict(cosine=-0.1, verdict=-1, modules=((-0.15, -1), (0.02, 0), (0.2, 1))
 
 
 def overlap(first, second, p_value):
-    return PairOverlap(first, second, 0.1, 0.15, 0.05, p_value)
+    return PairOverlap(first, second, 0.15, 0.05, p_value)
 
 
 FOUND = {

@@ -24,7 +24,6 @@ from counterpoint.diagnosis.conflicts import Conflicts, conflicts
 from counterpoint.diagnosis.conflicts_over_time import ConflictsOverTime, conflicts_over_time
 from counterpoint.diagnosis.damage import Damage, DamageOptions, damage
 from counterpoint.diagnosis.edits import Edits, edits
-from counterpoint.diagnosis.results import to_json, write_result
 from counterpoint.diagnosis.rollouts import Rollout, Rollouts, read_rollouts, sample_rollouts, save_rollouts
 from counterpoint.diagnosis.routes import Routes, measure_routes, routes
 from counterpoint.diagnosis.summary import Summary
@@ -63,6 +62,4 @@ __all__ = [
     "routes",
     "sample_rollouts",
     "save_rollouts",
-    "to_json",
-    "write_result",
 ]

@@ -11,7 +11,7 @@ Legend: P prompts, R numbers that a reduction returns, K vectors, N parameters.
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -62,13 +62,11 @@ class SumLoss:
 class Derivatives:
     """What ``along`` measured: sums of each prompt (not yet over units), reduced, by name of the vector.
 
-    ``first[name]`` [P, R] reduces the gradient, ``second[name]`` [P, R] the Hessian times the vector; ``products``
-    holds that product of the whole loss (over units) for the names that were to be kept.
+    ``first[name]`` [P, R] reduces the gradient, ``second[name]`` [P, R] the Hessian times the vector.
     """
 
     first: dict[str, Tensor]
     second: dict[str, Tensor]
-    products: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
 
 def inner(first: Vector, second: Vector) -> Tensor:
@@ -116,7 +114,6 @@ def along(
     vectors: Mapping[str, Vector],
     reduce: Reduction = lambda vector, derivative: inner(vector, derivative).unsqueeze(0),
     *,
-    keep: frozenset[str] = frozenset(),
     what: str = "curvature",
     on_progress: Progress = silent,
 ) -> Derivatives:
@@ -129,14 +126,11 @@ def along(
         loss: the loss; its ``params`` must require gradients.
         vectors: by name.
         reduce: ``inner`` by default, so that ``first`` is ``g.v`` and ``second`` is ``v'Hv``.
-        keep: names of the vectors whose whole product ``Hv`` is returned too.
         what: said to ``on_progress``.
         on_progress: called with pieces done and in total.
     """
     first: dict[str, Tensor] = {}
     second: dict[str, Tensor] = {}
-    products = {name: {key: torch.zeros_like(p) for key, p in loss.params.items()} for name in keep}
-    scale = 1 / float(loss.units_P.sum())
     for done, piece in enumerate(loss.pieces, 1):
         gradient = dict(zip(loss.params, _gradient(loss, piece, graph=True), strict=True))
         values = {key: value.detach() for key, value in gradient.items()}
@@ -144,11 +138,8 @@ def along(
             product = _product(loss, gradient, vector)
             _add(first, name, piece.prompt, reduce(vector, values), loss.num_prompts)
             _add(second, name, piece.prompt, reduce(vector, product), loss.num_prompts)
-            if name in keep:
-                for key, value in product.items():
-                    products[name][key].add_(value, alpha=scale)
         on_progress(what, done, len(loss.pieces))
-    return Derivatives(first, second, products)
+    return Derivatives(first, second)
 
 
 def hessian_product(loss: SumLoss, vector: Vector) -> dict[str, Tensor]:

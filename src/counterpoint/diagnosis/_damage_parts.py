@@ -244,8 +244,7 @@ class Subspace:
     the second order (with curvature of both signs it can lie outside [0, 1]). ``other_half_share`` is the same where
     the directions come from one half of the prompts and the damage from the other: directions that only fit single
     prompts carry nothing there. ``random_share`` is what as many random directions carry on average, ``K / N``;
-    ``module_random_share`` the same for random directions with these directions' norm in every module. ``largest`` and
-    ``smallest`` are eigenvalues from either end.
+    ``module_random_share`` the same for random directions with these directions' norm in every module.
     """
 
     iterations: int
@@ -255,8 +254,6 @@ class Subspace:
     edit_share: float
     random_share: float
     module_random_share: float
-    largest: tuple[float, ...]
-    smallest: tuple[float, ...]
 
 
 def subspace_of(
@@ -307,8 +304,6 @@ def subspace_of(
         edit_share=sum(weights_K),
         random_share=len(strongest) / size,
         module_random_share=float((squares_KM.sum(0) * second_M / sizes_M).sum() / second_M.sum()),
-        largest=tuple(pairs.values_K[:top].tolist()),
-        smallest=tuple(pairs.values_K.flip(0)[:top].tolist()),
     )
 
 

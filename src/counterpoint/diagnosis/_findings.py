@@ -102,7 +102,6 @@ class PairOverlap:
 
     first: str
     second: str
-    fraction: float
     jaccard: float
     chance: float
     p_value: float
@@ -188,9 +187,9 @@ def route_findings(result: Routes) -> RouteFindings:
     """The overlaps of neurons at the main fraction, and chance within layers."""
     return RouteFindings(
         tuple(
-            PairOverlap(row.first, row.second, row.fraction, row.jaccard, row.chance_in_layers, row.p_value_in_layers)
+            PairOverlap(row.first, row.second, row.jaccard, row.chance_in_layers, row.p_value_in_layers)
             for row in result.overlaps
-            if row.kind == "neuron" and row.fraction == result.fraction
+            if row.kind == "neuron"
         )
     )
 
@@ -210,7 +209,6 @@ def edit_findings(result: Edits) -> EditFindings:
         PairOverlap(
             number[row.first],
             number[row.second],
-            result.top_share,
             row.overlap.jaccard,
             row.overlap.within_layers.jaccard,
             row.overlap.within_layers.p_value,

@@ -103,7 +103,6 @@ class Conflicts(Result):
     prompts: tuple[int, ...]
     completions: tuple[int, ...]
     batches: int
-    splits: int
     level: float
     metrics: tuple[MetricConflicts, ...]
     by: str = "module"
@@ -312,9 +311,7 @@ def conflicts_of(
         ) from error
     finally:
         model.train(training)
-    return Conflicts(
-        source.domains, source.prompts, source.completions, batches, splits_of(batches), level, found, groupings[0]
-    )
+    return Conflicts(source.domains, source.prompts, source.completions, batches, level, found, groupings[0])
 
 
 def measure(

@@ -143,7 +143,6 @@ class Damage(Result):
     informative: int = 0
     completions: int = 0
     tokens: int = 0
-    edit_norm: float = 0.0
     relative_edit_norm: float = 0.0
     first: Estimate | None = None
     second: Estimate | None = None
@@ -314,7 +313,6 @@ class _Measurement:
             informative=self.text.informative,
             completions=len(self.rollouts),
             tokens=int(self.text.tokens_P.sum()),
-            edit_norm=norm,
             relative_edit_norm=norm / float(inner(params, params)) ** 0.5,
         )
 

@@ -6,7 +6,7 @@ Legend: B completions, T tokens of a batch (prompt and completion, padded on the
 import dataclasses
 import json
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -139,12 +139,6 @@ def _advantage(reward: float, rewards: Sequence[float]) -> float:
     if max(rewards) - min(rewards) < ROUNDING:
         return 0.0
     return (reward - statistics.fmean(rewards)) / (statistics.stdev(rewards) + EPSILON)
-
-
-def batches(rollouts: Rollouts, size: int, pad_id: int) -> Iterator[TokenBatch]:
-    """The completions in batches of up to ``size``, in order, so that batches hold whole groups where it divides."""
-    for low in range(0, len(rollouts), size):
-        yield collate(rollouts.items[low : low + size], pad_id)
 
 
 def collate(items: Sequence[Rollout], pad_id: int) -> TokenBatch:

@@ -31,6 +31,7 @@ from counterpoint.diagnosis.subject import (
     check_enough,
     completions_for,
     config_of,
+    counter,
     open_subject,
     wanted_domains,
 )
@@ -85,7 +86,6 @@ class RouteOverlap:
     first: str
     second: str
     kind: str
-    fraction: float
     jaccard: float
     shared: int
     chance_in_layers: float
@@ -251,7 +251,7 @@ def measure_routes(
         routes=tuple(_route(rollouts_by_domain[name], one, tops, layers) for name, one in activities.items()),
         stability=tuple(stability(name, one, kind, fraction) for kind in layers for name, one in activities.items()),
         overlaps=tuple(
-            route_overlap((a, b), tops[kind][a], tops[kind][b], layers[kind], kind, fraction)
+            route_overlap((a, b), tops[kind][a], tops[kind][b], layers[kind], kind)
             for kind in layers
             for a, b in combinations(activities, 2)
         ),
@@ -292,13 +292,13 @@ def stability(domain: str, activity: Activity, kind: str, fraction: float) -> St
 
 
 def route_overlap(
-    names: tuple[str, str], first_U: Tensor, second_U: Tensor, layers_U: Tensor, kind: str, fraction: float
+    names: tuple[str, str], first_U: Tensor, second_U: Tensor, layers_U: Tensor, kind: str
 ) -> RouteOverlap:
     """The overlap of two domains' routes, given as bool vectors, with chance in layers."""
     shared = int((first_U & second_U).sum())
     chance = chance_of(shared, sizes_in_layers(first_U, second_U, layers_U))
     found = jaccard(first_U, second_U)
-    return RouteOverlap(*names, kind, fraction, found, shared, chance.jaccard, chance.p_value)
+    return RouteOverlap(*names, kind, found, shared, chance.jaccard, chance.p_value)
 
 
 def _open_edits(edits: Mapping[str, Checkpoints], default: str, domains: Sequence[str]) -> dict[str, EditTensors]:
@@ -342,13 +342,7 @@ def _activities(
 ) -> dict[str, Activity]:
     found = {}
     for name, rollouts in rollouts_by_domain.items():
-        done = 0
-
-        def count(more: int, name: str = name, total: int = len(rollouts)) -> None:
-            nonlocal done
-            done += more
-            on_progress(f"routes of {name}", done, total)
-
+        count = counter(f"routes of {name}", len(rollouts), on_progress)
         found[name] = activity_of(model, sites, rollouts, pad_id=pad_id, batch_size=batch_size, on_batch=count)
     return found
 
@@ -400,11 +394,8 @@ def _directions(
 
 def _members(top_U: Tensor, layers_U: Tensor) -> dict[int, tuple[int, ...]]:
     """Layer -> positions within the layer of the chosen units."""
-    members = {}
-    for layer in layers_U.unique().tolist():
-        inside_U = top_U[layers_U == layer]
-        members[layer] = tuple(inside_U.nonzero().squeeze(1).tolist())
-    return members
+    layers = layers_U.unique().tolist()
+    return {layer: tuple(top_U[layers_U == layer].nonzero().squeeze(1).tolist()) for layer in layers}
 
 
 def _counts(layers_U: Tensor) -> dict[int, int]:

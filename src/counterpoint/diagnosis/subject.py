@@ -1,7 +1,7 @@
 """What an analysis is about: a model, its tokenizer, the domains of a configuration and their completions."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from counterpoint.config import Config, ModelConfig, load_config
 from counterpoint.diagnosis.rollouts import Rollouts, read_rollouts, sample_rollouts, save_rollouts
 from counterpoint.domains import Domain, load_domains
 from counterpoint.errors import ConfigError, CounterpointError, DomainError, ModelError, nearest
-from counterpoint.evaluation import EvaluationPlan, Sampling
+from counterpoint.evaluation import Sampling
 from counterpoint.models import check_model, load_model, load_tokenizer
 from counterpoint.progress import Progress, silent
 from counterpoint.runs import RunDirectory
@@ -140,17 +140,11 @@ def completions_for(
             samples=samples,
             sampling=sampling,
             rows=domain.evaluation if held_out else None,
-            on_batch=_counter(f"sample {name}", prompts * samples, on_progress),
+            on_batch=counter(f"sample {name}", prompts * samples, on_progress),
         )
     if save is not None:
         save_rollouts(save, *found.values())
     return found
-
-
-def sampled_plan(config: Config) -> EvaluationPlan:
-    """Sampled evaluation as in the configuration, without greedy decoding."""
-    plan = EvaluationPlan.of_config(config, config.training.get("max_completion_length"))
-    return replace(plan, greedy=False, examples=0)
 
 
 def _given(subject: Subject, file: Path, at_least: int) -> dict[str, Rollouts]:
@@ -184,7 +178,8 @@ def _check_vocabulary(rollouts: Mapping[str, Rollouts], model: Any, file: Path) 
         )
 
 
-def _counter(what: str, total: int, on_progress: Progress) -> Callable[[int], None]:
+def counter(what: str, total: int, on_progress: Progress) -> Callable[[int], None]:
+    """A function that adds to what is done of ``total`` and tells ``on_progress``."""
     done = 0
 
     def count(more: int) -> None:

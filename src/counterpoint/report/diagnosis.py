@@ -134,7 +134,7 @@ def _terms(damage: Row) -> dict[str, dict[str, float] | None] | None:
 
 
 def _overlap(value: object) -> dict[str, float | None] | None:
-    keys = ("fraction", "jaccard", "chance", "p_value")
+    keys = ("jaccard", "chance", "p_value")
     return {key: number(value.get(key)) for key in keys} if isinstance(value, dict) else None
 
 
