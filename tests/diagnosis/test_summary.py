@@ -1,18 +1,19 @@
 """One sentence and one line per analysis for two domains: what was found, how sure it is, and nothing beyond that."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
 from counterpoint.config import parse_config
+from counterpoint.diagnosis import Damage, DamageOptions
 from counterpoint.diagnosis._course import Course, Leg, Point
+from counterpoint.diagnosis._damage_parts import ModulePart
 from counterpoint.diagnosis._findings import (
     ConflictFindings,
     EditFindings,
     ModuleConflict,
-    ModuleDamage,
     PairConflict,
-    PairDamage,
     PairOverlap,
     RouteFindings,
     StageEdit,
@@ -34,8 +35,9 @@ def estimate(value, half=0.05):
 
 
 def damage(measured=0.2, first=0.02, second=0.16, half=0.05, rows=(("layers.2.mlp", 0.1, 0.2), ("norm", 0.06, 0.7))):
-    modules = tuple(ModuleDamage(name, estimate(value, 0.02), share) for name, value, share in rows)
-    return PairDamage(estimate(measured, half), estimate(first), estimate(second), None, modules)
+    modules = tuple(ModulePart(name, estimate(0.0), estimate(value, 0.02), share, 0.1) for name, value, share in rows)
+    terms = {"measured": estimate(measured, half), "first": estimate(first), "second": estimate(second)}
+    return Damage("before", "after", "math", "writing", DamageOptions(), **terms, modules=modules)
 
 
 def conflict(cosine=-0.1, verdict=-1, modules=((-0.15, -1), (0.02, 0), (0.2, 1))):
@@ -51,7 +53,7 @@ FOUND = {
     "damage": damage(),
     "conflicts-step-10": conflict(),
     "routes-step-10": RouteFindings((overlap("writing", "math", 0.3),)),
-    "edits": EditFindings((StageEdit(0.1, 0.02, ()), StageEdit(0.1, 0.03, ())), (overlap("0", "1", 1e-9),)),
+    "edits": EditFindings((StageEdit(()), StageEdit(())), (overlap("0", "1", 1e-9),)),
 }
 
 
@@ -87,8 +89,8 @@ def pair_of(summary):
 def test_a_fall_is_said_with_its_interval_and_what_to_do(summary_of):
     summary = summary_of()
     pair, _ = pair_of(summary)
-    loss = -100 * pair.change.value
-    assert pair.sentence.startswith(f"math lost {loss:.1f} points [{-100 * pair.corrected.high:.1f}, ")
+    loss = -100 * pair.change.change.value
+    assert pair.sentence.startswith(f"math lost {loss:.1f} points [{-100 * pair.change.corrected.high:.1f}, ")
     assert pair.sentence.endswith("beyond noise. To get it back: RECOVER IT")
     assert pair.found == ("score", "damage", "conflict")
     assert pair.sentence in summary.sentences()
@@ -116,7 +118,7 @@ def test_within_noise_has_an_interval_and_names_no_module(summary_of):
     pair, text = pair_of(summary)
     assert pair.found == ()
     assert "within noise" in pair.sentence
-    assert f"does not exclude a loss of {-100 * pair.corrected.low:.1f}" in pair.sentence
+    assert f"does not exclude a loss of {-100 * pair.change.corrected.low:.1f}" in pair.sentence
     assert "[-0.04, +0.06], within noise" in text
     assert "0 of 1 modules in conflict" in text
     assert "beyond noise" not in text + pair.sentence
@@ -156,7 +158,7 @@ def test_what_is_missing_says_why_once(summary_of):
 
 
 def test_a_measurement_that_stopped_says_why(summary_of):
-    _, text = pair_of(summary_of(damage=PairDamage(None, None, None, None, (), "Memory did not suffice.")))
+    _, text = pair_of(summary_of(damage=replace(damage(), second=None, stopped="Memory did not suffice.")))
     assert "Damage: not measured (Memory did not suffice)." in text
 
 

@@ -192,8 +192,8 @@ def test_every_part_is_there(run, summary):
 
 def test_the_pair_is_put_together_from_all_of_them(summary):
     (pair,) = summary.pairs
-    assert (pair.earlier, pair.later, pair.verdict, pair.missing) == ("code", "math", "fell", {})
-    assert pair.change.high < 0
+    assert (pair.earlier, pair.later, pair.change.verdict, pair.missing) == ("code", "math", "fell", {})
+    assert pair.change.change.high < 0
     assert pair.sentence.startswith("code lost ")
     for found in (pair.damage, pair.conflict, pair.edits, pair.routes):
         assert found is not None

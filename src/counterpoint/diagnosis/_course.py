@@ -12,7 +12,7 @@ from typing import Any
 from counterpoint.config import Config
 from counterpoint.diagnosis.behaviour import stage_name
 from counterpoint.diagnosis.subject import config_of, model_of, wanted_domains
-from counterpoint.errors import CounterpointError, RunError
+from counterpoint.errors import CounterpointError
 from counterpoint.runs.run import Run
 from counterpoint.runs.stages import Stage
 
@@ -148,19 +148,6 @@ def _legs(points: Sequence[Point], stages: Sequence[Stage]) -> tuple[Leg, ...]:
     """The stages with weights at both ends."""
     at = {point.step: point for point in points}
     return tuple(Leg(s, at[s.first_step], at[s.last_step]) for s in stages if s.first_step in at and s.last_step in at)
-
-
-def needs_points(course: Course) -> None:
-    """Refuses a course without checkpoints.
-
-    Raises:
-        RunError: there is none.
-    """
-    if not course.points:
-        raise RunError(
-            f"{course.folder.parent}: has no checkpoint at the end of a stage, so only its behaviour can be diagnosed: "
-            f"counterpoint diagnose {course.folder.parent} --only behaviour"
-        )
 
 
 class GivenRun(Run):

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 from torch import Tensor
@@ -45,24 +46,11 @@ BATCHES = 16
 
 
 @dataclass(frozen=True)
-class DomainCompletions:
-    """Completions of one domain at one checkpoint: how many, their mean reward, and prompts with a signal."""
-
-    domain: str
-    prompts: int
-    completions: int
-    reward: float
-    informative: int
-
-
-@dataclass(frozen=True)
 class CompletionsKept:
-    """What ``rollouts-step-N.jsonl`` holds."""
+    """The file of completions, and the mean reward of every domain in it."""
 
-    step: int
-    moment: str
     file: str
-    domains: tuple[DomainCompletions, ...]
+    reward: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -79,21 +67,12 @@ class Workshop:
     """What is diagnosed, how much of it is measured, and the model that is loaded at the moment."""
 
     course: Course
-    budget: tuple[int, int]
+    prompts: int
+    samples: int
     seed: int
     effort: Effort
     on_progress: Progress
     _loaded: tuple[str, Subject] | None = field(default=None, init=False)
-
-    @property
-    def prompts(self) -> int:
-        """Prompts per domain."""
-        return self.budget[0]
-
-    @property
-    def samples(self) -> int:
-        """Completions of each prompt."""
-        return self.budget[1]
 
     def subject(self, point: Point) -> Subject:
         """The model at ``point``; only one is kept in memory."""
@@ -138,8 +117,8 @@ class Workshop:
             save=file,
             on_progress=self._named(point.moment),
         )
-        kept = tuple(_described(name, rollouts) for name, rollouts in found.items())
-        return CompletionsKept(point.step, point.moment, file.name, kept)
+        rewards = {name: fmean(item.reward for item in rollouts.items) for name, rollouts in found.items()}
+        return CompletionsKept(file.name, rewards)
 
     def routes(self, point: Point) -> Routes:
         """The routes of every domain at ``point``, and the directions of the stages' edits on them."""
@@ -232,9 +211,3 @@ def _first(rollouts: Rollouts, count: int) -> Rollouts:
         if seen[item.group] <= count:
             kept.append(item)
     return replace(rollouts, items=tuple(kept))
-
-
-def _described(name: str, rollouts: Rollouts) -> DomainCompletions:
-    rewards: list[Any] = [item.reward for item in rollouts.items]
-    informative = rollouts.informative.num_groups
-    return DomainCompletions(name, rollouts.num_groups, len(rollouts), sum(rewards) / len(rewards), informative)

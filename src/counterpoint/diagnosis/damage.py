@@ -12,6 +12,7 @@ sampled at theta_A:
 Source: "A Local Perturbation Theory ..." (arXiv 2606.02398), section 5; the surrogate losses are ours.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -156,6 +157,24 @@ class Damage(Result):
     subspace: Subspace | None = None
     range: Reach | None = None
     stopped: str | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all terms are there and finite: nothing stopped the measurement."""
+        terms = (self.measured, self.first, self.second)
+        return all(term and math.isfinite(term.value + term.low + term.high) for term in terms)
+
+    @property
+    def place(self) -> tuple[str, float, float] | None:
+        """The module with most of the harm that curvature does, its share of it, and its share of the edit.
+
+        None where no module's own interval lies above zero.
+        """
+        sure = [row for row in self.modules if row.second.low > 0]
+        if not sure:
+            return None
+        top = max(sure, key=lambda row: row.second.value)
+        return top.module, top.second.value / sum(max(0.0, row.second.value) for row in self.modules), top.edit_share
 
     @property
     def verdict(self) -> str:

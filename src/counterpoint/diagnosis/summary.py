@@ -5,15 +5,19 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from counterpoint.diagnosis._course import Course, Leg
-from counterpoint.diagnosis._findings import EditFindings, PairConflict, PairDamage, PairOverlap, StageEdit
+from counterpoint.diagnosis._findings import EditFindings, PairConflict, PairOverlap, StageEdit
 from counterpoint.diagnosis._parts import PartDone
 from counterpoint.diagnosis._words import gained, listed, lost, not_excluded, signed
-from counterpoint.diagnosis.behaviour import NOISE, UNKNOWN, Behaviour, Change, changes_table
+from counterpoint.diagnosis.behaviour import NOISE, Behaviour, Change, changes_table
+from counterpoint.diagnosis.damage import Damage
 from counterpoint.results import Result
 from counterpoint.stats import Estimate
 from counterpoint.tables import Table
 
 SIGNIFICANT = 0.05
+
+RELIABLE = 0.2
+"""Second order "predicts" a damage where it errs by at most this share of the largest term, as in ``damage``. Ours."""
 
 TOGETHER = "both were trained in the same stage"
 
@@ -22,8 +26,8 @@ TOGETHER = "both were trained in the same stage"
 class Pair:
     """Two domains: ``earlier`` was trained before ``later``, or in the same stage (``together``).
 
-    ``change`` with its simultaneous interval ``corrected`` and ``verdict``: the earlier domain's score over the later
-    one's stage, as in ``behaviour.json``. ``sentence`` says it; ``found`` names what was found beyond noise: ``score``,
+    ``change`` is that of the earlier domain's score over the later one's stage, as in ``behaviour.json``. ``sentence``
+    says it; ``found`` names what was found beyond noise: ``score``,
     ``damage``, ``conflict``; ``place`` is where most of curvature's damage sits. What is None was not measured:
     ``missing`` says why.
     """
@@ -31,22 +35,18 @@ class Pair:
     earlier: str
     later: str
     stage: str
-    together: bool
-    moment: str
-    first_step: int | None
-    last_step: int | None
-    change: Estimate | None
-    corrected: Estimate | None
-    verdict: str
     sentence: str
     details: tuple[str, ...]
     found: tuple[str, ...]
-    place: str
-    damage: PairDamage | None
-    conflict: PairConflict | None
-    edits: PairOverlap | None
-    routes: PairOverlap | None
     missing: Mapping[str, str]
+    conflict: PairConflict | None
+    routes: PairOverlap | None
+    together: bool = False
+    first_step: int | None = None
+    change: Change | None = None
+    place: str = ""
+    damage: Damage | None = None
+    edits: PairOverlap | None = None
 
 
 @dataclass(frozen=True)
@@ -55,20 +55,15 @@ class Total:
 
     domain: str
     later: tuple[str, ...]
-    first_step: int
-    last_step: int
     sentence: str
-    damage: PairDamage | None
+    damage: Damage | None
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """One stage: its name, domains and steps, and what it changed in the weights where that was measured."""
+    """One stage: its name, and what it changed in the weights where that was measured."""
 
     stage: str
-    domains: tuple[str, ...]
-    first_step: int
-    last_step: int
     edit: StageEdit | None
 
 
@@ -129,11 +124,11 @@ class Findings:
             return found, ""
         return None, self.done[name].reason if name in self.done else "it was not planned."
 
-    def damage(self, **about: Any) -> tuple[PairDamage | None, str]:
+    def damage(self, **about: Any) -> tuple[Damage | None, str]:
         """The damage that is about exactly this."""
         part = next((p for p in self.done.values() if p.kind == "damage" and dict(p.about) == about), None)
         found, why = self.get(part.name) if part else (None, "no checkpoint after the stage is left.")
-        if found is not None and None in (found.measured, found.first, found.second):
+        if found is not None and not found.is_whole:
             return None, found.stopped or "the measurement stopped early."
         return found, why
 
@@ -157,6 +152,7 @@ def summarise(
     forgotten = behaviour.forgetting if behaviour else ()
     fell = any(item.verdict in ("forgetting", "fell") for item in forgotten)
     verdicts = behaviour.verdicts() if behaviour else ()
+    edits, _ = edits_by_leg(findings)
     return Summary(
         run=course.name,
         domains=tuple(course.config.domains),
@@ -168,7 +164,7 @@ def summarise(
         totals=tuple(
             _total(findings, part) for part in done if _spans_stages(part, course.legs) and part.status != "left out"
         ),
-        stages=tuple(_stretch(findings, number) for number in range(len(course.legs))),
+        stages=tuple(Stretch(leg.name, edits.edits[i] if edits else None) for i, leg in enumerate(course.legs)),
         verdicts=(*verdicts, f"To get it back: {course.remedy}") if fell else verdicts,
         notes=behaviour.notes if behaviour else (),
     )
@@ -180,13 +176,6 @@ def edits_by_leg(findings: Findings) -> tuple[EditFindings | None, str]:
     if found is not None and len(found.edits) != len(findings.course.legs):
         return None, "a checkpoint between the stages is gone."
     return found, why
-
-
-def _stretch(findings: Findings, number: int) -> Stretch:
-    leg = findings.course.legs[number]
-    edits, _ = edits_by_leg(findings)
-    edit = edits.edits[number] if edits else None
-    return Stretch(leg.name, leg.stage.domains, leg.start.step, leg.end.step, edit)
 
 
 def _pair(findings: Findings, number: int, earlier: str, later: str) -> Pair:
@@ -202,22 +191,18 @@ def _pair(findings: Findings, number: int, earlier: str, later: str) -> Pair:
         missing["score"] = reason or f"{earlier} was not evaluated before and after."
     missing |= {name: why for name, why in (("damage", no_damage), ("edits", no_edits)) if why}
     fell = change is not None and change.verdict == "fell"
+    place = damage.place if damage else None
     return Pair(
         earlier=earlier,
         later=later,
         stage=leg.name,
-        together=False,
-        moment=leg.start.moment,
         first_step=leg.start.step,
-        last_step=leg.end.step,
-        change=change.change if change else None,
-        corrected=change.corrected if change else None,
-        verdict=change.verdict if change else UNKNOWN + missing["score"],
+        change=change,
         sentence=_outcome(earlier, leg, change, missing)
         + (f" To get it back: {findings.course.remedy}" if fell else ""),
         details=_details(damage, conflict, edits, routes, missing, leg.start.moment),
         found=_found(change, damage, conflict),
-        place=_place(damage),
+        place=f"{place[1]:.0%} in {place[0]}" if place else "",
         damage=damage,
         conflict=conflict,
         edits=edits,
@@ -236,19 +221,10 @@ def _together(findings: Findings, leg: Leg, first: str, second: str) -> Pair:
         later=second,
         stage=leg.name,
         together=True,
-        moment=leg.end.moment,
-        first_step=None,
-        last_step=None,
-        change=None,
-        corrected=None,
-        verdict=f"{UNKNOWN}{TOGETHER}.",
         sentence=f"{first} and {second}: what one did to the other is not measured ({TOGETHER}).",
         details=_details(None, conflict, None, routes, about, leg.end.moment),
         found=_found(None, None, conflict),
-        place="",
-        damage=None,
         conflict=conflict,
-        edits=None,
         routes=routes,
         missing=missing,
     )
@@ -259,7 +235,7 @@ def _total(findings: Findings, part: PartDone) -> Total:
     damage, why = findings.damage(**about)
     later = tuple(about["later"])
     sentence = f"{about['domain']}, over {listed(later)} together. {_damage_line(damage, why)}"
-    return Total(about["domain"], later, about["first_step"], about["last_step"], sentence, damage)
+    return Total(about["domain"], later, sentence, damage)
 
 
 def _spans_stages(part: PartDone, legs: Sequence[Leg]) -> bool:
@@ -301,20 +277,13 @@ def _of_both(rows: Sequence[Any], first: str, second: str) -> Any:
     return next((row for row in rows if {row.first, row.second} == {first, second}), None)
 
 
-def _found(change: Change | None, damage: PairDamage | None, conflict: PairConflict | None) -> tuple[str, ...]:
+def _found(change: Change | None, damage: Damage | None, conflict: PairConflict | None) -> tuple[str, ...]:
     known = {
         "score": change is not None and change.verdict != NOISE,
         "damage": damage is not None and damage.measured is not None and damage.measured.low > 0,
         "conflict": conflict is not None and (conflict.verdict < 0 or bool(conflict.opposed)),
     }
     return tuple(name for name, holds in known.items() if holds)
-
-
-def _place(damage: PairDamage | None) -> str:
-    if damage is None or damage.place is None:
-        return ""
-    module, share, _ = damage.place
-    return f"{share:.0%} in {module}"
 
 
 def _outcome(earlier: str, leg: Leg, change: Change | None, missing: Mapping[str, str]) -> str:
@@ -330,7 +299,7 @@ def _outcome(earlier: str, leg: Leg, change: Change | None, missing: Mapping[str
 
 
 def _details(
-    damage: PairDamage | None,
+    damage: Damage | None,
     conflict: PairConflict | None,
     edits: PairOverlap | None,
     routes: PairOverlap | None,
@@ -352,17 +321,17 @@ def _details(
     return tuple(lines)
 
 
-def _damage_line(damage: PairDamage | None, missing: str) -> str:
-    if damage is None or damage.measured is None or damage.second is None or damage.predicted is None:
+def _damage_line(damage: Damage | None, missing: str) -> str:
+    if damage is None or damage.measured is None or damage.first is None or damage.second is None:
         return f"Damage: not measured ({missing.rstrip('.')})."
-    measured = damage.measured
+    measured, first, second = damage.measured, damage.first.value, damage.second.value
+    predicted = first + second
     beyond = "beyond noise" if measured.low * measured.high > 0 else "within noise"
     text = f"Damage: {measured.value:+.3g} loss per token [{measured.low:+.3g}, {measured.high:+.3g}], {beyond}"
-    if not damage.is_predicted:
-        return f"{text}; the quadratic approximation does not predict it ({damage.predicted:+.3g})."
-    parts = f"{damage.predicted:+.3g} ({damage.second.value:+.3g} by curvature)"
-    text = f"{text}; the quadratic approximation predicts {parts}"
-    if damage.place is None or damage.second.value <= 0:
+    if not abs(predicted - measured.value) <= RELIABLE * max(abs(measured.value), abs(first), abs(second)):
+        return f"{text}; the quadratic approximation does not predict it ({predicted:+.3g})."
+    text = f"{text}; the quadratic approximation predicts {predicted:+.3g} ({second:+.3g} by curvature)"
+    if damage.place is None or second <= 0:
         return f"{text}."
     module, share, of_edit = damage.place
     return f"{text}; {share:.0%} of curvature's part lies in {module}, which holds {of_edit:.0%} of the edit."

@@ -24,23 +24,21 @@ from counterpoint.diagnosis._course import (
     Point,
     course_of_checkpoints,
     course_of_run,
-    needs_points,
 )
 from counterpoint.diagnosis._findings import (
     ConflictFindings,
     EditFindings,
-    PairDamage,
     RouteFindings,
     conflict_findings,
-    damage_findings,
     edit_findings,
     route_findings,
 )
 from counterpoint.diagnosis._parts import Fingerprints, Part, PartDone, digest_of, file_digest, run_part
 from counterpoint.diagnosis._workshop import CompletionsKept, Effort, PointScores, Workshop
 from counterpoint.diagnosis.behaviour import Behaviour, behaviour
+from counterpoint.diagnosis.damage import Damage
 from counterpoint.diagnosis.summary import Summary, summarise
-from counterpoint.errors import CounterpointError, nearest
+from counterpoint.errors import CounterpointError, RunError, nearest
 from counterpoint.models import check_model, resolve_path, threads_for
 from counterpoint.progress import Progress, silent
 from counterpoint.results import plain
@@ -102,8 +100,7 @@ def diagnose(
         RunError: no run, or no checkpoint at the end of a stage.
         CounterpointError: numbers or names that cannot be used.
     """
-    options, wanted = options or DiagnoseOptions(), _wanted(only)
-    _check(options)
+    options, wanted = _checked(options, only)
     return _diagnose(course_of_run(run), options, wanted, alone or {}, on_progress, on_part)
 
 
@@ -138,8 +135,7 @@ def diagnose_checkpoints(
         ConfigError, ModelError: a configuration, domain or checkpoint that cannot be used.
         CounterpointError: nothing to compare ``after`` with, or numbers or names that cannot be used.
     """
-    options, wanted = options or DiagnoseOptions(), _wanted(only)
-    _check(options)
+    options, wanted = _checked(options, only)
     course = course_of_checkpoints(config, base=base, before=before, after=after, domain=domain, other=other, out=out)
     return _diagnose(course, options, wanted, {}, on_progress, on_part)
 
@@ -153,11 +149,15 @@ def _diagnose(
     on_part: Callable[[PartDone], None],
 ) -> Summary:
     started = time.perf_counter()
-    if wanted - {"behaviour"}:
-        needs_points(course)
+    if wanted - {"behaviour"} and not course.points:
+        run = course.folder.parent
+        raise RunError(
+            f"{run}: has no checkpoint at the end of a stage, so only its behaviour can be diagnosed: "
+            f"counterpoint diagnose {run} --only behaviour"
+        )
     if course.run is not None:
         wanted = wanted | {"behaviour"}  # it takes no time, and every pair has its change of score
-    work = Workshop(course, options.budget, options.seed, options.effort, on_progress)
+    work = Workshop(course, *options.budget, options.seed, options.effort, on_progress)
     planned = plan_parts(work, Fingerprints(course.folder))
     done: list[PartDone] = []
     found: dict[str, Any] = {}
@@ -183,19 +183,17 @@ def _diagnose(
     return summary
 
 
-def _wanted(only: Sequence[str] | None) -> set[str]:
+def _checked(options: DiagnoseOptions | None, only: Sequence[str] | None) -> tuple[DiagnoseOptions, set[str]]:
+    options = options or DiagnoseOptions()
     for name in only or ():
         if name not in ANALYSES:
             raise CounterpointError(f"only={name!r}: there is no such analysis; {nearest(name, ANALYSES)}")
-    return set(only or ANALYSES)
-
-
-def _check(options: DiagnoseOptions) -> None:
     if options.prompts < 8 or options.samples < 2:
         raise CounterpointError(
             "prompts must be at least 8 and samples at least 2, as halves of the prompts and rewards of one prompt are "
             f"compared; found {options.prompts} and {options.samples}."
         )
+    return options, set(only or ANALYSES)
 
 
 def _is_wanted(part: Part[Any], wanted: set[str]) -> bool:
@@ -284,36 +282,14 @@ def _at_point(work: Workshop, point: Point, marks: Mapping[str, str]) -> list[Pa
     inputs = _inputs(work, marks[point.name])
     about: dict[str, Any] = {"step": point.step, "moment": point.moment}
     edits = {"edits": [(marks[leg.start.name], marks[leg.end.name]) for leg in work.course.legs]}
-    files = (work.rollouts_file(point),)
+
+    def part(kind: str, inputs: Any, work: Callable[[Point], Any], finding: Any, read: Any, *beside: Path) -> Part[Any]:
+        return Part(f"{kind}-{point.name}", kind, inputs, lambda: work(point), finding, read, about, beside)
+
     return [
-        Part(
-            f"rollouts-{point.name}",
-            "rollouts",
-            inputs,
-            lambda: work.sample(point),
-            _itself,
-            CompletionsKept,
-            about,
-            files,
-        ),
-        Part(
-            f"routes-{point.name}",
-            "routes",
-            inputs | edits,
-            lambda: work.routes(point),
-            route_findings,
-            RouteFindings,
-            about,
-        ),
-        Part(
-            f"conflicts-{point.name}",
-            "conflicts",
-            inputs,
-            lambda: work.conflicts(point),
-            conflict_findings,
-            ConflictFindings,
-            about,
-        ),
+        part("rollouts", inputs, work.sample, _itself, CompletionsKept, work.rollouts_file(point)),
+        part("routes", inputs | edits, work.routes, route_findings, RouteFindings),
+        part("conflicts", inputs, work.conflicts, conflict_findings, ConflictFindings),
     ]
 
 
@@ -330,16 +306,14 @@ def _damage(
     later: Sequence[str],
     marks: Mapping[str, str],
     names: set[str],
-) -> Part[PairDamage]:
+) -> Part[Damage]:
     name = f"damage-{domain}-{'+'.join(later)}".replace(" ", "-").replace("/", "-")
     name = name if name not in names else f"{name}-{start.name}"
     names.add(name)
     inputs = _inputs(work, marks[start.name]) | {"domain": domain, "later": list(later), "after": marks[end.name]}
     about = {"domain": domain, "later": list(later), "first_step": start.step, "last_step": end.step}
     other = later[0] if len(later) == 1 and later[0] in work.course.config.domains else None
-    return Part(
-        name, "damage", inputs, lambda: work.damage(domain, start, end, other), damage_findings, PairDamage, about
-    )
+    return Part(name, "damage", inputs, lambda: work.damage(domain, start, end, other), _itself, Damage, about)
 
 
 def _damage_to_the_end(work: Workshop, marks: Mapping[str, str], names: set[str]) -> list[Part[Any]]:
