@@ -83,7 +83,7 @@ def sites_of(model: Any) -> Sites:
     if not dense:
         raise UnsupportedError(
             f"{type(model).__name__} has no dense MLP whose shapes tell its neurons, so its routes cannot be measured. "
-            "`counterpoint diagnose edits` and `conflicts` work on any model."
+            "Edits and conflicts work on any model: counterpoint diagnose RUN --only edits,conflicts."
         )
     routed = {place.layer for place in anatomy.places.values() if "experts" in place.block.split(".")}
     left_out = (n for n in anatomy.layers if n not in dense or f"layers.{n}" in routed)

@@ -114,10 +114,8 @@ def _length(item: Rollout) -> int:
 
 def _deal(rollouts: Rollouts, num_batches: int) -> list[list[Rollout]]:
     """Prompts that teach something, dealt out like cards: the counts of two batches differ by one prompt at most."""
-    groups: dict[int, list[Rollout]] = {}
-    for item in rollouts.items:
-        groups.setdefault(item.group, []).append(item)
-    useful = [items for items in groups.values() if any(item.advantage for item in items)]
+    groups = rollouts.groups
+    useful = [items for items in groups if any(item.advantage for item in items)]
     if len(useful) < num_batches:
         share = len(useful) / max(1, len(groups))
         advice = f"sample about {round(1.2 * num_batches / share)} prompts" if useful else "sample more of them"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from counterpoint.diagnosis._curvature import Piece, SumLoss, Vector
-from counterpoint.diagnosis.rollouts import Rollout, Rollouts, TokenBatch, collate
+from counterpoint.diagnosis.rollouts import Rollouts, TokenBatch, collate
 from counterpoint.errors import CounterpointError, nearest
 from counterpoint.progress import Progress, silent
 
@@ -107,12 +107,10 @@ def text_loss(
     if surrogate not in SURROGATES:
         raise CounterpointError(f"There is no surrogate loss {surrogate!r}; {nearest(surrogate, SURROGATES)}")
     informative = check_signal(rollouts, min_prompts)
-    groups: dict[int, list[Rollout]] = {}
-    for item in rollouts.items:
-        groups.setdefault(item.group, []).append(item)
+    groups = rollouts.groups
     slices = [
         (prompt, items[low : low + batch_size])
-        for prompt, items in enumerate(groups.values())
+        for prompt, items in enumerate(groups)
         for low in range(0, len(items), batch_size)
     ]
     chunks = []
@@ -121,12 +119,12 @@ def text_loss(
         with torch.no_grad():
             chunks.append(Chunk(prompt, batch, log_probs(model, batch)))
         on_progress("log-probabilities", done, len(slices))
-    with_signal = {p for p, items in enumerate(groups.values()) if any(item.advantage for item in items)}
+    with_signal = {p for p, items in enumerate(groups) if any(item.advantage for item in items)}
     pieces = tuple(
         Piece(chunk.prompt, _closure(model, chunk, surrogate)) for chunk in chunks if chunk.prompt in with_signal
     )
-    tokens_P = torch.tensor([_tokens(items) for items in groups.values()], dtype=torch.float64)
-    good_P = torch.tensor([_tokens(i for i in items if i.advantage > 0) for items in groups.values()]).double()
+    tokens_P = torch.tensor([_tokens(items) for items in groups], dtype=torch.float64)
+    good_P = torch.tensor([_tokens(i for i in items if i.advantage > 0) for items in groups]).double()
     params = {name: param for name, param in model.named_parameters() if param.requires_grad}
     loss = SumLoss(params, pieces, good_P if surrogate == "likelihood" else tokens_P)
     return TextLoss(model, tuple(chunks), loss, tokens_P, informative)

@@ -1,17 +1,13 @@
 """Measures at the points of a diagnosis: calls the analyses on checkpoints and on completions that they share."""
 
-from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from torch import Tensor
-
 from counterpoint.checkpoints import compare, open_checkpoint
 from counterpoint.diagnosis._adam import state_beside
-from counterpoint.diagnosis._course import Course, Leg, Point
+from counterpoint.diagnosis._course import Course, Point
 from counterpoint.diagnosis.conflicts import Conflicts, conflicts_of, own_grouping
 from counterpoint.diagnosis.conflicts_over_time import ConflictsOverTime, conflicts_over_time
 from counterpoint.diagnosis.damage import Damage, DamageOptions, damage
@@ -124,7 +120,11 @@ class Workshop:
         """The routes of every domain at ``point``, and the directions of the stages' edits on them."""
         subject = self.subject(point)
         alone = [leg for leg in self.course.legs if len(leg.stage.domains) == 1]
-        edits = {leg.stage.domains[0]: edit_of(leg) for leg in alone if leg.stage.domains[0] in subject.domains}
+        edits = {
+            leg.stage.domains[0]: EditTensors(compare(open_checkpoint(leg.start.model), open_checkpoint(leg.end.model)))
+            for leg in alone
+            if leg.stage.domains[0] in subject.domains
+        }
         return measure_routes(
             subject.model,
             subject.tokenizer,
@@ -185,7 +185,11 @@ class Workshop:
     def _few(self, point: Point) -> Path:
         """A file with the first completions of each prompt, for what costs much per completion."""
         path = self.rollouts_file(point).with_suffix(".few.jsonl")
-        save_rollouts(path, *(_first(rollouts, DAMAGE_SAMPLES) for rollouts in self._rollouts(point).values()))
+        for_damage = [
+            replace(rollouts, items=tuple(item for items in rollouts.groups for item in items[:DAMAGE_SAMPLES]))
+            for rollouts in self._rollouts(point).values()
+        ]
+        save_rollouts(path, *for_damage)
         return path
 
     def _rollouts(self, point: Point) -> dict[str, Rollouts]:
@@ -196,18 +200,3 @@ class Workshop:
 
     def _named(self, where: str) -> Progress:
         return lambda what, done, total: self.on_progress(f"{where}: {what}", done, total)
-
-
-def edit_of(leg: Leg) -> Mapping[str, Tensor]:
-    """What one stage changed, read from its checkpoints when asked for."""
-    return EditTensors(compare(open_checkpoint(leg.start.model), open_checkpoint(leg.end.model)))
-
-
-def _first(rollouts: Rollouts, count: int) -> Rollouts:
-    seen: Counter[int] = Counter()
-    kept = []
-    for item in rollouts.items:
-        seen[item.group] += 1
-        if seen[item.group] <= count:
-            kept.append(item)
-    return replace(rollouts, items=tuple(kept))

@@ -76,7 +76,7 @@ class Change:
 class Forgetting:
     """What became of ``domain`` from the end of its own stage to the end of a later one.
 
-    ``learned`` is the change in its own stage. ``since`` names the domains trained in between. ``verdict`` is
+    ``since`` names the domains trained in between. ``verdict`` is
     ``forgetting`` (it rose in its stage and fell afterwards), ``fell`` (it fell without having risen), ``gained`` or
     ``within noise``.
     """
@@ -85,7 +85,6 @@ class Forgetting:
     since: tuple[str, ...]
     first_step: int
     last_step: int
-    learned: Change
     change: Estimate
     corrected: Estimate
     verdict: str
@@ -95,8 +94,8 @@ class Forgetting:
 class Rigidity:
     """Whether ``domain`` learned less in its stage after ``after`` than alone from the base, in as many steps.
 
-    ``gain`` and ``gain_alone`` are the changes within its stage and within the run alone; ``difference`` is the first
-    minus the second, ``level`` the score reached minus the score reached alone (both None where not measured).
+    ``gain`` is the change within its stage; ``difference`` is that minus the change within the run alone, ``level`` the
+    score reached minus the score reached alone (both None where not measured).
     ``verdict``: ``rigidity`` where both lie below zero, ``within noise``, ``learned more`` where both lie above,
     ``mixed`` where they disagree beyond noise, or ``not measured: ...``.
     """
@@ -104,7 +103,6 @@ class Rigidity:
     domain: str
     after: tuple[str, ...]
     gain: Estimate
-    gain_alone: Estimate | None
     difference: Estimate | None
     level: Estimate | None
     verdict: str
@@ -251,7 +249,7 @@ def forgetting(history: Run, changes: Sequence[Change]) -> list[Forgetting]:
 def _forgetting(one: Since, learned: Change) -> Forgetting:
     direction = _direction(one.corrected)
     verdict = {"rose": "gained", "fell": "forgetting" if learned.verdict == "rose" else "fell"}.get(direction, NOISE)
-    return Forgetting(one.domain, one.since, one.first_step, one.last_step, learned, one.change, one.corrected, verdict)
+    return Forgetting(one.domain, one.since, one.first_step, one.last_step, one.change, one.corrected, verdict)
 
 
 def rigidity(history: Run, alone: Mapping[str, Run]) -> list[Rigidity]:
@@ -275,13 +273,13 @@ def _rigidity(history: Run, stage: Stage, domain: str, alone: Run | None, compar
     steps = stage.last_step - stage.first_step
     reason = _no_comparison(domain, steps, history.scores(domain, 0), alone)
     if reason or alone is None:
-        return Rigidity(domain, after, gain, None, None, None, UNKNOWN + reason)
+        return Rigidity(domain, after, gain, None, None, UNKNOWN + reason)
     alone_before, alone_reached = alone.known_scores(domain, 0), alone.known_scores(domain, steps)
     gains = [_gains(before, reached), _gains(alone_before, alone_reached)]
     difference = _doubled(_intervals(gains[1], gains[0], comparisons)[1])
     level = _intervals(alone_reached, reached, comparisons)[1]
     verdict = _rigidity_verdict(_direction(difference), _direction(level))
-    return Rigidity(domain, after, gain, _intervals(alone_before, alone_reached, 1)[0], difference, level, verdict)
+    return Rigidity(domain, after, gain, difference, level, verdict)
 
 
 def _no_comparison(domain: str, steps: int, base: Scores | None, alone: Run | None) -> str:

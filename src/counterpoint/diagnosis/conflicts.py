@@ -216,16 +216,18 @@ def conflicts(
     config = config if isinstance(config, Config) else config_of(config)
     subject, groupings = _opened(config, model, domains, by, batches)
     state, reason = (None, "") if model is None else state_beside(model, subject.model)
-    given: dict[str, Any] = {
-        "file": completions,
-        "prompts": prompts,
-        "samples": samples,
-        "seed": seed,
-        "at_least": batches,
-    }
+    rollouts = completions_for(
+        subject,
+        file=completions,
+        prompts=prompts,
+        samples=samples,
+        seed=seed,
+        at_least=batches,
+        on_progress=on_progress,
+    )
     found = conflicts_of(
         subject.model,
-        completions_for(subject, **given, on_progress=on_progress),
+        rollouts,
         groupings=groupings,
         batches=batches,
         optimizer_state=state,

@@ -477,7 +477,7 @@ def _of_checkpoints(found: Edits) -> list[str]:
 def _of_pairs(found: Edits) -> list[str]:
     said = [
         f"{pair.second} seems to have been trained on from {pair.first}, so their cosine and overlap are positive by "
-        "construction. Compare each with the one before it (chain=True, on the command line --chain)."
+        "construction. Compare each with the one before it (chain=True)."
         for pair in found.pairs
         if pair.in_sequence
     ]

@@ -4,6 +4,7 @@ Legend: B completions, T tokens of a batch (prompt and completion, padded on the
 """
 
 import dataclasses
+import itertools
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -55,9 +56,17 @@ class Rollouts:
         return len(self.items)
 
     @property
+    def groups(self) -> list[list[Rollout]]:
+        """The completions of every prompt, in order."""
+        found: dict[int, list[Rollout]] = {}
+        for item in self.items:
+            found.setdefault(item.group, []).append(item)
+        return list(found.values())
+
+    @property
     def num_groups(self) -> int:
         """Number of prompts."""
-        return len({item.group for item in self.items})
+        return len(self.groups)
 
     @property
     def informative(self) -> "Rollouts":
@@ -66,10 +75,8 @@ class Rollouts:
 
     def split(self) -> "tuple[Rollouts, Rollouts]":
         """Two halves that share no prompt: prompts of even and of odd rank."""
-        rank = {group: i for i, group in enumerate(dict.fromkeys(item.group for item in self.items))}
-        even = tuple(item for item in self.items if rank[item.group] % 2 == 0)
-        odd = tuple(item for item in self.items if rank[item.group] % 2 == 1)
-        return replace(self, items=even), replace(self, items=odd)
+        even, odd = self.groups[::2], self.groups[1::2]
+        return replace(self, items=tuple(itertools.chain(*even))), replace(self, items=tuple(itertools.chain(*odd)))
 
 
 @dataclass(frozen=True)
