@@ -86,12 +86,6 @@ def test_sampled_completions_are_saved_and_read_again(subject, tmp_path):
     assert longest <= 6, "the length of training"
 
 
-def test_held_out_rows_are_other_prompts(subject):
-    trained = completions_for(subject, prompts=3, samples=1)["math"]
-    held_out = completions_for(subject, prompts=3, samples=1, held_out=True)["math"]
-    assert not {i.prompt_ids for i in trained.items} & {i.prompt_ids for i in held_out.items}
-
-
 def test_too_few_completions_say_how_many_are_needed(subject, tmp_path):
     with pytest.raises(CounterpointError, match=r"prompts=1, samples=4: .* at least 2 prompts"):
         completions_for(subject, prompts=1)

@@ -114,16 +114,14 @@ def jaccard_by_chance(size_a: int, size_b: int, total: int) -> float:
     return chance_of(0, [(size_a, size_b, total)]).jaccard
 
 
-def bootstrap(
-    values: Tensor, statistic: Callable[[Tensor], Tensor], draws: int = 1000, seed: int = 0, confidence: float = 0.95
-) -> Estimate:
-    """The statistic of ``values`` [N, ...] with its percentile interval over resampled rows.
+def bootstrap(values: Tensor, statistic: Callable[[Tensor], Tensor], draws: int = 1000, seed: int = 0) -> Estimate:
+    """The statistic of ``values`` [N, ...] with its 95 % percentile interval over resampled rows.
 
     ``statistic`` maps resamples [R, N, ...] to [R]. The random stream is private.
     """
     generator = torch.Generator().manual_seed(seed)
     index_RN = torch.randint(len(values), (draws, len(values)), generator=generator)
     found = statistic(values[index_RN]).double()
-    tail = (1 - confidence) / 2
+    tail = (1 - 0.95) / 2
     low, high = torch.quantile(found, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return Estimate(float(statistic(values.unsqueeze(0))[0]), low, high)

@@ -88,7 +88,6 @@ def text_loss(
     surrogate: str = "policy",
     *,
     batch_size: int = 8,
-    min_prompts: int = MIN_PROMPTS,
     on_progress: Progress = silent,
 ) -> TextLoss:
     """The loss of ``rollouts`` at ``model``, with ratios to the model's log-probabilities as it is now.
@@ -98,7 +97,6 @@ def text_loss(
         rollouts: completions of one domain, sampled at this model.
         surrogate: a name in ``SURROGATES``.
         batch_size: completions at once; never of two prompts, as prompts are measured one by one.
-        min_prompts: fewest prompts with a signal.
         on_progress: called with pieces done and in total.
 
     Raises:
@@ -106,7 +104,7 @@ def text_loss(
     """
     if surrogate not in SURROGATES:
         raise CounterpointError(f"There is no surrogate loss {surrogate!r}; {nearest(surrogate, SURROGATES)}")
-    informative = check_signal(rollouts, min_prompts)
+    informative = check_signal(rollouts)
     groups = rollouts.groups
     slices = [
         (prompt, items[low : low + batch_size])
@@ -152,13 +150,13 @@ def with_baseline(rollouts: Rollouts, baseline: str) -> Rollouts:
     return replace(rollouts, items=tuple(items))
 
 
-def check_signal(rollouts: Rollouts, min_prompts: int = MIN_PROMPTS) -> int:
-    """The number of prompts with a completion whose advantage is not zero; refuses fewer than ``min_prompts``."""
+def check_signal(rollouts: Rollouts) -> int:
+    """The number of prompts with a completion whose advantage is not zero; refuses fewer than ``MIN_PROMPTS``."""
     have = rollouts.informative.num_groups
-    if have < min_prompts:
+    if have < MIN_PROMPTS:
         raise CounterpointError(
             f"The domain {rollouts.domain!r} has a signal in {have} of {rollouts.num_groups} prompts, and at least "
-            f"{min_prompts} are needed for an interval: completions that all have one reward say nothing. Ask for more "
+            f"{MIN_PROMPTS} are needed for an interval: completions that all have one reward say nothing. Ask for more "
             "prompts or more samples of each. With baseline='prompt', compare with the domain instead: "
             "baseline='domain'."
         )

@@ -283,10 +283,7 @@ def conflicts_of(
         optimizer_state: of Adam (``read_optimizer``); everything is then measured in its metric too.
         level: the false discovery rate, and one minus the confidence of intervals.
         repeats: draws of the control.
-        seed: of the control.
-        rows: completions in one backward pass.
-        memory_gib: memory for running sums of gradients.
-        on_progress: called as ``("gradients", done, total)``.
+        seed, rows, memory_gib, on_progress: as for ``conflicts``.
     """
     groupings = tuple(dict.fromkeys(groupings))
     source = PolicyGradients(model, rollouts, batches, rows)

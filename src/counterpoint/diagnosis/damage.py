@@ -224,8 +224,6 @@ def damage(
     other: str | None = None,
     options: DamageOptions | None = None,
     completions: Path | None = None,
-    save: Path | None = None,
-    held_out: bool = False,
     on_progress: Progress = silent,
 ) -> Damage:
     """The damage that the edit from ``before`` to ``after`` does to ``domain``, predicted and measured.
@@ -238,8 +236,6 @@ def damage(
         other: the later domain; with it the damage is cut into that on the neurons both use and the rest.
         options: what is measured and how much of it.
         completions: a file that an analysis saved, instead of sampling; its completions must come from ``before``.
-        save: where sampled completions are written.
-        held_out: sample on held-out rows.
         on_progress: called with what is being done, steps done and in total.
 
     Raises:
@@ -262,9 +258,6 @@ def damage(
         prompts=options.prompts,
         samples=options.samples,
         seed=options.seed,
-        at_least=2,
-        held_out=held_out,
-        save=save,
         on_progress=on_progress,
     )
     own = with_baseline(rollouts[domain], options.baseline)

@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import json
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -104,16 +104,15 @@ def sample_rollouts(
     prompts: int,
     samples: int,
     sampling: Sampling,
-    rows: Sequence[Mapping[str, Any]] | None = None,
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> Rollouts:
-    """Draws ``samples`` completions for each of the first ``prompts`` rows (training rows by default) and scores them.
+    """Draws ``samples`` completions for each of the first ``prompts`` training rows and scores them.
 
     Raises:
         CounterpointError: fewer rows than prompts.
         RewardError: from the domain's rewards.
     """
-    rows = domain.train if rows is None else rows
+    rows = domain.train
     if len(rows) < prompts:
         raise CounterpointError(
             f"The domain {domain.name!r} has {len(rows)} rows and {prompts} prompts are asked for. Lower the number of "

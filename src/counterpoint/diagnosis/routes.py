@@ -51,8 +51,8 @@ Checkpoints = str | Path | tuple[str | Path, str | Path]
 class Route:
     """What one domain uses most: units by layer, numbered within their layer.
 
-    ``neuron_share`` and ``head_share`` are the shares of all contribution that the route's units have (were all units
-    alike, it would be the share of units in the route); ``prompts``, ``completions`` and ``tokens`` were measured.
+    ``neuron_share`` is the share of all neurons' contribution that the route's have (were all alike, it would be their
+    share of all neurons); ``prompts``, ``completions`` and ``tokens`` were measured.
     """
 
     domain: str
@@ -62,7 +62,6 @@ class Route:
     neurons: dict[int, tuple[int, ...]]
     heads: dict[int, tuple[int, ...]]
     neuron_share: float
-    head_share: float
 
 
 @dataclass(frozen=True)
@@ -161,7 +160,6 @@ def routes(
     seed: int = 0,
     fraction: float = 0.1,
     batch_size: int = 32,
-    save: Path | None = None,
     on_progress: Progress = silent,
 ) -> Routes:
     """Measures the routes of every domain on completions of ``model``, and what the domains share.
@@ -178,7 +176,6 @@ def routes(
         seed: of sampling, resampling and controls.
         fraction: share of units that form a route.
         batch_size: completions in one forward pass.
-        save: file for the sampled completions, so that other analyses can use them.
         on_progress: called with what is done, how much of it, and how much there is.
 
     Raises:
@@ -192,7 +189,7 @@ def routes(
     _check(opened, fraction)
     subject = open_subject(config, model, domains)
     rollouts = completions_for(
-        subject, file=completions, prompts=prompts, samples=samples, seed=seed, save=save, on_progress=on_progress
+        subject, file=completions, prompts=prompts, samples=samples, seed=seed, on_progress=on_progress
     )
     return measure_routes(
         subject.model,
@@ -223,11 +220,8 @@ def measure_routes(
         model: a causal language model of transformers; its training mode is restored and its hooks are removed.
         tokenizer: its tokenizer; only the padding token is used.
         rollouts_by_domain: completions of at least 2 prompts per domain.
-        fraction: share of units that form a route.
-        batch_size: completions in one forward pass.
         edits: domain -> parameter name -> edit (``EditTensors`` reads them from checkpoints).
-        seed: of resampling and controls.
-        on_progress: called with ``routes of DOMAIN``, completions done and in total.
+        fraction, batch_size, seed, on_progress: as for ``routes``.
 
     Raises:
         CounterpointError, UnsupportedError, ModelError: as ``routes``.
@@ -353,21 +347,17 @@ def _route(
     tops: Mapping[str, Mapping[str, Tensor]],
     layers: Mapping[str, Tensor],
 ) -> Route:
-    chosen: dict[str, dict[int, tuple[int, ...]]] = {"neuron": {}, "head": {}}
-    share = {"neuron": 0.0, "head": 0.0}
-    for kind, layers_U in layers.items():
-        mean_U, top_U = activity.mean(kind), tops[kind][rollouts.domain]
-        chosen[kind] = _members(top_U, layers_U)
-        share[kind] = float(mean_U[top_U].sum() / mean_U.sum()) if bool(mean_U.any()) else 0.0
+    chosen = {kind: _members(tops[kind][rollouts.domain], layers_U) for kind, layers_U in layers.items()}
+    mean_N = activity.mean("neuron")
+    share = float(mean_N[tops["neuron"][rollouts.domain]].sum() / mean_N.sum()) if bool(mean_N.any()) else 0.0
     return Route(
         domain=rollouts.domain,
         prompts=rollouts.num_groups,
         completions=len(rollouts),
         tokens=int(activity.tokens_K.sum()),
         neurons=chosen["neuron"],
-        heads=chosen["head"],
-        neuron_share=share["neuron"],
-        head_share=share["head"],
+        heads=chosen.get("head", {}),
+        neuron_share=share,
     )
 
 

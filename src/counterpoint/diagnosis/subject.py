@@ -102,7 +102,6 @@ def completions_for(
     samples: int = 4,
     seed: int = 0,
     at_least: int = 2,
-    held_out: bool = False,
     save: Path | None = None,
     on_progress: Progress = silent,
 ) -> dict[str, Rollouts]:
@@ -115,7 +114,6 @@ def completions_for(
         samples: completions of each prompt.
         seed: of the private random stream.
         at_least: how many prompts per domain the analysis needs, for halves or intervals.
-        held_out: sample on held-out rows instead of training rows.
         save: where the sampled ones are written, so that other analyses can use the same.
         on_progress: called with ``sample DOMAIN``, completions done and in total.
 
@@ -139,7 +137,6 @@ def completions_for(
             prompts=prompts,
             samples=samples,
             sampling=sampling,
-            rows=domain.evaluation if held_out else None,
             on_batch=counter(f"sample {name}", prompts * samples, on_progress),
         )
     if save is not None:
