@@ -77,7 +77,11 @@ def sites_of(model: Any) -> Sites:
         if axis and axis.part == "down":
             sites.append(Site(axis.layer, "neuron", _weight(module).shape[1], module))
         elif layer is not None and num_heads:
-            _check_heads(name, _weight(module).shape[1], num_heads)
+            if (features := _weight(module).shape[1]) % num_heads:
+                raise UnsupportedError(
+                    f"{name}: {features} inputs cannot be divided among the {num_heads} heads that the model's "
+                    "configuration names, so heads cannot be told apart."
+                )
             sites.append(Site(layer, "head", num_heads, module))
     dense = {site.layer for site in sites if site.kind == "neuron"}
     if not dense:
@@ -196,8 +200,7 @@ def _head_sums(x_SF: Tensor, maps_HCC: Tensor) -> Tensor:
 
 def _column_norms(site: Site) -> Tensor:
     """Norm of what one unit of each neuron's activation writes into the residual stream: [N], float64."""
-    weight_MN = _weight(site.module)
-    return weight_MN.norm(dim=0).double()
+    return _weight(site.module).norm(dim=0).double()
 
 
 def _head_maps(site: Site) -> Tensor:
@@ -215,16 +218,11 @@ def _weight(module: Any) -> Tensor:
         for adapter in module.active_adapters:
             if adapter in module.scaling:
                 weight = weight + module.get_delta_weight(adapter).detach().to(weight)
-    return weight if _input_dim(module) == 1 else weight.T
+    return weight.T if type(base).__name__ == "Conv1D" else weight  # of transformers: inputs first
 
 
 def _wide(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
-def _input_dim(module: Any) -> int:
-    """The dimension of a projection's weight along which its inputs lie; transformers' Conv1D has them first."""
-    return 0 if type(getattr(module, "base_layer", module)).__name__ == "Conv1D" else 1
 
 
 def predicting(batch: TokenBatch) -> Tensor:
@@ -235,14 +233,6 @@ def predicting(batch: TokenBatch) -> Tensor:
 def _layers(sites: Sequence[Site], kind: str) -> Tensor:
     chosen = [site for site in sites if site.kind == kind]
     return torch.tensor([site.layer for site in chosen for _ in range(site.units)], dtype=torch.long)
-
-
-def _check_heads(name: str, features: int, num_heads: int) -> None:
-    if features % num_heads:
-        raise UnsupportedError(
-            f"{name}: {features} inputs cannot be divided among the {num_heads} heads that the model's configuration "
-            "names, so heads cannot be told apart."
-        )
 
 
 def _config(model: Any) -> Any:

@@ -92,7 +92,15 @@ class Compression:
 
     def spectrum(self, energy: float) -> EditSpectrum | None:
         """The spectrum of a matrix with this sum of squares; None where it is 0."""
-        return compressed_spectrum(self._z_PN) if energy > 0 else None
+        if energy <= 0:
+            return None
+        ranks, shares_K = [], torch.zeros(min(DIRECTIONS, *self._z_PN[0].shape), dtype=torch.float64)
+        for here, there in (self._z_PN, self._z_PN[::-1]):
+            squares, v_NK = _directions(here)
+            ranks.append(effective_rank(squares.sqrt()))
+            along_K = torch.linalg.vector_norm(there @ v_NK, dim=0).double().square()
+            shares_K += along_K / (2 * there.norm().double().square())
+        return EditSpectrum(sum(ranks) / 2, float(shares_K[0]), min(1.0, float(shares_K.sum())))
 
 
 @functools.lru_cache(maxsize=64)
@@ -105,18 +113,6 @@ def _draw(rows: int) -> tuple[list[Tensor], Tensor]:
     orders = [torch.randperm(rows, generator=generator) for _ in range(2)]
     signs = torch.randint(0, 2, (rows, 1), generator=generator, dtype=torch.float32) * 2 - 1
     return [order % min(BUCKETS, rows) for order in orders], signs
-
-
-def compressed_spectrum(z_PN: list[Tensor]) -> EditSpectrum:
-    """The spectrum from two independent compressions of one matrix, which is not 0."""
-    ranks, shares_K = [], torch.zeros(min(DIRECTIONS, *z_PN[0].shape), dtype=torch.float64)
-    for here, there in (z_PN, z_PN[::-1]):
-        squares, v_NK = _directions(here)
-        ranks.append(effective_rank(squares.sqrt()))
-        shares_K += torch.linalg.vector_norm(there @ v_NK, dim=0).double().square() / (
-            2 * there.norm().double().square()
-        )
-    return EditSpectrum(sum(ranks) / 2, float(shares_K[0]), min(1.0, float(shares_K.sum())))
 
 
 def _directions(z_PN: Tensor) -> tuple[Tensor, Tensor]:

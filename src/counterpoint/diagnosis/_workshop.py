@@ -32,6 +32,12 @@ BATCH_SIZE = 32
 DAMAGE_SAMPLES = 2
 """Completions of each prompt behind a damage. Its interval comes from prompts; more samples of one tell little."""
 
+DAMAGE_EFFORT: dict[Effort, dict[str, Any]] = {
+    "quick": {"draws": 1, "scales": (1.0,)},
+    "usual": {"draws": 2},
+    "thorough": {"lanczos": 16},
+}
+
 QUICK_BATCHES = 8
 
 MIN_BATCHES = 4
@@ -166,11 +172,8 @@ class Workshop:
             samples=min(self.samples, DAMAGE_SAMPLES),
             batch_size=BATCH_SIZE,
             seed=self.seed,
+            **DAMAGE_EFFORT[self.effort],
         )
-        if self.effort == "thorough":
-            options = replace(options, lanczos=16)
-        else:
-            options = replace(options, draws=2) if self.effort == "usual" else replace(options, draws=1, scales=(1.0,))
         return damage(
             self.course.config,
             start.model,
