@@ -126,7 +126,7 @@ def test_models_are_not_waited_for(folder, name):
     for load in (check_model, load_tokenizer, load_model):
         with pytest.raises(ModelError, match=f"{name} is a device or pipe"):
             load(model)
-    assert isinstance(CliRunner().invoke(app, ["groups", str(folder)]).exception, ModelError)
+    assert isinstance(CliRunner().invoke(app, ["plan", str(folder), "--groups", "module"]).exception, ModelError)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_edits_says_what_is_wrong_with_a_checkpoint(tmp_path, folder):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("command", ["groups c", "merge base c c --method average -o m"])
+@pytest.mark.parametrize("command", ["plan c --groups module", "merge base c c --method average -o m"])
 def test_commands_say_what_is_wrong_with_a_checkpoint(tmp_path, monkeypatch, folder, command):
     base = tmp_path / "base"
     base.mkdir()

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from counterpoint.config import parse_config
-from counterpoint.diagnosis import diagnose
-from counterpoint.diagnosis._findings import EditFindings, ModuleDamage, PairDamage, RouteFindings
+from counterpoint.diagnosis import Damage, DamageOptions, diagnose
+from counterpoint.diagnosis._damage_parts import ModulePart
+from counterpoint.diagnosis._findings import EditFindings, RouteFindings
 from counterpoint.diagnosis._workshop import CompletionsKept, Workshop
 from counterpoint.errors import CounterpointError
 from counterpoint.recovery import plan_recovery, recover
@@ -32,7 +33,12 @@ CONFIG = {
     "domains": {name: {"source": "pocket"} for name in PLANTED},
 }
 ESTIMATE = Estimate(0.1, 0.0, 0.2)
-DAMAGE = PairDamage(*(ESTIMATE,) * 4, (ModuleDamage("mlp", ESTIMATE, 0.1),))
+TERMS = dict.fromkeys(("first", "second", "predicted", "fisher", "measured", "difference"), ESTIMATE)
+DAMAGE = Damage(
+    *("before", "after", "math", "code", DamageOptions()),
+    **TERMS,
+    modules=(ModulePart("mlp", ESTIMATE, ESTIMATE, 0.1, 0.1),),
+)
 
 
 def no_work(*args, **kwargs):
@@ -41,7 +47,7 @@ def no_work(*args, **kwargs):
 
 def sampled(workshop, point):
     workshop.rollouts_file(point).write_text("")
-    return CompletionsKept(point.step, point.moment, "", ())
+    return CompletionsKept(workshop.rollouts_file(point).name, {})
 
 
 MEASURED = {
@@ -71,7 +77,7 @@ def whole(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name, measured in MEASURED.items():
             patch.setattr(Workshop, name, measured)
-        for name in ("edit", "route", "conflict", "damage"):
+        for name in ("edit", "route", "conflict"):
             patch.setattr(f"counterpoint.diagnosis.whole_run.{name}_findings", lambda found: found)
         diagnose(path)
     return path

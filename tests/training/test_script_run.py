@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from counterpoint.cli.app import app
 from counterpoint.config import load_config
+from counterpoint.diagnosis import routes
 from counterpoint.diagnosis.subject import open_subject
 from counterpoint.errors import DomainError, RewardError, RunError
 from counterpoint.runs import RunDirectory
@@ -64,20 +65,23 @@ def test_other_commands_find_domains_rewards_and_settings(script_run, tiny_model
     assert [row["answer"] for row in subject.domains["math"].train] == [row["answer"] for row in DATA["math"]]
 
 
-ROUTES = ["--prompts", "4", "--samples", "2"]
 COMMANDS = [
     ["report", "RUN"],
-    ["diagnose", "edits", "BASE", "CHECKPOINT"],
-    ["diagnose", "routes", "CHECKPOINT", "RUN", *ROUTES],
+    ["diagnose", "RUN", "--only", "edits"],
+    ["compare", "RUN", "BASE", "step-3", "--out", "OUT"],
 ]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_commands_read_the_run(command, script_run, tiny_model):
-    checkpoint = str(script_run / "checkpoints" / "step-3")
-    places = {"BASE": str(tiny_model), "CHECKPOINT": checkpoint, "RUN": str(script_run)}
+def test_commands_read_the_run(command, script_run, tiny_model, tmp_path):
+    places = {"BASE": str(tiny_model), "OUT": str(tmp_path / "compared"), "RUN": str(script_run)}
     found = CliRunner().invoke(app, [places.get(word, word) for word in command])
     assert found.exit_code == 0, found.output
+
+
+def test_routes_are_measured_on_the_runs_domains(script_run):
+    found = routes(script_run, script_run / "checkpoints" / "step-3", prompts=4, samples=2)
+    assert {route.domain for route in found.routes} == {"math", "code"}
 
 
 def test_a_run_is_taken_up_and_never_overwritten(tiny_model, tiny_tokenizer, tmp_path):

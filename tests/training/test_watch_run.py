@@ -116,7 +116,7 @@ def test_a_planted_fall_is_refreshed_and_recorded(whole):
     watch = run.state["watch"]
     assert (watch["tests"], watch["refreshes"], watch["refresh_steps"], watch["still_fallen"]) == (3, 1, 4, [])
     assert any(text.startswith("math has fallen by 0.8") for text in said)
-    assert "math is back within the interval of its former score." in said
+    assert any(text.startswith("math is back: it rose beyond noise") for text in said)
     moments = [(line["step"], line["when"]) for line in lines(run, "evals.jsonl") if line["domain"] == "math"]
     assert moments == [
         *[(6, "stage"), (8, "during"), (10, "stage"), (12, "during")],
