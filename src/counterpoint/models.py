@@ -21,6 +21,7 @@ SMALL_MODEL = 20_000_000
 """Parameters below which one thread is faster: on two cores two threads took twice as long for the pocket model."""
 
 ADAPTER_CONFIG = "adapter_config.json"
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 MODEL_FAULTS: tuple[type[Exception], ...] = (*LIBRARY_FAULTS, SafetensorError, StrictDataclassError)
 """What transformers raises on files that are none of a model."""
@@ -76,6 +77,12 @@ def resolve_path(model: ModelConfig) -> str:
     """
     refuse_devices(model.path, ModelError)
     return str(model_path()) if model.path == "pocket" else model.path
+
+
+def with_tokenizer(model: ModelConfig, otherwise: ModelConfig) -> ModelConfig:
+    """Where the tokenizer of ``model`` is: a folder without one is read with that of ``otherwise``."""
+    folder = Path(resolve_path(model))
+    return otherwise if folder.is_dir() and not any((folder / name).is_file() for name in _TOKENIZERS) else model
 
 
 def load_tokenizer(model: ModelConfig) -> Any:

@@ -103,6 +103,21 @@ def difference_interval(before: Scores, after: Scores, confidence: float = 0.95)
     return _change_interval(changes, quantile)
 
 
+def mean_of_independent(estimates: Sequence[Estimate]) -> Estimate:
+    """The mean of independent estimates, such as those of domains, which share no prompt.
+
+    Its interval is recovered from theirs (MOVER): each side is the root of the sum of squares of their distances on
+    that side, over their number. It keeps the confidence that theirs have, and their asymmetry.
+
+    Source: G. Y. Zou and A. Donner (2008), Statistics in Medicine 27:1693.
+    """
+    count = len(estimates)
+    mean = math.fsum(one.value for one in estimates) / count
+    below = math.sqrt(math.fsum((one.value - one.low) ** 2 for one in estimates)) / count
+    above = math.sqrt(math.fsum((one.high - one.value) ** 2 for one in estimates)) / count
+    return Estimate(mean, mean - below, mean + above)
+
+
 @dataclass(frozen=True)
 class Former:
     """What a domain scored when it was good: mean with its 95 % interval, and the score of every prompt.

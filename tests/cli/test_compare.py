@@ -10,10 +10,10 @@ from counterpoint.cli.app import app
 from counterpoint.config import parse_config
 from counterpoint.engine import compare_checkpoints, evaluate
 from counterpoint.errors import ConfigError
-from counterpoint.evaluation.comparison import average, compare_scores
+from counterpoint.evaluation.comparison import compare_scores
 from counterpoint.pocket import model_path
 from counterpoint.runs import RunDirectory
-from counterpoint.stats import Estimate, difference_interval
+from counterpoint.stats import Estimate, difference_interval, mean_of_independent
 
 CONFIG = {
     "model": "pocket",
@@ -144,5 +144,5 @@ def test_missing_scores_are_missing_and_never_zero():
 
 
 def test_the_interval_of_an_average_of_independent_estimates():
-    found = average([Estimate(0.2, 0.1, 0.5), Estimate(0.4, 0.4, 0.8)])
+    found = mean_of_independent([Estimate(0.2, 0.1, 0.5), Estimate(0.4, 0.4, 0.8)])
     assert (found.value, found.low, found.high) == pytest.approx((0.3, 0.3 - 0.05, 0.3 + 0.25))

@@ -6,12 +6,11 @@ import statistics
 
 import pytest
 
-from counterpoint.stats import Estimate, student_p_value, student_quantile
+from counterpoint.stats import Estimate, mean_of_independent, student_p_value, student_quantile
 from counterpoint.study.statistics import (
     change_over_seeds,
     decide,
     holm,
-    mean_of_independent,
     over_seeds,
     power,
     score_over_seeds,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from counterpoint.anatomy import Anatomy
+from counterpoint.diagnosis._adam import trained_shapes
 from counterpoint.diagnosis._split_tests import LOWEST_SPLITS
 from counterpoint.diagnosis._surrogates import policy_loss
 from counterpoint.diagnosis.rollouts import Rollout, Rollouts, collate
@@ -82,7 +83,7 @@ class PolicyGradients:
         self.rows = rows
         self.domains = tuple(rollouts)
         self._params = dict(model.named_parameters())
-        self.shapes = {name: tuple(param.shape) for name, param in self._params.items() if param.requires_grad}
+        self.shapes = trained_shapes(model)
         self.anatomy = Anatomy.of(model)
         if not self.shapes:
             raise ModelError("No parameter of the model requires a gradient. Unfreeze those whose conflicts you want.")

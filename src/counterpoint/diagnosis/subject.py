@@ -12,11 +12,9 @@ from counterpoint.diagnosis.rollouts import Rollouts, read_rollouts, sample_roll
 from counterpoint.domains import Domain, load_domains
 from counterpoint.errors import ConfigError, CounterpointError, DomainError, ModelError, nearest
 from counterpoint.evaluation import Sampling
-from counterpoint.models import check_model, load_model, load_tokenizer
+from counterpoint.models import check_model, load_model, load_tokenizer, with_tokenizer
 from counterpoint.progress import Progress, silent
 from counterpoint.runs import RunDirectory
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ def open_subject(
     wanted = wanted_domains(config, domains)
     chosen = model_of(config, model)
     check_model(chosen)
-    tokenizer = load_tokenizer(chosen if _has_tokenizer(chosen) else config.model)
+    tokenizer = load_tokenizer(with_tokenizer(chosen, config.model))
     loaded = load_domains(
         config.model_copy(update={"domains": {name: config.domains[name] for name in wanted}}), tokenizer
     )
@@ -192,11 +190,6 @@ def _sampling(config: Config, seed: int) -> Sampling:
     settings = config.training
     longest = settings.get("max_completion_length") or config.evaluation.max_new_tokens or Sampling.max_new_tokens
     return Sampling.of_training(settings, max_new_tokens=longest, batch_size=config.evaluation.batch_size, seed=seed)
-
-
-def _has_tokenizer(model: ModelConfig) -> bool:
-    folder = Path(model.path)
-    return not folder.is_dir() or any((folder / name).is_file() for name in _TOKENIZER_FILES)
 
 
 def _looks_like_a_folder(path: str) -> bool:

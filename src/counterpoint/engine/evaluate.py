@@ -24,12 +24,10 @@ from counterpoint.errors import ConfigError, CounterpointError, ModelError
 from counterpoint.evaluation import DomainScore, EvaluationPlan, evaluate
 from counterpoint.evaluation.comparison import Comparison, compare_scores
 from counterpoint.launch import Launch
-from counterpoint.models import MODEL_FAULTS, check_model, load_model, load_tokenizer, resolve_path
+from counterpoint.models import MODEL_FAULTS, check_model, load_model, load_tokenizer, resolve_path, with_tokenizer
 from counterpoint.results import of_plain
 from counterpoint.runs import Reporter
 from counterpoint.training.config import DomainGRPOConfig
-
-_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
 def compare_checkpoints(
@@ -107,7 +105,7 @@ class _Evaluation:
         policy = load_model(model).to(self.device).eval()
         scores = evaluate(
             policy,
-            load_tokenizer(_with_tokenizer(model, self.config)),
+            load_tokenizer(with_tokenizer(model, self.config.model)),
             self.domains,
             self.plan,
             lambda domain, done, total: reporter.evaluating(name, domain, done, total),
@@ -133,7 +131,7 @@ class _Evaluation:
 
 
 def _evaluation(config: Config, model: ModelConfig) -> _Evaluation:
-    domains = load_domains(config, load_tokenizer(_with_tokenizer(model, config)))
+    domains = load_domains(config, load_tokenizer(with_tokenizer(model, config.model)))
     longest = DomainGRPOConfig.__dataclass_fields__["max_completion_length"].default
     plan = EvaluationPlan.of_config(config, config.training.get("max_completion_length", longest))
     # The first rank scores while the others wait, however long it takes.
@@ -145,12 +143,6 @@ def _model(config: Config, checkpoint: str | Path | None) -> ModelConfig:
     if checkpoint is None:
         return config.model
     return config.model.model_copy(update={"path": str(checkpoint), "revision": None, "lora": None})
-
-
-def _with_tokenizer(model: ModelConfig, config: Config) -> ModelConfig:
-    """Where the checkpoint's tokenizer is: a folder without one is read with the configuration's."""
-    folder = Path(resolve_path(model))
-    return config.model if folder.is_dir() and not any((folder / name).is_file() for name in _TOKENIZERS) else model
 
 
 def _names(config: Config, checkpoints: Sequence[str | Path | None]) -> list[str]:

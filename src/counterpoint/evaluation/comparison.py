@@ -5,13 +5,12 @@
 0.75
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from counterpoint.results import Result
-from counterpoint.stats import Estimate, Scores, difference_interval, mean_interval
+from counterpoint.stats import Estimate, Scores, difference_interval, mean_interval, mean_of_independent
 from counterpoint.tables import Table
 
 if TYPE_CHECKING:
@@ -150,24 +149,9 @@ def compare_scored(found: Mapping[str, Mapping[str, tuple[Estimate, Scores]]]) -
         cells += own
         if len(domains) > 1 and len(own) == len(domains):  # an average over fewer domains could not be compared
             changes = [cell.change for cell in own if cell.change is not None]
-            change = average(changes) if len(changes) == len(domains) else None
-            cells.append(Cell(name, AVERAGE, average([cell.score for cell in own]), change))
+            change = mean_of_independent(changes) if len(changes) == len(domains) else None
+            cells.append(Cell(name, AVERAGE, mean_of_independent([cell.score for cell in own]), change))
     return Comparison(tuple(found), domains, tuple(cells), comparisons)
-
-
-def average(estimates: Sequence[Estimate]) -> Estimate:
-    """The mean of independent estimates, such as those of domains, which share no prompt.
-
-    Its interval is recovered from theirs (MOVER): each side is the root of the sum of squares of their distances on
-    that side, over their number. It keeps the confidence that theirs have, and their asymmetry.
-
-    Source: G. Y. Zou and A. Donner (2008), Statistics in Medicine 27:1693.
-    """
-    count = len(estimates)
-    value = math.fsum(one.value for one in estimates) / count
-    below = math.hypot(*(one.value - one.low for one in estimates)) / count
-    above = math.hypot(*(one.high - one.value for one in estimates)) / count
-    return Estimate(value, value - below, value + above)
 
 
 def _change(before: Scores, after: Scores, confidence: float) -> Estimate | None:

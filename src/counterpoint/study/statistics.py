@@ -155,18 +155,5 @@ def seeds_for(effect: float, spread: float, level: float = LEVEL) -> int | None:
     return high
 
 
-def mean_of_independent(parts: Sequence[Estimate]) -> Estimate:
-    """The mean of independent means with the interval that follows from theirs.
-
-    Distances to the limits add in squares, each side for itself (G. Y. Zou and A. Donner 2008, Statistics in Medicine
-    27:1693), so that limits that are not symmetric stay so.
-    """
-    count = len(parts)
-    mean = math.fsum(part.value for part in parts) / count
-    below = math.sqrt(math.fsum((part.value - part.low) ** 2 for part in parts)) / count
-    above = math.sqrt(math.fsum((part.high - part.value) ** 2 for part in parts)) / count
-    return Estimate(mean, mean - below, mean + above)
-
-
 def _in_unit(values: Sequence[float]) -> bool:
     return min(values) >= 0 and max(values) <= 1

@@ -12,7 +12,7 @@ from counterpoint.errors import RunError
 from counterpoint.runs import environment
 from counterpoint.runs.records import TimedScoreLine, read_lines
 from counterpoint.runs.run import Run
-from counterpoint.stats import Estimate
+from counterpoint.stats import Estimate, mean_of_independent
 from counterpoint.study.jobs import Job, JobRecord, StudyFolder, plan_jobs
 from counterpoint.study.load import Study, is_shown_only
 from counterpoint.study.results import Cost, Failure, Planned, RowResult, Score, StudyResult
@@ -33,7 +33,6 @@ from counterpoint.study.statistics import (
     POWER,
     change_over_seeds,
     decide,
-    mean_of_independent,
     power,
     score_over_seeds,
     seeds_for,
