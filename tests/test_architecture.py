@@ -58,13 +58,14 @@ ALLOWED = {
         *("runs", "surgery", "engine", "diagnosis", "recovery", "stats", "results", "tables"),
     },
     "verify": {"errors", "anatomy", "surgery"},
-    "plan": {"anatomy", "inputs", "config", "models", "surgery"},
+    "companions": {"errors", "inputs", "config", "models"},
+    "plan": {"anatomy", "companions", "inputs", "config", "models", "surgery"},
     "report": {"errors", "evaluation", "runs", "disk", "series", "stats", "tables"},
     "cli": {
         "inputs",
         *("errors", "config", "domains", "evaluation", "pocket", "report", "rewards", "runs", "surgery"),
         *("engine", "training", "disk", "launch", "verify", "plan", "models", "diagnosis", "checkpoints", "merging"),
-        *("recovery", "study", "results", "tables", "stats"),
+        *("recovery", "study", "results", "tables", "stats", "companions"),
     },
 }
 """Package -> packages it may import, at the top of a file or inside a function."""

@@ -5,18 +5,20 @@
 
 Bytes are those of the rank that holds most. V gradients (vectors) are kept apart in a step: one per domain, or two (its
 halves) for weightings that measure noise. Activations, and the layers that a back end gathers for a moment, are not
-counted.
+counted. What a configuration runs beside the policy is in ``Setup.companions``.
 """
 
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from .anatomy import Anatomy
+from .companions import Companions
 from .config import ModelConfig
 from .inputs import kind_of
 from .models import described_model, resolve_path, with_adapters
@@ -147,6 +149,10 @@ class Setup:
     """Whether accelerate computes, and FSDP2 reduces, in bfloat16."""
     shards: int | None = None
     """FSDP2 with replicas (HSDP): ranks over which one replica is sharded; None means all."""
+    companions: Companions = field(default_factory=Companions)
+    """Reference model, vLLM and reward models."""
+    gpu_memory: int = 80 * GIB
+    """Bytes of one GPU, of which vLLM takes its share."""
 
     @property
     def batches(self) -> int:
@@ -193,15 +199,26 @@ class RankPlan:
     """What surgery adds on the device."""
     host: int
     """What surgery adds in pinned host memory."""
+    reference: int = 0
+    """The reference model of a KL term, cut up like the policy."""
+    reference_gathered: int = 0
+    """All of it under FSDP2, which TRL wraps as one piece, while it scores: before there is any gradient."""
+    reward_models: int = 0
+    vllm: int = 0
+    """What vLLM takes: all the time, or only before there is any gradient where it sleeps."""
+    vllm_sleeps: bool = False
     training: int = field(init=False)
-    """All on the device that training without surgery needs."""
+    """All on the device that training without surgery and vLLM needs."""
     device: int = field(init=False)
-    """All on the device."""
+    """All on the device, at the fullest of three moments: generating, scoring, updating."""
 
     def __post_init__(self) -> None:
-        kept = self.frozen + self.weights + self.gradient + self.moments
-        object.__setattr__(self, "training", kept + self.ddp_buckets + self.unsharded_gradient)
-        object.__setattr__(self, "device", self.training + self.surgery)
+        kept = self.frozen + self.weights + self.moments + self.ddp_buckets + self.reference + self.reward_models
+        awake = 0 if self.vllm_sleeps else self.vllm
+        training = kept + self.gradient + self.unsharded_gradient
+        moments = (kept + self.vllm, kept + self.reference_gathered + awake, training + self.surgery + awake)
+        object.__setattr__(self, "training", training)
+        object.__setattr__(self, "device", max(moments))
 
 
 @dataclass(frozen=True)
@@ -223,6 +240,7 @@ class Plan:
             "domains": self.setup.domains,
             "micro_batches": self.setup.batches,
             **asdict(self.surgery),
+            "companions": asdict(self.setup.companions),
             "backends": [asdict(rank) for rank in self.ranks],
         }
 
@@ -263,7 +281,22 @@ def plan_rank(model: ModelShapes, setup: Setup, surgery: Surgery, backend: Backe
         unsharded_gradient=model.num_trained * (2 if setup.mixed_precision else item_size) if accumulates else 0,
         surgery=device,
         host=host,
+        vllm_sleeps=setup.companions.vllm_sleeps,
+        **_companion_bytes(model, setup, backend, shards),
     )
+
+
+def _companion_bytes(model: ModelShapes, setup: Setup, backend: Backend, shards: int) -> dict[str, int]:
+    others = setup.companions
+    has_copy = others.kl and not model.frozen  # adapters are switched off instead
+    gathered = has_copy and backend == "fsdp2" and shards > 1
+    item_size = 2 if setup.mixed_precision else ITEM_SIZES[setup.dtype]
+    return {
+        "reference": local_total(model.trained, shards) * ITEM_SIZES[setup.dtype] if has_copy else 0,
+        "reference_gathered": model.num_trained * item_size if gathered else 0,
+        "reward_models": others.reward_bytes,
+        "vllm": int(others.vllm_share * setup.gpu_memory),
+    }
 
 
 def _surgery_bytes(model: ModelShapes, setup: Setup, vectors: int, backend: Backend, item_size: int) -> tuple[int, int]:
@@ -351,9 +384,12 @@ def verdict(plan: Plan, rank: RankPlan, limit: int) -> str:
         if other.device <= limit:
             changes = [f"buffers: {other.buffers}"] if other.buffers != rank.buffers else []
             changes += ["sync_each_batch: true"] if other.sync_each_batch != rank.sync_each_batch else []
+            changes += ["vllm_enable_sleep_mode: true"] if other.vllm_sleeps != rank.vllm_sleeps else []
             host = f" and {size(other.host)} of pinned host memory" if other.host else ""
             return f"{too_much} {' and '.join(changes)} would fit, with {size(other.device)}{host}."
     instead = "Shard over more GPUs" if rank.backend == "fsdp2" else "Use FSDP2 on several GPUs"
+    if rank.vllm:
+        instead = f"Lower vllm_gpu_memory_utilization or give vLLM its own GPUs (vllm_mode: server). {instead}"
     least = rank.training - rank.unsharded_gradient
     why = "No kind of buffers makes it fit."
     if least > limit:
@@ -362,8 +398,12 @@ def verdict(plan: Plan, rank: RankPlan, limit: int) -> str:
 
 
 def _other_ways(plan: Plan, rank: RankPlan) -> Iterator[RankPlan]:
-    """What one could do about it, from what costs least: other buffers, then FSDP2's reduction of every micro-batch."""
-    for sync in dict.fromkeys((plan.setup.sync_each_batch, plan.setup.sync_each_batch or rank.backend == "fsdp2")):
-        for buffers in BUFFERS:
-            setup = replace(plan.setup, buffers=buffers, sync_each_batch=sync)
-            yield plan_rank(plan.model, setup, plan.surgery, rank.backend)
+    """What one could do about it, from what costs least: buffers, reducing every micro-batch (FSDP2), sending vLLM to
+    sleep.
+    """
+    setup, others = plan.setup, plan.setup.companions
+    syncs = dict.fromkeys((setup.sync_each_batch, setup.sync_each_batch or rank.backend == "fsdp2"))
+    sleeps = dict.fromkeys((others.vllm_sleeps, others.vllm == "colocate"))
+    for asleep, sync, buffers in product(sleeps, syncs, BUFFERS):
+        changed = replace(setup, buffers=buffers, sync_each_batch=sync, companions=replace(others, vllm_sleeps=asleep))
+        yield plan_rank(plan.model, changed, plan.surgery, rank.backend)

@@ -75,7 +75,7 @@ def check_memory(config: "Config") -> str:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     else:
         total = torch.accelerator.get_memory_info()[1]
-    plan = make_plan(model_shapes(config.model), setup_of(config, Setup()), ("one process",))
+    plan = make_plan(model_shapes(config.model), setup_of(config, Setup(gpu_memory=total)), ("one process",))
     (rank,) = plan.ranks
     if rank.device > total:
         raise ConfigError(f"Memory: {verdict(plan, rank, total)}")

@@ -62,7 +62,8 @@ def plan(
     """Print what training and surgery need on every GPU, whether it fits, and what would make it fit.
 
     Exact counts from the model's shapes; no weights are loaded. Activations are not counted. Whatever has no option
-    here, such as micro-batches or the modules of LoRA, is read from a configuration.
+    here, such as micro-batches, the modules of LoRA, the reference model of a KL term, vLLM and reward models, is read
+    from a configuration.
 
     Examples:
 
@@ -73,12 +74,12 @@ def plan(
     """
     from counterpoint.cli._console import quiet_libraries
     from counterpoint.config import LoraConfig
-    from counterpoint.plan import Setup, make_plan, model_shapes
+    from counterpoint.plan import GIB, Setup, make_plan, model_shapes
 
     if shards is not None and gpus % shards:
         raise ConfigError(f"--shards {shards}: {gpus} GPUs cannot be cut into replicas of {shards}. Give a divisor.")
     quiet_libraries()
-    chosen, setup = _read(model, Setup(gpus, shards=shards))
+    chosen, setup = _read(model, Setup(gpus, shards=shards, gpu_memory=int(gpu_memory * GIB)))
     if lora_r is not None:
         chosen = chosen.model_copy(update={"lora": LoraConfig(r=lora_r)})
     if grouping is not None:
@@ -87,7 +88,7 @@ def plan(
     given: dict[str, Any] = {"domains": domains, "strategy": strategy, "buffers": buffers, "dtype": dtype}
     setup = replace(setup, **{name: value for name, value in given.items() if value is not None})
     found = make_plan(model_shapes(chosen), setup, ("one process",) if gpus == 1 else ("ddp", "fsdp2"))
-    _show(found, gpu_memory)
+    _show(found)
     if json is not None:
         _write(json, found.to_dict())
 
@@ -128,7 +129,13 @@ def _read(model: str, setup: "Setup") -> tuple["ModelConfig", "Setup"]:
 
 
 def setup_of(config: "Config", setup: "Setup") -> "Setup":
-    """``setup`` with what a configuration says."""
+    """``setup`` with what a configuration says.
+
+    Raises:
+        ConfigError, ModelError: as ``companions_of``.
+    """
+    from counterpoint.companions import companions_of
+
     sequential = config.strategy.sequential  # a stage holds one domain, and there is nothing to combine
     return replace(
         setup,
@@ -139,6 +146,7 @@ def setup_of(config: "Config", setup: "Setup") -> "Setup":
         sync_each_batch=setup.sync_each_batch or _syncs_each_batch(config.training),
         micro_batches=config.training.get("gradient_accumulation_steps"),
         mixed_precision=config.training.get("bf16", setup.mixed_precision),
+        companions=companions_of(config, setup.gpus),
     )
 
 
@@ -148,10 +156,10 @@ def _syncs_each_batch(training: dict[str, Any]) -> bool:
     return bool(accumulation.get("sync_each_batch")) if isinstance(accumulation, dict) else False
 
 
-def _show(plan: "Plan", gpu_memory: float) -> None:
+def _show(plan: "Plan") -> None:
     from rich.console import Console
 
-    from counterpoint.plan import GIB, verdict
+    from counterpoint.plan import verdict
 
     model, setup, surgery = plan.model, plan.setup, plan.surgery
     frozen = f", {model.num_frozen:,} frozen" if model.num_frozen else ""
@@ -162,9 +170,32 @@ def _show(plan: "Plan", gpu_memory: float) -> None:
     )
     console = Console()
     console.print(_table(plan))
-    for rank in plan.ranks:
-        sentence = f"{_name(rank, plan)}: {verdict(plan, rank, int(gpu_memory * GIB))}"
+    verdicts = [f"{_name(rank, plan)}: {verdict(plan, rank, setup.gpu_memory)}" for rank in plan.ranks]
+    for sentence in (*_companions(plan), *verdicts):
         typer.echo(textwrap.fill(sentence, min(100, console.width), subsequent_indent="  "))
+
+
+def _companions(plan: "Plan") -> list[str]:
+    """One sentence for the reference model, one for vLLM, and one for each reward model."""
+    from counterpoint.plan import size
+
+    others, sentences = plan.setup.companions, []
+    if others.kl:
+        sentences.append(
+            "KL term (beta above 0): no reference model, adapters are switched off for it."
+            if plan.model.frozen
+            else "KL term (beta above 0): a reference model, one more copy of the weights."
+        )
+    if others.vllm == "colocate":
+        when = "while it generates" if others.vllm_sleeps else "all the time"
+        taken = size(others.vllm_share * plan.setup.gpu_memory)
+        sentences.append(f"vLLM: {taken} of each GPU ({others.vllm_share:.0%}), {when}.")
+    elif others.vllm == "server":
+        weights = size(2 * (plan.model.num_trained + plan.model.num_frozen))
+        sentences.append(f"vLLM: a server on other GPUs, not counted here ({weights} of weights in bfloat16).")
+    for model in others.reward_models:
+        sentences.append(f"Reward model {model.label}: {size(model.num_bytes)} on {model.place}.")
+    return sentences
 
 
 def _table(plan: "Plan") -> "Table":
@@ -174,6 +205,8 @@ def _table(plan: "Plan") -> "Table":
     from counterpoint.plan import GIB
 
     extra = plan.surgery.kept(plan.setup.batches) - 1
+    at_once = not any(rank.vllm_sleeps or rank.reference_gathered for rank in plan.ranks)
+    total = TOTAL if at_once else f"{TOTAL}, at the fullest moment"
     labels = {
         "frozen": "frozen weights",
         "weights": "trained weights",
@@ -182,7 +215,11 @@ def _table(plan: "Plan") -> "Table":
         "ddp_buckets": "DDP's buckets",
         "unsharded_gradient": "unsharded gradient, between reductions",
         "surgery": f"surgery: {extra} more gradient{'s' * (extra != 1)} {WAITING[plan.setup.buffers]}",
-        "device": TOTAL,
+        "reference": "reference model",
+        "reference_gathered": "reference model, gathered to score",
+        "reward_models": "reward models",
+        "vllm": "vLLM, while it generates" if plan.setup.companions.vllm_sleeps else "vLLM",
+        "device": total,
         "host": "host memory for surgery, pinned",
     }
     in_gib = max(rank.device for rank in plan.ranks) >= GIB / 10
@@ -193,7 +230,7 @@ def _table(plan: "Plan") -> "Table":
         values = [getattr(rank, key) for rank in plan.ranks]
         if any(values):
             cells = [_number(value / (GIB if in_gib else 2**20)) for value in values]
-            table.add_row(label, *cells, style="bold" if label == TOTAL else None)
+            table.add_row(label, *cells, style="bold" if label == total else None)
     return table
 
 

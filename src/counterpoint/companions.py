@@ -1,0 +1,119 @@
+"""What shares the GPUs with the model that is trained: a reference model, vLLM, reward models.
+
+>>> companions_of(load_config("my.yaml"), gpus=8).vllm_share  # 0.3: TRL's default where vLLM is on
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from counterpoint.config import Config
+from counterpoint.errors import ConfigError, ModelError
+from counterpoint.inputs import refuse_devices
+from counterpoint.models import MODEL_FAULTS
+
+VLLM_SHARE = 0.3
+"""TRL's default of ``vllm_gpu_memory_utilization``."""
+
+Place = Literal["every GPU", "one of the GPUs", "a GPU of its own", "the host"]
+
+_ITEM_SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """A classifier that scores completions: its parameters, the bytes of its weights, and where they are."""
+
+    label: str
+    parameters: int
+    num_bytes: int
+    place: Place
+
+
+@dataclass(frozen=True)
+class Companions:
+    """What else a training needs beside the weights, gradients and moments of the policy."""
+
+    kl: bool = False
+    """Whether there is a KL term (``beta`` above 0): one more copy of the weights, none with LoRA."""
+    vllm: Literal["none", "colocate", "server"] = "none"
+    """``colocate``: in the training processes. ``server``: on other GPUs, which are not counted."""
+    vllm_share: float = 0.0
+    """Share of each GPU's memory that vLLM takes for its weights and cache (``vllm_gpu_memory_utilization``)."""
+    vllm_sleeps: bool = False
+    """Whether it gives that back while weights are updated (``vllm_enable_sleep_mode``)."""
+    reward_models: tuple[RewardModel, ...] = ()
+
+    @property
+    def reward_bytes(self) -> int:
+        """Bytes of reward models on the GPU that holds most of them."""
+        return sum(model.num_bytes for model in self.reward_models if model.place in ("every GPU", "one of the GPUs"))
+
+
+def companions_of(config: Config, gpus: int) -> Companions:
+    """What a configuration trains beside its policy, on ``gpus`` GPUs in all.
+
+    Raises:
+        ConfigError: a setting that must be a number is none.
+        ModelError: there is no configuration of a sequence classifier where a reward model should be.
+    """
+    training = config.training
+    mode = training.get("vllm_mode", "colocate") if training.get("use_vllm") else None
+    colocated = mode == "colocate"
+    return Companions(
+        kl=_number(training, "beta", 0.0) > 0,
+        vllm="colocate" if colocated else "server" if mode == "server" else "none",
+        vllm_share=_number(training, "vllm_gpu_memory_utilization", VLLM_SHARE) if colocated else 0.0,
+        vllm_sleeps=colocated and bool(training.get("vllm_enable_sleep_mode")),
+        reward_models=tuple(_reward_model(*key, gpus) for key in dict.fromkeys(_reward_options(config))),
+    )
+
+
+def _number(training: dict[str, Any], key: str, default: float) -> float:
+    value = training.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"training.{key}: expected a number, found {value!r}.")
+    return float(value)
+
+
+def _reward_options(config: Config) -> Iterator[tuple[str, str | None, str]]:
+    """Model, device and type of every reward model that scores or measures a domain."""
+    for domain in config.domains.values():
+        for reward in (*domain.reward, *domain.metrics):
+            if reward.name == "reward_model" and isinstance(model := reward.options.get("model"), str):
+                device, dtype = reward.options.get("device"), reward.options.get("dtype")
+                yield model, None if device is None else str(device), str(dtype or "bfloat16")
+
+
+def _reward_model(model: str, device: str | None, dtype: str, gpus: int) -> RewardModel:
+    refuse_devices(model, ModelError)
+    try:
+        config = AutoConfig.from_pretrained(model)
+        with torch.device("meta"):
+            built = AutoModelForSequenceClassification.from_config(config)
+    except MODEL_FAULTS as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise ModelError(
+            f"reward_model: {model!r} is no sequence classifier that transformers can build: {reason}. Give a folder "
+            "with a config.json or a hub id."
+        ) from error
+    parameters = sum(param.numel() for param in built.parameters())
+    return RewardModel(model, parameters, parameters * _ITEM_SIZES.get(dtype, 4), _place(device, gpus))
+
+
+def _place(device: str | None, gpus: int) -> Place:
+    """Where ``device`` is; one without a number is the device of each training process."""
+    if device is None or device == "auto":
+        return "every GPU"
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"reward_model: {device!r} is no device of torch. Give cpu, cuda, or cuda:1.") from error
+    if found.type == "cpu":
+        return "the host"
+    if found.index is None:
+        return "every GPU"
+    return "one of the GPUs" if found.index < gpus else "a GPU of its own"
