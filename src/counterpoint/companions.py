@@ -3,6 +3,7 @@
 >>> companions_of(load_config("my.yaml"), gpus=8).vllm_share  # 0.3: TRL's default where vLLM is on
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,19 +19,23 @@ from counterpoint.models import MODEL_FAULTS
 VLLM_SHARE = 0.3
 """TRL's default of ``vllm_gpu_memory_utilization``."""
 
-Place = Literal["every GPU", "one of the GPUs", "a GPU of its own", "the host"]
+PROCESSES = 8
+"""GPUs, and so processes, of a machine, where training has as many."""
 
-_ITEM_SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
+Place = Literal["every GPU", "one of the GPUs", "other GPUs", "the host"]
 
 
 @dataclass(frozen=True)
 class RewardModel:
-    """A classifier that scores completions: its parameters, the bytes of its weights, and where they are."""
+    """A classifier that scores completions. Every training process has one of its own."""
 
     label: str
     parameters: int
     num_bytes: int
+    """Bytes of its weights."""
     place: Place
+    copies: int
+    """How many lie on one device: one on every GPU, one for each process that shares a named device."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,8 @@ class Companions:
     @property
     def reward_bytes(self) -> int:
         """Bytes of reward models on the GPU that holds most of them."""
-        return sum(model.num_bytes for model in self.reward_models if model.place in ("every GPU", "one of the GPUs"))
+        here = ("every GPU", "one of the GPUs")
+        return sum(model.copies * model.num_bytes for model in self.reward_models if model.place in here)
 
 
 def companions_of(config: Config, gpus: int) -> Companions:
@@ -68,7 +74,7 @@ def companions_of(config: Config, gpus: int) -> Companions:
         vllm="colocate" if colocated else "server" if mode == "server" else "none",
         vllm_share=_number(training, "vllm_gpu_memory_utilization", VLLM_SHARE) if colocated else 0.0,
         vllm_sleeps=colocated and bool(training.get("vllm_enable_sleep_mode")),
-        reward_models=tuple(_reward_model(*key, gpus) for key in dict.fromkeys(_reward_options(config))),
+        reward_models=tuple(_reward_model(*key, gpus) for key in _reward_options(config)),
     )
 
 
@@ -79,16 +85,17 @@ def _number(training: dict[str, Any], key: str, default: float) -> float:
     return float(value)
 
 
-def _reward_options(config: Config) -> Iterator[tuple[str, str | None, str]]:
-    """Model, device and type of every reward model that scores or measures a domain."""
+def _reward_options(config: Config) -> Iterator[tuple[str, tuple[str, ...], str]]:
+    """Model, devices and type of every reward model that scores or measures a domain."""
     for domain in config.domains.values():
         for reward in (*domain.reward, *domain.metrics):
             if reward.name == "reward_model" and isinstance(model := reward.options.get("model"), str):
-                device, dtype = reward.options.get("device"), reward.options.get("dtype")
-                yield model, None if device is None else str(device), str(dtype or "bfloat16")
+                device = reward.options.get("device") or ()
+                devices = (device,) if isinstance(device, str) else tuple(map(str, device))
+                yield model, devices, str(reward.options.get("dtype", "auto"))
 
 
-def _reward_model(model: str, device: str | None, dtype: str, gpus: int) -> RewardModel:
+def _reward_model(model: str, devices: tuple[str, ...], dtype: str, gpus: int) -> RewardModel:
     refuse_devices(model, ModelError)
     try:
         config = AutoConfig.from_pretrained(model)
@@ -101,19 +108,21 @@ def _reward_model(model: str, device: str | None, dtype: str, gpus: int) -> Rewa
             "with a config.json or a hub id."
         ) from error
     parameters = sum(param.numel() for param in built.parameters())
-    return RewardModel(model, parameters, parameters * _ITEM_SIZES.get(dtype, 4), _place(device, gpus))
+    loaded = getattr(torch, dtype, None) if dtype != "auto" else config.dtype
+    item_size = (loaded or torch.float32).itemsize
+    return RewardModel(model, parameters, parameters * item_size, *_place(devices, min(gpus, PROCESSES)))
 
 
-def _place(device: str | None, gpus: int) -> Place:
-    """Where ``device`` is; one without a number is the device of each training process."""
-    if device is None or device == "auto":
-        return "every GPU"
+def _place(devices: tuple[str, ...], processes: int) -> tuple[Place, int]:
+    """Where the processes of a machine, which take ``devices`` in turn, put their copies; how many on one of them."""
     try:
-        found = torch.device(device)
+        found = [torch.device(device) for device in devices]
     except RuntimeError as error:
-        raise ConfigError(f"reward_model: {device!r} is no device of torch. Give cpu, cuda, or cuda:1.") from error
-    if found.type == "cpu":
-        return "the host"
-    if found.index is None:
-        return "every GPU"
-    return "one of the GPUs" if found.index < gpus else "a GPU of its own"
+        given = ", ".join(devices)
+        raise ConfigError(f"reward_model: {given!r} is no device of torch. Give cpu, cuda, or cuda:1.") from error
+    copies = math.ceil(processes / max(1, len(found)))
+    if any(device.type != "cpu" and device.index is not None and device.index < processes for device in found):
+        return "one of the GPUs", copies
+    if any(device.type != "cpu" and device.index is None for device in found) or not found:
+        return "every GPU", 1
+    return ("the host" if all(device.type == "cpu" for device in found) else "other GPUs"), copies

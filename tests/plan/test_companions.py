@@ -18,7 +18,7 @@ from counterpoint.plan import GIB, Setup, make_plan, model_shapes, verdict
 
 CLASSIFIER = {
     **{"model_type": "llama", "vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2},
-    **{"num_attention_heads": 2, "num_key_value_heads": 1, "num_labels": 1},
+    **{"num_attention_heads": 2, "num_key_value_heads": 1, "num_labels": 1, "dtype": "bfloat16"},
 }
 
 
@@ -110,30 +110,31 @@ def test_defaults_are_those_of_trl():
 
 
 @pytest.mark.parametrize(
-    ("device", "place", "held"),
+    ("device", "place", "copies", "held"),
     [
-        (None, "every GPU", True),
-        ("cuda", "every GPU", True),
-        ("cuda:7", "one of the GPUs", True),
-        ("cuda:8", "a GPU of its own", False),
-        ("cpu", "the host", False),
+        (None, "every GPU", 1, 1),
+        ("cuda", "every GPU", 1, 1),
+        ("cuda:7", "one of the GPUs", 8, 8),
+        (["cuda:6", "cuda:7"], "one of the GPUs", 4, 4),
+        ("cuda:8", "other GPUs", 8, 0),
+        ("cpu", "the host", 8, 0),
     ],
 )
-def test_a_reward_model_is_where_its_device_is(classifier, device, place, held):
-    options = {"model": classifier} | ({} if device is None else {"device": device})
-    companions = companions_of(configured({}, options), 8)
+def test_a_reward_model_is_where_its_device_is(classifier, device, place, copies, held):
+    companions = companions_of(configured({}, {"model": classifier} | ({"device": device} if device else {})), 16)
     (model,) = companions.reward_models
-    assert model.place == place
+    assert (model.place, model.copies) == (place, copies)
     layer = 16 * 16 + 2 * 16 * 8 + 16 * 16 + 3 * 16 * 32 + 2 * 16
     assert model.parameters == 64 * 16 + 2 * layer + 16 + 16
-    assert companions.reward_bytes == (model.num_bytes if held else 0)
+    assert model.num_bytes == 2 * model.parameters  # as it is saved
+    assert companions.reward_bytes == held * model.num_bytes
     rank = ranks(model_shapes("pocket"), companions, ("fsdp2",))[0]
     assert rank.reward_models == companions.reward_bytes
 
 
-def test_one_model_of_several_rewards_counts_once(classifier):
-    once = companions_of(configured({}, {"model": classifier}, {"model": classifier, "normalize": True}), 8)
-    assert len(once.reward_models) == 1
+def test_every_use_of_a_reward_model_has_its_weights(classifier):
+    twice = companions_of(configured({}, {"model": classifier}, {"model": classifier, "dtype": "float32"}), 8)
+    assert [model.num_bytes // model.parameters for model in twice.reward_models] == [2, 4]
 
 
 def test_what_is_no_reward_model_or_no_number(tmp_path, classifier):

@@ -194,7 +194,9 @@ def _companions(plan: "Plan") -> list[str]:
         weights = size(2 * (plan.model.num_trained + plan.model.num_frozen))
         sentences.append(f"vLLM: a server on other GPUs, not counted here ({weights} of weights in bfloat16).")
     for model in others.reward_models:
-        sentences.append(f"Reward model {model.label}: {size(model.num_bytes)} on {model.place}.")
+        copies = f"{model.copies} copies of " if model.copies > 1 else ""
+        where = f"{model.place}, not counted here" if model.place in ("other GPUs", "the host") else model.place
+        sentences.append(f"Reward model {model.label}: {copies}{size(model.num_bytes)} on {where}.")
     return sentences
 
 
