@@ -20,7 +20,8 @@ from counterpoint.config import parse_config
 from counterpoint.stats import Estimate
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+EXAMPLES = sorted((ROOT / "examples").rglob("*.md"))
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *EXAMPLES])
 COMMANDS = typer.main.get_command(app)
 
 
@@ -64,6 +65,7 @@ def test_every_page_is_in_the_navigation_once():
 
     nav = pages(yaml.load((ROOT / "mkdocs.yml").read_text(), Loader=_Nav)["nav"])
     written = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
+    written |= {str(page.relative_to(ROOT)) for page in EXAMPLES}
     assert sorted(nav) == sorted(written | {name for name in MADE if name.endswith(".md")})
 
 

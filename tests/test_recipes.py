@@ -148,12 +148,6 @@ def test_shown_commands_exist_and_their_settings_are_read(words):
         assert load_config(ROOT / rest[0], overrides).domains
 
 
-@pytest.mark.parametrize("folder", [MGS, LPT], ids=lambda folder: folder.name)
-def test_links_of_the_pages_lead_somewhere(folder):
-    for target in re.findall(r"\]\(([^)#:]+)[#)]", (folder / "README.md").read_text()):
-        assert (folder / target).exists(), target
-
-
 # Rows
 
 

@@ -44,11 +44,13 @@ def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
 
 
 def on_page_markdown(markdown: str, page: "Page", config: "MkDocsConfig", files: "Files") -> str:
-    """Links to example files lead to their copy in the site; bars in code inside tables need no backslash here."""
+    """Links to example files lead to their copy in the site, and theirs to pages; bars in code inside tables need no
+    backslash here.
+    """
     if page.file.src_uri.startswith("api/"):
         markdown += hidden_functions(f"counterpoint.{Path(page.file.src_uri).stem}")
     up = "../" * page.file.src_uri.count("/")
-    markdown = OUTSIDE.sub(lambda found: f"]({up}{found[1]})", markdown)
+    markdown = OUTSIDE.sub(lambda found: f"]({up}{found[1]})", markdown).replace("](../../docs/", "](../../")
     lines = (_without_escapes(line) if line.startswith("|") else line for line in markdown.split("\n"))
     return "\n".join(lines)
 

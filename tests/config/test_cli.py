@@ -4,9 +4,11 @@ import json
 import os
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from counterpoint.cli.config import app
+from counterpoint.cli.config import app, check_memory
+from counterpoint.config import load_config
 from counterpoint.errors import ConfigError, DomainError, ModelError, RunError
 
 GOOD = "domains:\n  math: {source: pocket}\ntraining: {max_steps: 2}\nrun: {device: cpu}\n"
@@ -93,3 +95,20 @@ def test_check_imports_own_rewards_and_metrics_beside_the_file(tmp_path, monkeyp
     assert "domains.math: Reward 'my_checked_rewards:polit': 'my_checked_rewards' has no 'polit'" in found
     (tmp_path / "c.yaml").write_text(own.replace("M", "absent_rewards:x"))
     assert "there is no module 'absent_rewards'" in str(run("check", "../c.yaml").exception)
+
+
+def test_memory_that_one_process_lacks_may_be_there_on_several(tmp_path, monkeypatch):
+    (tmp_path / "c.yaml").write_text(GOOD.replace("run: {device: cpu}\n", ""))
+    config = load_config(tmp_path / "c.yaml")
+    needed = 16 * 1_800_000  # weights, gradient and two moments of the pocket model, in float32
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(os, "sysconf", lambda name: 1)
+    assert "`counterpoint plan`" in check_memory(config)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    for gpus, share in ((1, 2), (4, 0.5)):
+        monkeypatch.setattr(torch.accelerator, "device_count", lambda gpus=gpus: gpus)
+        monkeypatch.setattr(torch.accelerator, "get_memory_info", lambda share=share: (0, int(share * needed)))
+        assert ("on each of 4 GPUs with FSDP2" in check_memory(config)) == (gpus == 4)
+    monkeypatch.setattr(torch.accelerator, "get_memory_info", lambda: (0, needed // 10))
+    with pytest.raises(ConfigError, match="Memory"):
+        check_memory(config)

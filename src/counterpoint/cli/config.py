@@ -60,7 +60,9 @@ def check(
 
 
 def check_memory(config: "Config") -> str:
-    """What weights, gradients, AdamW and surgery take in one process, beside what the device has.
+    """What weights, gradients, AdamW and surgery take, beside what the device has: in one process, or where that is too
+    much cut up over the GPUs of this machine. On a machine without a GPU that `run.device` does not keep to the CPU,
+    nothing is too much: training may be started elsewhere.
 
     Raises:
         ConfigError: they alone do not fit.
@@ -69,17 +71,27 @@ def check_memory(config: "Config") -> str:
 
     from counterpoint.cli.plan import setup_of
     from counterpoint.engine.prepare import uses_cpu
-    from counterpoint.plan import Setup, make_plan, model_shapes, size, verdict
+    from counterpoint.plan import Backend, Setup, make_plan, model_shapes, size, verdict
 
-    if uses_cpu(config):
+    on_cpu = uses_cpu(config)
+    gpus = 1 if on_cpu else torch.accelerator.device_count()
+    if on_cpu:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     else:
         total = torch.accelerator.get_memory_info()[1]
-    plan = make_plan(model_shapes(config.model), setup_of(config, Setup(gpu_memory=total)), ("one process",))
-    (rank,) = plan.ranks
-    if rank.device > total:
-        raise ConfigError(f"Memory: {verdict(plan, rank, total)}")
-    return f"Memory: {size(rank.device)} of {size(total)} before activations and generation."
+    shapes = model_shapes(config.model)
+    ways: dict[int, Backend] = {1: "one process"}
+    if gpus > 1:
+        ways[gpus] = "fsdp2"
+    for count, backend in ways.items():
+        plan = make_plan(shapes, setup_of(config, Setup(count, gpu_memory=total)), (backend,))
+        (rank,) = plan.ranks
+        if rank.device <= total:
+            how = "" if count == 1 else f" on each of {count} GPUs with FSDP2, and too much for one"
+            return f"Memory: {size(rank.device)} of {size(total)}{how}, before activations and generation."
+    if on_cpu and config.run.device != "cpu":
+        return f"Memory: {size(rank.device)} for one process; `counterpoint plan` says what several GPUs need."
+    raise ConfigError(f"Memory: {verdict(plan, rank, total)}")
 
 
 @app.command()
