@@ -27,7 +27,7 @@ Place = Literal["every GPU", "one of the GPUs", "other GPUs", "the host"]
 
 @dataclass(frozen=True)
 class RewardModel:
-    """A classifier that scores completions. Every training process has one of its own."""
+    """A classifier that scores completions. Every training process has one of its own, shared by its domains."""
 
     label: str
     parameters: int
@@ -74,7 +74,7 @@ def companions_of(config: Config, gpus: int) -> Companions:
         vllm="colocate" if colocated else "server" if mode == "server" else "none",
         vllm_share=_number(training, "vllm_gpu_memory_utilization", VLLM_SHARE) if colocated else 0.0,
         vllm_sleeps=colocated and bool(training.get("vllm_enable_sleep_mode")),
-        reward_models=tuple(_reward_model(*key, gpus) for key in _reward_options(config)),
+        reward_models=tuple(_reward_model(*use, gpus) for use in dict.fromkeys(_uses(config))),
     )
 
 
@@ -85,22 +85,26 @@ def _number(training: dict[str, Any], key: str, default: float) -> float:
     return float(value)
 
 
-def _reward_options(config: Config) -> Iterator[tuple[str, tuple[str, ...], str]]:
-    """Model, devices and type of every reward model that scores or measures a domain."""
+def _uses(config: Config) -> Iterator[tuple[str, tuple[str, ...], str, str | None, bool]]:
+    """Model, devices, type, revision and trust of every reward model that scores or measures a domain."""
     for domain in config.domains.values():
         for reward in (*domain.reward, *domain.metrics):
-            if reward.name == "reward_model" and isinstance(model := reward.options.get("model"), str):
-                device = reward.options.get("device") or ()
+            options = reward.options
+            if reward.name == "reward_model" and isinstance(model := options.get("model"), str):
+                device = options.get("device") or ()
                 devices = (device,) if isinstance(device, str) else tuple(map(str, device))
-                yield model, devices, str(reward.options.get("dtype", "auto"))
+                trusted = options.get("trust_remote_code") is True
+                yield model, devices, str(options.get("dtype", "auto")), options.get("revision"), trusted
 
 
-def _reward_model(model: str, devices: tuple[str, ...], dtype: str, gpus: int) -> RewardModel:
+def _reward_model(
+    model: str, devices: tuple[str, ...], dtype: str, revision: str | None, trusted: bool, gpus: int
+) -> RewardModel:
     refuse_devices(model, ModelError)
     try:
-        config = AutoConfig.from_pretrained(model)
+        config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=trusted)
         with torch.device("meta"):
-            built = AutoModelForSequenceClassification.from_config(config)
+            built = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trusted)
     except MODEL_FAULTS as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise ModelError(

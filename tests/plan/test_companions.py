@@ -132,7 +132,9 @@ def test_a_reward_model_is_where_its_device_is(classifier, device, place, copies
     assert rank.reward_models == companions.reward_bytes
 
 
-def test_every_use_of_a_reward_model_has_its_weights(classifier):
+def test_rewards_of_a_process_share_a_classifier(classifier):
+    once = companions_of(configured({}, {"model": classifier}, {"model": classifier, "normalize": True}), 8)
+    assert len(once.reward_models) == 1
     twice = companions_of(configured({}, {"model": classifier}, {"model": classifier, "dtype": "float32"}), 8)
     assert [model.num_bytes // model.parameters for model in twice.reward_models] == [2, 4]
 
