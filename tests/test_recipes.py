@@ -12,11 +12,12 @@ from types import SimpleNamespace
 
 import pytest
 import typer
+import yaml
 from pyarrow import Table, parquet
 
 from counterpoint.cli.app import app
 from counterpoint.cli.plan import setup_of
-from counterpoint.config import load_config
+from counterpoint.config import load_config, parse_config
 from counterpoint.domains import load_domains
 from counterpoint.engine.prepare import check_config
 from counterpoint.models import load_tokenizer
@@ -122,6 +123,12 @@ def test_the_values_of_the_paper(tmp_path):
     assert lpt.strategy.order == ["code", "math", "qa", "writing"]
     assert lpt.strategy.steps * 64 == 5120
     assert lpt.domains["writing"].reward[0].options.get("scale", (0.0, 0.5, 1.0)) == (0.0, 0.5, 1.0)
+
+
+def test_domains_to_paste_are_read():
+    blocks = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "docs" / "recipes.md").read_text(), re.DOTALL | re.MULTILINE)
+    pasted = [name for block in blocks for name in parse_config({"model": "pocket"} | yaml.safe_load(block)).domains]
+    assert pasted == ["chat", "writing"]
 
 
 # The pages beside them
