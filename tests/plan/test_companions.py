@@ -14,7 +14,10 @@ from counterpoint.companions import VLLM_SHARE, Companions, companions_of
 from counterpoint.config import LoraConfig, ModelConfig, parse_config
 from counterpoint.config.domain import RewardConfig
 from counterpoint.errors import ConfigError, ModelError
+from counterpoint.models import load_model, load_tokenizer
 from counterpoint.plan import GIB, Setup, make_plan, model_shapes, verdict
+from counterpoint.training import DomainGRPOTrainer
+from trainer_helpers import DATA, REWARDS, grpo_args
 
 CLASSIFIER = {
     **{"model_type": "llama", "vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2},
@@ -56,6 +59,17 @@ def test_a_kl_term_keeps_one_more_copy_of_the_weights(llama):
         assert beside.training == without.training + beside.reference
     half = ranks(llama, Companions(kl=True), dtype="bfloat16")
     assert [rank.reference for rank in half] == [2 * llama.num_trained, 2 * llama.num_trained // 8]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_trl_keeps_the_bytes_that_are_planned(dtype, tmp_path):
+    model = load_model(ModelConfig(dtype=dtype))
+    trainer = DomainGRPOTrainer(
+        model, REWARDS, grpo_args(tmp_path, beta=0.1), DATA, processing_class=load_tokenizer(ModelConfig())
+    )
+    held = sum(param.numel() * param.itemsize for param in trainer.ref_model.parameters())
+    plan = make_plan(model_shapes("pocket"), Setup(companions=Companions(kl=True), dtype=dtype), ("one process",))
+    assert plan.ranks[0].reference == held
 
 
 def test_fsdp2_gathers_the_reference_before_there_is_a_gradient(llama):
