@@ -11,6 +11,7 @@ _OPENING = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([\w+-]*)(.*)")
 _PYTHON = {"", "python", "py", "python3"}
 _DEFINED = re.compile(r"^(?:async\s+def|def|class)\s+(\w+)|^(\w+)\s*(?::[^=\n]+)?=(?!=)", re.MULTILINE)
 _IMPORTED = re.compile(r"^(?:from\s+[\w.]+\s+)?import\s+(.+)$", re.MULTILINE)
+_READS = re.compile(r"\binput\(|\bstdin\b|\bopen\(0|\bfileinput\b|\bos\.read\(")
 _ACTS = re.compile(r"^(?:assert\b|.*\binput\()", re.MULTILINE)
 _TYPING = "Any Callable Deque Dict DefaultDict Generator Iterable Iterator List Optional Sequence Set Tuple Union"
 
@@ -18,14 +19,21 @@ _TYPING = "Any Callable Deque Dict DefaultDict Generator Iterable Iterator List 
 def extract_code(text: str, names: list[str], closed_thought: bool = False) -> str:
     """The program in ``text``: the last fenced Python block that defines one of ``names``, else the last Python block.
 
+    Without ``names``, which is a program that reads, the last that reads, else that prints.
     Earlier blocks that define or import what it uses come before it. Without fences it is the whole answer. A fence
     that is never closed (a truncated reply) reaches to the end.
     """
     text = answer_region(text.replace("\r\n", "\n").replace("\ufeff", ""), closed_thought)
-    blocks = [body for language, body in _blocks(text) if language.lower() in _PYTHON]
-    if not blocks:
+    found = [(language, body) for language, body in _blocks(text) if language.lower() in _PYTHON]
+    if not found:
         return _with_typing(text)
+    if not names and any(language for language, _ in found):  # a sample of input or output has no language
+        found = [(language, body) for language, body in found if language]
+    blocks = [body for _, body in found]
     defining = [index for index, block in enumerate(blocks) if any(defines(block, name) for name in names)]
+    if not names:
+        defining = [index for index, block in enumerate(blocks) if _READS.search(block)]
+        defining = defining or [index for index, block in enumerate(blocks) if "print(" in block]
     index = (defining or [len(blocks) - 1])[-1]
     return _with_typing(_with_helpers(blocks[index], blocks[:index]))
 

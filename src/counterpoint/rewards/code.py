@@ -4,6 +4,7 @@
     completion "```python\\ndef double(x):\\n    return 2 * x\\n```"    1.0
 
 HumanEval's form is understood as well: ``test`` defines ``check(candidate)`` and ``entry_point`` names the function.
+And so are inputs with outputs, of programs and of functions: see ``_io_tests``.
 """
 
 import textwrap
@@ -14,6 +15,7 @@ from typing import Any, ClassVar
 from counterpoint.errors import RewardError
 from counterpoint.rewards._base import Reward, Row, message_text, shorten
 from counterpoint.rewards._code_text import extract_code, helper_code, names_called, sources
+from counterpoint.rewards._io_tests import COLUMNS, IoTests, io_tests
 from counterpoint.rewards._test_text import asserts_something, defines_function, runnable
 from counterpoint.rewards.sandbox import Limits, Program, Sandbox
 from counterpoint.rewards.sandbox._tests import read_tests
@@ -28,8 +30,9 @@ class CodeReward(Reward):
         fraction: Gives the share of tests passed instead.
         prepend_prompt: Takes the prompt that TRL passes as the beginning of the program (completion-style prompts). The
             columns ``header`` and ``prompt`` are taken so wherever they are passed.
-        cpu_seconds: Processor time of a program.
-        wall_seconds: Time until a program is killed.
+        cpu_seconds: Processor time of a program; where tests are inputs and outputs, for each of them.
+        wall_seconds: Time until a program is killed, likewise.
+        total_seconds: Time for all tests of a program that are inputs and outputs; what is left fails.
         memory_megabytes: Memory of a program, and of its tests.
         threads: Threads of a program.
         file_megabytes: Size of a file that a program writes, its output included.
@@ -41,6 +44,7 @@ class CodeReward(Reward):
     optional_columns: ClassVar[tuple[str, ...]] = (
         *("tests", "test_list", "test", "entry_point"),
         *("header", "prompt", "setup", "test_setup_code", "test_imports"),
+        *COLUMNS,
     )
 
     def __init__(
@@ -49,6 +53,7 @@ class CodeReward(Reward):
         prepend_prompt: bool = False,
         cpu_seconds: int = 4,
         wall_seconds: float = 8.0,
+        total_seconds: float = 60.0,
         memory_megabytes: int = 512,
         threads: int = 16,
         file_megabytes: int = 8,
@@ -62,10 +67,19 @@ class CodeReward(Reward):
         limits = Limits(cpu_seconds, wall_seconds, memory_megabytes, threads, file_megabytes)
         if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
             raise RewardError(f"workers must be a whole number from 0, found {workers!r}.")
-        self.sandbox = Sandbox(limits, workers)
+        if isinstance(total_seconds, bool) or not isinstance(total_seconds, int | float) or not total_seconds > 0:
+            raise RewardError(f"total_seconds must be a number above 0, found {total_seconds!r}.")
+        self.sandbox = Sandbox(limits, workers, total_seconds, whole=fraction)
 
     def prepare(self, row: Row) -> dict[str, Any]:
         """The row's tests, set-up, header and entry point, each checked."""
+        found = io_tests(row)
+        if isinstance(found, str):
+            row = {**row, "tests": [found]}
+        elif found is not None:
+            before = _text(row, "setup")
+            _check_compiles(before, "the set-up")
+            return {"io": found, "before": before}
         entry_point = _text(row, "entry_point")
         tests = _tests(row, entry_point)
         imports = row.get("test_imports") or []
@@ -112,9 +126,14 @@ class CodeReward(Reward):
 
 
 def _program(text: str, row: dict[str, Any], closed_thought: bool) -> Program:
+    before = row["before"] + "\n" if row["before"] else ""
+    if "io" in row:
+        io: IoTests = row["io"]
+        code = extract_code(text, [io.function, "Solution"] if io.function else [], closed_thought)
+        versions = [before + version for version in (code, textwrap.dedent(code))]
+        return Program(versions, io.tests, entry_point=io.function, kind=io.kind)
     names = [row["entry_point"]] if row["entry_point"] else names_called(row["tests"])
     candidates = sources(extract_code(text, names, closed_thought), row["header"], row["entry_point"])
-    before = row["before"] + "\n" if row["before"] else ""
     return Program(
         [before + source for source in candidates],
         tuple(row["tests"]),
@@ -136,7 +155,8 @@ def _tests(row: Row, entry_point: str) -> list[str]:
     if not _text(row, "test") or not entry_point:
         present = ", ".join(sorted(row)) or "no columns"
         raise RewardError(
-            f"reward 'code' needs the column 'tests', or 'test' and 'entry_point'; the row has {present}."
+            f"reward 'code' needs the column 'tests', or 'test' and 'entry_point', or 'input_output'; the row has "
+            f"{present}."
         )
     test = _text(row, "test")
     _check_compiles(test, "'test'")

@@ -8,6 +8,7 @@ What it guarantees, and what it does not, is in ``docs/rewards.md``.
 """
 
 from counterpoint.rewards.sandbox._client import Program, Sandbox, Verdict
+from counterpoint.rewards.sandbox._frames import MAX_FRAME
 from counterpoint.rewards.sandbox._limits import Limits
 
-__all__ = ["Limits", "Program", "Sandbox", "Verdict"]
+__all__ = ["MAX_FRAME", "Limits", "Program", "Sandbox", "Verdict"]

@@ -10,8 +10,8 @@ import time
 import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
 from counterpoint.errors import RewardError
 from counterpoint.rewards.sandbox._frames import Gone, recv_message, send_message
@@ -36,7 +36,10 @@ class Program:
         tests: Test texts, each run after the other; one passes when it raises nothing.
         setup: Run before the tests, where the tests are run: it sees the program's names.
         helpers: Code of the row that tests use, run before ``setup`` where the tests are run.
-        entry_point: A name that is asked of the program although ``helpers`` define it or it is a builtin's.
+        entry_point: A name that is asked of the program although ``helpers`` define it or it is a builtin's; for
+            ``calls``, the function that is called, which may be a method of a class ``Solution``.
+        kind: What a test is: a text that asserts; for ``calls``, the JSON of a function's arguments and of the results
+            of which any is right; for ``reads``, the JSON of what the program reads and of what it must write.
     """
 
     sources: list[str]
@@ -44,6 +47,7 @@ class Program:
     setup: str = ""
     helpers: str = ""
     entry_point: str = ""
+    kind: Literal["asserts", "calls", "reads"] = "asserts"
 
 
 @dataclass(frozen=True)
@@ -54,11 +58,13 @@ class Verdict:
         passed: One flag per test, in order.
         outcome: ``done``, ``timeout``, or how the tests' process ended.
         detail: The first failing test's error; empty when all passed.
+        num_done: Tests that came to their end.
     """
 
     passed: tuple[bool, ...]
     outcome: str = "done"
     detail: str = ""
+    num_done: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,10 +74,14 @@ class Sandbox:
     Arguments:
         limits: What one program may use.
         workers: Programs at a time; 0 means one per processor.
+        total_seconds: Time for all tests of a program that is started for each of them; what is left fails.
+        whole: Whether such a program goes on after a test that failed.
     """
 
     limits: Limits = field(default_factory=Limits)
     workers: int = 0
+    total_seconds: float = 60.0
+    whole: bool = True
 
     def start(self) -> None:
         """Starts the fork server, unless it runs. Raises ``RewardError`` where no sandbox can be had."""
@@ -79,7 +89,27 @@ class Sandbox:
 
     def run(self, program: Program) -> Verdict:
         """Runs one program. What the program does is a verdict; a sandbox that fails is a ``RewardError``."""
-        return _server().run(program, self.limits)
+        return _server().run(program, self.limits) if program.kind == "asserts" else self._run_apart(program)
+
+    def _run_apart(self, program: Program) -> Verdict:
+        """Each test under limits of its own: a program that reads starts anew for each, one that is called where a
+        test ended it, with that test. Only a test that ends a fresh program has failed by it."""
+        passed: list[bool] = []
+        first = Verdict(())
+        end = time.monotonic() + self.total_seconds
+        while len(passed) < len(program.tests) and (self.whole or all(passed)):
+            if time.monotonic() > end:
+                first = Verdict((), "timeout", first.detail or f"the tests took more than {self.total_seconds} seconds")
+                break
+            tests = program.tests[len(passed) :]
+            verdict = _server().run(
+                replace(program, tests=tests[:1] if program.kind == "reads" else tests), self.limits
+            )
+            if not verdict.num_done or not all(verdict.passed[: verdict.num_done]):
+                first = first if first.detail else verdict
+            passed += verdict.passed[: verdict.num_done] or (False,)
+        missing = [False] * (len(program.tests) - len(passed))
+        return Verdict((*passed, *missing), first.outcome, first.detail, len(passed))
 
     def run_all(self, programs: Iterable[Program]) -> list[Verdict]:
         """Runs many programs, ``workers`` at a time; verdicts in the order of the programs."""
@@ -127,9 +157,10 @@ class _Server:
         with ours:
             ours.settimeout(limits.wall_seconds + _GRACE_SECONDS)
             self._hand_over(theirs)
-            send_message(ours, {"sources": program.sources, "limits": asdict(limits)})
-            send_message(ours, _for_the_judge(program))
-            return _read_verdict(ours, len(program.tests))
+            reads = program.kind == "reads"
+            send_message(ours, {"sources": program.sources, "limits": asdict(limits), "reads": reads})
+            send_message(ours, _for_the_judge(program) | {"most": limits.file_megabytes << 20})
+            return _read_verdict(ours, len(program.tests), reads)
 
     def _hand_over(self, program_end: socket.socket) -> None:
         with program_end, self._lock:
@@ -188,9 +219,12 @@ class _Server:
 
 
 def _for_the_judge(program: Program) -> dict[str, Any]:
+    if program.kind != "asserts":
+        fields = {"tests": program.tests, "setup": program.setup, "helpers": "", "modules": ()}
+        return fields | {"names": ("Solution", program.entry_point), "kind": program.kind}
     use = read_tests(program.tests, program.setup, program.helpers, program.entry_point)
     fields = {"tests": program.tests, "setup": program.setup, "helpers": program.helpers}
-    return fields | {"names": use.names, "modules": use.modules}
+    return fields | {"names": use.names, "modules": use.modules, "kind": program.kind}
 
 
 def _failure(reason: str) -> RewardError:
@@ -221,7 +255,7 @@ def _warn(walls: list[str]) -> None:
     )
 
 
-def _read_verdict(sock: socket.socket, num_tests: int) -> Verdict:
+def _read_verdict(sock: socket.socket, num_tests: int, reads: bool) -> Verdict:
     passed: list[bool] = []
     detail = ""
     while True:
@@ -235,7 +269,9 @@ def _read_verdict(sock: socket.socket, num_tests: int) -> Verdict:
             missing = num_tests - len(passed)
             if missing:
                 detail = detail or f"ended ({message['end']}) before test {len(passed)} was done"
-            return Verdict((*passed, *[False] * missing), message["end"], detail)
+            elif reads and message.get("status") != 0:
+                passed, detail = [False], detail or "the program did not end well: its status is not 0"
+            return Verdict((*passed, *[False] * missing), message["end"], detail, len(passed))
 
 
 _servers: list[_Server] = []

@@ -6,15 +6,21 @@ builtin values with builtin values, and the verdict leaves through a socket that
 """
 
 import builtins
+import contextlib
+import functools
 import importlib
+import json
+import select
+import signal
 import socket
 import sys
 import types
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from counterpoint.rewards.sandbox._frames import Gone, recv_frame, recv_message, send_message
+from counterpoint.rewards.sandbox._outputs import same_output, same_value
 from counterpoint.rewards.sandbox._values import CONTAINERS, MalformedError, decode, read, write
 
 _DETAIL = 300
@@ -213,17 +219,66 @@ def judge(client: socket.socket, sock: socket.socket) -> bool:
     request = recv_message(client)
     program = ProgramSide(sock)
     namespace = _namespace()
-    problem = _start(program, client)
-    if not problem:
-        problem = _bind(namespace, program, request) or _run(namespace, program, request["setup"])
+    _start(program, client)
+    if request["kind"] == "reads":
+        return _judge_output(client, sock, request)
+    problem = _problem_of(program) or _bind(namespace, program, request) or _run(namespace, program, request["setup"])
     for test in request["tests"]:
-        failure = problem or _run(namespace, program, test)
+        run = _run if request["kind"] == "asserts" else functools.partial(_run_call, name=request["names"][1])
+        failure = problem or run(namespace, program, test)
+        if program.gone and request["kind"] == "calls":
+            break  # this test and the rest are tried again, for the time of all may have ended the program
         _report(client, {"passed": not failure, "error": failure})
     return not program.gone
 
 
-def _start(program: ProgramSide, client: socket.socket) -> str:
-    """Waits until the program was started and has run; returns what went wrong with it, or nothing."""
+def _judge_output(client: socket.socket, sock: socket.socket, request: dict[str, Any]) -> bool:
+    """Judges what a program writes; tells whether it goes on writing."""
+    read, expected = json.loads(request["tests"][0])
+    written, ended = exchange(sock, read.encode("utf-8", "surrogatepass"), request["most"])
+    passed = ended and same_output(written.decode("utf-8", "replace"), expected)
+    error = "another output" if ended else f"more output than {request['most']} bytes"
+    _report(client, {"passed": passed, "error": "" if passed else error})
+    return not ended
+
+
+def exchange(sock: socket.socket, data: bytes, most: int) -> tuple[bytes, bool]:
+    """Writes ``data`` and reads until the other side ends; at most about ``most`` bytes.
+
+    Returns what was read and whether it was all. A side that does not read is no failure.
+    """
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    sock.setblocking(False)
+    poll = select.poll()
+    left, parts, size, open_end = memoryview(data), list[bytes](), 0, True
+    while size <= most:
+        if open_end and not left:
+            open_end = False
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_WR)
+        poll.register(sock, select.POLLIN | (select.POLLOUT if left else 0))
+        poll.poll()
+        try:
+            left = left[sock.send(left[: 1 << 16]) :] if left else left
+        except BlockingIOError:
+            pass
+        except OSError:
+            left = left[:0]
+        try:
+            part = sock.recv(1 << 16)
+        except BlockingIOError:
+            continue
+        except OSError:  # it ended without reading all
+            return b"".join(parts), True
+        if not part:
+            return b"".join(parts), True
+        parts.append(part)
+        size += len(part)
+    return b"", False
+
+
+def _start(program: ProgramSide, client: socket.socket) -> None:
+    """Waits until the program was started."""
     try:
         started = program.receive()
     except Gone as error:
@@ -233,6 +288,10 @@ def _start(program: ProgramSide, client: socket.socket) -> str:
     if started != "started":
         _report(client, {"failed": str(started)[:_DETAIL]})
         raise Gone(str(started)[:_DETAIL])
+
+
+def _problem_of(program: ProgramSide) -> str:
+    """Waits until the program has run; returns what went wrong with it, or nothing."""
     try:
         problem = program.receive()
     except Gone as error:
@@ -252,8 +311,27 @@ def _namespace() -> dict[str, Any]:
 
 def _run(namespace: dict[str, Any], program: ProgramSide, source: str) -> str:
     """Runs one test; returns what went wrong, or nothing."""
+    return _attempt(program, lambda: exec(compile(source, "tests.py", "exec", dont_inherit=True), namespace))
+
+
+def _run_call(namespace: dict[str, Any], program: ProgramSide, test: str, name: str) -> str:
+    """Calls the function, or the method of ``Solution``; returns what went wrong, or nothing."""
+
+    def call() -> None:
+        arguments, results = json.loads(test)
+        try:
+            function = getattr(namespace["Solution"](), name)
+        except (KeyError, AttributeError):
+            function = namespace[name]
+        found = function(*arguments)
+        assert any(same_value(found, result) for result in results), "another result"
+
+    return _attempt(program, call)
+
+
+def _attempt(program: ProgramSide, action: Callable[[], object]) -> str:
     try:
-        exec(compile(source, "tests.py", "exec", dont_inherit=True), namespace)
+        action()
     except BaseException as error:  # a failing test may raise anything
         return _described(error)
     return "the program ended during the test" if program.gone else ""

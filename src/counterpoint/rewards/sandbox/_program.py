@@ -4,10 +4,13 @@ It holds neither the tests nor the expected values: they are read by the judge, 
 have, after this process was started. Whatever this code answers, or is made to answer, is only an answer.
 """
 
+import atexit
 import builtins
 import json
+import os
 import socket
 import sys
+import threading
 import types
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -35,11 +38,36 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
 def serve_program(sock: socket.socket, sources: list[str]) -> NoReturn:
     """Runs the first of ``sources`` that compiles, then answers the judge until it hangs up (``Gone``)."""
     send_message(sock, "started")
-    module, problem = _execute(sources)
+    module, problem, _ = _execute(sources, "solution")
     send_message(sock, problem)
     answers = _Answers(vars(module))
     while True:
         send_message(sock, answers.answer(recv_message(sock)))
+
+
+def serve_reader(sock: socket.socket, sources: list[str]) -> int:
+    """Runs the first of ``sources`` that compiles as a script between its input and its output, which are ``sock``.
+
+    Returns its exit status, as an interpreter would.
+    """
+    send_message(sock, "started")
+    for descriptor in (0, 1):
+        os.dup2(sock.fileno(), descriptor)
+    sock.close()
+    atexit._clear()
+    _, problem, error = _execute(sources, "__main__")
+    if problem and not isinstance(error, SystemExit):
+        print(problem, file=sys.stderr)
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.__stdout__):
+        if stream is not None and not stream.closed:
+            stream.flush()
+    if isinstance(error, SystemExit):
+        return (error.code or 0) & 255 if isinstance(error.code, int | None) else 1
+    return 1 if problem else 0
 
 
 class _Answers:
@@ -76,10 +104,11 @@ class _Answers:
         return self._objects[body] if kind == "yours" else getattr(builtins, body)
 
 
-def _execute(sources: list[str]) -> tuple[types.ModuleType, str]:
-    module = types.ModuleType("solution")
-    sys.modules["solution"] = module
+def _execute(sources: list[str], name: str) -> tuple[types.ModuleType, str, BaseException | None]:
+    module = types.ModuleType(name)
+    sys.modules[name] = module
     sys.argv = ["solution.py"]
+    vars(builtins).update(exit=sys.exit, quit=sys.exit)  # the interpreter runs without ``site``
     problem = ""
     for source in sources:
         try:
@@ -90,6 +119,6 @@ def _execute(sources: list[str]) -> tuple[types.ModuleType, str]:
         try:
             exec(code, vars(module))
         except BaseException as error:  # whatever the program raises is its failure, SystemExit included
-            return module, f"{type(error).__name__}: {error}"[:1000]
-        return module, ""
-    return module, problem or "there is no code"
+            return module, f"{type(error).__name__}: {error}"[:1000], error
+        return module, "", None
+    return module, problem or "there is no code", None

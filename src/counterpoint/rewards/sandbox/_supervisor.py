@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from counterpoint.rewards.sandbox import _linux
 from counterpoint.rewards.sandbox._cage import (
@@ -39,7 +39,7 @@ from counterpoint.rewards.sandbox._cage import (
 from counterpoint.rewards.sandbox._frames import Gone, recv_message, send_message
 from counterpoint.rewards.sandbox._judge import judge
 from counterpoint.rewards.sandbox._limits import Limits
-from counterpoint.rewards.sandbox._program import serve_program
+from counterpoint.rewards.sandbox._program import serve_program, serve_reader
 
 _OUT_OF_MEMORY, _PROGRAM_GONE = 3, 4
 _SUPERVISOR_MEGABYTES = 512
@@ -64,7 +64,7 @@ def supervise(client: socket.socket, cage: Cage) -> NoReturn:
         limits = Limits(**request["limits"])
         task = _Task(client, cage, limits, _prepare(cage, limits.file_megabytes))
         with contextlib.suppress(Gone):
-            end = _run(task, request["sources"])
+            end = _run(task, request["sources"], request["reads"])
             if task.home:
                 shutil.rmtree(task.home, ignore_errors=True)
             send_message(client, end)
@@ -96,7 +96,7 @@ def shares_folder(cage: Cage) -> bool:
     return cage.rules[1] >= 0
 
 
-def _run(task: _Task, sources: list[str]) -> dict[str, str]:
+def _run(task: _Task, sources: list[str], reads: bool) -> dict[str, Any]:
     ours, theirs = socket.socketpair()
     finished, finish = os.pipe()
     others = 0 if task.cage.namespaces or task.cage.uid is not None else threads_of_user()
@@ -112,7 +112,7 @@ def _run(task: _Task, sources: list[str]) -> dict[str, str]:
         os.kill(judge_pid, signal.SIGKILL)
         raise
     if program_pid == 0:
-        _program_process(task, theirs, sources, others)
+        _program_process(task, theirs, sources, reads, others)
     theirs.close()
     _lock_myself_in(task, finished)
     end = _wait(task, finished, judge_pid, program_pid)
@@ -168,9 +168,11 @@ def _judged(client: socket.socket, program: socket.socket) -> int:
         return _OUT_OF_MEMORY
 
 
-def _program_process(task: _Task, judge_socket: socket.socket, sources: list[str], others: int) -> NoReturn:
+def _program_process(
+    task: _Task, judge_socket: socket.socket, sources: list[str], reads: bool, others: int
+) -> NoReturn:
     random.seed(0)
-    limits, cage = task.limits, task.cage
+    limits, cage, status = task.limits, task.cage, 1 if reads else 0
     try:
         os.setsid()
         if cage.namespaces:
@@ -194,7 +196,10 @@ def _program_process(task: _Task, judge_socket: socket.socket, sources: list[str
                 output=".output",
             )
         )
-        serve_program(judge_socket, sources)
+        if reads:
+            status = serve_reader(judge_socket, sources)
+        else:
+            serve_program(judge_socket, sources)
     except Gone:
         pass
     except OSError as error:
@@ -202,10 +207,10 @@ def _program_process(task: _Task, judge_socket: socket.socket, sources: list[str
         with contextlib.suppress(Gone):
             send_message(judge_socket, f"the program's process did not start ({error})")
     finally:
-        os._exit(0)
+        os._exit(status)
 
 
-def _wait(task: _Task, finished: int, judge_pid: int, program_pid: int) -> dict[str, str]:
+def _wait(task: _Task, finished: int, judge_pid: int, program_pid: int) -> dict[str, Any]:
     """Waits for the judge's last word, the client's end or the end of the time; says what it was."""
     end = time.monotonic() + task.limits.wall_seconds
     poll = select.poll()
@@ -223,7 +228,7 @@ def _wait(task: _Task, finished: int, judge_pid: int, program_pid: int) -> dict[
             if not word:
                 reap(program_pid)  # process 1 of a namespace ends after all others are reaped
                 return _sudden_end_of_judge(judge_pid, task.limits)
-            return _end_of_judge(word[0])
+            return _end_of_judge(word[0]) | {"status": ended[0] if ended else -1}
     return {"end": "timeout"}
 
 
