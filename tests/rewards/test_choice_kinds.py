@@ -92,6 +92,16 @@ CASES = [
     ("I am sure it is B", "B", TEN, 1),
     ("It is I", "I", TEN, 1),
     ("Answer: A bank is", "A", PLACES, 1),
+    ("I would say B.", "B", TEN, 1),
+    ("A or B? I say B.", "B", O, 1),
+    ("The answer is A? No, it is B.", "B", O, 1),
+    ("Answer: A, or maybe B", "A", O, 0),
+    ("A、B错误，答案是C", "C", O, 1),
+    ("About A and C.\n\nFinal: D", "D", O, 1),
+    ("About A.\nNot: B", "B", O, 0),
+    ("A..\n> B", "B", O, 1),
+    ("It can't be B", "B", O, 0),
+    ("anything but B", "B", O, 0),
 ]
 
 

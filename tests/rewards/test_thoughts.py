@@ -42,6 +42,10 @@ def test_the_thought_is_left_out(scored):
     assert scored("<think>x</think><answer>ANSWER</answer>") == 1.0
     assert scored(f"<think>ANSWER</think>{LONG * 2}") < 0.5
     assert scored("<think>a</think><think>\nANSWER") < 0.1
+    assert scored(f"<thinking>{LONG}</thinking>\nANSWER") == 1.0
+    assert scored(f"[THINK]{LONG}[/THINK]\nANSWER") == 1.0
+    assert scored("<Think >\nANSWER") < 0.1
+    assert scored(f"<answer>\n<think>{LONG}</think>\nANSWER\n</answer>") == 1.0
     assert scored("<think>\nANSWER") < 0.1
 
 

@@ -20,13 +20,13 @@ _SOFT = re.compile(
 _ARTICLES = re.compile(r"(?<![\w^+*/=<>-])(?:an?|the)(?=\s+[^\W\d_])")
 # Words that may follow the label A or I and do not make it a word.
 _AFTER = "or|and|because|since|as|is|was|for|which|with|due|given|by|it|we|from|seems|looks|would|must|should|but"
-_LISTED = r"\s*(?:[,/&、]|,?\s*(?:or|and|oder|und|ou|et|o|y|и|или|和|或|と)(?![A-Za-z])|[,，]?\s*(?:or|and)\s)\s*"
+_LISTED = r"\s*(?:[,/&、]|,?\s*(?:or|and|oder|und|ou|et|o|y|и|или|和|或|と)(?![A-Za-z])|[,，]?\s*(?:or|and)\s)\s*(?:or\s+)?(?:maybe\s+|perhaps\s+|possibly\s+)?"
 _CONCLUSION = (
-    r"(?i:\b(?:therefore|thus|hence|so|consequently|choose|select|pick|chose|selected|go\s+with|leaving|leaves|correct|"
+    r"(?i:\b(?:therefore|thus|hence|so|consequently|choose|select|pick|chose|selected|say|guess|go\s+with|leaving|leaves|correct|"
     r"right|best|conclude|it\s+is|it's|must\s+be|seems\s+to\s+be)\b|选择|選擇|选|選|应选|正确|[→⇒]|=>)"
 )
 _FILLER = r"(?:[\s,:*_(\[]|(?i:option|choice|answer|the|that|is|it|must|be|one|to|only|remaining|with|as)\b|的是|是)*"
-_REJECTED_BEFORE = r"(?i:\b(?:not|never|neither|nor|except|without|rules?\s+out|excludes?|eliminates?|eliminating|reject|isn't|nicht|than)\s+(?:option\s+|choice\s+)?)[(\[*]*"
+_REJECTED_BEFORE = r"(?i:\b(?:(?:(?:can|could|must|may|wo|should|would)(?:n['’]t|['’]t|\s*not)|not)\s+be|anything\s+but|not|never|neither|nor|except|without|rules?\s+out|excludes?|eliminates?|eliminating|reject|isn't|nicht|than)\s+(?:option\s+|choice\s+)?)[(\[*]*"
 _REJECTED_AFTER = r"[)\]*]*\s+(?i:is|are|was|looks|seems|fails|cannot|can't|isn't)(?:\s+(?i:wrong|false|incorrect|tempting|out|not|eliminated|ruled|impossible|invalid)\b|(?<=fails)|(?<=cannot)|(?<=can't)|(?<=isn't))"
 _RIGHT = r"[)\]*]*\s+(?i:is|must\s+be)\s+(?:the\s+)?(?i:correct|right|true|best|only|answer)\b"
 
@@ -55,7 +55,7 @@ class Choices:
         self._spelled = _spellings(labels)
         self._names = _any_of(labels)
         every = _any_of(self._spelled)
-        self._alone = re.compile(rf"[\s*_`\"'“”「(\[{{$]*(?:-\s+)?[*_(\[]*({every})[\s*_`\"'“”」)\]}}$.:,;!。]*")
+        self._alone = re.compile(rf"[\s*_`\"'“”「(\[{{$]*(?:[->]\s+)?[*_(\[]*({every})[\s*_`\"'“”」)\]}}$.:,;!。]*")
         self._leading = re.compile(
             rf"[\s*_`\"'“(\[{{]*(?i:option\s+|choice\s+|letter\s+)?[*_(\[{{]*({self._names}){self._end}"
         )
@@ -105,6 +105,8 @@ class Choices:
         match = self._leading.match(line)
         if match and not self._is_word(match, line):
             rest = re.sub(r"^[)\]}*_]+", "", line[match.end() :])
+            if rest.startswith("?") and (asked := self._of_line(rest[1:])):
+                return asked
             if re.match(
                 rf"{_LISTED}[*_(\[]*(?i:option\s+)?(?:{self._names}){self._end}(?!['’]|\s+(?i:is|was)\s+(?i:wrong|false|incorrect))",
                 rest,
@@ -125,6 +127,9 @@ class Choices:
         if whole:
             return self._spelled[whole[1]]
         match = re.match(rf"[\s*_(\[]*({self._names})[*_]*[).:\]]\**(?:\s|$)", line)
+        match = match or re.fullmatch(
+            rf"[\s#*_]*\w+(?<!wrong)(?<!not)[*_]*[:：][\s*_(\[]*({self._names})[\s*_)\].]*", line, re.I
+        )
         return match[1] if match else None
 
     def _in_conclusion(self, text: str) -> str | None:
@@ -189,6 +194,8 @@ class Choices:
 
     def _is_word(self, match: re.Match[str], text: str) -> bool:
         """Whether ``A`` or ``I`` is the article or the pronoun."""
+        if match[1] == "I" and re.match(r"\s+(?:would|must|should|was)\b", text[match.end(1) :]):
+            return True
         return match[1] in ("A", "I") and bool(re.match(rf"\s+(?!(?:{_AFTER})\b)[a-z]|['’]", text[match.end(1) :]))
 
 

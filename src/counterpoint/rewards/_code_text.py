@@ -8,7 +8,9 @@ import textwrap
 from counterpoint.rewards._regions import answer_region
 
 _OPENING = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([\w+-]*)(.*)")
-_PYTHON = {"", "python", "py", "python3"}
+_PYTHON = {"", "python", "py", "python3", "ipython", "ipython3"}
+_NOT_SEEN = str.maketrans({"\u00a0": " ", "\u200b": "", "\u200c": "", "\u2060": ""})
+_ONLY_DEFINES = re.compile(r"(?:(?:(?:async\s+def|def|class|import|from)\s|[@#)\s]).*)?")
 _DEFINED = re.compile(r"^(?:async\s+def|def|class)\s+(\w+)|^(\w+)\s*(?::[^=\n]+)?=(?!=)", re.MULTILINE)
 _IMPORTED = re.compile(r"^(?:from\s+[\w.]+\s+)?import\s+(.+)$", re.MULTILINE)
 _READS = re.compile(r"\binput\(|\bstdin\b|\bopen\(0|\bfileinput\b|\bos\.read\(")
@@ -20,13 +22,15 @@ def extract_code(text: str, names: list[str], closed_thought: bool = False) -> s
     """The program in ``text``: the last fenced Python block that defines one of ``names``, else the last Python block.
 
     Without ``names``, which is a program that reads, the last that reads, else that prints.
-    Earlier blocks that define or import what it uses come before it. Without fences it is the whole answer. A fence
-    that is never closed (a truncated reply) reaches to the end.
+    Other blocks that define or import what it uses come before it, later ones only where they do nothing else. Without
+    fences it is the whole answer. A fence that is never closed (a truncated reply) reaches to the end.
     """
     text = answer_region(text.replace("\r\n", "\n").replace("\ufeff", ""), closed_thought)
+    if re.search(r"^> ?(?:```|~~~)", text, re.MULTILINE):
+        text = re.sub(r"^> ?", "", text, flags=re.MULTILINE)
     found = [(language, body) for language, body in _blocks(text) if language.lower() in _PYTHON]
     if not found:
-        return _with_typing(text)
+        return _with_typing(text.strip().strip("`") if text.count("`") == 2 else text)
     if not names and any(language for language, _ in found):  # a sample of input or output has no language
         found = [(language, body) for language, body in found if language]
     blocks = [body for _, body in found]
@@ -35,11 +39,15 @@ def extract_code(text: str, names: list[str], closed_thought: bool = False) -> s
         defining = [index for index, block in enumerate(blocks) if _READS.search(block)]
         defining = defining or [index for index, block in enumerate(blocks) if "print(" in block]
     index = (defining or [len(blocks) - 1])[-1]
-    return _with_typing(_with_helpers(blocks[index], blocks[:index]))
+    later = [block for block in blocks[index + 1 :] if all(map(_ONLY_DEFINES.fullmatch, block.split("\n")))]
+    return _with_typing(_with_helpers(blocks[index], [*later, *blocks[:index]]))
 
 
 def _blocks(text: str) -> list[tuple[str, str]]:
-    """The fenced blocks of a text: language and content. A fence may close at the end of a line of code."""
+    """The fenced blocks of a text: language and content. A fence may close at the end of a line of code.
+
+    One inside a docstring belongs to it. A block of Markdown is read for its own blocks.
+    """
     blocks: list[tuple[str, str]] = []
     marker, language, lines = "", "", list[str]()
     for line in text.split("\n"):
@@ -52,18 +60,24 @@ def _blocks(text: str) -> list[tuple[str, str]]:
             if rest.rstrip().endswith(marker):
                 blocks.append(("", f"{language}{rest.rstrip()[: -len(marker)]}"))
                 marker = ""
-        elif line.lstrip().startswith(marker) or line.rstrip().endswith(marker):
+        elif (line.lstrip().startswith(marker) or line.rstrip().endswith(marker)) and not _in_docstring(lines):
             before = line.rstrip()[: -len(marker)] if not line.lstrip().startswith(marker) else ""
-            blocks.append((language, "\n".join([*lines, before, ""] if before else [*lines, ""])))
+            body = "\n".join([*lines, before, ""] if before else [*lines, ""])
+            blocks += _blocks(body) if language.lower() in ("markdown", "md") else [(language, body)]
             marker = ""
         else:
             lines.append(line)
     return [*blocks, (language, "\n".join(lines))] if marker else blocks
 
 
-def _with_helpers(code: str, earlier: list[str]) -> str:
-    """``code`` after those of the earlier blocks that define or import names which it uses and lacks."""
-    for block in reversed(earlier):
+def _in_docstring(lines: list[str]) -> bool:
+    code = "\n".join(lines)
+    return any(code.count(quotes) % 2 for quotes in ('"""', "'''"))
+
+
+def _with_helpers(code: str, others: list[str]) -> str:
+    """``code`` after those of the other blocks that define or import names which it uses and lacks."""
+    for block in reversed(others):
         missing = set(re.findall(r"[A-Za-z_]\w*", code)) - _provided(code)
         if _provided(block) & missing and not _ACTS.search(block):
             code = block.rstrip("\n") + "\n\n" + code
@@ -122,7 +136,7 @@ def sources(code: str, header: str, entry_point: str) -> list[str]:
     either way.
     """
     if not header.strip():
-        return [code, textwrap.dedent(code)]
+        return [code, textwrap.dedent(code), code.translate(_NOT_SEEN)]
     header = header.rstrip("\n") + "\n"
     if defines(code, entry_point) if entry_point else re.search(r"^(?:async\s+)?def\s", code, re.MULTILINE):
         return [header + "\n\n" + code, code]

@@ -17,7 +17,7 @@ _EITHER = "|".join(re.escape(word).replace("·", r"\s") for word in sorted(WORDS
 
 # The word, a verb or a colon or both, and Markdown's marks anywhere between.
 CUE = (
-    rf"(?:{_EITHER}){_MARK}(?:\s+(?:{_ADJECTIVES}))?\s*(?::|：|=|(?:(?:would|should|must|might|seems\s+to)\s+be|(?:{_JOINTS})(?![A-Za-z])))"
+    rf"(?:{_EITHER}){_MARK}(?:\s+(?:{_ADJECTIVES}))?\s*(?::|：|=|(?:(?:would|should|must|might|seems\s+to)\s+be|(?:{_JOINTS})(?:(?<=[^\x00-\u024f])|(?![A-Za-z]))))"
     rf"\s*{_MARK}\s*(?:[:：=]\s*)?{_MARK}\s*"
 )
 """A pattern (to be compiled with ``re.IGNORECASE``) of what stands before an announced answer."""

@@ -2,14 +2,19 @@
 
 import re
 
+_THOUGHT = r"(?:\w+:)?(?:think|thinking|thoughts?|reasoning)"
+_OPENS = re.compile(rf"<\s*{_THOUGHT}\s*>|\[think\]|◁think▷|<\|begin_of_thought\|>", re.IGNORECASE)
+_CLOSES = re.compile(rf"<\s*/\s*{_THOUGHT}\s*>|\[/think\]|◁/think▷|<\|end_of_thought\|>", re.IGNORECASE)
 _ANSWER_TAG = re.compile(r"<(answer|response)>(.*?)(?:</\1>|\Z)", re.DOTALL | re.IGNORECASE)
+
+_LOST_END = re.compile(r"</(?:answer|response)>\s*\Z", re.IGNORECASE)
 
 
 def final_answer(text: str, closed_thought: bool = False) -> str:
     """The part of a completion that answers: after the thought, and inside the last answer tag where there is one.
 
-    A thought ends at the last ``</think>``, also where the prompt holds its beginning. An unfinished one (``<think>``
-    without its end) answers nothing.
+    A thought ends at the last ``</think>`` (or what other models write for it), also where the prompt holds its
+    beginning. An unfinished one (``<think>`` without its end) answers nothing.
 
     Arguments:
         text: The completion.
@@ -20,8 +25,9 @@ def final_answer(text: str, closed_thought: bool = False) -> str:
 
 def answer_region(text: str, closed_thought: bool = False) -> str:
     """The same with the space around it. Tags inside a fenced block are the block's own text."""
-    _, end, tail = text.rpartition("</think>")
-    if "<think>" in tail or (closed_thought and not end):
+    ends = [match.end() for match in _CLOSES.finditer(text)]
+    tail = text[ends[-1] :] if ends else text
+    if _OPENS.search(tail) or (closed_thought and not ends):
         return ""
     tags = [tag for tag in _ANSWER_TAG.finditer(tail) if tail.count("```", 0, tag.start()) % 2 == 0]
-    return tags[-1][2] if tags else tail
+    return tags[-1][2] if tags else _LOST_END.sub("", tail) if ends else tail

@@ -5,7 +5,9 @@ is refused.
 """
 
 import ast
+import builtins
 import functools
+import sys
 
 from counterpoint.errors import RewardError
 
@@ -43,9 +45,30 @@ def runnable(source: str, what: str = "a test") -> str:
     return "\n".join([source, *calls])
 
 
-def asserts_something(source: str) -> bool:
-    """Whether a text holds an assertion, raises or calls anything: a ``check`` of nothing is passed by all programs."""
-    return any(isinstance(node, ast.Assert | ast.Raise | ast.Call) for node in ast.walk(ast.parse(source)))
+@functools.lru_cache(4096)
+def asserts_something(source: str, asked: tuple[str, ...]) -> bool:
+    """Whether a text asserts, raises, or calls what may do so: a test of nothing is passed by all programs.
+
+    Arguments:
+        source: A text that compiles.
+        asked: Names of the program. Calling them, a function's parameter or a builtin asserts nothing.
+    """
+    tree = ast.parse(source)
+    parameters = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)} - {"self"}
+    defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    mute = {*asked, *parameters, *defined, *dir(builtins)} - {"exit", "quit"}
+    return any(_asserts(node, mute) for node in ast.walk(tree))
+
+
+def _asserts(node: ast.AST, mute: set[str]) -> bool:
+    if isinstance(node, ast.Assert):
+        return not isinstance(node.test, ast.Tuple) and not (isinstance(node.test, ast.Constant) and node.test.value)
+    if not isinstance(node, ast.Call):
+        return isinstance(node, ast.Raise)
+    first, *rest = ast.unparse(node.func).split(".")
+    if rest and first in sys.stdlib_module_names:
+        return rest[-1] == "exit" or "assert" in rest[-1]
+    return first not in mute
 
 
 def defines_function(source: str, name: str) -> bool:
@@ -61,6 +84,8 @@ def _called(tree: ast.Module) -> set[str]:
 
 def _calls(node: ast.stmt, called: set[str]) -> list[str]:
     name = getattr(node, "name", "")
+    if isinstance(node, ast.ClassDef) and any("TestCase" in ast.unparse(base) for base in node.bases):
+        return [_RUN_CASE.format(name=name)]  # also where the text runs it, for that may pass over its result
     if name in called:
         return []
     if isinstance(node, ast.FunctionDef) and name.startswith("test"):
@@ -68,11 +93,7 @@ def _calls(node: ast.stmt, called: set[str]) -> list[str]:
         return [f"{name}()"]
     if isinstance(node, ast.AsyncFunctionDef) and name.startswith("test"):
         raise RewardError(f"the test {name!r} is asynchronous, and the sandbox cannot await the program.")
-    if not isinstance(node, ast.ClassDef):
-        return []
-    if any("TestCase" in ast.unparse(base) for base in node.bases):
-        return [_RUN_CASE.format(name=name)]
-    if not name.startswith("Test"):
+    if not isinstance(node, ast.ClassDef) or not name.startswith("Test"):
         return []
     methods = {part.name: part for part in node.body if isinstance(part, ast.FunctionDef)}
     before = "".join(f"__it__.{method}(); " for method in ("setup_method", "setUp") if method in methods)

@@ -92,8 +92,11 @@ class CodeReward(Reward):
         helpers, stub = helper_code(header)
         helpers = f"{before}\n{helpers}"
         asked = entry_point or stub
-        if problems := read_tests(tuple(tests), setup, helpers, asked).problems:
-            raise RewardError(f"the sandbox cannot run these tests: {'; '.join(problems)}.")
+        use = read_tests(tuple(tests), setup, helpers, asked)
+        if use.problems:
+            raise RewardError(f"the sandbox cannot run these tests: {'; '.join(use.problems)}.")
+        if not any(asserts_something(source, use.names) for source in (*tests, setup)):
+            raise RewardError(f"the tests assert nothing, so that every program would pass: {shorten(tests[0])}.")
         parts = {"tests": tests, "setup": setup, "before": before, "header": header, "entry_point": entry_point}
         return parts | {"helpers": helpers, "asked": asked}
 
@@ -130,7 +133,7 @@ def _program(text: str, row: dict[str, Any], closed_thought: bool) -> Program:
     if "io" in row:
         io: IoTests = row["io"]
         code = extract_code(text, [io.function, "Solution"] if io.function else [], closed_thought)
-        versions = [before + version for version in (code, textwrap.dedent(code))]
+        versions = [before + version for version in sources(code, "", "")]
         return Program(versions, io.tests, entry_point=io.function, kind=io.kind)
     names = [row["entry_point"]] if row["entry_point"] else names_called(row["tests"])
     candidates = sources(extract_code(text, names, closed_thought), row["header"], row["entry_point"])
@@ -160,8 +163,6 @@ def _tests(row: Row, entry_point: str) -> list[str]:
         )
     test = _text(row, "test")
     _check_compiles(test, "'test'")
-    if not asserts_something(test):
-        raise RewardError(f"'test' asserts nothing, so that every program would pass: {shorten(test)}.")
     return [f"{test}\n\ncheck({entry_point})\n" if defines_function(test, "check") else test]
 
 

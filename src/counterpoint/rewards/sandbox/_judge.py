@@ -10,10 +10,10 @@ import contextlib
 import functools
 import importlib
 import json
-import select
 import signal
 import socket
 import sys
+import threading
 import types
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -243,38 +243,25 @@ def _judge_output(client: socket.socket, sock: socket.socket, request: dict[str,
 
 
 def exchange(sock: socket.socket, data: bytes, most: int) -> tuple[bytes, bool]:
-    """Writes ``data`` and reads until the other side ends; at most about ``most`` bytes.
+    """Writes ``data`` and reads until the other side ends, or has written more than ``most`` bytes.
 
     Returns what was read and whether it was all. A side that does not read is no failure.
     """
+
+    def feed() -> None:
+        with contextlib.suppress(OSError):
+            sock.sendall(data)
+            sock.shutdown(socket.SHUT_WR)
+
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    sock.setblocking(False)
-    poll = select.poll()
-    left, parts, size, open_end = memoryview(data), list[bytes](), 0, True
-    while size <= most:
-        if open_end and not left:
-            open_end = False
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_WR)
-        poll.register(sock, select.POLLIN | (select.POLLOUT if left else 0))
-        poll.poll()
-        try:
-            left = left[sock.send(left[: 1 << 16]) :] if left else left
-        except BlockingIOError:
-            pass
-        except OSError:
-            left = left[:0]
-        try:
-            part = sock.recv(1 << 16)
-        except BlockingIOError:
-            continue
-        except OSError:  # it ended without reading all
-            return b"".join(parts), True
-        if not part:
-            return b"".join(parts), True
-        parts.append(part)
-        size += len(part)
-    return b"", False
+    threading.Thread(target=feed, daemon=True).start()
+    read = bytearray()
+    with contextlib.suppress(OSError):  # the other side ended without reading all
+        while part := sock.recv(1 << 16):
+            read += part
+            if len(read) > most:
+                return b"", False
+    return bytes(read), True
 
 
 def _start(program: ProgramSide, client: socket.socket) -> None:

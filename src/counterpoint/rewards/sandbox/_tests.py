@@ -18,6 +18,8 @@ bisect cmath collections copy datetime decimal fractions functools heapq inspect
 random re statistics string sys textwrap time types typing unittest
 """
 _BUILTINS = frozenset(dir(builtins))
+_ELSEWHERE = {"np": "numpy", "numpy": "numpy", "pd": "pandas", "pandas": "pandas", "torch": "torch", "scipy": "scipy"}
+_IN_VAIN = {"redirect_stdout", "redirect_stderr", "mock", "unittest.mock", "patch", "capsys", "monkeypatch"}
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,11 @@ def read_tests(tests: tuple[str, ...], setup: str = "", helpers: str = "", entry
         called = [name for name in free if callable(getattr(builtins, name, None)) and not name[0].isupper()]
         names, problems = (called, []) if len(called) == 1 else ([], [_doubt(called)])
     trees += [tree for tree in [_parsed(helpers)] if tree]
+    problems += [
+        f"they use {_ELSEWHERE[name]}, and the sandbox has the standard library only"
+        for name in names
+        if name in _ELSEWHERE
+    ]
     problems += [problem for tree in trees for problem in _problems(tree, set(names))]
     return TestsUse(tuple(names), modules, tuple(dict.fromkeys(problems)))
 
@@ -113,6 +120,9 @@ def _problems(tree: ast.Module, names: set[str]) -> Iterator[str]:
     local = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     # HumanEval's ``check(candidate)`` calls the program through a parameter.
     tested = names | {argument.arg for function in functions for argument in function.args.args}
+    own = {
+        alias.asname or alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
+    }
     for node in ast.walk(tree):
         for module in _imported(node):
             if module not in sys.stdlib_module_names:
@@ -121,8 +131,10 @@ def _problems(tree: ast.Module, names: set[str]) -> Iterator[str]:
             values = [*node.args, *(keyword.value for keyword in node.keywords)]
             if any(_is_code(value, local) for value in values):
                 yield f"they pass a function or generator to {node.func.id}; only plain values can be passed"
-        if isinstance(node, ast.Name | ast.Attribute) and (found := _captured(node)):
+        if found := _captured(node, own):
             yield f"they use {found}, which reaches their own process and not the program's"
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("inspect.") and _named(node.args) & names:
+            yield f"they inspect {', '.join(sorted(_named(node.args) & names))}, which is in another process"
         if _is_run_of_coroutine(node):
             yield "they run a coroutine of the program"
         for name in sorted(_classes_needed(node) & names):
@@ -131,19 +143,26 @@ def _problems(tree: ast.Module, names: set[str]) -> Iterator[str]:
             yield "they await the program"
 
 
-def _captured(node: ast.Name | ast.Attribute) -> str:
-    """What a test would capture or replace in vain, as it is named."""
-    name = node.id if isinstance(node, ast.Name) else node.attr
-    if name in ("redirect_stdout", "redirect_stderr", "patch", "capsys", "monkeypatch"):
-        return name
-    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and isinstance(node.value, ast.Name):
-        owner = node.value.id
-        return f"{owner}.{name}" if owner in ("sys", "builtins") else ""
+def _captured(node: ast.AST, modules: set[str]) -> str:
+    """What a test would capture or replace in vain, as it is named; ``modules`` are its imported ones."""
+    fields = ("id", "attr", "module", *(["name"] if isinstance(node, ast.alias) else []))
+    if found := {getattr(node, field, None) for field in fields} & _IN_VAIN:
+        return str(found.pop())
+    if isinstance(node, ast.Attribute | ast.Subscript) and isinstance(node.ctx, ast.Store):
+        owner = ast.unparse(node.value)
+        return ast.unparse(node) if owner in {"sys", "builtins", "os.environ"} | modules else ""
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "setattr" and _named(node.args[:1]) & modules:
+        return ast.unparse(node)
     return ""
 
 
+def _named(values: Sequence[ast.AST]) -> set[str]:
+    return {part.id for value in values for part in ast.walk(value) if isinstance(part, ast.Name)}
+
+
 def _is_run_of_coroutine(node: ast.AST) -> bool:
-    return isinstance(node, ast.Call) and ast.unparse(node.func) in ("asyncio.run", "asyncio.gather")
+    called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+    return called.startswith("asyncio.") or called.endswith(".run_until_complete")
 
 
 def _imported(node: ast.AST) -> list[str]:
@@ -168,4 +187,4 @@ def _classes_needed(node: ast.AST) -> set[str]:
         isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("isinstance", "issubclass")
     ):
         found = [*node.args[1:]]
-    return {part.id for item in found if item for part in ast.walk(item) if isinstance(part, ast.Name)}
+    return _named([item for item in found if item])

@@ -7,12 +7,14 @@ elsewhere.
 
 import datetime
 import json
-from collections import Counter, deque
+from array import array
+from collections import Counter, deque, namedtuple
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path, PurePath
 from typing import Any
+from uuid import UUID
 
 _EXACT_INT = 1 << 53
 _MAX_DIGITS = 100_000  # of integers and decimals; arithmetic on longer ones takes seconds
@@ -40,6 +42,12 @@ def write(value: Any, refer: Callable[[Any], Any]) -> Any:
             return str.__str__(value)
         case list():
             return [write(item, refer) for item in value]
+        case tuple() if hasattr(value, "_fields"):
+            return {"named": [[str(name) for name in value._fields], [write(item, refer) for item in value]]}
+        case array():
+            return {"array": [value.typecode, value.tolist()]}
+        case UUID():
+            return {"uuid": str(value)}
         case tuple():
             return {"tuple": [write(item, refer) for item in value]}
         case Counter():
@@ -92,6 +100,14 @@ def _read(node: Any, refer: Callable[[str, Any], Any]) -> Any:
             return {_read(key, refer): _read(item, refer) for key, item in body}
         case "tuple":
             return tuple(_read(item, refer) for item in body)
+        case "named":
+            names, items = body
+            return namedtuple("Row", names)(*[_read(item, refer) for item in items])
+        case "array":
+            typecode, items = body
+            return array(typecode, items)
+        case "uuid":
+            return UUID(body)
         case "set":
             return {_read(item, refer) for item in body}
         case "frozenset":
