@@ -60,7 +60,7 @@ def test_a_class_of_tests_beside_check_runs():
         ({"tests": ["import time\ntime.time = lambda: 4\nassert triple(4) == 12"]}, "use time.time"),
         ({"tests": ["import builtins\nsetattr(builtins, 'input', lambda: '4')\nassert triple(4) == 12"]}, "use setattr"),
         ({"tests": ["import os\nos.environ['A'] = '4'\nassert triple(4) == 12"]}, "use os.environ"),
-        ({"tests": ["assert np.isclose(triple(4), 12)"]}, "use numpy"),
+        ({"tests": ["assert np.isclose(triple(4), 12)"]}, "use np"),
         ({"tests": ["import contextlib, io\nwith contextlib.redirect_stdout(io.StringIO()) as o:\n    triple(4)\nassert o"]}, "use redirect_stdout"),
         ({"tests": ["from unittest.mock import patch\nwith patch('builtins.input', lambda: '4'):\n    assert triple(4) == 12"]}, "use patch"),
         ({"tests": ["import sys, io\nsys.stdout = io.StringIO()\ntriple(4)"]}, "use sys.stdout"),

@@ -1,7 +1,7 @@
 """Tests as inputs and outputs, in the forms of APPS, TACO, LiveCodeBench and KlearReasoner-CodeSub.
 
-{"input_output": '{"inputs": ["1 2\\n"], "outputs": ["3\\n"]}'}                          a program that reads and writes
-{"input_output": '{"fn_name": "add", "inputs": [[1, 2]], "outputs": [[3]]}'}            a function, or Solution's method
+{"input_output": '{"inputs": ["1 2"], "outputs": ["3"]}'}                      a program that reads and writes
+{"input_output": '{"fn_name": "add", "inputs": [[1, 2]], "outputs": [[3]]}'}   a function, or Solution's method
 """
 
 import base64
@@ -179,7 +179,7 @@ def _checked(test: list[Any], index: int) -> str:
     try:
         text = json.dumps(test)
     except (TypeError, ValueError, RecursionError) as error:
-        raise RewardError(f"test {index} holds something that is no JSON ({error}).") from None
+        raise RewardError(f"test {index} is no JSON ({error}).") from None
     if 2 * len(text) > MAX_FRAME:  # a backslash takes two characters when it is sent
         raise RewardError(f"test {index} is too large: {len(text):,} characters of JSON, at most {MAX_FRAME // 2:,}.")
     return text

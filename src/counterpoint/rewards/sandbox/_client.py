@@ -92,24 +92,19 @@ class Sandbox:
         return _server().run(program, self.limits) if program.kind == "asserts" else self._run_apart(program)
 
     def _run_apart(self, program: Program) -> Verdict:
-        """Each test under limits of its own: a program that reads starts anew for each, one that is called where a
-        test ended it, with that test. Only a test that ends a fresh program has failed by it."""
-        passed: list[bool] = []
-        first = Verdict(())
+        """Each test under limits of its own; outcome and detail are the last process's.
+
+        A program that reads starts anew for each test, one that is called where a test ended it, with that test: only
+        what ends a fresh program has failed by it.
+        """
+        passed, verdict = list[bool](), Verdict(())
         end = time.monotonic() + self.total_seconds
-        while len(passed) < len(program.tests) and (self.whole or all(passed)):
-            if time.monotonic() > end:
-                first = Verdict((), "timeout", first.detail or f"the tests took more than {self.total_seconds} seconds")
-                break
+        while len(passed) < len(program.tests) and (self.whole or all(passed)) and time.monotonic() < end:
             tests = program.tests[len(passed) :]
-            verdict = _server().run(
-                replace(program, tests=tests[:1] if program.kind == "reads" else tests), self.limits
-            )
-            if not verdict.num_done or not all(verdict.passed[: verdict.num_done]):
-                first = first if first.detail else verdict
+            part = replace(program, tests=tests[:1] if program.kind == "reads" else tests)
+            verdict = _server().run(part, self.limits)
             passed += verdict.passed[: verdict.num_done] or (False,)
-        missing = [False] * (len(program.tests) - len(passed))
-        return Verdict((*passed, *missing), first.outcome, first.detail, len(passed))
+        return replace(verdict, passed=(*passed, *[False] * (len(program.tests) - len(passed))))
 
     def run_all(self, programs: Iterable[Program]) -> list[Verdict]:
         """Runs many programs, ``workers`` at a time; verdicts in the order of the programs."""

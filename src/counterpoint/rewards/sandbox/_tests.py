@@ -18,7 +18,7 @@ bisect cmath collections copy datetime decimal fractions functools heapq inspect
 random re statistics string sys textwrap time types typing unittest
 """
 _BUILTINS = frozenset(dir(builtins))
-_ELSEWHERE = {"np": "numpy", "numpy": "numpy", "pd": "pandas", "pandas": "pandas", "torch": "torch", "scipy": "scipy"}
+_ELSEWHERE = {"np", "numpy", "pd", "pandas", "plt", "scipy", "torch"}
 _IN_VAIN = {"redirect_stdout", "redirect_stderr", "mock", "unittest.mock", "patch", "capsys", "monkeypatch"}
 
 
@@ -58,11 +58,7 @@ def read_tests(tests: tuple[str, ...], setup: str = "", helpers: str = "", entry
         called = [name for name in free if callable(getattr(builtins, name, None)) and not name[0].isupper()]
         names, problems = (called, []) if len(called) == 1 else ([], [_doubt(called)])
     trees += [tree for tree in [_parsed(helpers)] if tree]
-    problems += [
-        f"they use {_ELSEWHERE[name]}, and the sandbox has the standard library only"
-        for name in names
-        if name in _ELSEWHERE
-    ]
+    problems += [f"they use {name}, and the sandbox has the standard library only" for name in _ELSEWHERE & set(names)]
     problems += [problem for tree in trees for problem in _problems(tree, set(names))]
     return TestsUse(tuple(names), modules, tuple(dict.fromkeys(problems)))
 
