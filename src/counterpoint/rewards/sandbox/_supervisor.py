@@ -223,7 +223,8 @@ def _wait(task: _Task, finished: int, judge_pid: int, program_pid: int) -> dict[
             word = os.read(finished, 1)
             # A program that the judge saw vanish may still be on its way out.
             ended = end_of(program_pid, patience=1.0 if word == bytes([_PROGRAM_GONE]) else 0.0)
-            if ended and killed_from_outside(*ended, task.limits.cpu_seconds):
+            # Without a word the judge has ended, and the program with it: how the judge ended is asked below.
+            if word and ended and killed_from_outside(*ended, task.limits.cpu_seconds):
                 return {"failed": f"a program was killed from outside the sandbox, {_MEMORY}"}
             if not word:
                 reap(program_pid)  # process 1 of a namespace ends after all others are reaped

@@ -1,8 +1,7 @@
 """Values on the wire between judge and program: plain values by copy, everything else as a number.
 
 JSON, not pickle or marshal: the bytes come from code nobody trusts, and reading them must never run, import or build
-anything but builtin values. What ``read`` returns is exactly of the types below, never of a class that was made
-elsewhere.
+anything but plain values. What ``read`` returns is exactly of the types below, or a named tuple of them.
 """
 
 import datetime
