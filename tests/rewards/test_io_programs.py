@@ -104,6 +104,7 @@ ADD = {"fn_name": "add", "inputs": [[1, 2], [3, 4]], "outputs": [[3], [7]]}
         (READS + "print(a + b)", {"public_test_cases": json.dumps(SUM), "private_test_cases": "[]", "metadata": "{}"}),
         (READS + "print(a + b)", {"reward_model": {"style": "rule", "ground_truth": '{"inputs": ["1 2"], "outputs": ["3"]}'}}),
         ("def f(x): return 4", {"ground_truth": json.dumps({"functional": "def check(c):\n    assert c(3) == 4\ncheck(f)"})}),
+        ("def f(x): return 4", {"tests": '{"functional": "assert f(3) == 4"}', "prompt": [{"role": "user", "content": "f?"}]}),
         ("import math\ndef f(x): return math.sqrt(x)", {"fn_name": "f", "inputs": [[2]], "outputs": [1.41421356]}),
     ],
 )  # fmt: skip

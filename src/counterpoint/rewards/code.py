@@ -75,7 +75,7 @@ class CodeReward(Reward):
         """The row's tests, set-up, header and entry point, each checked."""
         found = io_tests(row)
         if isinstance(found, str):
-            row = {**row, "tests": [found]}
+            row = {**row, "tests": [found], "prompt": None}
         elif found is not None:
             before = _text(row, "setup")
             _check_compiles(before, "the set-up")
