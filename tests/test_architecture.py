@@ -27,7 +27,7 @@ ALLOWED = {
     "results": {"errors", "disk", "tables"},
     "runs": {"errors", "disk", "stats"},
     "pocket": {"errors", "disk"},
-    "rewards": {"errors", "pocket", "stats"},
+    "rewards": {"errors", "inputs", "pocket", "stats"},
     "surgery": {"errors", "anatomy", "registry"},
     "config": {"errors", "inputs", "registry", "rewards", "surgery"},
     "domains": {"errors", "inputs", "config", "rewards", "pocket"},

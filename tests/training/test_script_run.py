@@ -147,4 +147,4 @@ def test_rewards_are_named_by_where_others_find_them():
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert reward_path(build_reward("math")) == "math"
+        assert reward_path(build_reward("math", strict=True)) == "math"

@@ -196,6 +196,7 @@ def _parts(score: "DomainScore") -> str:
     """What the reward's functions gave, how many completions none of them scored, and what the metrics gave."""
     said = [f"{name} {'-' if mean is None else f'{mean:.3f}'}" for name, mean in score.parts.items()]
     said += [f"{score.unscored} not scored"] if score.unscored else []
+    said += [f"{score.reward_cut} cut for the reward model"] if score.reward_cut else []
     said += [f"metric {name} {'-' if mean is None else f'{mean:.3f}'}" for name, mean in score.metrics.items()]
     return f" ({', '.join(said)})" if said else ""
 

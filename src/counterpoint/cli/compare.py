@@ -74,7 +74,7 @@ def _evaluate(path: Path, models: Sequence[str] | None, overrides: list[str] | N
         return
     with ConsoleReporter() as reporter:
         ((name, scores),) = evaluate_checkpoints(config, [chosen], reporter=reporter).items()
-        if any(score.parts or score.unscored for score in scores):
+        if any(score.parts or score.unscored or score.reward_cut for score in scores):
             reporter.evaluated(name, 0, scores)
     Console().print(compare_scores({name: {score.domain: score.scores for score in scores}}))
     if output is not None:

@@ -174,7 +174,10 @@ def _located(source: Any, folder: Path) -> Any:
 
 
 def _with_folder(reward: MetricConfig, folder: Path) -> MetricConfig:
-    """``reward`` with the folder of its module, where that was named or lies beside the configuration."""
+    """``reward`` with the folder of its module or its model, where that was named or lies beside the configuration."""
+    model = reward.options.get("model")
+    if reward.name == "reward_model" and isinstance(model, str) and (found := _beside(model, folder)) is not None:
+        return reward.model_copy(update={"options": reward.options | {"model": str(found)}})
     if reward.folder is not None:
         return reward.model_copy(update={"folder": str(_beside(reward.folder, folder) or folder / reward.folder)})
     package, _, _ = reward.name.partition(":")[0].partition(".")

@@ -107,6 +107,8 @@ class _Batch:
         batch = cls(places, [rows[i] for i in places], own, num_rows)
         if "log_extra" in arguments:
             own["log_extra"] = batch._log_extra(domain, arguments["log_extra"])
+        if log_metric := arguments.get("log_metric"):
+            own["log_metric"] = lambda name, value: log_metric(f"{name}/{domain}", value)
         return batch
 
     def spread(self, values: Sequence[Any]) -> list[Any]:
@@ -166,7 +168,7 @@ def _score_one_by_one(domain: str, name: str, function: RewardFunction, batch: _
     num_rows = len(batch.arguments["prompts"])  # the function may have emptied its arguments
     for i in range(num_rows):
         single = {k: [v[i]] if _is_per_row(k, v, num_rows) else v for k, v in batch.arguments.items()}
-        single |= {"log_extra": lambda column, values: None} if "log_extra" in single else {}
+        single |= {key: lambda name, value: None for key in ("log_extra", "log_metric") if key in single}
         with _blame(domain, name, batch.row_text(i)):
             function(**single)
 

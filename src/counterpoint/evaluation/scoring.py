@@ -15,6 +15,7 @@ from counterpoint.errors import RewardError
 from counterpoint.evaluation.sampling import ALONE, Completion, Engine, Prompt, Sampling, generate, render_prompt
 from counterpoint.launch import Launch
 from counterpoint.masking import masked
+from counterpoint.rewards import Reward
 from counterpoint.rewards.values import FAILED_MARK, LARGEST_PART
 from counterpoint.stats import mean_interval
 
@@ -39,7 +40,8 @@ class DomainScore:
     ``parts`` holds the mean of every reward function, without its weight, where the domain has several. Completions
     that no function scored are left out of all means; ``unscored`` counts them, greedy ones too. None stands for the
     score of a prompt without any, and for ``greedy`` where nothing was scored. ``metrics`` holds the means of the
-    domain's metrics over the completions that each of them scored.
+    domain's metrics over the completions that each of them scored. ``reward_cut`` counts those, greedy ones too, that a
+    reward model could not read whole.
     """
 
     domain: str
@@ -57,14 +59,20 @@ class DomainScore:
     unscored: int = 0
     examples: tuple[Sample, ...] = ()
     metrics: Mapping[str, float | None] = field(default_factory=dict)
+    reward_cut: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The fields of one line of ``evals.jsonl``."""
-        left_out = ("examples", "parts", "unscored", "metrics")
+        left_out = ("examples", "parts", "unscored", "metrics", "reward_cut")
         fields = {key: value for key, value in vars(self).items() if key not in left_out}
         fields["scores"] = [None if score is None else round(score, 6) for score in self.scores]
         metrics = {name: None if value is None else round(value, 6) for name, value in self.metrics.items()}
-        seldom = {"parts": dict(self.parts), "unscored": self.unscored, "metrics": metrics}
+        seldom = {
+            "parts": dict(self.parts),
+            "unscored": self.unscored,
+            "metrics": metrics,
+            "reward_cut": self.reward_cut,
+        }
         return fields | {key: value for key, value in seldom.items() if value}
 
 
@@ -148,10 +156,10 @@ def _evaluate_domain(
     completions = complete(repeated, plan.sampling, report)
     rewards = launch.share(lambda: score_rows(domain, rows, completions))
     metrics = launch.share(lambda: measure_rows(domain, rows, completions))
-    greedy: list[float | None] = []
+    greedy = Rewards([], {})
     if plan.greedy:
         certain = complete(prompts, replace(plan.sampling, temperature=0.0), report)
-        greedy = launch.share(lambda: score_rows(domain, domain.evaluation, certain)).totals
+        greedy = launch.share(lambda: score_rows(domain, domain.evaluation, certain))
     scores = [mean(rewards.totals[i : i + plan.samples]) for i in range(0, len(rows), plan.samples)]
     if not any(score is not None for score in scores):
         raise RewardError(
@@ -165,7 +173,7 @@ def _evaluate_domain(
         mean=interval.value,
         low=interval.low,
         high=interval.high,
-        greedy=mean(greedy),
+        greedy=mean(greedy.totals),
         prompts=len(prompts),
         samples=plan.samples,
         completion_length=statistics.fmean(c.num_tokens for c in completions),
@@ -173,12 +181,13 @@ def _evaluate_domain(
         seconds=time.perf_counter() - start,
         scores=tuple(scores),
         parts={name: mean(values) for name, values in rewards.parts.items()} if len(domain.rewards) > 1 else {},
-        unscored=[*rewards.totals, *greedy].count(None),
+        unscored=[*rewards.totals, *greedy.totals].count(None),
         examples=tuple(
             _sample(plan, tokenizer, rows[i], completions[i], rewards.totals[i])
             for i in range(0, len(rows), step * plan.samples)
         )[: plan.examples],
         metrics={name: mean(values) for name, values in metrics.items()},
+        reward_cut=rewards.cut + greedy.cut,
     )
 
 
@@ -190,10 +199,13 @@ def mean(values: Sequence[float | None]) -> float | None:
 
 @dataclass(frozen=True)
 class Rewards:
-    """The weighted total of every row, None where every reward function left it out or one failed, and the parts."""
+    """The weighted total of every row, None where every reward function left it out or one failed, the parts, and how
+    many completions a reward model could not read whole.
+    """
 
     totals: list[float | None]
     parts: dict[str, list[float | None]]
+    cut: int = 0
 
 
 def score_rows(domain: Domain, rows: Sequence[Mapping[str, Any]], completions: Sequence[Completion]) -> Rewards:
@@ -205,13 +217,16 @@ def score_rows(domain: Domain, rows: Sequence[Mapping[str, Any]], completions: S
     totals: list[float | None] = [None] * len(rows)
     parts: dict[str, list[float | None]] = {}
     failed: set[int] = set()
+    models = [reward.function for reward in domain.rewards if isinstance(reward.function, Reward)]
+    cut = -sum(model.cut for model in models)
     for reward, values in _called(domain, domain.rewards, rows, completions):
         failed |= {i for i, value in enumerate(values) if value == FAILED_MARK}
         parts[reward.name] = [None if value == FAILED_MARK else value for value in values]
         for i, value in enumerate(parts[reward.name]):
             if value is not None:
                 totals[i] = (totals[i] or 0.0) + _part(domain.name, reward, value)
-    return Rewards([None if i in failed else total for i, total in enumerate(totals)], parts)
+    cut += sum(model.cut for model in models)
+    return Rewards([None if i in failed else total for i, total in enumerate(totals)], parts, cut)
 
 
 def measure_rows(

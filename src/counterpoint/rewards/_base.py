@@ -1,5 +1,6 @@
 """What every reward is: a callable in TRL's form, made of two pure steps, ``prepare`` a row and ``score`` a text."""
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -63,18 +64,27 @@ class Reward(ABC):
         optional_columns: Columns that are used where a row has them.
         sees_prompt: Whether rows have the key ``prompt``: a text, or a list of chat messages.
         whole_batch: Whether a completion's score depends on the others that are scored with it.
+        normalize: Whether a trainer of counterpoint brings the scores to mean 0 and deviation 1 in each domain.
+        kept: Whether a trainer does.
+        cut: Completions so far that it could not read whole.
+        options: What it was made with, by name.
     """
 
     columns: ClassVar[tuple[str, ...]] = ()
     optional_columns: ClassVar[tuple[str, ...]] = ()
     sees_prompt: ClassVar[bool] = False
     whole_batch: ClassVar[bool] = False
+    normalize: bool = False
+    kept: bool = False
+    cut: int = 0
+    options: dict[str, Any]
     __name__: str
 
-    def __new__(cls, *_args: Any, **_options: Any) -> Self:
-        """An object with the name of its class, which ``__init__`` may change."""
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        """An object with the name of its class, which ``__init__`` may change, and the options it was made with."""
         made = super().__new__(cls)
         made.__name__ = cls.__name__
+        made.options = dict(zip(inspect.signature(cls).parameters, args, strict=False)) | options
         return made
 
     def __call__(

@@ -36,6 +36,8 @@ REWARDS: dict[str, str] = {
     "pocket": "counterpoint.rewards.pocket:PocketReward",
     # a language model behind an OpenAI-compatible endpoint, by a rubric
     "judge": "counterpoint.rewards.judge:JudgeReward",
+    # a sequence classifier of transformers with one label
+    "reward_model": "counterpoint.rewards.reward_model:RewardModelReward",
     # the scorer that comes with each reasoning-gym task
     "reasoning_gym": "counterpoint.rewards.reasoning_gym:ReasoningGymReward",
 }

@@ -128,6 +128,7 @@ class EvalLine(MeanLine):
     parts: dict[str, Number | None] | None = None
     unscored: Whole = 0
     metrics: dict[str, Number | None] | None = None
+    reward_cut: Whole = 0
 
 
 class SampleLine(Record):

@@ -12,13 +12,16 @@ from trl.trainer.utils import is_async_callable
 
 from counterpoint.domains.domain_rewards import DomainRewards, check_domains, named_rewards, of_one_domain
 from counterpoint.errors import RewardError
+from counterpoint.rewards import Reward
+from counterpoint.training.normalizing import Normalizer
 
 
 class Rewards:
     """What a trainer scores with.
 
     ``functions`` and ``processing_classes`` go to ``GRPOTrainer``, which loads reward models; ``limit`` then keeps each
-    to its own domain. With ``by_domain`` every completion needs a domain.
+    to its own domain. With ``by_domain`` every completion needs a domain. ``raw`` holds, by ``DOMAIN/NAME``, what the
+    rewards that are normalised gave to the last batch before that: the mean, and how many completions they scored.
     """
 
     def __init__(self, rewards: DomainRewards | Any, processing_classes: Any, domains: Sequence[str]) -> None:
@@ -33,6 +36,14 @@ class Rewards:
             self.functions = [] if rewards is None else list(rewards) if isinstance(rewards, list) else [rewards]
             self._owners = [None] * len(self.functions)
         self.processing_classes = self._in_order(processing_classes, rewards, domains)
+        flat: list[Any] = self.functions
+        if self.by_domain:
+            flat = [reward for domain in domains for _, reward in named_rewards(rewards[domain])]
+        self._scaled = [i for i, reward in enumerate(flat) if isinstance(reward, Reward) and reward.normalize]
+        for i in self._scaled:
+            flat[i].kept = True
+        self.normalizer = Normalizer()
+        self.raw: dict[str, tuple[float, int]] = {}
         self._models: list[_OneDomain] = []
         self._error: RewardError | None = None
 
@@ -74,6 +85,28 @@ class Rewards:
         """Tells the reward models the domain of every completion that they are about to score."""
         for model in self._models:
             model.places = [i for i, name in enumerate(domains) if name == model.domain]
+
+    def normalise(self, rewards_BF: torch.Tensor, domains: Sequence[str | None], names: Sequence[str]) -> torch.Tensor:
+        """The rewards of all ranks, those that are to be normalised on the scale of their domain; they are counted in.
+
+        Args:
+            rewards_BF: of all ranks, ``[B, F]``.
+            domains: of this rank's completions.
+            names: of the F rewards in the metrics.
+        """
+        if not self._scaled:
+            return rewards_BF
+        self.raw, rewards_BF = {}, rewards_BF.clone()
+        of_all = gather_object(list(domains))
+        for i in self._scaled:
+            for domain in sorted({name for name in of_all if name is not None}):
+                own_B = torch.tensor([name == domain for name in of_all], device=rewards_BF.device)
+                values_B = rewards_BF[own_B, i]
+                if count := int(values_B.isfinite().sum()):
+                    name = f"{domain}/{names[i].removeprefix(f'{domain}/')}"
+                    self.raw[name] = values_B[values_B.isfinite()].mean().item(), count
+                    rewards_BF[own_B, i] = self.normalizer(name, values_B)
+        return rewards_BF
 
     # A reward that fails on one rank stops all of them with its message, instead of leaving the others waiting.
 

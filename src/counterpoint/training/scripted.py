@@ -12,11 +12,12 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from trl import GRPOConfig
 
 from counterpoint.config import Config, parse_config
+from counterpoint.config.checks import plain_findings
 from counterpoint.config.training_keys import refused_reason
 from counterpoint.domains import Domain, LoadSummary, WeightedReward
 from counterpoint.domains.domain_rewards import is_function, named_rewards
@@ -24,7 +25,7 @@ from counterpoint.errors import DomainError, RewardError, RunError
 from counterpoint.evaluation.history import Evaluations
 from counterpoint.evaluation.trackers import RunTracking
 from counterpoint.launch import Launch
-from counterpoint.rewards import REWARDS, build_reward
+from counterpoint.rewards import REWARDS, Reward
 from counterpoint.runs import Bystander, Reporter, RunDirectory, write_text
 from counterpoint.runs.resuming import ResumePoint, resume_point
 from counterpoint.runs.stages import Stage
@@ -262,6 +263,7 @@ def _domain(domain: Domain) -> dict[str, Any]:
         "share": domain.share,
         "reward": [
             {"name": reward_path(reward.function), "label": reward.name, "weight": reward.weight}
+            | {"options": reward.function.options if _has_plain_options(reward.function) else {}}
             for reward in domain.rewards
         ],
         "evaluation": {
@@ -320,18 +322,24 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, dict | list) and value == json.loads(json.dumps(value, default=str))
 
 
+def _has_plain_options(function: Any) -> TypeGuard[Reward]:
+    """Whether a configuration can say with what options the reward was made."""
+    return isinstance(function, Reward) and not list(plain_findings(function.options))
+
+
 def reward_path(function: Any) -> str:
     """Where another process finds a reward: a built-in name, or ``package.module:object``.
 
     A function of the script itself is looked for in the script's file. What has no place of its own (a lambda, a
-    function inside a function, an object with settings) gets one that is not there, with a warning.
+    function inside a function, an object with settings that is no ``Reward``) gets one that is not there, with a
+    warning.
     """
     kind = type(function)
-    for name, path in REWARDS.items():
-        if f"{kind.__module__}:{kind.__qualname__}" == path:
-            if not vars(function) or vars(build_reward(name)) == vars(function):
+    if _has_plain_options(function):
+        for name, path in REWARDS.items():
+            if f"{kind.__module__}:{kind.__qualname__}" == path:
                 return name
-            break
+        function = kind
     named = function if hasattr(function, "__qualname__") else kind
     module = named.__module__
     if module == "__main__":

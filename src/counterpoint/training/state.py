@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers.trainer_utils import get_last_checkpoint
@@ -14,7 +15,7 @@ from trl import GRPOConfig
 
 from counterpoint.domains.sampler import MixedRows
 from counterpoint.errors import RunError
-from counterpoint.runs.records import Record, Row, Whole, read_json
+from counterpoint.runs.records import Number, Record, Row, Whole, read_json
 from counterpoint.training.batches import Buffer
 from counterpoint.training.config import plain_strategy
 
@@ -24,17 +25,25 @@ _LIST = "[]"
 """End of a tensor's name that was a list of numbers, such as the images of each completion."""
 
 
+class _Running(Record):
+    count: Whole
+    mean: Number
+    squares: Number
+
+
 class _Numbers(Record):
     micro_step: Whole
     micro_batches: Whole
     num_ranks: Whole
     settings: Row
     surgeon: Row
+    rewards: dict[str, _Running] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class TrainerState:
-    """The micro-step counter, the surgeon's state and the completions that are still to be trained on.
+    """The micro-step counter, the surgeon's state, the completions that are still to be trained on, and the statistics
+    of normalised rewards.
 
     ``buffer`` is None where the next step generates anew. Each rank has completions of its own.
     """
@@ -42,6 +51,7 @@ class TrainerState:
     micro_step: int
     surgeon: dict[str, Any]
     buffer: list[Buffer] | None
+    rewards: dict[str, Any] = field(default_factory=dict)
 
 
 def kept_settings(
@@ -97,6 +107,7 @@ def save_state(folder: Path, state: TrainerState, settings: dict[str, Any], rank
             "num_ranks": num_ranks,
             "settings": settings,
             "surgeon": state.surgeon,
+            "rewards": state.rewards,
         }
         (folder / STATE_FILE).write_text(json.dumps(numbers))
 
@@ -110,16 +121,16 @@ def load_state(
         RunError: the folder was not written by a ``DomainGRPOTrainer``, by one with another number of ranks, or with
             other ``settings``.
     """
-    state = read_numbers(folder, num_ranks)
+    state = {"rewards": {}} | read_numbers(folder, num_ranks)
     _check_settings(folder, state["settings"], settings)
     if not state["micro_batches"]:
-        return TrainerState(state["micro_step"], state["surgeon"], None)
+        return TrainerState(state["micro_step"], state["surgeon"], None, state["rewards"])
     buffer: list[Buffer] = [{} for _ in range(state["micro_batches"])]
     for name, tensor in load_file(_ranked(folder, BUFFER_FILE, rank)).items():
         i, key = name.split("/", 1)
         listed = key.endswith(_LIST)
         buffer[int(i)][key.removesuffix(_LIST)] = tensor.tolist() if listed else tensor.to(device)
-    return TrainerState(state["micro_step"], state["surgeon"], buffer)
+    return TrainerState(state["micro_step"], state["surgeon"], buffer, state["rewards"])
 
 
 def find_checkpoint(requested: str | Path | bool | None, output_dir: str) -> str | None:

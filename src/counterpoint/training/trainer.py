@@ -41,12 +41,7 @@ from counterpoint.training.batches import (
 )
 from counterpoint.training.card import PAPER, add_domains
 from counterpoint.training.config import DomainGRPOConfig, check_strategy, own_settings, quota_sampler
-from counterpoint.training.metrics import (
-    PER_MICRO_BATCH,
-    batch_metrics,
-    surgery_metrics,
-    unscaled,
-)
+from counterpoint.training.metrics import PER_MICRO_BATCH, batch_metrics, surgery_metrics, unscaled
 from counterpoint.training.rewards import Rewards
 from counterpoint.training.scripted import ScriptRun, check_script
 from counterpoint.training.state import (
@@ -192,8 +187,8 @@ class DomainGRPOTrainer(GRPOTrainer):
     def _forget(self) -> None:
         """Makes ready for the first step of a training."""
         self._step, self._buffered_inputs = 0, None
-        self._surgeon, self._surgeon_state = None, {}
-        self._collects = False
+        self._surgeon, self._surgeon_state, self._collects = None, {}, False
+        self._rewards.normalizer.load_state_dict({})
         self._window_loss: torch.Tensor | None = None
         self._micro_batch = ExitStack()
 
@@ -278,6 +273,8 @@ class DomainGRPOTrainer(GRPOTrainer):
         # A completion that one reward could not score has no reward at all; TRL then gives it no advantage.
         failed_B = self._rewards_BF.isinf().any(dim=1, keepdim=True)
         self._rewards_BF = self._rewards_BF.masked_fill(failed_B, torch.nan)
+        if self.model.training:  # evaluations stay comparable
+            self._rewards_BF = self._rewards.normalise(self._rewards_BF, domains, self.reward_func_names)
         check_size(self._rewards_BF, self.reward_weights, self.reward_func_names)
         return self._rewards_BF
 
@@ -330,6 +327,7 @@ class DomainGRPOTrainer(GRPOTrainer):
             self.accelerator.gather(self._truncated_B),
             self.num_generations if mode == "train" else self.num_generations_eval,
         )
+        metrics |= {f"reward_raw/{name}": mean for name, mean in self._rewards.raw.items() if mode == "train"}
         for key, (value, num_rows) in metrics.items():
             # TRL averages what stands here over batches; a value for each row makes that an average over rows
             self._metrics[mode][key] += [value] * num_rows
@@ -444,7 +442,7 @@ class DomainGRPOTrainer(GRPOTrainer):
         buffer = None if self._generates(self._step) else self._buffered_inputs
         # Plain mixing never needs a Surgeon, and works on back ends for which none can be made.
         surgeon = self._surgeon.state_dict() if self._surgeon else self._surgeon_state
-        state = TrainerState(self._step, surgeon, buffer)
+        state = TrainerState(self._step, surgeon, buffer, self._rewards.normalizer.state_dict())
         save_state(folder, state, self._kept_settings(), self.accelerator.process_index, self.accelerator.num_processes)
         super()._save_checkpoint(model, trial)
 
@@ -474,6 +472,7 @@ class DomainGRPOTrainer(GRPOTrainer):
                 accelerator.device,
             )
             self._step, self._surgeon_state, self._buffered_inputs = state.micro_step, state.surgeon, state.buffer
+            self._rewards.normalizer.load_state_dict(state.rewards)
         return super().train(checkpoint, *args, **kwargs)
 
     # transformers loads weights by name, also where it saved them under other names
