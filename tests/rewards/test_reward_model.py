@@ -7,7 +7,9 @@ import shutil
 import pytest
 import torch
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, LlamaForSequenceClassification
+from typer.testing import CliRunner
 
+from counterpoint.cli.app import app
 from counterpoint.domains import Domain, LoadSummary, WeightedReward
 from counterpoint.errors import RewardError
 from counterpoint.evaluation import Completion, score_rows
@@ -194,3 +196,13 @@ def test_processes_of_a_machine_take_several_devices_in_turn(folder, monkeypatch
     monkeypatch.setenv("LOCAL_RANK", "3")
     reward = reward_of(folder, device=["cuda:9", "cpu"])
     assert reward._classifier.model.device == torch.device("cpu")
+
+
+def test_the_command_scores_a_file(folder, tmp_path):
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps({"prompt": "Hi", "completion": text}) + "\n" for text in ("a", "bb")))
+    command = ["score", "reward_model", str(source), str(target), "-o", f"model={folder}"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    found = [json.loads(line)["reward"] for line in target.read_text().splitlines()]
+    assert found == pytest.approx(reward_of(folder)(prompts=["Hi"] * 2, completions=["a", "bb"]), abs=1e-5)

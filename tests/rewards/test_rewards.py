@@ -66,7 +66,14 @@ def score(name: str, completion: object, row: dict | None = None, **options: obj
 
 
 def test_every_reward_is_tried() -> None:
-    elsewhere = {"reasoning_gym", "judge", "repetition", "copying", "same_answer"}  # each tested in a file of its own
+    elsewhere = {
+        "reasoning_gym",
+        "judge",
+        "reward_model",
+        "repetition",
+        "copying",
+        "same_answer",
+    }  # in files of their own
     assert set(ROWS) == set(RIGHT) == set(REWARDS) - elsewhere
 
 
@@ -106,7 +113,9 @@ def test_rewards_import_no_torch() -> None:
     code = (
         "import sys\nfrom counterpoint.rewards import REWARDS, build_reward\n"
         "options = {'length': {'maximum': 3}, 'judge': {'model': 'm'}}\n"
-        "for name in set(REWARDS) - {'reasoning_gym'}:\n    build_reward(name, **options.get(name, {}))\n"
+        "import counterpoint.rewards.reward_model\n"
+        "for name in set(REWARDS) - {'reasoning_gym', 'reward_model'}:\n"
+        "    build_reward(name, **options.get(name, {}))\n"
         "build_reward('math')(completions=['x'], answer=['1'])\n"
         "sys.exit('torch' in sys.modules)"
     )
