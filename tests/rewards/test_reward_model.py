@@ -66,7 +66,7 @@ def test_scores_do_not_depend_on_batches_and_equal_ones_are_computed_once(folder
     found = large(prompts=["p"] * len(texts), completions=texts)
     assert found == pytest.approx(small(prompts=["p"] * len(texts), completions=texts), abs=1e-5)
     assert found[0] == found[2] == found[4] != found[1]
-    assert sum(rows) == 4
+    assert rows == [4, 1, 1, 1, 1]  # both share the weights
 
 
 def test_logits_are_float32_where_weights_are_not(folder):
@@ -99,8 +99,13 @@ def test_an_evaluation_counts_what_was_cut(folder):
     assert score_rows(domain, rows, [short] * 3).cut == 0
 
 
-def test_a_logit_that_is_no_number_is_a_failure(folder):
-    reward = reward_of(folder)
+def test_domains_of_a_process_share_one_classifier(folder):
+    first, second, other = reward_of(folder), reward_of(folder), reward_of(folder, dtype="bfloat16")
+    assert first._classifier.model is second._classifier.model is not other._classifier.model
+
+
+def test_a_logit_that_is_no_number_is_a_failure(tmp_path):
+    reward = reward_of(save_reward_model(tmp_path))
     reward._classifier.model.score.weight.data.fill_(math.nan)
     assert reward(prompts=["Hi"], completions=["x"])[0] is FAILED
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from accelerate.state import PartialState
@@ -23,6 +24,10 @@ _FAULTS: tuple[type[Exception], ...] = (*LIBRARY_FAULTS, SafetensorError, Templa
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _NO_LIMIT = 10**9
 """Above it a tokenizer's ``model_max_length`` says that it knows none."""
+
+
+_LOADED: WeakValueDictionary[tuple[Any, ...], Any] = WeakValueDictionary()
+"""The classifiers in use, so that several domains of a process share one."""
 
 
 @dataclass(frozen=True)
@@ -97,13 +102,21 @@ class Classifier:
 
     # Conversations
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> Encoded:
-        """A conversation through the classifier's own chat template."""
+    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """A conversation through the classifier's own chat template.
+
+        Raises:
+            RewardError: the template refuses it.
+        """
         try:
-            text = self.tokenizer.apply_chat_template(list(messages), tokenize=False)
+            return str(self.tokenizer.apply_chat_template(list(messages), tokenize=False))
         except _FAULTS as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
             raise self._wrong(f"its chat template cannot render the prompt ({reason}). Mend or drop the row") from error
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> Encoded:
+        """A conversation as its chat template renders it, which holds all special tokens."""
+        text = self.render(messages)
         return self._cut(self.tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False))
 
     def encode_plain(self, prompt: str, answer: str) -> Encoded:
@@ -165,6 +178,9 @@ class Classifier:
 
     def _load(self) -> Any:
         device = _device(self._devices)
+        key = (self.path, *self._hub.values(), self.dtype, str(device))
+        if (loaded := _LOADED.get(key)) is not None:
+            return loaded
         try:
             with _all_weights():
                 model, info = AutoModelForSequenceClassification.from_pretrained(
@@ -182,7 +198,8 @@ class Classifier:
             raise self._wrong(f"the weights lack {', '.join(missing[:3])}. Copy or download it again")
         model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id  # the logit is read before it
         _head_in_float32(model)
-        return model.eval().requires_grad_(False)
+        _LOADED[key] = model.eval().requires_grad_(False)
+        return model
 
 
 def _check_kind(path: str, config: Any, trust_remote_code: bool) -> None:

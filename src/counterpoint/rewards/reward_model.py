@@ -83,7 +83,8 @@ class RewardModelReward(Reward):
         prompt = row.get("prompt")
         if not isinstance(prompt, str | list):
             raise RewardError("reward_model reads the prompt, and there is none. Pass prompts, or a column 'prompt'.")
-        self._encoded(prompt, "")
+        if self._classifier.has_template:
+            self._classifier.render(conversation(prompt, ""))
         return prompt
 
     def score_all(self, texts: Sequence[str], prepared: Sequence[str | Conversation]) -> list[float | None]:
