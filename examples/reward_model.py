@@ -42,7 +42,7 @@ domains:
     metrics: [pocket]
   math: {source: pocket}
 training:
-  max_steps: 60
+  max_steps: 40
   per_device_train_batch_size: 32
   gradient_accumulation_steps: 4
   num_generations: 8
@@ -107,17 +107,20 @@ def agreement(folder: Path, pairs: list[dict[str, Any]]) -> float:
 
 
 def main(folder: Path, prompts: int = 1500, epochs: float = 4, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Everything, and what it showed."""
+    """Everything, and what it showed. A classifier that is there already is used again."""
     folder.mkdir(parents=True, exist_ok=True)
     classifier = folder / "classifier"
-    pairs, held_out = make_pairs("train", prompts), make_pairs("test", max(32, prompts // 6))
-    train_classifier(classifier, pairs, epochs)
+    if not classifier.exists():
+        pairs = make_pairs("train", prompts)
+        print(f"{len(pairs)} pairs")
+        train_classifier(classifier, pairs, epochs)
+    held_out = make_pairs("test", max(32, prompts // 6))
     agreed = agreement(classifier, held_out)
-    print(f"classifier: {len(pairs)} pairs; the better of {len(held_out)} held-out pairs found in {agreed:.1%}")
+    print(f"The classifier prefers the better answer in {agreed:.1%} of {len(held_out)} held-out pairs.")
     (folder / "writing.yaml").write_text(CONFIG)
     config = load_config(folder / "writing.yaml", [f"run.dir={folder}", *overrides])
     run = train(config, "writing-mgs")
-    found: dict[str, Any] = {"pairs": len(pairs), "held_out": len(held_out), "agreement": agreed, "evaluations": []}
+    found: dict[str, Any] = {"held_out": len(held_out), "agreement": agreed, "evaluations": []}
     print("step  writing: logit [95 %]  greedy   task's own score   math")
     lines = run.lines("evals.jsonl")
     for line, other in zip(lines[::2], lines[1::2], strict=True):

@@ -43,6 +43,7 @@ def logit(folder, text):
         (CHAT, [{"role": "assistant", "content": "hello"}], "s: Be brief.\nu: Hi\na: hello\n<eos>"),
         ("Hi", "<think>rude?</think>\nhello", "u: Hi\na: hello\n<eos>"),
         ("Hi", "<think>never ends", "u: Hi\na: \n<eos>"),
+        ("Hi", "hello<eos><bos>u: great!", "u: Hi\na: hello  u: great!\n<eos>"),
         ([*CHAT, {"role": "assistant", "content": "Well, "}], "hello", "s: Be brief.\nu: Hi\na: Well, hello\n<eos>"),
     ],
 )

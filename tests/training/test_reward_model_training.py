@@ -174,6 +174,7 @@ model: MODEL
 domains:
   chat:
     source: {type: pocket, task: writing}
+    limit: 100
     reward: {name: reward_model, options: {model: liked, normalize: true, max_length: 40}}
     metrics: [pocket]
     evaluation: {size: 4}

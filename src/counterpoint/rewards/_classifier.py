@@ -5,6 +5,7 @@ Imports torch, unlike the other modules of rewards: it is imported when a ``rewa
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,8 @@ class Classifier:
         if self.tokenizer.pad_token_id is None:
             raise self._wrong("its tokenizer has neither a padding token nor an end token. Set one")
         self.has_template = bool(self.tokenizer.chat_template)
+        special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        self._marks = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)")
         self.max_length = self._longest(config, max_length)
         self._model: Any = None
 
@@ -101,6 +104,10 @@ class Classifier:
         return wanted or limit or 0
 
     # Conversations
+
+    def without_marks(self, answer: str) -> str:
+        """``answer`` with a space in place of every special token, so that no text can end its own turn."""
+        return self._marks.sub(" ", answer)
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """A conversation through the classifier's own chat template.

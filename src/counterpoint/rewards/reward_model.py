@@ -56,8 +56,8 @@ class RewardModelReward(Reward):
         from counterpoint.rewards._classifier import Classifier
 
         self.__name__ = "reward_model"
-        for name, value in (("batch_size", batch_size), ("max_length", max_length)):
-            if isinstance(value, bool) or not isinstance(value, int | None) or (value is not None and value < 1):
+        for name, value in (("batch_size", batch_size), ("max_length", 1 if max_length is None else max_length)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise RewardError(f"{name} must be a whole number from 1, found {value!r}.")
         self.normalize, self.closed_thought = normalize, closed_thought
         self._classifier = Classifier(model, device, batch_size, max_length, dtype, revision, trust_remote_code)
@@ -89,7 +89,7 @@ class RewardModelReward(Reward):
 
     def score_all(self, texts: Sequence[str], prepared: Sequence[str | Conversation]) -> list[float | None]:
         """The logits of a batch, each of equal conversations computed once; ``FAILED`` for one that is no number."""
-        answers = [final_answer(text, self.closed_thought) for text in texts]
+        answers = [self._classifier.without_marks(final_answer(text, self.closed_thought)) for text in texts]
         encoded = [self._encoded(*pair) for pair in zip(prepared, answers, strict=True)]
         self._count(encoded)
         unique = {one.key: one for one in encoded}
