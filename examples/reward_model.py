@@ -3,11 +3,11 @@
     python examples/reward_model.py runs/reward-model
 
 Takes about ten minutes on two cores. First the pocket model answers prompts of its domain ``writing``, and of several
-answers the one that the task itself scores highest is called better than the one it scores lowest, as a person would. A
-classifier learns from such pairs with TRL's ``RewardTrainer``. Then the pocket model is trained by ``writing.yaml``,
-which this script writes: ``writing`` under the classifier alone, beside ``math`` with its right and wrong. The task's own
-score of ``writing`` is only measured. Expect the classifier to like the answers better at every look, and that score to
-stay where it was: that is what ``metrics`` are for.
+answers the one that the task itself scores highest is called better than the one it scores lowest, as a person would.
+A classifier learns from such pairs with TRL's ``RewardTrainer``. Then the pocket model is trained by ``writing.yaml``,
+which this script writes: ``writing`` under the classifier alone, beside ``math`` with its right and wrong. The task's
+own score of ``writing`` is only measured. Expect the classifier to like the answers better at every look, and that
+score to stay where it was: that is what ``metrics`` are for.
 """
 
 import os
