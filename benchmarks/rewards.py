@@ -9,6 +9,7 @@ old version, expressions at most 1.1 times math-verify's processor time.
 """
 
 import argparse
+import contextlib
 import os
 import random
 import statistics
@@ -48,26 +49,25 @@ def expression_rows(count: int) -> tuple[list[str], list[str]]:
 def ours(replies: list[str], answers: list[str]) -> float:
     """Processor seconds of the reward for a batch, its workers' start left out."""
     from counterpoint.rewards import build_reward
-    from counterpoint.rewards.sandbox._scorers import scorers
 
     reward = build_reward("math")
-    reward(completions=["\\boxed{y}"] * 2, answer=["x", "z"])  # starts workers
-    started = _of_workers(scorers("math")) + time.process_time()
+    reward(completions=["\\boxed{y}"] * 8, answer=["x", "z"] * 4)  # starts workers
+    started = _processor_seconds()
     reward(completions=replies, answer=answers)
-    return _of_workers(scorers("math")) + time.process_time() - started
+    return _processor_seconds() - started
 
 
-def _of_workers(pool: object) -> float:
-    """Processor seconds of the workers and the children that they waited for."""
-    ticks = os.sysconf("SC_CLK_TCK")
-    total = 0.0
-    workers = [pool._idle.get() for _ in range(pool.size)]  # type: ignore[attr-defined]
-    for worker in workers:
-        if worker is not None:
-            fields = Path(f"/proc/{worker._process.pid}/stat").read_text().rpartition(")")[2].split()
-            total += sum(map(int, fields[11:15])) / ticks
-        pool._idle.put(worker)  # type: ignore[attr-defined]
-    return total
+def _processor_seconds() -> float:
+    """Of this process, of all that it started and of those of them that have ended."""
+    stats = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            stats[path.parent.name] = path.read_text().rpartition(")")[2].split()
+    family = {str(os.getpid())}
+    while grown := {pid for pid, fields in stats.items() if fields[1] in family} - family:
+        family |= grown
+    ticks = sum(sum(map(int, stats[pid][11:15])) for pid in family)
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def theirs(replies: list[str], answers: list[str]) -> float:

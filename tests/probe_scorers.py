@@ -1,10 +1,13 @@
 """Scorers that tests run in the processes of foreign scorers, to see what can be reached from there."""
 
+import json
 import os
 import resource
 import socket
 import time
 from pathlib import Path
+
+from counterpoint.rewards.sandbox._scorer_process import Foreign
 
 
 def probe():
@@ -45,9 +48,16 @@ def probe():
             ]
         if what == "answer":
             return argument
+        if what == "forge":
+            frame = json.dumps({"value": argument}).encode()
+            return sum(_attempt(lambda number=number: _send(number, frame)) for number in range(3, 64))
         os.abort()
 
     return look
+
+
+def _send(descriptor, frame):
+    os.write(descriptor, len(frame).to_bytes(4, "big") + frame)
 
 
 def _attempt(action):
@@ -58,11 +68,12 @@ def _attempt(action):
     return True
 
 
-probe_scorer = (probe, list)
+probe_scorer = Foreign(probe)
+lasting_scorer = Foreign(probe, requests=5)
 
 
 def missing():
     raise ImportError("no such package")
 
 
-missing_scorer = (missing, list)
+missing_scorer = Foreign(missing)

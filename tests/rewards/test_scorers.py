@@ -56,6 +56,30 @@ def test_no_request_is_seen_by_the_next(probes):
     assert [ask(probes, "remember") for _ in range(3)] == [1, 1, 1]
 
 
+@pytest.fixture
+def lasting():
+    """A scorer of which one child answers five requests; one worker, so that requests meet in a child."""
+    pool = Scorers("probe_scorers:lasting_scorer", size=1)
+    yield pool
+    pool.close()
+
+
+def test_a_child_answers_as_many_requests_as_its_scorer_allows(lasting):
+    assert [ask(lasting, "remember") for _ in range(7)] == [1, 2, 3, 4, 5, 1, 2]
+
+
+@pytest.mark.parametrize("what", [("sleep", 60.0), ("raise", "value"), ("abort", None), ("answer", "no score")])
+def test_no_child_answers_after_a_request_that_failed(lasting, what):
+    assert ask(lasting, "remember", seconds=1.0) == 1
+    assert ask(lasting, *what, seconds=1.0) is False
+    assert ask(lasting, "remember", seconds=1.0) == 1
+
+
+def test_a_child_that_speaks_unasked_answers_no_other_request(lasting):
+    assert ask(lasting, "forge", 7) == 7
+    assert ask(lasting, "answer", 1) == 1
+
+
 @pytest.mark.parametrize("what", [("raise", "exit"), ("raise", "interrupt"), ("raise", "value"), ("abort", None)])
 def test_a_scorer_that_fails_on_a_text_gives_nothing(probes, what):
     assert ask(probes, *what) is False
@@ -265,18 +289,21 @@ def rows_of(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["math", "instructions", "reasoning_gym", "code"])
-def test_thousands_of_hostile_texts_make_no_reward_raise(name, monkeypatch):
+def test_hundreds_of_hostile_texts_make_no_reward_raise(name, monkeypatch):
     if name == "instructions":
         pytest.importorskip("if_verifiable", reason="the extra 'instructions' is not installed")
     if name == "reasoning_gym" and not HAS_GYM:
         pytest.skip("the extra 'reasoning-gym' is not installed")
     monkeypatch.setattr("counterpoint.rewards.reasoning_gym._SECONDS", 0.3)
     monkeypatch.setattr("counterpoint.rewards.instructions._SECONDS", 0.3)
-    options = {"cpu_seconds": 1, "wall_seconds": 1.0} if name == "code" else {"timeout": 0.3} if name == "math" else {}
-    reward, rows, texts = build_reward(name, **options), rows_of(name), hostile_texts(2_000, seed=7)
+    options = (
+        {"cpu_seconds": 1, "wall_seconds": 1.0}
+        if name == "code"
+        else {"timeout": 0.3, "batch_timeout": 500}
+        if name == "math"
+        else {}
+    )
+    reward, rows, texts = build_reward(name, **options), rows_of(name), hostile_texts(400, seed=7)
     columns = {key: [rows[i % len(rows)][key] for i in range(len(texts))] for key in rows[0]}
-    rewards = []
-    for start in range(0, len(texts), 500):
-        part = {key: values[start : start + 500] for key, values in columns.items()}
-        rewards += reward(completions=texts[start : start + 500], **part)
+    rewards = reward(completions=texts, **columns)
     assert all(isinstance(value, float) and 0.0 <= value <= 1.0 for value in rewards)

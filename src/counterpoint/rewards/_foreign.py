@@ -16,8 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from counterpoint.rewards._math_text import is_formula
-
-Scorer = Callable[[Any], Any]
+from counterpoint.rewards.sandbox._scorer_process import Foreign, Scorer
 
 _ARITHMETIC = (ast.Expression, ast.Constant, ast.List, ast.Tuple, ast.Set, ast.Dict, ast.UnaryOp, ast.BinOp, ast.Load)
 _FUNCTIONS = """
@@ -79,6 +78,7 @@ def _guarded(parse_expr: Callable[..., Any]) -> Callable[..., Any]:
 def _make_math() -> Scorer:
     import math_verify.parser
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+    from sympy.core.random import seed
 
     logging.disable(logging.CRITICAL)
     math_verify.parser.parse_expr = _guarded(math_verify.parser.parse_expr)
@@ -91,6 +91,7 @@ def _make_math() -> Scorer:
 
     def same(pair: tuple[str, str, bool]) -> bool:
         gold, answer, prose = pair
+        seed(0)  # equality is tried at random points: the same for every pair, whatever came before it
         golds, answers = read(gold, not is_formula(gold)), read(answer, prose)
         return bool(verify(golds, answers, timeout_seconds=None)) and not _differ_in_scale(golds, answers)
 
@@ -170,6 +171,6 @@ def _make_reasoning_gym() -> Scorer:
     return score
 
 
-math = (_make_math, list)
-instructions = (_make_instructions, _nltk_folders)
-reasoning_gym = (_make_reasoning_gym, list)
+math = Foreign(_make_math, requests=500)
+instructions = Foreign(_make_instructions, _nltk_folders)
+reasoning_gym = Foreign(_make_reasoning_gym)

@@ -55,6 +55,11 @@ def extract(text: str, numeric: bool, extraction: str) -> Answer:
         numeric: Whether the reference is a number, so that numbers are looked for.
         extraction: One of ``math.EXTRACTIONS``.
     """
+    answer = _extract(text, numeric, extraction)
+    return None if isinstance(answer, Expression) and not answer.text.strip() else answer
+
+
+def _extract(text: str, numeric: bool, extraction: str) -> Answer:
     if extraction == "last_number":
         return last_number(text)
     if extraction == "gsm8k":

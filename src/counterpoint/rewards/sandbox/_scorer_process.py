@@ -1,10 +1,10 @@
-"""A worker of ``_scorers``: imports one scorer, locks itself in, then forks a child for every request.
+"""A worker of ``_scorers``: imports one scorer, locks itself in, then forks confined children that answer requests.
 
 Standard input is the socket to the training process; when that hangs up, the worker ends, and its child with it.
-Requests are pickles of the training process; answers are JSON, for a child may run what a model wrote.
+Requests are pickles of the training process; answers are JSON, for a child may run what a model wrote. A child answers
+as many requests as its scorer allows (``Foreign.requests``), and none after one that took too long or failed.
 """
 
-import contextlib
 import gc
 import importlib
 import math
@@ -17,7 +17,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from counterpoint.rewards.sandbox import _landlock, _linux
 from counterpoint.rewards.sandbox._cage import (
@@ -31,14 +31,30 @@ from counterpoint.rewards.sandbox._cage import (
     killed_from_outside,
     reap,
 )
-from counterpoint.rewards.sandbox._frames import Gone, recv_frame, recv_message, send_message
+from counterpoint.rewards.sandbox._frames import Gone, recv_frame, recv_message, send_frame, send_message
 
 _MEGABYTES = 2048
 _UID = 58_500
+# Algebra makes many objects and few cycles; a child lives too short to be filled by those.
+_COLLECT_AFTER = 50_000
 _LARGEST = 1 << 53
 _SHOWN = ["/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/share/zoneinfo", "/etc/localtime"]
 
 Scorer = Callable[[Any], Any]
+
+
+class Foreign(NamedTuple):
+    """A scorer that is not ours.
+
+    Attributes:
+        make: Imports and warms what the scorer needs and returns it.
+        data: Gives the folders of its data.
+        requests: How many requests one child answers; more than one only where no text is ever run.
+    """
+
+    make: Callable[[], Scorer]
+    data: Callable[[], list[str]] = list
+    requests: int = 1
 
 
 def main() -> NoReturn:
@@ -49,7 +65,7 @@ def main() -> NoReturn:
     try:
         os.setsid()  # an interrupt from the terminal is the training process's to handle
         end_before_others()
-        scorer, folders = _load(sys.argv[1])
+        scorer, requests, folders = _load(sys.argv[1])
         rules = _enter(folders)
     except (ImportError, OSError) as error:
         _say(control, {"failed": f"{type(error).__name__}: {error}"})
@@ -57,13 +73,24 @@ def main() -> NoReturn:
     os.environ.clear()
     gc.collect()
     gc.freeze()
+    gc.set_threshold(_COLLECT_AFTER)
     _say(control, {"ready": True})
+    child: _Child | None = None
     while True:
         try:
-            request, seconds = pickle.loads(recv_frame(control))
+            frame = recv_frame(control)
         except Gone:
             os._exit(0)
-        _say(control, _answer(control, scorer, request, seconds, rules))
+        seconds = pickle.loads(frame)[1]
+        if child is not None and not child.is_fit(seconds):
+            child.end()
+            child = None
+        try:
+            child = child or _Child(scorer, requests, seconds, rules)
+        except OSError as error:
+            _say(control, {"failed": f"no process could be started: {error}"})
+            continue
+        _say(control, child.answer(control, frame))
 
 
 def _say(control: socket.socket, message: dict[str, Any]) -> None:
@@ -73,15 +100,15 @@ def _say(control: socket.socket, message: dict[str, Any]) -> None:
         os._exit(0)
 
 
-def _load(name: str) -> tuple[Scorer, list[str]]:
-    """The scorer, and the folders that it and what it imported came from."""
+def _load(name: str) -> tuple[Scorer, int, list[str]]:
+    """The scorer, how many requests a child answers, and the folders that it and what it imported came from."""
     module, _, attribute = name.rpartition(":")
-    make, data = getattr(importlib.import_module(module or "counterpoint.rewards._foreign"), attribute)
-    scorer = make()
+    foreign: Foreign = getattr(importlib.import_module(module or "counterpoint.rewards._foreign"), attribute)
+    scorer = foreign.make()
     files = [str(module.__file__) for module in sys.modules.values() if getattr(module, "__file__", None)]
     roots = [path for path in sys.path if path and any(file.startswith(path + "/") for file in files)]
-    present = [os.path.realpath(path) for path in [*roots, *data()] if Path(path).is_dir()]
-    return scorer, list(dict.fromkeys([*roots, *present]))
+    present = [os.path.realpath(path) for path in [*roots, *foreign.data()] if Path(path).is_dir()]
+    return scorer, foreign.requests, list(dict.fromkeys([*roots, *present]))
 
 
 def _enter(folders: list[str]) -> int:
@@ -122,27 +149,58 @@ def _can_enter(uid: int | None, library: list[str], bound: list[str]) -> bool:
     return os.waitpid(pid, 0)[1] == 0
 
 
-def _answer(control: socket.socket, scorer: Scorer, request: Any, seconds: float, rules: int) -> dict[str, Any]:
-    """The answer of a child to one request; ``False`` when its time or memory is up."""
-    ours, theirs = socket.socketpair()
-    try:
-        pid = os.fork()
-    except OSError as error:
-        return {"failed": f"no process could be started: {error}"}
-    if pid == 0:
-        _score_and_exit(scorer, request, seconds, theirs, rules)
-    theirs.close()
-    with ours:
-        message = _wait(control, ours, seconds)
-    ended = end_of(pid, patience=0.5) if message is None else None
-    reap(pid)
-    if ended and killed_from_outside(*ended, seconds):
-        return {"failed": "its process was killed from outside, most likely because the machine has no memory left"}
-    return message or {"value": False}
+class _Child:
+    """A confined copy of this process that answers requests.
+
+    Arguments:
+        scorer: What answers them.
+        requests: How many it answers at most.
+        seconds: For each of them.
+        rules: Landlock's.
+    """
+
+    def __init__(self, scorer: Scorer, requests: int, seconds: float, rules: int) -> None:
+        self._left, self._seconds, self._cpu_seconds = requests, seconds, requests * math.ceil(seconds)
+        self._socket, theirs = socket.socketpair()
+        try:
+            self._pid = os.fork()
+        except OSError:
+            self._socket.close()
+            theirs.close()
+            raise
+        if self._pid == 0:
+            _serve(scorer, theirs, self._cpu_seconds, rules)
+        theirs.close()
+
+    def is_fit(self, seconds: float) -> bool:
+        """Whether it may be asked with this time limit: it lives, waits, and has said nothing unasked."""
+        return self._left > 0 and seconds == self._seconds and not select.select([self._socket], [], [], 0)[0]
+
+    def answer(self, control: socket.socket, frame: bytes) -> dict[str, Any]:
+        """Its answer to one request; ``False``, and its end, when its time or memory is up."""
+        self._left -= 1
+        self._socket.settimeout(self._seconds)
+        try:
+            send_frame(self._socket, frame)
+            message = _wait(control, self._socket, self._seconds)
+        except Gone:
+            message = None
+        if message and "value" in message and self._left:
+            return message
+        ended = end_of(self._pid, patience=0.5) if message is None else None
+        self.end()
+        if ended and killed_from_outside(*ended, self._cpu_seconds):
+            return {"failed": "its process was killed from outside, most likely because the machine has no memory left"}
+        return message or {"value": False}
+
+    def end(self) -> None:
+        self._left = 0
+        self._socket.close()
+        reap(self._pid)
 
 
 def _wait(control: socket.socket, child: socket.socket, seconds: float) -> dict[str, Any] | None:
-    """The child's answer; ``False`` when its time was up or it made no sense, None when it ended without one."""
+    """The child's answer; empty when its time was up or it made no sense, None when it ended without one."""
     end = time.monotonic() + seconds
     poll = select.poll()
     poll.register(child.fileno(), select.POLLIN)
@@ -157,8 +215,8 @@ def _wait(control: socket.socket, child: socket.socket, seconds: float) -> dict[
             except Gone:
                 return None
             except (ValueError, RecursionError):
-                return {"value": False}
-    return {"value": False}
+                return {}
+    return {}
 
 
 def _checked(message: Any) -> dict[str, Any]:
@@ -171,19 +229,19 @@ def _checked(message: Any) -> dict[str, Any]:
             return {"value": values}
         case {"failed": str(why)}:
             return {"failed": why[:300]}
-    return {"value": False}
+    return {}
 
 
-def _score_and_exit(scorer: Scorer, request: Any, seconds: float, result: socket.socket, rules: int) -> NoReturn:
+def _serve(scorer: Scorer, control: socket.socket, cpu_seconds: int, rules: int) -> NoReturn:
+    """Answers requests in a child until one fails."""
     try:
         die_with_parent()
-        confine(Confinement([result.fileno()], math.ceil(seconds) + 1, _MEGABYTES, rules=rules))
-        message = {"value": scorer(request)}
+        confine(Confinement([control.fileno()], cpu_seconds + 1, _MEGABYTES, rules=rules))
+        while True:
+            request, _ = pickle.loads(recv_frame(control))
+            send_message(control, {"value": scorer(request)})
     except (ImportError, OSError) as error:
         # No text makes these: something that the scorer needs is out of its reach.
-        message = {"failed": f"{type(error).__name__}: {error}"}
-    except BaseException:  # whatever else a scorer raises on a text, that text has earned nothing
-        message = {"value": False}
-    with contextlib.suppress(Gone, MemoryError, RecursionError):
-        send_message(result, message)
-    os._exit(0)
+        _say(control, {"failed": f"{type(error).__name__}: {error}"})
+    finally:  # whatever else a scorer raises on a text, that text has earned nothing
+        os._exit(0)

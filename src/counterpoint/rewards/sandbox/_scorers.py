@@ -4,7 +4,9 @@
 
 A worker imports a scorer once, then gives up what it does not need (``_scorer_process``) and forks a child for every
 request, which is killed when its time is up. So no request can disturb another, and a hostile one gains nothing but its
-own score. Workers start when first needed and end with this process, also when it is killed.
+own score. Where texts are only parsed and never run (``math``), a child answers many requests, until one takes too long
+or fails: a fork costs about as much as a comparison. Workers start when first needed and end with this process, also
+when it is killed.
 """
 
 import atexit
@@ -38,12 +40,13 @@ class Scorers:
 
     Arguments:
         name: A scorer of ``counterpoint.rewards._foreign``, or ``module:object`` of that form.
+        size: How many workers; as many as there are processors, at most four, unless it is given.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, size: int = 0) -> None:
         self.name = name
         self.pid = os.getpid()
-        self.size = min(_MAX_WORKERS, os.cpu_count() or 1)
+        self.size = size or min(_MAX_WORKERS, os.cpu_count() or 1)
         self._idle: SimpleQueue[_Worker | None] = SimpleQueue()
         for _ in range(self.size):
             self._idle.put(None)
