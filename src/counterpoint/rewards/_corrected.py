@@ -4,9 +4,13 @@ Its port of IFBench is older than upstream's corrections of December 2025 to May
 own. Each class here changes one check and nothing else of it.
 """
 
+import datetime
 import itertools
 import re
+import string
+import unicodedata
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 _PRONOUNS = """
@@ -135,13 +139,26 @@ def _response_language(base: Any) -> Any:
 
         def check_following(self, value: str) -> bool:
             letters = [sign for sign in value if sign.isalpha()]
-            if not letters:
-                return False
-            if len(value.split()) <= 2 and self._language in _LATIN:
-                return all(ord(sign) < 0x250 for sign in letters)
-            return bool(super().check_following(value))
+            script = next((name for name, spoken in _SCRIPTS.items() if self._language in spoken.split()), None)
+            if not letters or script is None or len(value.split()) > 2:
+                return bool(letters) and bool(super().check_following(value))
+            return all(unicodedata.name(sign, "").startswith(script) for sign in letters)
 
     return ResponseLanguage
+
+
+def _english_case(base: Any, capital: bool) -> Any:
+    import langdetect
+
+    class EnglishCase(base):  # type: ignore[misc]
+        """The language is told from words in lower case, and of a few plain words not at all."""
+
+        def check_following(self, value: str) -> bool:
+            if not (value.isupper() if capital else value.islower()):
+                return False
+            return (value.isascii() and len(value.split()) <= _FEW_WORDS) or langdetect.detect(value.lower()) == "en"
+
+    return EnglishCase
 
 
 def _nth_paragraph(base: Any) -> Any:
@@ -186,7 +203,128 @@ def _literal_forbidden(base: Any) -> Any:
     return LiteralForbidden
 
 
-_LATIN = "en de fr es pt it fi nl sv da no pl cs sk sl hr hu ro tr vi id sw tl ca et lv lt af sq cy so".split()  # noqa: SIM905
+def _sections(base: Any) -> Any:
+    class Sections(base):  # type: ignore[misc]
+        """The word before a section's number is a text, not a pattern."""
+
+        def check_following(self, value: str) -> bool:
+            return len(re.findall(rf"{re.escape(self._section_spliter)}\s?\d+", value)) >= self._num_sections
+
+    return Sections
+
+
+def _postscript(base: Any) -> Any:
+    class Postscript(base):  # type: ignore[misc]
+        """A marker that is neither P.S. nor P.P.S is a text, not a pattern."""
+
+        def check_following(self, value: str) -> bool:
+            marker = self._postscript_marker
+            usual = marker in ("P.S.", "P.P.S")
+            return bool(super().check_following(value)) if usual else marker.lower() in value.lower()
+
+    return Postscript
+
+
+def _bullets(base: Any) -> Any:
+    class Bullets(base):  # type: ignore[misc]
+        """A line across the page is no bullet."""
+
+        def check_following(self, value: str) -> bool:
+            return bool(super().check_following(re.sub(r"(?m)^\s*-{3,}\s*$", "", value)))
+
+    return Bullets
+
+
+def _conjunctions(base: Any) -> Any:
+    class Conjunctions(base):  # type: ignore[misc]
+        """Different words: ``and``, ``And`` and ``and,`` are one."""
+
+        def check_following(self, value: str) -> bool:
+            words = set(re.findall(r"[a-z]+", value.lower()))
+            return len(words & {"and", "but", "for", "nor", "or", "so", "yet"}) >= self._num_conjunctions
+
+    return Conjunctions
+
+
+def _unique_words(base: Any) -> Any:
+    class UniqueWords(base):  # type: ignore[misc]
+        """A dash is no word."""
+
+        def check_following(self, value: str) -> bool:
+            words = (word.strip(string.punctuation) for word in value.lower().split())
+            return len({word for word in words if any(map(str.isalnum, word))}) >= self._num_unique_words
+
+    return UniqueWords
+
+
+def _dates(base: Any) -> Any:
+    class Dates(base):  # type: ignore[misc]
+        """Days that there are: no month 0, and 29 February in leap years only."""
+
+        def check_following(self, value: str) -> bool:
+            try:
+                for day in value.strip().split(","):
+                    datetime.date.fromisoformat(day.strip())
+            except ValueError:
+                return False
+            return bool(super().check_following(value))
+
+    return Dates
+
+
+def _thesis(base: Any) -> Any:
+    class Thesis(base):  # type: ignore[misc]
+        """A thesis in ``<em>`` is read as one in ``<i>``."""
+
+        def check_following(self, value: str) -> bool:
+            return bool(super().check_following(re.sub(r"<(/?)em>", r"<\1i>", value)))
+
+    return Thesis
+
+
+def _sub_bullets(base: Any) -> Any:
+    class SubBullets(base):  # type: ignore[misc]
+        """Bullets there must be before each can have its own."""
+
+        def check_following(self, value: str) -> bool:
+            return "*" in value and bool(super().check_following(value))
+
+    return SubBullets
+
+
+def _sentences_then_bullets(base: Any) -> Any:
+    class SentencesThenBullets(base):  # type: ignore[misc]
+        """Empty lines separate, and end nothing."""
+
+        def check_following(self, value: str) -> bool:
+            return bool(super().check_following("\n".join(line for line in value.split("\n") if line.strip())))
+
+    return SentencesThenBullets
+
+
+def _paragraph_ends(base: Any) -> Any:
+    class ParagraphEnds(base):  # type: ignore[misc]
+        """Words are compared without the signs at their ends."""
+
+        def check_following(self, value: str) -> bool:
+            lines = [re.findall(r"\w+(?:['’-]\w+)*", line.lower()) for line in value.split("\n")]  # noqa: RUF001
+            return all(words[0] == words[-1] for words in lines if words)
+
+    return ParagraphEnds
+
+
+_FEW_WORDS = 5
+# How a letter's Unicode name begins, and the languages that are written so.
+_SCRIPTS = {
+    "LATIN": "en de fr es pt it fi nl sv da no pl cs sk sl hr hu ro tr vi id sw tl ca et lv lt af sq cy so",
+    "CYRILLIC": "ru uk bg mk",
+    "GREEK": "el",
+    "ARABIC": "ar fa ur",
+    "HEBREW": "he",
+    "DEVANAGARI": "hi mr ne",
+    **{"BENGALI": "bn", "GUJARATI": "gu", "GURMUKHI": "pa", "KANNADA": "kn", "MALAYALAM": "ml"},
+    **{"TAMIL": "ta", "TELUGU": "te", "THAI": "th", "HANGUL": "ko"},
+}
 _CORRECTIONS = {
     "count:person_names": _person_names,
     "count:keywords_multiple": _keywords_multiple,
@@ -199,6 +337,18 @@ _CORRECTIONS = {
     "keywords:letter_frequency": _letter_frequency,
     "language:response_language": _response_language,
     "length_constraints:nth_paragraph_first_word": _nth_paragraph,
+    "change_case:english_capital": partial(_english_case, capital=True),
+    "change_case:english_lowercase": partial(_english_case, capital=False),
+    "detectable_format:multiple_sections": _sections,
+    "detectable_content:postscript": _postscript,
+    "detectable_format:number_bullet_lists": _bullets,
+    "count:conjunctions": _conjunctions,
+    "count:unique_word_count": _unique_words,
+    "custom:date_format_list": _dates,
+    "format:thesis": _thesis,
+    "format:sub-bullets": _sub_bullets,
+    "format:no_bullets_bullets": _sentences_then_bullets,
+    "words:paragraph_last_first": _paragraph_ends,
     "keywords:existence": _literal_keywords,
     "keywords:frequency": _literal_frequency,
     "keywords:forbidden_words": _literal_forbidden,

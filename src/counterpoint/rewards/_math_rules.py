@@ -24,6 +24,9 @@ theta alpha beta gamma delta lambda mu phi varphi omega max min gcd lcm begin en
 euro pounds boxed fbox therefore implies Rightarrow rightarrow vert lvert rvert limits over
 """.split()  # noqa: SIM905
 )
+# Between two other signs these belong to no formula.
+_NO_SIGN = re.compile(r"\S\s*[?@#]\s*\w")
+_TWO_NUMBERS = re.compile(r"[\s$]*(-?\d{1,30})\s*=\s*(-?\d{1,30})[\s$.]*")
 _NO_LETTERS = re.compile(r"(?:\\[A-Za-z]+|[^A-Za-z])*")
 _PROSE_WORDS = 4
 
@@ -58,6 +61,8 @@ def is_comparable(answer: str, reference: str, numeric: bool, plain: bool) -> bo
         return False
     if numeric and (re.fullmatch(r"[\d\s.,$%-]*", answer) or _is_of_another_question(answer)):
         return False
+    if numeric and (_NO_SIGN.search(answer) or _is_false(answer)):
+        return False
     return not ((plain or numeric) and is_unfinished(answer))
 
 
@@ -85,6 +90,12 @@ def _is_of_another_question(answer: str) -> bool:
     left, sign, _ = answer.partition("=")
     left = left.strip().strip("$")
     return bool(sign) and not (_NAME.fullmatch(left) or _NO_LETTERS.fullmatch(left))
+
+
+def _is_false(answer: str) -> bool:
+    """An equation of two different whole numbers, ``7 = 8``, in which either could be meant."""
+    match = _TWO_NUMBERS.fullmatch(answer)
+    return match is not None and int(match[1]) != int(match[2])
 
 
 def is_unfinished(answer: str) -> bool:

@@ -169,8 +169,14 @@ def _clean(text: str) -> tuple[str, str]:
         text = f"{text[1:end].strip('$').strip()}{text[end + 1 :]}"
     name = _NAME.match(text)
     text = text[name.end() :] if name else text
-    text = re.sub(r"(?<=\d) (?=\d{3}(?: \d{3})*(?!\s*[/\d]))", ",", text) if " " in text else text
+    if " " in text:
+        text = re.sub(r"(?<=\d) (?=\d{3}(?: \d{3})*(?!\s*[/\d]))", _thousands(text), text)
     return text.replace("°", " degrees").rstrip(".,;: \n").strip(), name[1] if name else ""
+
+
+def _thousands(text: str) -> str:
+    """What takes the place of a space between thousands: nothing where a decimal comma follows (``1 234,5``)."""
+    return "" if re.search(r"\d \d{3},\d{1,2}(?!\d)", text) else ","
 
 
 def _trailing(rest: str, glued: bool) -> tuple[int, str]:
