@@ -1,4 +1,4 @@
-"""What docs/rewards.md says of its examples is so, and it names every reward and option."""
+"""What docs/rewards.md and the pages behind it say of their examples is so, and they name every reward and option."""
 
 import asyncio
 import importlib
@@ -14,7 +14,11 @@ from counterpoint.errors import RewardError
 from counterpoint.rewards import FAILED, REWARDS, build_reward
 from counterpoint.rewards._registry import _load
 
-TEXT = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = {
+    page.stem: page.read_text(encoding="utf-8") for page in [DOCS / "rewards.md", *(DOCS / "rewards").glob("*.md")]
+}
+TEXT = "\n".join(PAGES.values())
 CLIPS = "Natalia sold 48/2 = 24 clips in May. ...\n#### 72"
 DOORS = ["bank", "library", "department store", "mall", "new york"]
 
@@ -42,6 +46,11 @@ def test_examples(name: str, columns: dict, completion: str, expected: float) ->
     assert value == expected
 
 
+def test_the_page_leads_to_those_behind_it() -> None:
+    for name in PAGES.keys() - {"rewards"}:
+        assert f"(rewards/{name}.md" in PAGES["rewards"], name
+
+
 def test_every_reward_and_option_is_documented() -> None:
     for name, path in REWARDS.items():
         assert f"`{name}`" in TEXT
@@ -59,7 +68,8 @@ def test_checks_that_need_data_are_listed() -> None:
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The module that the snippets of "Your own" make together."""
-    section = TEXT[TEXT.index("## Your own") : TEXT.index("## With plain TRL")]
+    page = PAGES["rewards"]
+    section = page[page.index("## Your own") : page.index("## With plain TRL")] + PAGES["own"]
     (tmp_path / "my_documented_rewards.py").write_text(
         "\n".join(re.findall(r"```python\n(.*?)```", section, re.DOTALL))
     )

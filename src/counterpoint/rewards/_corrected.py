@@ -9,7 +9,7 @@ import itertools
 import re
 import string
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -325,7 +325,7 @@ _SCRIPTS = {
     **{"BENGALI": "bn", "GUJARATI": "gu", "GURMUKHI": "pa", "KANNADA": "kn", "MALAYALAM": "ml"},
     **{"TAMIL": "ta", "TELUGU": "te", "THAI": "th", "HANGUL": "ko"},
 }
-_CORRECTIONS = {
+_CORRECTIONS: dict[str, Callable[[Any], Any]] = {
     "count:person_names": _person_names,
     "count:keywords_multiple": _keywords_multiple,
     "repeat:repeat_span": _repeat_span,

@@ -25,6 +25,7 @@ ceiling factorial binomial gamma erf max min Max Min Rational Integer Float Inte
 """
 # Comparisons by the algebra system round to six places.
 _SMALL = 1e-4
+_FAR = 1e-3
 _CALL = re.compile(r"([A-Za-z_]\w*)\s*\(")
 _NO_EXPRESSION = re.compile(r"""__|['"\\@:;`#]|[)\]}]\s*\(|\blambda\b""")
 
@@ -93,7 +94,10 @@ def _make_math() -> Scorer:
         gold, answer, prose = pair
         seed(0)  # equality is tried at random points: the same for every pair, whatever came before it
         golds, answers = read(gold, not is_formula(gold)), read(answer, prose)
-        return bool(verify(golds, answers, timeout_seconds=None)) and not _differ_in_scale(golds, answers)
+        numbers = _real_numbers(golds, answers)
+        if numbers and _are_far(*numbers):  # most wrong numbers, without any algebra
+            return False
+        return bool(verify(golds, answers, timeout_seconds=None)) and not (numbers and _differ_in_scale(*numbers))
 
     for (
         gold,
@@ -104,16 +108,24 @@ def _make_math() -> Scorer:
     return same
 
 
-def _differ_in_scale(golds: list[Any], answers: list[Any]) -> bool:
-    """Whether two numbers are equal only for being rounded to the same few places, as 1/2004! and 1/2006! are."""
+def _real_numbers(golds: list[Any], answers: list[Any]) -> tuple[Any, Any] | None:
+    """The values of two real numbers to 20 digits; None where either is anything else."""
     import sympy
 
     pair = [values[0] for values in (golds, answers) if values and isinstance(values[0], sympy.Expr)]
     if len(pair) < 2 or not all(value.is_number for value in pair):
-        return False
+        return None
     gold, answer = (value.evalf(20) for value in pair)
-    if not (gold.is_Float or gold.is_zero) or not (answer.is_Float or answer.is_zero):
-        return False
+    return (gold, answer) if all(value.is_Float or value.is_zero for value in (gold, answer)) else None
+
+
+def _are_far(gold: Any, answer: Any) -> bool:
+    """Whether two numbers differ by more than any rounding."""
+    return bool(abs(gold - answer) > _FAR * max(1, abs(gold), abs(answer)))
+
+
+def _differ_in_scale(gold: Any, answer: Any) -> bool:
+    """Whether two numbers are equal only for being rounded to the same few places, as 1/2004! and 1/2006! are."""
     small, large = sorted((abs(gold), abs(answer)))
     return bool(small < _SMALL and abs(gold - answer) > _SMALL * large)
 
