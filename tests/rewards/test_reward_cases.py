@@ -13,7 +13,7 @@ from counterpoint.rewards import build_reward
 DATA = Path(os.environ.get("COUNTERPOINT_DATA", "/nowhere"))
 FILE = DATA / "reward_cases.jsonl"
 
-# Where the product decides otherwise; docs/rewards.md has the same list in words.
+# Where the product decides otherwise; docs/rewards.md and docs/rewards/ have the same list in words.
 CHOICES = {
     "math-none3": "the last number of a reply is its answer where nothing else is marked",
     "mv-test_all::test_complex_math_expressions[7]": "a rounded decimal (0.33) is no fraction (1/3)",
