@@ -4,7 +4,7 @@
     verdict = sandbox.run(Program(["def double(x):\\n    return 2 * x"], tests=("assert double(2) == 4",)))
     verdict.passed          # (True,)
 
-What it guarantees, and what it does not, is in ``docs/rewards.md``.
+What it guarantees, and what it does not, is in ``docs/security.md``.
 """
 
 from counterpoint.rewards.sandbox._client import Program, Sandbox, Verdict
