@@ -10,7 +10,6 @@ from counterpoint.diagnosis._damage_parts import (
     by_module,
     damage_at,
     module_parts,
-    modules_of,
     per_unit,
     random_edit_damage,
     reach_of,
@@ -71,7 +70,7 @@ def case():
     edit = tensors(9)
     hessian = sum(matrices) / loss.units_P.sum()
     gradient = sum(slopes) / loss.units_P.sum()
-    modules = modules_of(loss.params, ANATOMY)
+    modules = ANATOMY.by_module(loss.params)
     whole = along(loss, {"edit": edit}, by_module(edit, modules))
     return loss, edit, hessian, gradient, modules, whole
 
@@ -167,7 +166,7 @@ def test_random_edits_do_what_the_mean_curvature_does():
     loss = quadratic([torch.eye(SIZE, dtype=torch.float64)])
     edit = tensors(9)
     d = flat(edit)
-    found = random_edit_damage(loss, edit, modules_of(loss.params, ANATOMY), losses(loss), draws=3)
+    found = random_edit_damage(loss, edit, ANATOMY.by_module(loss.params), losses(loss), draws=3)
     expected = float(0.5 * d @ d) / 2
     assert found.low == pytest.approx(expected, rel=1e-5) == pytest.approx(found.high, rel=1e-5)
 
@@ -179,7 +178,7 @@ def conflict(rank=3, prompts=6):
 
 
 def subspace(loss, edit, **options):
-    modules = modules_of(loss.params, ANATOMY)
+    modules = ANATOMY.by_module(loss.params)
     whole = along(loss, {"edit": edit}, by_module(edit, modules))
     return subspace_of(loss, edit, whole, modules, **options), whole
 

@@ -67,14 +67,6 @@ class ModulePart:
     size_share: float
 
 
-def modules_of(params: Mapping[str, Tensor], anatomy: Anatomy) -> Modules:
-    """Parameters by module, in model order."""
-    found: dict[str, list[str]] = {}
-    for name in params:
-        found.setdefault(anatomy.module_of(name), []).append(name)
-    return {module: tuple(names) for module, names in found.items()}
-
-
 def select(vector: Vector, names: Sequence[str]) -> dict[str, Tensor]:
     """The part of a vector in some parameters."""
     return {name: vector[name] for name in names if name in vector}

@@ -161,7 +161,6 @@ class Workshop:
             groupings=("module", *GROUPINGS, own_grouping(self.course.config)),
             batches=min(wanted, *(signals[name] for name in told)),
             optimizer_state=state,
-            seed=self.seed,
             on_progress=self._named(point.moment),
         )
 

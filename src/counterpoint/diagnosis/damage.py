@@ -33,7 +33,6 @@ from counterpoint.diagnosis._damage_parts import (
     by_module,
     damage_at,
     module_parts,
-    modules_of,
     per_unit,
     random_edit_damage,
     reach_of,
@@ -318,7 +317,7 @@ class _Measurement:
                 raise
             raise CounterpointError(self._out_of_memory("one batch of completions")) from error
         params = self.text.loss.params
-        self.modules = modules_of(params, Anatomy.of(model))
+        self.modules = Anatomy.of(model).by_module(params)
         norm = float(inner(self.edit, self.edit)) ** 0.5
         self._note(
             prompts=len(self.text.tokens_P),
