@@ -7,15 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from counterpoint.checkpoints import Conversion, compare, open_checkpoint
+from counterpoint.checkpoints import Comparison, Conversion
 from counterpoint.config import Config
 from counterpoint.diagnosis.subject import Subject, open_subject
 from counterpoint.errors import ModelError, UnsupportedError
-
-
-def check_pair(before: str | Path, after: str | Path) -> None:
-    """Refuses, before any weight is read, checkpoints that are not two states of one architecture."""
-    compare(open_checkpoint(before), open_checkpoint(after))
 
 
 def open_at(config: Config, before: str | Path, domains: list[str]) -> Subject:
@@ -32,7 +27,7 @@ def open_at(config: Config, before: str | Path, domains: list[str]) -> Subject:
     return dataclasses.replace(subject, model=policy)
 
 
-def edit_between(before: str | Path, after: str | Path, model: Any) -> dict[str, Tensor]:
+def edit_between(pair: Comparison, model: Any) -> dict[str, Tensor]:
     """``after - before`` for every parameter of ``model`` that changed, in its dtype and on its device.
 
     Both checkpoints are read tensor by tensor.
@@ -41,7 +36,7 @@ def edit_between(before: str | Path, after: str | Path, model: Any) -> dict[str,
         ModelError: the two are equal, or a tensor holds a number that is not finite.
         UnsupportedError: the checkpoints name their tensors otherwise than the model.
     """
-    pair = compare(open_checkpoint(before), open_checkpoint(after))
+    before, after = pair.base.path, pair.after.path
     conversion = Conversion(model, {name: pair.base.shapes[source] for name, (source, _) in pair.sources.items()})
     changes: dict[str, Tensor] = {}
     for name, old, new in pair:

@@ -21,25 +21,12 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from counterpoint.anatomy import Anatomy
+from counterpoint.checkpoints import compare, open_checkpoint
 from counterpoint.config import Config
+from counterpoint.diagnosis import _damage_parts as parts
 from counterpoint.diagnosis._curvature import Derivatives, along, check_deterministic, inner, losses
-from counterpoint.diagnosis._damage_parts import (
-    ModulePart,
-    Modules,
-    Reach,
-    RoutePart,
-    ScalePoint,
-    Subspace,
-    by_module,
-    damage_at,
-    module_parts,
-    per_unit,
-    random_edit_damage,
-    reach_of,
-    route_part,
-    subspace_of,
-)
-from counterpoint.diagnosis._edit_vector import check_pair, edit_between, open_at
+from counterpoint.diagnosis._damage_parts import ModulePart, Modules, Reach, RoutePart, ScalePoint, Subspace, per_unit
+from counterpoint.diagnosis._edit_vector import edit_between, open_at
 from counterpoint.diagnosis._surrogates import (
     BASELINES,
     MIN_PROMPTS,
@@ -164,6 +151,13 @@ class Damage(Result):
         return all(term and math.isfinite(term.value + term.low + term.high) for term in terms)
 
     @property
+    def is_predicted(self) -> bool:
+        """Whether second order errs by at most ``tolerance`` of the largest term, for the whole edit."""
+        terms = [term.value for term in (self.measured, self.first, self.second) if term]
+        sizes = [abs(term) for term in terms]
+        return len(terms) == 3 and abs(terms[0] - terms[1] - terms[2]) <= self.options.tolerance * max(sizes)
+
+    @property
     def place(self) -> tuple[str, float, float] | None:
         """The module with most of the harm that curvature does, its share of it, and its share of the edit.
 
@@ -248,9 +242,9 @@ def damage(
     config = config if isinstance(config, Config) else config_of(config)
     names = [domain] if other in (None, domain) else [domain, str(other)]
     wanted_domains(config, names)
-    check_pair(before, after)
+    pair = compare(open_checkpoint(before), open_checkpoint(after))
     subject = open_at(config, before, names)
-    edit = edit_between(before, after, subject.model)
+    edit = edit_between(pair, subject.model)
     rollouts = completions_for(
         subject,
         file=completions,
@@ -283,7 +277,7 @@ class _Measurement:
 
     def run(self, other: Rollouts | None) -> Damage:
         """Everything that was asked for, until memory does not suffice."""
-        parts: list[tuple[str, bool, Callable[[], None]]] = [
+        work: list[tuple[str, bool, Callable[[], None]]] = [
             ("the measured damage", True, self._measure),
             ("Hessian-vector products", True, self._differentiate),
             ("the Fisher term", True, self._fisher),
@@ -291,10 +285,10 @@ class _Measurement:
             ("the strongest directions", self.options.lanczos > 0, self._subspace),
         ]
         self._open()
-        for what, wanted, part in parts:
+        for what, wanted, measure in work:
             try:
                 if wanted:
-                    part()
+                    measure()
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -330,15 +324,15 @@ class _Measurement:
     def _measure(self) -> None:
         loss, options = self.text.loss, self.options
         before_P = losses(loss)
-        self.measured = damage_at(loss, self.edit, sorted({*options.scales, 1.0}), before_P, self.on_progress)
-        random = random_edit_damage(
+        self.measured = parts.damage_at(loss, self.edit, sorted({*options.scales, 1.0}), before_P, self.on_progress)
+        random = parts.random_edit_damage(
             loss, self.edit, self.modules, before_P, options.draws, options.seed, self.on_progress
         )
         self._note(measured=per_unit(self.measured[1.0], loss.units_P), random_edit=random)
 
     def _differentiate(self) -> None:
         loss, edit = self.text.loss, self.edit
-        reduce = by_module(edit, self.modules)
+        reduce = parts.by_module(edit, self.modules)
         self.whole = along(loss, {"edit": edit}, reduce, what="Hessian products", on_progress=self.on_progress)
         first_P, second_P = self.whole.first["edit"].sum(1), 0.5 * self.whole.second["edit"].sum(1)
         self._note(
@@ -346,8 +340,8 @@ class _Measurement:
             second=per_unit(second_P, loss.units_P),
             predicted=per_unit(first_P + second_P, loss.units_P),
             difference=per_unit(self.measured[1.0] - first_P - second_P, loss.units_P),
-            modules=module_parts(self.whole, edit, loss, self.modules),
-            range=reach_of(self.measured, first_P, second_P, loss.units_P, self.options.tolerance),
+            modules=parts.module_parts(self.whole, edit, loss, self.modules),
+            range=parts.reach_of(self.measured, first_P, second_P, loss.units_P, self.options.tolerance),
         )
 
     def _fisher(self) -> None:
@@ -358,7 +352,7 @@ class _Measurement:
         options = self.options
         shared = shared_neurons(self.subject, (self.rollouts, other), options.fraction, options.batch_size)
         self._note(
-            route=route_part(
+            route=parts.route_part(
                 self.text.loss,
                 self.edit,
                 shared,
@@ -374,11 +368,9 @@ class _Measurement:
     def _subspace(self) -> None:
         options = self.options
         self._note(
-            subspace=subspace_of(
+            subspace=parts.subspace_of(
                 self.text.loss,
                 self.edit,
-                self.whole,
-                self.modules,
                 iterations=options.lanczos,
                 top=min(options.top, options.lanczos),
                 seed=options.seed,
@@ -456,8 +448,8 @@ def _subspace_sentence(found: Subspace) -> str:
     return (
         f"The {len(found.directions)} strongest eigen-directions hold {found.edit_share:.2g} of |d|² and carry "
         f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}] of the second order; found on half of the prompts, "
-        f"they carry {other.value:.0%} of the other half's. Random directions carry {found.random_share:.2g} on "
-        f"average, with the same norm in every module {found.module_random_share:.2g}."
+        f"they carry {other.value:.0%} of the other half's. Random directions carry "
+        f"{found.random_share:.2g} on average."
     )
 
 

@@ -57,9 +57,8 @@ KINDS = {"scores": "behaviour", "conflicts_over_time": "conflicts"}
 class DiagnoseOptions:
     """How much is measured: ``prompts`` per domain with ``samples`` completions each, at every checkpoint.
 
-    ``effort`` is ``usual``, ``quick`` (half of both numbers; no metric of Adam, no scales of edits, no damage from a
-    domain's own stage to the end of the run) or ``thorough`` (also blocks and spectrum of
-    the Hessian, and all scales).
+    ``effort`` is ``usual``, ``quick`` (half of both numbers; no metric of Adam, no scales of edits) or ``thorough``
+    (also the spectrum of the Hessian, and more random controls).
     """
 
     prompts: int = 128
@@ -220,8 +219,6 @@ def plan_parts(work: Workshop, prints: Fingerprints) -> list[Part[Any]]:
     for leg in course.legs:
         for domain in leg.earlier:
             planned.append(_damage(work, domain, leg.start, leg.end, leg.stage.domains, marks, names))
-    if work.effort != "quick":
-        planned += _damage_to_the_end(work, marks, names)
     return planned
 
 
@@ -314,17 +311,6 @@ def _damage(
     about = {"domain": domain, "later": list(later), "first_step": start.step, "last_step": end.step}
     other = later[0] if len(later) == 1 and later[0] in work.course.config.domains else None
     return Part(name, "damage", inputs, lambda: work.damage(domain, start, end, other), _itself, Damage, about)
-
-
-def _damage_to_the_end(work: Workshop, marks: Mapping[str, str], names: set[str]) -> list[Part[Any]]:
-    """From the end of every domain's own stage over all later ones, where these are two or more."""
-    legs, found = work.course.legs, []
-    for i, leg in enumerate(legs):
-        later = tuple(dict.fromkeys(name for after in legs[i + 1 :] for name in after.stage.domains))
-        for domain in leg.stage.domains:
-            if len(legs) - i > 2 and domain not in later:
-                found.append(_damage(work, domain, leg.end, work.course.points[-1], later, marks, names))
-    return found
 
 
 def _inputs(work: Workshop, mark: str) -> dict[str, Any]:
