@@ -25,10 +25,7 @@ def write_diagnosis(path, domains, modules, *, note="", failed=True):
     stages = [
         {
             "stage": name, "domains": [name], "first_step": STEPS * i, "last_step": STEPS * (i + 1),
-            "edit": {
-                "unchanged": 0.1, "relative_norm": 0.02,
-                "modules": [{"module": name, "relative_norm": 0.01 * k} for k, name in enumerate(modules)],
-            },
+            "modules": {name: 0.01 * k for k, name in enumerate(modules)},
         }
         for i, name in enumerate(domains)
     ]  # fmt: skip

@@ -25,18 +25,18 @@ FINDING = "finding"
 class Part(Generic[F]):
     """One analysis: its file is ``NAME.json`` of schema ``counterpoint.KIND``.
 
-    ``inputs`` are what its result depends on, as JSON values. ``work`` returns the result; ``finding`` takes from it
-    what the summary needs, a dataclass of the type ``read``, which is all that is read of a kept file: whole results
-    hold tensors and millions of numbers. ``about`` goes into ``summary.json`` with the part: its domains, its step.
+    ``inputs`` are what its result depends on, as JSON values. ``work`` returns the result, ``finding`` what the summary
+    needs of it, a dataclass of the type ``read``, which is all that is read of a kept file: whole results hold tensors
+    and millions of numbers. ``about`` goes into ``summary.json`` with the part: its domains, its step.
     """
 
     name: str
     kind: str
     inputs: Mapping[str, Any]
     work: Callable[[], Any]
-    finding: Callable[[Any], F]
     read: type[F]
     about: Mapping[str, Any] = field(default_factory=dict)
+    finding: Callable[[Any], F] = lambda result: result
     beside: tuple[Path, ...] = ()
     """Files that it writes too; where one is gone or changed the part is done again."""
 

@@ -1,8 +1,7 @@
 """Measures at the points of a diagnosis: calls the analyses on checkpoints and on completions that they share."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
 from typing import Any, Literal
 
 from counterpoint.checkpoints import compare, open_checkpoint
@@ -13,7 +12,7 @@ from counterpoint.diagnosis.conflicts_over_time import ConflictsOverTime, confli
 from counterpoint.diagnosis.damage import Damage, DamageOptions, damage
 from counterpoint.diagnosis.directions import EditTensors
 from counterpoint.diagnosis.edits import Edits, edits
-from counterpoint.diagnosis.rollouts import Rollouts, save_rollouts
+from counterpoint.diagnosis.rollouts import Rollouts
 from counterpoint.diagnosis.routes import Routes, measure_routes
 from counterpoint.diagnosis.subject import Subject, completions_for, open_subject
 from counterpoint.errors import CounterpointError
@@ -49,10 +48,9 @@ BATCHES = 16
 
 @dataclass(frozen=True)
 class CompletionsKept:
-    """The file of completions, and the mean reward of every domain in it."""
+    """The file of completions."""
 
     file: str
-    reward: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ class Workshop:
     def sample(self, point: Point) -> CompletionsKept:
         """Samples completions of every domain at ``point`` and keeps them."""
         file = self.rollouts_file(point)
-        found = completions_for(
+        completions_for(
             self.subject(point),
             prompts=self.prompts,
             samples=self.samples,
@@ -119,8 +117,7 @@ class Workshop:
             save=file,
             on_progress=self._named(point.moment),
         )
-        rewards = {name: fmean(item.reward for item in rollouts.items) for name, rollouts in found.items()}
-        return CompletionsKept(file.name, rewards)
+        return CompletionsKept(file.name)
 
     def routes(self, point: Point) -> Routes:
         """The routes of every domain at ``point``, and the directions of the stages' edits on them."""
@@ -180,25 +177,18 @@ class Workshop:
             domain,
             other=other,
             options=options,
-            completions=self._few(start),
+            completions=self._kept(start),
             on_progress=self._named(f"{domain}, {start.moment} to {end.moment}"),
         )
 
-    def _few(self, point: Point) -> Path:
-        """A file with the first completions of each prompt, for what costs much per completion."""
-        path = self.rollouts_file(point).with_suffix(".few.jsonl")
-        for_damage = [
-            replace(rollouts, items=tuple(item for items in rollouts.groups for item in items[:DAMAGE_SAMPLES]))
-            for rollouts in self._rollouts(point).values()
-        ]
-        save_rollouts(path, *for_damage)
-        return path
-
     def _rollouts(self, point: Point) -> dict[str, Rollouts]:
+        return completions_for(self.subject(point), file=self._kept(point), at_least=2)
+
+    def _kept(self, point: Point) -> Path:
         file = self.rollouts_file(point)
         if not file.is_file():
             raise CounterpointError(f"there are no completions {point.moment}: sampling them failed.")
-        return completions_for(self.subject(point), file=file, at_least=2)
+        return file
 
     def _named(self, where: str) -> Progress:
         return lambda what, done, total: self.on_progress(f"{where}: {what}", done, total)

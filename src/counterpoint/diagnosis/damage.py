@@ -56,8 +56,8 @@ class DamageOptions:
 
     ``surrogate`` is ``policy`` or ``likelihood``. ``baseline`` says what a reward is compared with: ``domain``, so that
     prompts whose completions are all right count, or ``prompt``, as in GRPO. ``prompts`` and ``samples`` say how many
-    completions are sampled, ``batch_size`` how many are in memory at once. ``lanczos`` is the number of Hessian
-    products for the strongest eigen-directions (0 for none), ``top`` the directions whose share is measured.
+    completions are sampled (of a file the first ``samples`` of each prompt count), ``batch_size`` how many are in
+    memory at once. ``lanczos`` is the number of Hessian products for the strongest eigen-directions (0 for none), ``top`` the directions whose share is measured.
     ``fraction`` of the neurons make a route. ``draws`` is the number of random edits and random sets of neurons.
     ``scales`` are multiples of the edit, ``tolerance`` the relative error up to which second order predicts.
     """
@@ -253,11 +253,12 @@ def damage(
         seed=options.seed,
         on_progress=on_progress,
     )
-    own = with_baseline(rollouts[domain], options.baseline)
+    few = {name: own.first(options.samples) for name, own in rollouts.items()}
+    own = with_baseline(few[domain], options.baseline)
     work = _Measurement(
         subject, edit, own, options, on_progress, Damage(str(before), str(after), domain, other, options)
     )
-    return work.run(rollouts.get(other) if other else None)
+    return work.run(few.get(other) if other else None)
 
 
 @dataclass

@@ -73,6 +73,10 @@ class Rollouts:
         """Those with an advantage: prompts whose completions all have one reward teach nothing."""
         return replace(self, items=tuple(item for item in self.items if item.advantage != 0))
 
+    def first(self, samples: int) -> "Rollouts":
+        """The first ``samples`` completions of every prompt; their advantages stay as they are."""
+        return replace(self, items=tuple(item for items in self.groups for item in items[:samples]))
+
     def split(self) -> "tuple[Rollouts, Rollouts]":
         """Two halves that share no prompt: prompts of even and of odd rank."""
         even, odd = self.groups[::2], self.groups[1::2]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from counterpoint.diagnosis._course import Course, Leg
-from counterpoint.diagnosis._findings import EditFindings, PairConflict, PairOverlap, StageEdit
+from counterpoint.diagnosis._findings import PairConflict, PairOverlap, PartFindings
 from counterpoint.diagnosis._parts import PartDone
 from counterpoint.diagnosis._words import gained, lost, not_excluded, signed
 from counterpoint.diagnosis.behaviour import NOISE, Behaviour, Change, changes_table
@@ -48,10 +48,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Stretch:
-    """One stage: its name, and what it changed in the weights where that was measured."""
+    """One stage: its name, and by module its edit's norm over that of the weights, where that was measured."""
 
     stage: str
-    edit: StageEdit | None
+    modules: Mapping[str, float] | None
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def summarise(
     )
 
 
-def edits_by_leg(findings: Findings) -> tuple[EditFindings | None, str]:
+def edits_by_leg(findings: Findings) -> tuple[PartFindings | None, str]:
     """The edits, where they are those of the legs: with a checkpoint gone, one edit spans several stages."""
     found, why = findings.get("edits")
     if found is not None and len(found.edits) != len(findings.course.legs):

@@ -18,21 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from counterpoint.diagnosis._course import (
-    Course,
-    GivenRun,
-    Point,
-    course_of_checkpoints,
-    course_of_run,
-)
-from counterpoint.diagnosis._findings import (
-    ConflictFindings,
-    EditFindings,
-    RouteFindings,
-    conflict_findings,
-    edit_findings,
-    route_findings,
-)
+from counterpoint.diagnosis._course import Course, GivenRun, Point, course_of_checkpoints, course_of_run
+from counterpoint.diagnosis._findings import PartFindings, conflict_findings, edit_findings, route_findings
 from counterpoint.diagnosis._parts import Fingerprints, Part, PartDone, digest_of, file_digest, run_part
 from counterpoint.diagnosis._workshop import CompletionsKept, Effort, PointScores, Workshop
 from counterpoint.diagnosis.behaviour import Behaviour, behaviour
@@ -247,32 +234,26 @@ def _behaviour(work: Workshop, alone: Mapping[str, Path | str], found: Mapping[s
             evals = [line for item in scores for line in item.evals]
             return behaviour(GivenRun(course, evals, [line for item in scores for line in item.samples]))
 
-        return Part("behaviour", "behaviour", {"scores": digest_of(plain(scores))}, measure, _itself, Behaviour)
+        return Part("behaviour", "behaviour", {"scores": digest_of(plain(scores))}, measure, Behaviour)
     files = {
         f"{name}/{file}": file_digest(Path(path) / file)
         for name, path in {"": course.run.path, **alone}.items()
         for file in ("run.json", "evals.jsonl", "metrics.jsonl", "samples.jsonl")
     }
     run = course.run
-    return Part(
-        "behaviour", "behaviour", {"files": files}, lambda: behaviour(run, alone, work.on_progress), _itself, Behaviour
-    )
-
-
-def _itself(result: Any) -> Any:
-    return result
+    return Part("behaviour", "behaviour", {"files": files}, lambda: behaviour(run, alone, work.on_progress), Behaviour)
 
 
 def _scores(work: Workshop, point: Point, marks: Mapping[str, str]) -> Part[PointScores]:
     inputs = {"weights": marks[point.name], "config": file_digest(work.course.config_file)}
     about = {"moment": point.moment}
-    return Part(f"scores-{point.name}", "scores", inputs, lambda: work.scores(point), _itself, PointScores, about)
+    return Part(f"scores-{point.name}", "scores", inputs, lambda: work.scores(point), PointScores, about)
 
 
-def _edits(work: Workshop, marks: Mapping[str, str]) -> Part[EditFindings]:
+def _edits(work: Workshop, marks: Mapping[str, str]) -> Part[PartFindings]:
     inputs = {"weights": list(marks.values()), "seed": work.seed}
     about = {"steps": [point.step for point in work.course.points[1:]]}
-    return Part("edits", "edits", inputs, work.edits, edit_findings, EditFindings, about)
+    return Part("edits", "edits", inputs, work.edits, PartFindings, about, edit_findings)
 
 
 def _at_point(work: Workshop, point: Point, marks: Mapping[str, str]) -> list[Part[Any]]:
@@ -280,19 +261,19 @@ def _at_point(work: Workshop, point: Point, marks: Mapping[str, str]) -> list[Pa
     about: dict[str, Any] = {"step": point.step, "moment": point.moment}
     edits = {"edits": [(marks[leg.start.name], marks[leg.end.name]) for leg in work.course.legs]}
 
-    def part(kind: str, inputs: Any, work: Callable[[Point], Any], finding: Any, read: Any, *beside: Path) -> Part[Any]:
-        return Part(f"{kind}-{point.name}", kind, inputs, lambda: work(point), finding, read, about, beside)
+    def part(kind: str, inputs: Any, measure: Callable[[Point], Any], read: Any, **more: Any) -> Part[Any]:
+        return Part(f"{kind}-{point.name}", kind, inputs, lambda: measure(point), read, about, **more)
 
     return [
-        part("rollouts", inputs, work.sample, _itself, CompletionsKept, work.rollouts_file(point)),
-        part("routes", inputs | edits, work.routes, route_findings, RouteFindings),
-        part("conflicts", inputs, work.conflicts, conflict_findings, ConflictFindings),
+        part("rollouts", inputs, work.sample, CompletionsKept, beside=(work.rollouts_file(point),)),
+        part("routes", inputs | edits, work.routes, PartFindings, finding=route_findings),
+        part("conflicts", inputs, work.conflicts, PartFindings, finding=conflict_findings),
     ]
 
 
 def _over_time(work: Workshop, run: Path) -> Part[Any]:
     inputs = {"grams": file_digest(run / "grams.jsonl")}
-    return Part("conflicts-over-time", "conflicts_over_time", inputs, work.over_time, lambda result: {}, dict)
+    return Part("conflicts-over-time", "conflicts_over_time", inputs, work.over_time, dict, {}, lambda _: {})
 
 
 def _damage(
@@ -310,7 +291,7 @@ def _damage(
     inputs = _inputs(work, marks[start.name]) | {"domain": domain, "later": list(later), "after": marks[end.name]}
     about = {"domain": domain, "later": list(later), "first_step": start.step, "last_step": end.step}
     other = later[0] if len(later) == 1 and later[0] in work.course.config.domains else None
-    return Part(name, "damage", inputs, lambda: work.damage(domain, start, end, other), _itself, Damage, about)
+    return Part(name, "damage", inputs, lambda: work.damage(domain, start, end, other), Damage, about)
 
 
 def _inputs(work: Workshop, mark: str) -> dict[str, Any]:

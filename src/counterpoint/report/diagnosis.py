@@ -126,11 +126,8 @@ def _overlap(value: object) -> dict[str, float | None] | None:
 
 
 def _stage(row: Row) -> Content:
-    parts = rows_of(row_of(row.get("edit")).get("modules"))
-    return {
-        "stage": clean(row.get("stage"), 60),
-        "modules": {clean(part.get("module"), 60): number(part.get("relative_norm")) for part in parts},
-    }
+    modules = row_of(row.get("modules")).items()
+    return {"stage": clean(row.get("stage"), 60), "modules": {clean(name, 60): number(norm) for name, norm in modules}}
 
 
 def _modules(pairs: list[Content], stages: list[Content]) -> list[str]:
