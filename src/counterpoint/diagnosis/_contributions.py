@@ -166,7 +166,7 @@ class _Sums:
 
         def hear(module: Any, args: tuple[Tensor, ...]) -> None:
             x_SF = args[0].flatten(0, -2).index_select(0, self._rows.to(args[0].device))
-            self._sums[i][self._half] += add(_wide(x_SF), self._maps[i])
+            self._sums[i][self._half] += add(wide(x_SF), self._maps[i])
 
         return hear
 
@@ -213,7 +213,7 @@ def _head_maps(site: Site) -> Tensor:
 def _weight(module: Any) -> Tensor:
     """The projection's effective weight [outputs, inputs], adapters included, in float32 or wider."""
     base = getattr(module, "base_layer", module)
-    weight = _wide(base.weight.detach())
+    weight = wide(base.weight.detach())
     if base is not module and not module.merged:
         for adapter in module.active_adapters:
             if adapter in module.scaling:
@@ -221,7 +221,8 @@ def _weight(module: Any) -> Tensor:
     return weight.T if type(base).__name__ == "Conv1D" else weight  # of transformers: inputs first
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor in float32, or in float64 where it is that already."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 

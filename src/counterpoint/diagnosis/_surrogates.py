@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from counterpoint.diagnosis._contributions import wide
 from counterpoint.diagnosis._curvature import Piece, SumLoss, Vector
 from counterpoint.diagnosis.rollouts import Rollouts, TokenBatch, collate
 from counterpoint.errors import CounterpointError
@@ -28,9 +29,8 @@ MIN_PROMPTS = 8
 def log_probs(model: Any, batch: TokenBatch) -> Tensor:
     """Log-probability of every token but the first, given those before it: [B, T - 1], float32 or wider."""
     logits = model(input_ids=batch.ids_BT, attention_mask=batch.attention_BT.long()).logits[:, :-1]
-    logits = logits if logits.dtype == torch.float64 else logits.float()
     targets = batch.ids_BT[:, 1:].unsqueeze(-1)
-    return logits.log_softmax(-1).gather(-1, targets).squeeze(-1)
+    return wide(logits).log_softmax(-1).gather(-1, targets).squeeze(-1)
 
 
 def policy_loss(model: Any, batch: TokenBatch, old_log_probs_BT: Tensor | None = None) -> Tensor:

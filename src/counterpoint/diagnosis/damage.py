@@ -57,8 +57,9 @@ class DamageOptions:
     ``surrogate`` is ``policy`` or ``likelihood``. ``baseline`` says what a reward is compared with: ``domain``, so that
     prompts whose completions are all right count, or ``prompt``, as in GRPO. ``prompts`` and ``samples`` say how many
     completions are sampled (of a file the first ``samples`` of each prompt count), ``batch_size`` how many are in
-    memory at once. ``lanczos`` is the number of Hessian products for the strongest eigen-directions (0 for none), ``top`` the directions whose share is measured.
-    ``fraction`` of the neurons make a route. ``draws`` is the number of random edits and random sets of neurons.
+    memory at once. ``lanczos`` is the number of Hessian products for the strongest eigen-directions (0 for none),
+    ``top`` the directions whose share is measured. ``fraction`` of the neurons make a route.
+    ``draws`` is the number of random edits and random sets of neurons.
     ``scales`` are multiples of the edit, ``tolerance`` the relative error up to which second order predicts.
     """
 

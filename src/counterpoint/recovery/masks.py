@@ -19,6 +19,7 @@ from torch import Tensor
 
 from counterpoint.anatomy import plain_name
 from counterpoint.checkpoints import Comparison, Conversion, compare, open_checkpoint, write_checkpoint
+from counterpoint.diagnosis._contributions import wide
 from counterpoint.diagnosis._surrogates import log_probs
 from counterpoint.diagnosis.rollouts import Rollouts, collate
 from counterpoint.errors import CounterpointError, ModelError
@@ -58,11 +59,6 @@ class Edit:
         """The edit of one tensor: float32, or float64 where it is stored so."""
         change = wide(self.after(name))
         return change.sub_(self.before(name).to(change.dtype))
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """The tensor in float32, or in float64 where it is that already."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def open_edit(before: str | Path, after: str | Path) -> Edit:

@@ -3,6 +3,7 @@
 Source: rollback and refresh after LPT (arXiv 2606.02398); the order, and the rule that decides, are ours.
 """
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -286,7 +287,8 @@ def _ways(domain: str, checkpoint: str | None, options: RecoverOptions) -> list[
     if how != "rollback":
         when = f"If {domain} is not back then, refresh" if how == "auto" and checkpoint is not None else "Refresh"
         said.append(
-            f"{when} of {domain}: at most {fresh.steps} steps, with up to {1 + fresh.looks} evaluations of all domains."
+            f"{when} of {domain}: at most {fresh.steps} steps, with up to {1 + math.ceil(fresh.steps / fresh.every)} "
+            "evaluations of all domains."
         )
     return said
 

@@ -190,22 +190,27 @@ class _Work:
         self, patches: Sequence[Patch | None], domains: Sequence[Domain], plan: EvaluationPlan, what: str
     ) -> list[Scored]:
         """The scores of every patch, with one random stream for all; None stands for the checkpoint before the edit."""
-        each = sum(len(one.evaluation) for one in domains) * plan.samples
         found: list[Scored] = []
-        for patch in patches:
+        for number, patch in enumerate(patches, 1):
             self.site.put(patch)
-            count = _Count(what, each * len(found), each * len(patches), self.on_progress)
-            scores = evaluate(self.subject.model, self.subject.tokenizer, domains, plan, count)
+            told = self._named(f"{what}, {number} of {len(patches)}")
+            scores = evaluate(self.subject.model, self.subject.tokenizer, domains, plan, told)
             found.append({score.domain: score for score in scores})
         return found
+
+    def _named(self, where: str) -> Progress:
+        return lambda what, done, total: self.on_progress(f"{where}: {what}", done, total)
 
     # Ranking
 
     def candidates(self) -> list[_Candidate]:
         """Masks of every budget at every scale, and all weights at some."""
         options, names, scores = self.options, list(self.changed), self.scores()
-        passes = _Passes(self.on_progress)
-        ranking = Ranking.of(names, scores, passes)
+
+        def told(done: int, total: int) -> None:
+            self.on_progress("rank weights", done, total)
+
+        ranking = Ranking.of(names, scores, told)
         if not ranking.num_candidates:
             raise CounterpointError(
                 f"score={options.score!r}: no weight has a score above 0, because the completions of {self.domain} "
@@ -215,7 +220,7 @@ class _Work:
         if notes and options.budgets:
             raise CounterpointError(notes[0])
         self.notes += [f"Left out. {note}" for note in notes]
-        cuts = ranking.cuts(list(counts.values()), passes)
+        cuts = ranking.cuts(list(counts.values()), told)
         masks = {budget: TopMask(cut, scores) for budget, cut in zip(counts, cuts, strict=True)}
         found = [_Candidate("mask", budget, scale, masks[budget]) for budget, scale in product(masks, options.scales)]
         return [*found, *(_Candidate("pull-back", 1.0, scale, Everything()) for scale in options.pull_backs)]
@@ -426,26 +431,3 @@ def largest(most: int, total: int) -> float:
     share = most / total
     digits = 10.0 ** (3 - int(f"{share:e}".split("e")[1]))
     return int(share * digits) / digits
-
-
-class _Count:
-    """Shows the completions of one evaluation after those of earlier ones, on one bar."""
-
-    def __init__(self, what: str, before: int, total: int, on_progress: Progress) -> None:
-        self.what, self.before, self.total, self.on_progress = what, before, total, on_progress
-
-    def __call__(self, domain: str, done: int, total: int) -> None:
-        self.on_progress(self.what, self.before + done, self.total)
-        if done == total:
-            self.before += total
-
-
-class _Passes:
-    """Numbers the passes over the weights."""
-
-    def __init__(self, on_progress: Progress) -> None:
-        self.on_progress, self.number = on_progress, 1
-
-    def __call__(self, done: int, total: int) -> None:
-        self.on_progress(f"rank weights, pass {self.number}", done, total)
-        self.number += done == total

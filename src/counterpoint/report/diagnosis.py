@@ -143,7 +143,7 @@ def _course(behaviour: Row, domains: list[str]) -> Content | None:
         return None
     moments = {number(row.get("step")): clean(row.get("moment"), 40) for row in scores}
     steps = sorted(step for step in moments if step is not None)
-    diversity = [row for row in rows_of(behaviour.get("diversity")) if row.get("n") == 2]
+    diversity = rows_of(behaviour.get("diversity"))
     entropy = [
         {"domain": clean(name, 60), "colour": domains.index(name), **_ends(row)}
         for row in rows_of(behaviour.get("entropy"))
