@@ -242,7 +242,7 @@ def test_too_few_prompts_with_a_signal_are_refused(place, tmp_path):
     ("changes", "message"),
     [
         ({"surrogate": "polcy"}, "did you mean 'policy'"),
-        ({"baseline": "x"}, "There is no baseline 'x'"),
+        ({"baseline": "x"}, "baseline: there is no 'x'"),
         ({"prompts": 0}, "prompts must be at least 1; found 0"),
         ({"prompts": 7}, "prompts=7 is too few: an interval needs at least 8 prompts"),
         ({"samples": 1}, "samples=1 is too few"),

@@ -62,8 +62,8 @@ def summary_of(tmp_path):
         config = parse_config({"domains": {name: {"source": "pocket"} for name in names}})
         course = Course("run", tmp_path, config, tmp_path, tuple(kinds), tuple(points), legs, None, "RECOVER IT")
         done = [
-            PartDone(name, name.split("-")[0], "", "done" if value else "failed", 0.0,
-                     ABOUT if name == "damage" else {}, "" if value else "too few prompts.")
+            PartDone(name, name.split("-")[0], ABOUT if name == "damage" else {},
+                     "done" if value else "failed", 0.0, "" if value else "too few prompts.")
             for name, value in found.items()
         ]  # fmt: skip
         if planted:

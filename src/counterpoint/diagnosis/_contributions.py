@@ -63,11 +63,7 @@ class Activity:
 
 
 def sites_of(model: Any) -> Sites:
-    """The projections of ``model`` that neurons and heads feed.
-
-    Raises:
-        UnsupportedError: no MLP of a known kind, or heads that do not divide their projection.
-    """
+    """The projections of ``model`` that neurons and heads feed; refuses a model without an MLP of a known kind."""
     anatomy, num_heads = Anatomy.of(model), getattr(_config(model), "num_attention_heads", None)
     sites = []
     for name, module in model.named_modules():
@@ -106,10 +102,7 @@ def activity_of(
 ) -> Activity:
     """What every unit contributes where tokens of ``rollouts`` are predicted, each half of the prompts by itself.
 
-    Sums are kept, never activations: memory is that of one batch and of one number per unit and half.
-
-    Raises:
-        CounterpointError: a contribution is no number (naming the layer), or memory does not suffice.
+    Sums are kept, never activations. Refuses a contribution that is no number, and says if memory does not suffice.
     """
     sums = _Sums(sites)
     device = next(model.parameters()).device
@@ -189,11 +182,7 @@ def _neuron_sums(x_SN: Tensor, norms_N: Tensor) -> Tensor:
 
 
 def _head_sums(x_SF: Tensor, maps_HCC: Tensor) -> Tensor:
-    """Sum over tokens of ``norm(W_h x_h)`` per head.
-
-    With the triangular factor of ``W_h = Q R`` the norm is that of ``R x_h``, which has C entries and not as many as
-    the model is wide.
-    """
+    """Sum over tokens of ``norm(W_h x_h)`` per head: that of ``R x_h`` with the triangular factor of ``W_h = Q R``."""
     x_SHC = x_SF.unflatten(-1, (len(maps_HCC), -1))
     return torch.einsum("hdc,shc->shd", maps_HCC, x_SHC).norm(dim=-1).sum(0).double()
 

@@ -125,14 +125,9 @@ class RoutePart:
 
 
 class OnNeurons(Mapping[str, Tensor]):
-    """The part of a vector in the weights of chosen neurons: rows and columns of MLP projections, zero elsewhere.
+    """The part of a vector in the weights of ``chosen`` neurons (bool by layer), zero elsewhere.
 
     Each tensor is made when it is read, so several sets of neurons cost no memory.
-
-    Args:
-        vector: by parameter name.
-        chosen: for each layer a bool vector, true for the chosen neurons.
-        anatomy: of the model whose parameters these are.
     """
 
     def __init__(self, vector: Vector, chosen: Mapping[int, Tensor], anatomy: Anatomy) -> None:
@@ -169,11 +164,10 @@ def route_part(
     seed: int = 0,
     on_progress: Progress = silent,
 ) -> RoutePart:
-    """Damage on the shared route, off it, and between the two, beside random neurons of the same number.
+    """Damage on the ``shared`` neurons of each layer (bool), off them, and between the two.
 
-    ``shared`` holds the shared neurons of each layer (bool), ``whole`` is ``along`` for ``edit`` with any reduction
-    whose numbers add up to the inner product, ``other`` names the later domain. ``draws`` random sets have as many
-    neurons in each layer.
+    ``whole`` is ``along`` for ``edit`` with any reduction whose numbers add up to the inner product, ``other`` names
+    the later domain. ``draws`` random sets have as many neurons in each layer.
     """
     generator = torch.Generator().manual_seed(seed)
     sets = {"shared": shared} | {f"random {i}": _shuffled(shared, generator) for i in range(draws)}
@@ -362,10 +356,7 @@ class Reach:
 def damage_at(
     loss: SumLoss, edit: Vector, scales: Sequence[float], before_P: Tensor, on_progress: Progress = silent
 ) -> dict[float, Tensor]:
-    """``L(params + s d) - L(params)`` of every prompt [P], not yet over units, by scale s.
-
-    ``before_P`` is ``losses(loss)``.
-    """
+    """``L(params + s d) - L(params)`` of every prompt [P], not yet over units, by scale; ``before_P`` is L(params)."""
     total, found = len(scales) * len(loss.pieces), {}
     for number, scale in enumerate(scales):
 

@@ -30,8 +30,6 @@ def open_at(config: Config, before: str | Path, domains: list[str]) -> Subject:
 def edit_between(pair: Comparison, model: Any) -> dict[str, Tensor]:
     """``after - before`` for every parameter of ``model`` that changed, in its dtype and on its device.
 
-    Both checkpoints are read tensor by tensor.
-
     Raises:
         ModelError: the two are equal, or a tensor holds a number that is not finite.
         UnsupportedError: the checkpoints name their tensors otherwise than the model.

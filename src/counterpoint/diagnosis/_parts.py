@@ -43,35 +43,28 @@ class Part(Generic[F]):
 
 @dataclass(frozen=True)
 class PartDone:
-    """How a part went.
-
-    ``status`` is ``done``, ``kept`` (it was there already), ``left out`` (nobody wanted it), or ``failed`` with
-    ``reason``.
-    """
+    """How a part went: ``done``, ``kept`` (it was there), ``left out`` (not wanted), or ``failed`` with ``reason``."""
 
     name: str
     kind: str
-    file: str
-    status: str
-    seconds: float
     about: Mapping[str, Any]
+    status: str
+    seconds: float = 0.0
     reason: str = ""
 
 
 def run_part(folder: Path, part: Part[F], wanted: bool = True) -> tuple[PartDone, F | None]:
     """Does ``part`` and returns what it found, unless its file holds a result of the same inputs, or it is not wanted.
 
-    A result that says that it ``stopped`` early, because memory ended, is measured again, and so is one that is
-    damaged.
-
-    What a user can mend, and memory that ran out, fails this part alone. Everything else is raised: it is our mistake.
+    A result that ``stopped`` early or is damaged is measured again. What a user can mend, and memory that ran out,
+    fails this part alone; everything else is raised: it is our mistake.
     """
-    path = folder / f"{part.name}.json"
+    path, done = folder / f"{part.name}.json", (part.name, part.kind, part.about)
     digest = digest_of({"kind": part.kind, "version": VERSION, **part.inputs})
     if (kept := _kept(path, part, digest)) is not None:
-        return PartDone(part.name, part.kind, path.name, "kept", 0.0, part.about), kept
+        return PartDone(*done, "kept"), kept
     if not wanted:
-        return PartDone(part.name, part.kind, path.name, "left out", 0.0, part.about, "it was left out."), None
+        return PartDone(*done, "left out", reason="it was left out."), None
     started = time.perf_counter()
     path.unlink(missing_ok=True)
     try:
@@ -81,13 +74,12 @@ def run_part(folder: Path, part: Part[F], wanted: bool = True) -> tuple[PartDone
         if not isinstance(error, CounterpointError) and not is_out_of_memory(error):
             raise
         reason = str(error) if isinstance(error, CounterpointError) else "Out of memory. Use fewer prompts."
-        seconds = time.perf_counter() - started
-        return PartDone(part.name, part.kind, path.name, "failed", seconds, part.about, reason), None
+        return PartDone(*done, "failed", time.perf_counter() - started, reason), None
     head = {"schema": f"counterpoint.{part.kind}", "version": VERSION, "inputs": digest}
     own: dict[str, Any] = plain(result)
     apart = {} if found is result else {FINDING: plain(found)}
     write_checked(path, head | own | {"beside": _beside(part)} | apart)
-    return PartDone(part.name, part.kind, path.name, "done", time.perf_counter() - started, part.about), found
+    return PartDone(*done, "done", time.perf_counter() - started), found
 
 
 def _kept(path: Path, part: Part[F], digest: str) -> F | None:

@@ -92,15 +92,7 @@ def text_loss(
 ) -> TextLoss:
     """The loss of ``rollouts`` at ``model``, with ratios to the model's log-probabilities as it is now.
 
-    Args:
-        model: a causal language model on any device, in evaluation mode, its parameters requiring gradients.
-        rollouts: completions of one domain, sampled at this model.
-        surrogate: a name in ``SURROGATES``.
-        batch_size: completions at once; never of two prompts, as prompts are measured one by one.
-        on_progress: called with pieces done and in total.
-
-    Raises:
-        CounterpointError: too few prompts with a signal.
+    ``batch_size`` completions are measured at once, never of two prompts. Refuses too few prompts with a signal.
     """
     informative = check_signal(rollouts)
     groups = rollouts.groups
@@ -182,8 +174,7 @@ def fisher_along(text: TextLoss, edit: Vector, on_progress: Progress = silent) -
 def logits_along(model: Any, params: Vector, batch: TokenBatch, edit: Vector) -> tuple[Tensor, Tensor]:
     """Logits [B, T, V] and their derivative ``J d`` along ``edit``, both without a graph.
 
-    ``J d`` is the derivative by u of ``d . (J' u)``: two backward passes, which every model that has curvature
-    supports, where forward mode asks the model for more.
+    ``J d`` is the derivative by u of ``d . (J' u)``: two backward passes, where forward mode asks the model for more.
     """
     logits_BTV = model(input_ids=batch.ids_BT, attention_mask=batch.attention_BT.long()).logits
     dummy_BTV = torch.zeros_like(logits_BTV, requires_grad=True)

@@ -8,7 +8,6 @@ from counterpoint.checkpoints import compare, open_checkpoint
 from counterpoint.diagnosis._adam import state_beside
 from counterpoint.diagnosis._course import Course, Point
 from counterpoint.diagnosis.conflicts import Conflicts, conflicts_of, own_grouping
-from counterpoint.diagnosis.conflicts_over_time import ConflictsOverTime, conflicts_over_time
 from counterpoint.diagnosis.damage import Damage, DamageOptions, damage
 from counterpoint.diagnosis.directions import EditTensors
 from counterpoint.diagnosis.edits import Edits, edits
@@ -99,11 +98,6 @@ class Workshop:
         about = {"step": point.step, "when": point.moment}
         samples = [about | {"domain": score.domain} | vars(sample) for score in found for sample in score.examples]
         return PointScores(point.moment, tuple(about | score.to_json() for score in found), tuple(samples))
-
-    def over_time(self) -> ConflictsOverTime:
-        """Cosines of gradients over the steps of a run that trained several domains at once."""
-        assert self.course.run is not None, "given checkpoints have no Grams"
-        return conflicts_over_time(self.course.run.path)
 
     def sample(self, point: Point) -> CompletionsKept:
         """Samples completions of every domain at ``point`` and keeps them."""

@@ -78,12 +78,10 @@ class DamageOptions:
 
     def check(self, sampled: bool = True) -> None:
         """Refuses what cannot be measured, before any weight is read; ``sampled`` says that ``prompts`` will be."""
-        for what, name, known in (
-            ("surrogate loss", self.surrogate, SURROGATES),
-            ("baseline", self.baseline, BASELINES),
-        ):
-            if name not in known:
-                raise CounterpointError(f"There is no {what} {name!r}; {nearest(name, known)}")
+        if self.surrogate not in SURROGATES:
+            raise CounterpointError(f"surrogate: there is no {self.surrogate!r}; {nearest(self.surrogate, SURROGATES)}")
+        if self.baseline not in BASELINES:
+            raise CounterpointError(f"baseline: there is no {self.baseline!r}; {nearest(self.baseline, BASELINES)}")
         for key in ("prompts", "samples", "batch_size", "top", "draws"):
             if getattr(self, key) < 1:
                 raise CounterpointError(f"{key} must be at least 1; found {getattr(self, key)}.")

@@ -15,6 +15,7 @@ Given checkpoints have ``base``, ``before`` and ``after`` in the place of ``step
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from counterpoint.diagnosis._findings import PartFindings, conflict_findings, ed
 from counterpoint.diagnosis._parts import Fingerprints, Part, PartDone, digest_of, file_digest, run_part
 from counterpoint.diagnosis._workshop import CompletionsKept, Effort, PointScores, Workshop
 from counterpoint.diagnosis.behaviour import Behaviour, behaviour
+from counterpoint.diagnosis.conflicts_over_time import conflicts_over_time
 from counterpoint.diagnosis.damage import Damage
 from counterpoint.diagnosis.summary import Summary, summarise
 from counterpoint.errors import CounterpointError, RunError, nearest
@@ -201,7 +203,9 @@ def plan_parts(work: Workshop, prints: Fingerprints) -> list[Part[Any]]:
     for point in measuring_points(course):
         planned += _at_point(work, point, marks)
     if course.run and any(len(s.domains) > 1 for s in course.stages) and (course.run.path / "grams.jsonl").is_file():
-        planned.append(_over_time(work, course.run.path))
+        run, inputs = course.run.path, {"grams": file_digest(course.run.path / "grams.jsonl")}
+        measure = partial(conflicts_over_time, run)
+        planned.append(Part("conflicts-over-time", "conflicts_over_time", inputs, measure, dict, {}, lambda _: {}))
     names: set[str] = set()
     for leg in course.legs:
         for domain in leg.earlier:
@@ -269,11 +273,6 @@ def _at_point(work: Workshop, point: Point, marks: Mapping[str, str]) -> list[Pa
         part("routes", inputs | edits, work.routes, PartFindings, finding=route_findings),
         part("conflicts", inputs, work.conflicts, PartFindings, finding=conflict_findings),
     ]
-
-
-def _over_time(work: Workshop, run: Path) -> Part[Any]:
-    inputs = {"grams": file_digest(run / "grams.jsonl")}
-    return Part("conflicts-over-time", "conflicts_over_time", inputs, work.over_time, dict, {}, lambda _: {})
 
 
 def _damage(

@@ -65,8 +65,7 @@ def open_edit(before: str | Path, after: str | Path) -> Edit:
     """The edit between two checkpoints; reads headers and no weights.
 
     Raises:
-        ModelError: a checkpoint that cannot be read, checkpoints of different architectures, or an output projection
-            that is tied to the embedding only afterwards.
+        ModelError: a checkpoint that cannot be read, another architecture, or a projection tied only afterwards.
     """
     first, last = open_checkpoint(before), open_checkpoint(after)
     pair = compare(first, last)
@@ -111,7 +110,7 @@ def changed_weights(edit: Edit, on_progress: Progress = silent) -> dict[str, int
 def diagonal_fisher(
     model: Any, rollouts: Rollouts, names: Iterable[str], on_progress: Progress = silent
 ) -> dict[str, Tensor]:
-    """The diagonal of the Fisher matrix of a domain's likelihood: float32 on the host, by parameter.
+    """The diagonal of the Fisher matrix of a domain's likelihood: float32 on the host, by plain parameter name.
 
     With n completions y of the domain's prompts x, sampled from the model itself at temperature 1,
 
@@ -119,15 +118,6 @@ def diagonal_fisher(
 
     is an unbiased estimate of the diagonal of E[grad log pi grad log pi']. One backward pass per completion; F takes
     the memory of a float32 copy of these parameters, and gradients are dropped one by one as they come.
-
-    Args:
-        model: a causal language model, in evaluation mode.
-        rollouts: the domain's completions, sampled from ``model``.
-        names: the parameters that are wanted, by their plain names.
-        on_progress: called with ``Fisher of DOMAIN``, completions done and in total.
-
-    Raises:
-        CounterpointError: memory does not suffice, or a gradient is not finite.
     """
     wanted = set(names)
     model.requires_grad_(False)
@@ -233,8 +223,8 @@ class RandomScores:
 class MatchedMask:
     """Random weights, in each tensor as many of each size of the edit as ``model`` has.
 
-    Sizes are the deciles of |d| among the weights of the tensor that the edit changed. What ``model`` does beyond such
-    a mask is due to which single weights it has, and not to their tensors or to how far they were moved.
+    Sizes are the deciles of |d| among the weights that the edit changed. What ``model`` does beyond such a mask is due
+    to which single weights it has.
     """
 
     model: Mask

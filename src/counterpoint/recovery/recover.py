@@ -202,11 +202,7 @@ def plan_recovery(run: str | Path, domain: str | None = None, options: RecoverOp
 
 
 def fallen_domains(run: Run) -> tuple[list[Fallen], list[Since]]:
-    """Those that fell beyond noise, corrected for all comparisons, the worst first; and those that did not.
-
-    Raises:
-        RunError: the run is not finished, or has no evaluations that can be compared.
-    """
+    """Those that fell beyond noise, corrected for all comparisons, the worst first; and those that did not."""
     if run.status != "done":
         raise RunError(
             f"{run.path}: the run is {run.status}, and only a finished one can be recovered. Finish it with "

@@ -217,11 +217,7 @@ def refresh(
 
 
 def continue_refresh(out: Path, reporter: Reporter | None = None) -> Refresh:
-    """Goes on with the refresh in ``out``, or returns the result of one that is done.
-
-    Raises:
-        RunError: there is no refresh in ``out``.
-    """
+    """Goes on with the refresh in ``out``, or returns the result of one that is done; RunError where there is none."""
     config = load_config(RunDirectory.open(out, write=False).config_path)
     return _work(out, config, _stored_plan(out), reporter, start=False)
 
@@ -280,10 +276,6 @@ def refresh_config(config: Config, model: str, domain: str, out: Path, options: 
 
     All domains stay, because all are evaluated. Without replay the strategy is ``sequential`` with one stage; with it
     the others divide their share evenly, under ``share_rule: carry``.
-
-    Raises:
-        ConfigError: an unknown domain, a protected domain that is the refreshed one, or a name that no run may have.
-        DomainError: replay without any other domain.
     """
     wanted_domains(config, [domain, *options.protect])
     data = config.model_dump(mode="json")
@@ -339,11 +331,7 @@ def _former(
     number: float | None,
     reporter: Reporter | None = None,
 ) -> Former:
-    """``number`` where it is given, else what ``before`` scores on the held-out rows, else what ``run`` recorded.
-
-    Raises:
-        CounterpointError: none of the three says what the domain scored.
-    """
+    """``number`` where it is given, else what ``before`` scores on the held-out rows, else what ``run`` recorded."""
     if number is not None:
         return Former.of_number(number)
     if before is not None:
@@ -390,7 +378,8 @@ def _result(out: Path, plan: RefreshPlan, began: float) -> Refresh:
     stopped, harmed = outcome(plan, looks, 0, max(looks), options.steps) if done else ("interrupted", None)
     first, last = looks[0], looks[max(looks)]
     changes = {name: difference_interval(first[name], last[name]) for name in first}
-    step, checkpoint = run.checkpoints()[-1] if run.checkpoints() else (0, None)
+    kept = run.checkpoints()
+    step, checkpoint = kept[-1] if kept else (0, None)
     looked, trained = plan.looks(options.steps), len(looks) > 1
     return Refresh(
         model=asked["model"],

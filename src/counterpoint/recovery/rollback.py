@@ -177,7 +177,7 @@ class _Work:
             num_weights=self.edit.num_weights,
             num_changed=sum(self.changed.values()),
             damage=difference_interval(first[self.domain].scores, last[self.domain].scores),
-            test=Split(min(len(one.evaluation) for one in domains), self.plan.samples, "Held-out prompts"),
+            test=Split(min(len(one.evaluation) for one in domains), self.plan.samples),
             measured=tuple(rows),
         )
         if found.damage.high >= 0:
@@ -269,7 +269,7 @@ class _Work:
         nothing, *scored = self.measure(patches, domains, plan, f"choose among {len(tried)}")
         trials = [Trial(one.kind, one.budget, one.scale, _means(own)) for one, own in zip(tried, scored, strict=True)]
         start = Trial("nothing", 0.0, 0.0, _means(nothing))
-        split = Split(min(len(one.evaluation) for one in domains), plan.samples, "Training prompts")
+        split = Split(min(len(one.evaluation) for one in domains), plan.samples)
         best = [choose(start, trials, kind) for kind in ("mask", "pull-back")]
         chosen = [(one, tried[trials.index(one)]) for one in best if one is not None]
         return (start, *trials), split, chosen
@@ -358,14 +358,10 @@ def restored(before: Scores, after: Scores, now: Sequence[Scores]) -> Estimate:
     """``(now - after) / (before - after)``: the part of a loss that came back, with Fieller's interval over prompts.
 
     The interval is that of a ratio of two means from the same prompts: all ratios r for which ``back - r gone`` has a
-    mean that Student's t cannot tell from 0. It is infinite where the loss itself cannot be told from 0.
+    mean that Student's t cannot tell from 0. It is infinite where the loss itself cannot be told from 0. ``now`` are
+    the scores of one or several models, whose mean is taken.
 
     Source: E. C. Fieller (1954), J. Royal Statistical Society B 16:175.
-
-    Args:
-        before: mean score of every prompt before the loss [P].
-        after: after it [P].
-        now: of one or several models, whose mean is taken [P] each.
     """
     gone, back = [], []
     for b, a, n in zip(before, after, _mean(now), strict=True):
