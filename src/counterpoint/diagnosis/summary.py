@@ -136,8 +136,9 @@ def summarise(
         pairs = [_together(findings, leg, a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
     behaviour: Behaviour | None = found.get("behaviour")
     forgotten = behaviour.forgetting if behaviour else ()
-    fell = any(item.verdict in ("forgetting", "fell") for item in forgotten)
     verdicts = behaviour.verdicts() if behaviour else ()
+    if any(item.verdict in ("forgetting", "fell") for item in forgotten):
+        verdicts = (*verdicts, f"To get it back: {course.remedy}")
     edits, _ = edits_by_leg(findings)
     return Summary(
         run=course.name,
@@ -148,7 +149,7 @@ def summarise(
         changes=behaviour.changes if behaviour else (),
         pairs=tuple(pairs),
         stages=tuple(Stretch(leg.name, edits.edits[i] if edits else None) for i, leg in enumerate(course.legs)),
-        verdicts=(*verdicts, f"To get it back: {course.remedy}") if fell else verdicts,
+        verdicts=verdicts,
         notes=behaviour.notes if behaviour else (),
     )
 
@@ -173,16 +174,15 @@ def _pair(findings: Findings, number: int, earlier: str, later: str) -> Pair:
     if change is None:
         missing["score"] = reason or f"{earlier} was not evaluated before and after."
     missing |= {name: why for name, why in (("damage", no_damage), ("edits", no_edits)) if why}
-    fell = change is not None and change.verdict == "fell"
     place = damage.place if damage else None
+    remedy = f" To get it back: {findings.course.remedy}" if change and change.verdict == "fell" else ""
     return Pair(
         earlier=earlier,
         later=later,
         stage=leg.name,
         first_step=leg.start.step,
         change=change,
-        sentence=_outcome(earlier, leg, change, missing)
-        + (f" To get it back: {findings.course.remedy}" if fell else ""),
+        sentence=_outcome(earlier, leg, change, missing) + remedy,
         details=_details(damage, conflict, edits, routes, missing, leg.start.moment),
         found=_found(change, damage, conflict),
         place=f"{place[1]:.0%} in {place[0]}" if place else "",

@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 
 from counterpoint.config import Config, load_config, parse_config
 from counterpoint.diagnosis.subject import config_of, model_of, wanted_domains
-from counterpoint.engine import Interrupted, Reporter, evaluate_model, resume, train
+from counterpoint.engine import Interrupted, Reporter, resume, train
+from counterpoint.engine.evaluate import evaluate_checkpoints
 from counterpoint.engine.stages import RefreshPlan, outcome
 from counterpoint.errors import ConfigError, CounterpointError, DomainError, RunError
 from counterpoint.evaluation.history import looks_of
@@ -335,7 +336,8 @@ def _former(
     if number is not None:
         return Former.of_number(number)
     if before is not None:
-        (score,) = evaluate_model(_alone(config, domain, before), reporter)
+        only = config.model_copy(update={"domains": {domain: config.domains[domain]}})
+        ((score,),) = evaluate_checkpoints(only, [before], reporter=reporter).values()
         return Former.of_scores(score.to_json()["scores"])
     if run is None:
         raise CounterpointError(
@@ -349,20 +351,6 @@ def _former(
             "Give the checkpoint after its own stage as before, or the score as former."
         )
     return Former.of_scores(scores)
-
-
-def _alone(config: Config, domain: str, model: str) -> Config:
-    """The configuration with one domain and another model, for an evaluation."""
-    data = config.model_dump(mode="json")
-    data |= {
-        "model": model_of(config, model).model_dump(mode="json"),
-        "domains": {domain: data["domains"][domain]},
-        "strategy": "mixed",
-        "recovery": {},
-    }
-    data["run"] |= {"samples": 0}
-    data["model"]["path"] = _words.place(model)
-    return parse_config(data, like=config)
 
 
 # From the run to the result
