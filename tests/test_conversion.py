@@ -9,9 +9,9 @@ from transformers import AutoModelForCausalLM
 
 from counterpoint.anatomy import Anatomy
 from counterpoint.checkpoints import Conversion, anatomy_of, compare, open_checkpoint
-from counterpoint.diagnosis._edit_vector import edit_between
+from counterpoint.diagnosis._edit_vector import changed_weights, edit_between
 from counterpoint.errors import UnsupportedError
-from counterpoint.recovery.masks import Patch, Site, changed_weights, open_edit, write_patch
+from counterpoint.recovery.masks import Patch, Site, open_edit, write_patch
 from counterpoint.surgery import group_parameters
 from families import FAMILIES, build, groups_of
 from recovery_helpers import top_mask

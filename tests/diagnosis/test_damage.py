@@ -204,7 +204,7 @@ def test_other_errors_of_the_runtime_are_not_hidden(place, monkeypatch):
 
 
 def test_equal_checkpoints_are_said_to_be_equal(place):
-    with pytest.raises(ModelError, match="hold the same weights, so nothing can have been damaged"):
+    with pytest.raises(ModelError, match="hold the same weights: there is no edit"):
         damage(place["config"], place["base"], place["base"], "math", completions=place["completions"])
 
 

@@ -17,6 +17,7 @@ from statistics import fmean, variance
 
 from counterpoint.checkpoints import check_output
 from counterpoint.config import Config
+from counterpoint.diagnosis._edit_vector import Edit, changed_weights
 from counterpoint.diagnosis.subject import completions_for, config_of, open_subject, wanted_domains
 from counterpoint.domains import Domain
 from counterpoint.errors import CounterpointError
@@ -35,7 +36,6 @@ from counterpoint.recovery._rollback_result import (
     Trial,
 )
 from counterpoint.recovery.masks import (
-    Edit,
     Everything,
     Mask,
     MatchedMask,
@@ -43,7 +43,6 @@ from counterpoint.recovery.masks import (
     Site,
     TopMask,
     WeightScores,
-    changed_weights,
     diagonal_fisher,
     moved_share,
     open_edit,
