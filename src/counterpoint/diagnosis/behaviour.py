@@ -5,7 +5,7 @@ compared in pairs by prompt. ``change`` has the 95 % interval; ``corrected`` the
 for the m comparisons of its kind (Bonferroni), and it alone decides the verdict.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -152,18 +152,13 @@ class Behaviour(Result):
         return next((c for c in self.changes if (c.domain, c.first_step) == (domain, first_step)), None)
 
 
-def behaviour(
-    run: Path | str | Run,
-    alone: Mapping[str, Path | str] | None = None,
-    on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
-) -> Behaviour:
+def behaviour(run: Path | str | Run, alone: Mapping[str, Path | str] | None = None) -> Behaviour:
     """How every domain behaved over ``run``, with what is beyond noise flagged.
 
     Args:
         run: a run directory, finished or not.
         alone: for a domain, a run that trains it alone from the same model with as many steps as its stage here has.
             Rigidity of a domain is not measured without one.
-        on_progress: called with what is being read, how much of it is done, and how much there is.
 
     Raises:
         RunError: no run, or no evaluation in it.
@@ -175,12 +170,8 @@ def behaviour(
             raise CounterpointError(
                 f"alone={name!r}: the run {history.name} has no such domain. It has {', '.join(history.domains)}."
             )
-    others = {}
-    for i, (domain, path) in enumerate((alone or {}).items(), 1):
-        others[domain] = Run.open(path)
-        on_progress("runs alone", i, len(alone or {}))
     changes = stage_changes(history)
-    rigid = rigidity(history, others)
+    rigid = rigidity(history, {domain: Run.open(path) for domain, path in (alone or {}).items()})
     return Behaviour(
         run=history.name,
         domains=history.domains,

@@ -245,7 +245,7 @@ def _behaviour(work: Workshop, alone: Mapping[str, Path | str], found: Mapping[s
         for file in ("run.json", "evals.jsonl", "metrics.jsonl", "samples.jsonl")
     }
     run = course.run
-    return Part("behaviour", "behaviour", {"files": files}, lambda: behaviour(run, alone, work.on_progress), Behaviour)
+    return Part("behaviour", "behaviour", {"files": files}, lambda: behaviour(run, alone), Behaviour)
 
 
 def _scores(work: Workshop, point: Point, marks: Mapping[str, str]) -> Part[PointScores]:
