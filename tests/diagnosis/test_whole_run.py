@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from counterpoint.config import parse_config
 from counterpoint.diagnosis import Behaviour, DiagnoseOptions, diagnose, diagnose_checkpoints
-from counterpoint.diagnosis._parts import Fingerprints, Part, file_digest, run_part
+from counterpoint.diagnosis._parts import Fingerprints, Part, run_part
+from counterpoint.disk import file_digest
 from counterpoint.errors import ConfigError, CounterpointError, ModelError, RunError
 from counterpoint.pocket import model_path
 from counterpoint.results import of_plain

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from counterpoint.disk import write_json
+from counterpoint.disk import file_digest, write_json
 from counterpoint.errors import CounterpointError, RunError
 from counterpoint.models import is_out_of_memory
 from counterpoint.results import VERSION, of_plain, plain
@@ -100,16 +100,6 @@ def digest_of(inputs: Mapping[str, Any]) -> str:
     """A short hash of JSON values."""
     text = json.dumps(inputs, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """A hash of a file's content; of nothing where it is not there."""
-    digest = hashlib.blake2b(digest_size=12)
-    if path.is_file():
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 WEIGHTS = ("*.safetensors", "config.json", "adapter_config.json")

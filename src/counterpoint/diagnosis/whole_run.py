@@ -21,12 +21,13 @@ from typing import Any
 
 from counterpoint.diagnosis._course import Course, GivenRun, Point, course_of_checkpoints, course_of_run
 from counterpoint.diagnosis._findings import PartFindings, conflict_findings, edit_findings, route_findings
-from counterpoint.diagnosis._parts import Fingerprints, Part, PartDone, digest_of, file_digest, run_part
+from counterpoint.diagnosis._parts import Fingerprints, Part, PartDone, digest_of, run_part
 from counterpoint.diagnosis._workshop import CompletionsKept, Effort, PointScores, Workshop
 from counterpoint.diagnosis.behaviour import Behaviour, behaviour
 from counterpoint.diagnosis.conflicts_over_time import conflicts_over_time
 from counterpoint.diagnosis.damage import Damage
 from counterpoint.diagnosis.summary import Summary, summarise
+from counterpoint.disk import file_digest
 from counterpoint.errors import CounterpointError, RunError, nearest
 from counterpoint.models import check_model, resolve_path, threads_for
 from counterpoint.progress import Progress, silent
