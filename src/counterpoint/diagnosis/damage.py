@@ -366,10 +366,10 @@ class _Measurement:
         )
 
     def _subspace(self) -> None:
-        options = self.options
+        options, loss = self.options, self.text.loss
         self._note(
             subspace=parts.subspace_of(
-                self.text.loss,
+                replace(loss, params={name: loss.params[name] for names in self.modules.values() for name in names}),
                 self.edit,
                 iterations=options.lanczos,
                 top=min(options.top, options.lanczos),
