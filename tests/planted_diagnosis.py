@@ -25,20 +25,15 @@ def write_diagnosis(path, domains, modules, *, note="", failed=True):
     stages = [
         {
             "stage": name, "domains": [name], "first_step": STEPS * i, "last_step": STEPS * (i + 1),
-            "edit": {
-                "unchanged": 0.1, "relative_norm": 0.02,
-                "modules": [{"module": name, "relative_norm": 0.01 * k} for k, name in enumerate(modules)],
-            },
+            "modules": {name: 0.01 * k for k, name in enumerate(modules)},
         }
         for i, name in enumerate(domains)
     ]  # fmt: skip
     parts = [{"name": note or "damage-code-qa", "status": "failed", "reason": note or "too few prompts"}] * failed
-    totals = [{"domain": domains[0], "later": domains[1:], "sentence": note or "Taken together.", **_damage_of(pairs)}]
     summary = {
         "run": note or "run",
         "domains": list(domains),
         "pairs": pairs,
-        "totals": totals,
         "changes": behaviour["changes"],
         "stages": stages,
         "parts": parts,
@@ -51,10 +46,6 @@ def write_diagnosis(path, domains, modules, *, note="", failed=True):
 
 def estimate(value, half=0.02):
     return {"value": value, "low": value - half, "high": value + half}
-
-
-def _damage_of(pairs):
-    return {"damage": pairs[0]["damage"]} if pairs else {}
 
 
 def _pairs(domains):

@@ -54,8 +54,8 @@ def rollback(domains, note=""):
     return {
         "before": note or "checkpoints/step-40", "after": note or "checkpoints/step-80",
         "domain": domains[0], "checkpoint": note or "recovery/rollback-math/checkpoint",
-        "search": {"prompts": 64, "samples": 4, "rows": note or "Training prompts"},
-        "test": {"prompts": 128, "samples": 4, "rows": note or "Held-out prompts"},
+        "search": {"prompts": 64, "samples": 4},
+        "test": {"prompts": 128, "samples": 4},
         "tried": [nothing, *tried, trial(domains, "pull-back", 1.0, 0.3, 0.2)], "judged": [judged],
         "measured": measured, "written": note or "mask", "seconds": 61.0,
         "sentences": [note or f"{domains[0]} is back by the rollback."],

@@ -2,7 +2,8 @@
 
 import torch
 
-from counterpoint.recovery.masks import TopMask, WeightScores, changed_weights, open_edit
+from counterpoint.diagnosis._edit_vector import changed_weights
+from counterpoint.recovery.masks import TopMask, WeightScores, open_edit
 from counterpoint.topk import Ranking
 from diagnosis_models import random_model, save
 

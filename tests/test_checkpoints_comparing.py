@@ -64,7 +64,9 @@ def test_a_text_model_is_compared_with_the_published_model_of_images_and_text(tm
     assert found.checkpoints[0].whole.norm == pytest.approx(true, rel=1e-5)
     assert found.skipped == tuple(sorted(pair.left_out))
     assert set(found.checkpoints[0].neurons) == {0, 1, 2, 3}
-    for name, change in edit_between(base, tmp_path / "after", before).items():
+    for name, change in edit_between(
+        compare(open_checkpoint(base), open_checkpoint(tmp_path / "after")), before
+    ).items():
         torch.testing.assert_close(change, (later[name] - before.get_parameter(name)).detach(), rtol=0, atol=1e-6)
 
 

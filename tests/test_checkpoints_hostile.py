@@ -171,6 +171,18 @@ def test_a_torn_adapter_configuration_is_refused(folder, content):
     assert "adapter_config.json" in refused(folder)
 
 
+@pytest.mark.parametrize("whole", [0, 1])
+def test_whole_numbers_on_one_side_are_refused(tmp_path, whole):
+    paths = [tmp_path / "a", tmp_path / "b"]
+    for number, path in enumerate(paths):
+        path.mkdir()
+        name = "lm_head.weight"
+        changed = {name: TENSORS[name].short()} if number == whole else {}
+        save_file(TENSORS | changed, path / "model.safetensors")
+    with pytest.raises(ModelError, match=r"lm_head.weight .*int16"):
+        edits(paths[0], [paths[1]])
+
+
 def hostile_weights(rng):
     header = json.loads(json.dumps(HEADER))
     entry = header[rng.choice(list(SHAPES))]
@@ -228,7 +240,7 @@ def test_any_checkpoint_is_read_or_refused(tmp_path, monkeypatch, folder):
         for _ in compare(open_checkpoint(base), open_checkpoint(folder)):
             pass
 
-    assert survey(attack) > 100
+    assert survey(attack, 700) > 50
 
 
 @pytest.mark.slow
@@ -243,7 +255,7 @@ def test_edits_says_what_is_wrong_with_a_checkpoint(tmp_path, folder):
         hostile_folder(folder, rng)
         edits(base, [folder])
 
-    assert survey(attack, 300) > 20
+    assert survey(attack, 120) > 10
 
 
 @pytest.mark.slow
@@ -264,4 +276,4 @@ def test_commands_say_what_is_wrong_with_a_checkpoint(tmp_path, monkeypatch, fol
         if isinstance(error, CounterpointError) or (error and not isinstance(error, SystemExit)):
             raise error
 
-    assert survey(attack, 300) > 20
+    assert survey(attack, 120) > 10

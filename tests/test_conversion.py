@@ -8,10 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from counterpoint.anatomy import Anatomy
-from counterpoint.checkpoints import Conversion, anatomy_of, open_checkpoint
-from counterpoint.diagnosis._edit_vector import edit_between
+from counterpoint.checkpoints import Conversion, anatomy_of, compare, open_checkpoint
+from counterpoint.diagnosis._edit_vector import changed_weights, edit_between
 from counterpoint.errors import UnsupportedError
-from counterpoint.recovery.masks import Patch, Site, changed_weights, open_edit, write_patch
+from counterpoint.recovery.masks import Patch, Site, open_edit, write_patch
 from counterpoint.surgery import group_parameters
 from families import FAMILIES, build, groups_of
 from recovery_helpers import top_mask
@@ -86,7 +86,7 @@ def edited(request, tmp_path):
 
 def test_the_edit_in_memory_is_the_difference_of_the_models(edited):
     folder, before, after = edited
-    change = edit_between(folder / "before", folder / "after", before)
+    change = edit_between(compare(open_checkpoint(folder / "before"), open_checkpoint(folder / "after")), before)
     later = dict(after.named_parameters())
     for name, param in before.named_parameters():
         difference = (later[name] - param).detach()

@@ -12,7 +12,7 @@ import torch
 from counterpoint.config import parse_config
 from counterpoint.diagnosis import Damage, DamageOptions, diagnose
 from counterpoint.diagnosis._damage_parts import ModulePart
-from counterpoint.diagnosis._findings import EditFindings, RouteFindings
+from counterpoint.diagnosis._findings import PartFindings
 from counterpoint.diagnosis._workshop import CompletionsKept, Workshop
 from counterpoint.errors import CounterpointError
 from counterpoint.recovery import plan_recovery, recover
@@ -47,13 +47,13 @@ def no_work(*args, **kwargs):
 
 def sampled(workshop, point):
     workshop.rollouts_file(point).write_text("")
-    return CompletionsKept(workshop.rollouts_file(point).name, {})
+    return CompletionsKept(workshop.rollouts_file(point).name)
 
 
 MEASURED = {
     "sample": sampled,
-    "edits": lambda *args: EditFindings((), ()),
-    "routes": lambda *args: RouteFindings(()),
+    "edits": lambda *args: PartFindings(),
+    "routes": lambda *args: PartFindings(),
     "conflicts": no_work,
     "damage": lambda *args: DAMAGE,
 }

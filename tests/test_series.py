@@ -83,7 +83,7 @@ def test_the_page_and_the_diagnosis_of_the_same_grams_agree(tmp_path):
     cosine_TG = 0.1 * noise(90, 8, 0.5) + np.array([0, 0, -0.15, 0, 0.1, 0, 0, 0.05])
     grams = grams_of(cosine_TG)
     write_grams(tmp_path / "grams.jsonl", grams.gram_SGDD, list(grams.groups), ["code", "math"])
-    modules = conflicts_over_time(tmp_path).grouping("module")
+    modules = conflicts_over_time(tmp_path).modules
     overall = module_cosines(grams, LEVELS[0])["overall"][0]
     assert [cell["verdict"] for cell in overall] == modules.verdict_GQ[:, 0].tolist()
     assert any(cell["verdict"] for cell in overall)

@@ -29,8 +29,8 @@ from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from counterpoint.pocket import TASKS, Task
-from counterpoint.pocket.measure import Score, measure
 from counterpoint.pocket.tokenizer import new_tokenizer
+from pocket_measure import Score, measure
 
 IGNORED = -100
 """Label of tokens without a loss: the prompt and the padding."""

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -146,3 +147,13 @@ def _explained(path: Path, number: int | None, reason: str | None) -> RunError:
     else:
         remedy = "Check the disk"
     return RunError(f"{path}: cannot be written ({reason}). {remedy}; `counterpoint train --resume` continues a run.")
+
+
+def file_digest(path: Path) -> str:
+    """A hash of a file's content; of nothing where it is not there."""
+    digest = hashlib.blake2b(digest_size=12)
+    if path.is_file():
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

@@ -24,33 +24,23 @@ DENSITY = 0.2
 
 
 def average(edits_E: Tensor) -> Tensor:
-    """The mean edit: base + average is the mean of the experts' weights.
+    """The mean edit of experts [E, ...]: base + average is the mean of their weights.
 
     M. Wortsman et al. (2022), arXiv 2203.05482 (uniform soup).
-
-    Args:
-        edits_E: expert - base for each expert [E, ...].
     """
     return edits_E.mean(0)
 
 
 def task_arithmetic(edits_E: Tensor) -> Tensor:
-    """The sum of the edits, to be scaled. G. Ilharco et al. (2023), arXiv 2212.04089, section 2.
-
-    Args:
-        edits_E: expert - base for each expert [E, ...].
-    """
+    """The sum of the edits [E, ...], to be scaled. G. Ilharco et al. (2023), arXiv 2212.04089, section 2."""
     return edits_E.sum(0)
 
 
 def ties(edits_E: Tensor) -> Tensor:
-    """Elect sign, disjoint mean, of edits that are trimmed already.
+    """Elect sign, disjoint mean, of edits [E, ...] that are trimmed already.
 
     P. Yadav et al. (2023), arXiv 2306.01708, section 4 and algorithm 1. Of every weight the sign with the larger total
     wins; the result is the mean over the experts whose edit is not 0 and has that sign, zero where none has.
-
-    Args:
-        edits_E: expert - base for each expert, small ones set to zero [E, ...].
     """
     elected = edits_E.sum(0).sign()
     agreeing_E = (edits_E.sign() == elected) & (edits_E != 0)
@@ -177,11 +167,7 @@ def magnitude_threshold(names: Sequence[str], magnitudes: Callable[[str], Tensor
     """The magnitude that the largest ``density`` of all N numbers reach: ceil(density * N) of them.
 
     More are kept only where several are exactly as large as the threshold; it is 0 where that many are not above 0.
-
-    Args:
-        names: of the tensors.
-        magnitudes: gives a tensor by its name, in every pass again: float32, not negative.
-        density: share that is kept, above 0 and at most 1.
+    ``magnitudes`` gives a tensor by its name, in every pass again: float32, not negative.
     """
     sizes: dict[str, int] = {}
 

@@ -102,10 +102,10 @@ def test_batches_are_gathered_in_splits():
 
 def test_little_memory_takes_more_passes_and_gives_the_same():
     source = Planted(noise=1.0)
-    whole = measure(source, repeats=2)[0]
+    whole = measure(source)[0]
     assert {len(names) for *_, names in source.calls} == {len(source.shapes)}, "one pass over everything"
     source.calls.clear()
-    parts = measure(source, repeats=2, memory_gib=100 * 48 * 4 / 2**30)[0]
+    parts = measure(source, memory_gib=100 * 48 * 4 / 2**30)[0]
     assert len(source.calls) == 8 * 48, "a hundred of 744 weights in 48 sums at a time"
     for a, b in zip(whole.groupings, parts.groupings, strict=True):
         torch.testing.assert_close(a.debiased_GQ, b.debiased_GQ, equal_nan=True)
@@ -113,7 +113,7 @@ def test_little_memory_takes_more_passes_and_gives_the_same():
 
 def test_progress_counts_every_batch_of_every_domain():
     seen = []
-    measure(Planted(batches=4), groupings=("global",), repeats=1, on_progress=lambda *at: seen.append(at))
+    measure(Planted(batches=4), groupings=("global",), on_progress=lambda *at: seen.append(at))
     assert seen == [("gradients", i, 12) for i in range(1, 13)]
 
 
@@ -143,7 +143,7 @@ def test_cosines_after_adam_against_explicit_vectors(groups, tmp_path):
     optimizer = trained(model, groups(model))
     torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
     state = read_optimizer(tmp_path)
-    found = conflicts_of(model, domains, batches=6, optimizer_state=state, repeats=1)
+    found = conflicts_of(model, domains, batches=6, optimizer_state=state)
     scale = {}
     for name, param in model.named_parameters():
         v = optimizer.state[param]["exp_avg_sq"] / (1 - 0.99**2)
@@ -240,7 +240,7 @@ def test_the_model_is_left_as_it_was():
     model = tiny().train()
     model.model.layers[0].mlp.up_proj.weight.grad = torch.ones(6, 8, dtype=torch.float64)
     before = {name: param.clone() for name, param in model.named_parameters()}
-    conflicts_of(model, two_domains(), batches=6, groupings=("global",), repeats=1)
+    conflicts_of(model, two_domains(), batches=6, groupings=("global",))
     assert model.training
     assert all(torch.equal(before[name], param) for name, param in model.named_parameters())
     assert bool((model.model.layers[0].mlp.up_proj.weight.grad == 1).all())
@@ -249,13 +249,13 @@ def test_the_model_is_left_as_it_was():
 
 def test_prompts_that_teach_nothing_are_left_out_and_counted():
     domains = two_domains(prompts=10, dull=2)
-    found = conflicts_of(tiny(), domains, batches=8, groupings=("global",), repeats=1)
+    found = conflicts_of(tiny(), domains, batches=8, groupings=("global",))
     assert found.prompts == (8, 8)
     assert found.completions == (24, 24)
 
 
 def test_results_become_json_with_axes_in_their_names():
-    found = conflicts_of(tiny(), two_domains(), batches=6, repeats=1)
+    found = conflicts_of(tiny(), two_domains(), batches=6)
     written = json.loads(json.dumps(found.to_dict()))
     assert written["schema"] == "counterpoint.conflicts"
     (metric,) = written["metrics"]
@@ -266,7 +266,7 @@ def test_results_become_json_with_axes_in_their_names():
 
 
 def test_frozen_results():
-    found = conflicts_of(tiny(), two_domains(), batches=6, groupings=("global",), repeats=1)
+    found = conflicts_of(tiny(), two_domains(), batches=6, groupings=("global",))
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.level = 0.1
     assert found == found
@@ -286,7 +286,7 @@ def test_memory_that_does_not_suffice_names_both_options(monkeypatch, error):
 
 
 def test_one_number_by_name():
-    found = conflicts_of(tiny(), two_domains(), batches=6, repeats=1)
+    found = conflicts_of(tiny(), two_domains(), batches=6)
     modules = found.metric().grouping("module")
     at = (modules.groups.index("layers.1.mlp"), 0)
     one, other = found.cosine("layers.1.mlp", "math", "code"), found.cosine("layers.1.mlp", "code", "math")

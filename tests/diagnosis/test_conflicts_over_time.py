@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from counterpoint.diagnosis import conflicts_over_time
-from counterpoint.errors import CounterpointError, RunError
+from counterpoint.errors import RunError
 from gram_files import write_grams
 
 GROUPS = ("embedding", "layers.0.attention", "layers.0.mlp", "layers.1.attention", "layers.1.mlp")
@@ -35,9 +35,9 @@ def noise(steps, groups=5, scale=0.1, carry=0.0, seed=0):
 def test_a_planted_mean_is_found_among_noisy_steps(tmp_path):
     mean = torch.tensor([0.0, 0.0, -0.12, 0.0, 0.08])
     found = conflicts_over_time(write(tmp_path, noise(100) + mean))
-    modules = found.grouping("module")
+    modules = found.modules
     assert modules.verdict_GQ[:, 0].tolist() == [0, 0, -1, 0, 1]
-    assert (modules.conflicts, modules.synergies, modules.tested) == (1, 1, 5), "constant zeros are not tested"
+    assert int(modules.p_value_GQ.isfinite().sum()) == 5, "constant zeros are not tested"
     assert modules.mean_GQ[2, 0] == pytest.approx(-0.12, abs=0.03)
     assert modules.standard_error_GQ[2, 0] == pytest.approx(0.01, rel=0.6)
     assert modules.negative_share_GQ[0, 0] == pytest.approx(0.5, abs=0.15)
@@ -45,18 +45,15 @@ def test_a_planted_mean_is_found_among_noisy_steps(tmp_path):
     assert found.steps[:2] == (1, 2)
 
 
-def test_layers_and_the_whole_model_are_sums_of_grams(tmp_path):
+def test_the_whole_model_is_the_sum_of_grams(tmp_path):
     cosine = noise(30)
     found = conflicts_over_time(write(tmp_path, cosine))
-    assert found.grouping("layer").groups == ("embedding", "layers.0", "layers.1")
-    expected = (6 * cosine[:, 1:3].sum(1)) / math.sqrt(8 * 18)
-    assert float(found.grouping("layer").mean_GQ[1, 0]) == pytest.approx(float(expected.mean()), abs=1e-6)
-    assert float(found.grouping("global").mean_GQ[0, 0]) == pytest.approx(float(cosine.mean()), abs=1e-6)
+    assert float(found.whole.mean_GQ[0, 0]) == pytest.approx(float(cosine.mean()), abs=1e-6)
 
 
 def test_absent_steps_are_left_out(tmp_path):
     cosine = noise(20)
-    found = conflicts_over_time(write(tmp_path, cosine, absent=[(5, 0)])).grouping("module")
+    found = conflicts_over_time(write(tmp_path, cosine, absent=[(5, 0)])).modules
     kept = torch.cat([cosine[:5, 0], cosine[6:, 0]])
     assert float(found.mean_GQ[0, 0]) == pytest.approx(float(kept.mean()), abs=1e-6)
     assert float(found.negative_share_GQ[0, 0]) == pytest.approx(float((kept < 0).double().mean()))
@@ -70,8 +67,6 @@ def test_runs_that_cannot_tell_are_refused(tmp_path):
     turns = [(step, domain) for step in range(30) for domain in range(3) if domain != step // 10]
     with pytest.raises(RunError, match="met in 0"):
         conflicts_over_time(write(tmp_path, noise(30), absent=turns))
-    with pytest.raises(CounterpointError, match=r"by='tensor'.*Give module or layer"):
-        conflicts_over_time(write(tmp_path, noise(30)), by="tensor")
     path = tmp_path / "grams.jsonl"
     path.write_text(path.read_text() + path.read_text().splitlines()[0][:-9] + '"}\n')
     with pytest.raises(RunError, match=r"grams.jsonl, line 31: the Grams cannot be read"):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from counterpoint.checkpoints import compare, open_checkpoint
 from counterpoint.diagnosis import Damage, DamageOptions, Estimate, damage, save_rollouts
 from counterpoint.diagnosis._damage_parts import reach_of
 from counterpoint.diagnosis._edit_vector import edit_between, open_at
@@ -64,7 +65,7 @@ def test_all_parts_agree_with_each_other(found):
 
 def test_fisher_is_half_of_the_quadratic_form(place, found):
     subject = open_at(config_of(place["config"]), place["base"], ["math"])
-    edit = edit_between(place["base"], place["after"], subject.model)
+    edit = edit_between(compare(open_checkpoint(place["base"]), open_checkpoint(place["after"])), subject.model)
     tokens = 10 * 4 * 4
     assert found.tokens == tokens
     form_P = fisher_along(text_loss(subject.model, made_up("math")), edit)
@@ -118,7 +119,7 @@ def test_a_domain_that_is_nearly_solved_is_measured_by_default(place, tmp_path):
 
 def test_the_edit_leads_from_one_checkpoint_to_the_other(place):
     subject = open_at(config_of(place["config"]), place["base"], ["math"])
-    edit = edit_between(place["base"], place["after"], subject.model)
+    edit = edit_between(compare(open_checkpoint(place["base"]), open_checkpoint(place["after"])), subject.model)
     after = open_at(config_of(place["config"]), place["after"], ["math"]).model.state_dict()
     assert set(edit) < set(dict(subject.model.named_parameters()))
     for name, param in subject.model.named_parameters():
@@ -139,9 +140,12 @@ def test_adapters_are_merged_on_either_side(place, tmp_path):
                 param.normal_(std=0.1)
     adapted.save_pretrained(tmp_path / "adapters")
     config = config_of(place["config"])
-    forth = edit_between(place["base"], tmp_path / "adapters", open_at(config, place["base"], ["math"]).model)
+    forth = edit_between(
+        compare(open_checkpoint(place["base"]), open_checkpoint(tmp_path / "adapters")),
+        open_at(config, place["base"], ["math"]).model,
+    )
     merged = open_at(config, tmp_path / "adapters", ["math"]).model
-    back = edit_between(tmp_path / "adapters", place["base"], merged)
+    back = edit_between(compare(open_checkpoint(tmp_path / "adapters"), open_checkpoint(place["base"])), merged)
     assert len(forth) == 4
     assert set(forth) == set(back) < set(dict(merged.named_parameters()))
     before = LlamaForCausalLM.from_pretrained(place["base"]).state_dict()
@@ -164,7 +168,7 @@ def test_what_was_measured_before_memory_ran_out_is_kept(place, monkeypatch):
     def fails(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
-    monkeypatch.setattr(MODULE, "route_part", fails)
+    monkeypatch.setattr(MODULE.parts, "route_part", fails)
     found = measure(place)
     assert found.stopped == (
         "Memory did not suffice for Hessian-vector products on the shared route. Lower batch_size (now 8 completions "
@@ -194,13 +198,13 @@ def test_other_errors_of_the_runtime_are_not_hidden(place, monkeypatch):
     def fails(*args, **kwargs):
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(MODULE, "route_part", fails)
+    monkeypatch.setattr(MODULE.parts, "route_part", fails)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         measure(place)
 
 
 def test_equal_checkpoints_are_said_to_be_equal(place):
-    with pytest.raises(ModelError, match="hold the same weights, so nothing can have been damaged"):
+    with pytest.raises(ModelError, match="hold the same weights: there is no edit"):
         damage(place["config"], place["base"], place["base"], "math", completions=place["completions"])
 
 
@@ -238,7 +242,7 @@ def test_too_few_prompts_with_a_signal_are_refused(place, tmp_path):
     ("changes", "message"),
     [
         ({"surrogate": "polcy"}, "did you mean 'policy'"),
-        ({"baseline": "x"}, "There is no baseline 'x'"),
+        ({"baseline": "x"}, "baseline: there is no 'x'"),
         ({"prompts": 0}, "prompts must be at least 1; found 0"),
         ({"prompts": 7}, "prompts=7 is too few: an interval needs at least 8 prompts"),
         ({"samples": 1}, "samples=1 is too few"),
@@ -280,7 +284,7 @@ def test_the_verdict_says_whether_second_order_predicts():
     assert made_damage(1.0, 0.2, 0.7, error=2).verdict.startswith("Damage to math is within noise: +1 [-1, +3]")
     assert made_damage(-1.0, -1.0, 0.0).verdict.startswith("The update helps math: -1 ")
     (point,) = wrong.range.points
-    point = dataclasses.replace(point, within_noise=True)
+    point = dataclasses.replace(point, difference=Estimate(-0.6, -1.0, 0.1))
     scattered = dataclasses.replace(wrong, range=dataclasses.replace(wrong.range, points=(point,)))
     assert "(60 % off, within noise)" in scattered.verdict
     half = dataclasses.replace(wrong.range, largest_scale=0.5)

@@ -51,15 +51,13 @@ def test_planted_sparsity_is_found_exactly(tmp_path, share):
     assert by_name(found.tensors)[GATE].unchanged == pytest.approx(untouched[GATE].float().mean().item())
 
 
-def test_a_weight_is_unchanged_below_both_thresholds_and_curves_show_others(tmp_path):
+def test_a_weight_is_unchanged_below_both_thresholds(tmp_path):
     name = "model.norm.weight"
     base = {name: torch.tensor([1.0, 1.0, 1e-4, 1e-6, 0.0, 0.0], dtype=torch.float64)}
     edit = torch.tensor([0.0, 1e-5, 2e-6, 5e-8, 0.0, 1e-9], dtype=torch.float64)
     # below:           both relative neither absolute both absolute, of a weight that was 0
     both = diagnose(tmp_path, base, {name: base[name] + edit}).checkpoints[0].sparsity
     assert (both.unchanged, both.identical) == (2 / 6, 2 / 6)
-    assert [both.absolute_curve[t] * 6 for t in (1e-7, 1e-6, 1e-4)] == pytest.approx([4, 4, 6])
-    assert [both.relative_curve[t] * 6 for t in (1e-6, 1e-4, 1e-1)] == pytest.approx([2, 3, 5])
 
 
 def test_what_bfloat16_would_hide(tmp_path):
@@ -131,7 +129,7 @@ def test_a_low_rank_edit_is_told_from_a_random_one(tmp_path):
     assert low.effective_rank.value < 2.1
     assert low.top_8.value == pytest.approx(1, abs=1e-6)
     assert low.effective_rank.random == pytest.approx(random.effective_rank.value, rel=0.05)
-    assert random.top_1.value == pytest.approx(random.top_1.random, rel=0.2)
+    assert random.top_8.value == pytest.approx(random.top_8.random, rel=0.2)
 
 
 def test_directions_of_planted_edits(tmp_path):

@@ -105,12 +105,10 @@ def test_a_sketch_tells_what_a_decomposition_tells(kind):
     if kind == "random":
         chance = random_spectrum(tuple(full.shape))
         assert found.effective_rank == pytest.approx(chance.effective_rank, rel=0.02)
-        assert found.top_1 == pytest.approx(chance.top_1, rel=0.15)
         assert found.top_8 == pytest.approx(chance.top_8, rel=0.1)
         assert found.top_8 < exact.top_8
     else:
         assert found.top_8 == pytest.approx(exact.top_8, rel=0.05)
-        assert found.top_1 == pytest.approx(exact.top_1, rel=0.3)
     if kind == "low rank":
         assert found.effective_rank == pytest.approx(exact.effective_rank, rel=0.05)
 

@@ -190,7 +190,7 @@ def test_values_that_are_no_numbers_are_counted_and_left_out():
 
 def test_edits_of_another_architecture_are_refused():
     edits = pair(0.3, seed=7)
-    with pytest.raises(ModelError, match=r"layer 0 has 60 neurons in the edit and 50 in the model"):
+    with pytest.raises(ModelError, match=r"layer 0 has 50 neurons in the model, and the edit has 60"):
         neuron_products(edits, torch.zeros(50, dtype=torch.long))
     with pytest.raises(ModelError, match="no MLP weights of layer 2"):
         neuron_products(edits, torch.arange(3 * NEURONS) // NEURONS)

@@ -74,5 +74,5 @@ def test_few_heads_fused_queries_and_other_models():
     assert measure(pair(0.9, seed=3), few_H)["total"].verdict == "too few heads"
     fused = {d: {n: t for n, t in edit.items() if "q_proj" not in n} for d, edit in pair(0.5, seed=4).items()}
     assert list(measure(fused)) == ["total", "layers.0.attention", "layers.1.attention"]
-    with pytest.raises(ModelError, match="90 columns in the edit are not those of 28 heads"):
+    with pytest.raises(ModelError, match="has 28 heads in the model, and the edit has 90"):
         head_products(pair(0.0, seed=5), torch.arange(56) // 28)

@@ -9,15 +9,7 @@ from counterpoint.config import parse_config
 from counterpoint.diagnosis import Damage, DamageOptions
 from counterpoint.diagnosis._course import Course, Leg, Point
 from counterpoint.diagnosis._damage_parts import ModulePart
-from counterpoint.diagnosis._findings import (
-    ConflictFindings,
-    EditFindings,
-    ModuleConflict,
-    PairConflict,
-    PairOverlap,
-    RouteFindings,
-    StageEdit,
-)
+from counterpoint.diagnosis._findings import ModuleConflict, PairConflict, PairOverlap, PartFindings
 from counterpoint.diagnosis._parts import PartDone
 from counterpoint.diagnosis.behaviour import behaviour
 from counterpoint.diagnosis.summary import summarise
@@ -42,7 +34,7 @@ def damage(measured=0.2, first=0.02, second=0.16, half=0.05, rows=(("layers.2.ml
 
 def conflict(cosine=-0.1, verdict=-1, modules=((-0.15, -1), (0.02, 0), (0.2, 1))):
     rows = tuple(ModuleConflict(f"layers.{i}.mlp", value, 0.07, None, mark) for i, (value, mark) in enumerate(modules))
-    return ConflictFindings((PairConflict("math", "writing", cosine, 0.072, verdict, rows),))
+    return PartFindings((PairConflict("math", "writing", cosine, 0.072, verdict, rows),))
 
 
 def overlap(first, second, p_value):
@@ -52,8 +44,8 @@ def overlap(first, second, p_value):
 FOUND = {
     "damage": damage(),
     "conflicts-step-10": conflict(),
-    "routes-step-10": RouteFindings((overlap("writing", "math", 0.3),)),
-    "edits": EditFindings((StageEdit(()), StageEdit(())), (overlap("0", "1", 1e-9),)),
+    "routes-step-10": PartFindings(overlaps=(overlap("writing", "math", 0.3),)),
+    "edits": PartFindings(edits=({}, {}), overlaps=(overlap("0", "1", 1e-9),)),
 }
 
 
@@ -70,8 +62,8 @@ def summary_of(tmp_path):
         config = parse_config({"domains": {name: {"source": "pocket"} for name in names}})
         course = Course("run", tmp_path, config, tmp_path, tuple(kinds), tuple(points), legs, None, "RECOVER IT")
         done = [
-            PartDone(name, name.split("-")[0], "", "done" if value else "failed", 0.0,
-                     ABOUT if name == "damage" else {}, "" if value else "too few prompts.")
+            PartDone(name, name.split("-")[0], ABOUT if name == "damage" else {},
+                     "done" if value else "failed", 0.0, "" if value else "too few prompts.")
             for name, value in found.items()
         ]  # fmt: skip
         if planted:
@@ -173,7 +165,7 @@ def test_domains_of_one_stage_have_gradients_and_routes_alone(summary_of):
 
 
 def test_a_stage_that_changed_no_neuron_shares_none(summary_of):
-    pair, text = pair_of(summary_of(edits=EditFindings(FOUND["edits"].edits, ())))
+    pair, text = pair_of(summary_of(edits=PartFindings(edits=FOUND["edits"].edits)))
     assert pair.edits is None
     assert "changed most: not measured (one of the two changed no MLP neuron" in text
 

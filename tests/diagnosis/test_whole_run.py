@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from counterpoint.config import parse_config
 from counterpoint.diagnosis import Behaviour, DiagnoseOptions, diagnose, diagnose_checkpoints
-from counterpoint.diagnosis._parts import Fingerprints, Part, file_digest, run_part
+from counterpoint.diagnosis._parts import Fingerprints, Part, run_part
+from counterpoint.disk import file_digest
 from counterpoint.errors import ConfigError, CounterpointError, ModelError, RunError
 from counterpoint.pocket import model_path
 from counterpoint.results import of_plain
@@ -33,7 +34,7 @@ class Stopped:
 
 
 def part(work, read=Found, **inputs):
-    return Part("one", "found", inputs, work, lambda result: result, read, {"step": 3})
+    return Part("one", "found", inputs, work, read, {"step": 3})
 
 
 def status(*arguments, **options):
@@ -200,7 +201,7 @@ def test_the_pair_is_put_together_from_all_of_them(summary):
     # Noise of one size everywhere: neither stage prefers the neurons of the other.
     assert pair.edits.p_value > 0.001
     assert len(summary.stages) == 2
-    assert len(pair.conflict.modules) == len(summary.stages[0].edit.modules)
+    assert len(pair.conflict.modules) == len(summary.stages[0].modules)
     assert "counterpoint recover" in " ".join(summary.sentences())
 
 
@@ -308,7 +309,7 @@ def test_two_checkpoints_are_one_edit_and_its_damage(checkpoints, tmp_path):
     )  # fmt: skip
     (pair,), (stage,) = found.pairs, found.stages
     assert (pair.earlier, pair.later) == ("code", "later training")
-    assert stage.edit is not None
+    assert stage.modules is not None
     assert pair.damage is not None
     assert "not measured" in pair.sentence, "scores were left out"
     assert "left out" in pair.missing["score"]

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from counterpoint.pocket import TASKS, model_path
-from counterpoint.pocket.measure import complete, load, measure
+from pocket_measure import complete, load, measure
 
 BAND = (0.15, 0.6)
 LEAD = 0.15

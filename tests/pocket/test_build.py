@@ -6,7 +6,7 @@ import torch
 
 from build_pocket import Plan, Shape, Stage, build, main, save
 from counterpoint.pocket import TASKS
-from counterpoint.pocket.measure import load
+from pocket_measure import load
 
 TINY = Plan(
     competence=Stage("competence", steps=30, learning_rate=5e-3, warm_up=5),

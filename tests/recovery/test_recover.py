@@ -188,8 +188,8 @@ class Fake:
         moved = {"before": None, "after": None, "mask": 0.1, "matched": 0.1, "uniform": 0.1}
         rows = tuple(Measured(name, 1, share, scores, changes, None) for name, share in moved.items())
         return Rollback(
-            str(before), str(start), domain, options, 100, 50, changes[domain], Split(8, 2, "Held-out prompts"),
-            Split(8, 2, "Training prompts"), (trial,), rows, (Judged("mask", trial, standing, others, ()),),
+            str(before), str(start), domain, options, 100, 50, changes[domain], Split(8, 2),
+            Split(8, 2), (trial,), rows, (Judged("mask", trial, standing, others, ()),),
             changes, changes, "mask" if wins else "none", self._model(out / "checkpoint") if wins else None,
         )  # fmt: skip
 

@@ -245,7 +245,6 @@ def test_replay_and_protection_shape_the_configuration():
     assert (protected.strategy.name, protected.strategy.protect) == ("mgs", ["qa"])
     shares = {name: domain.share for name, domain in protected.domains.items()}
     assert shares["math"] / sum(shares.values()) == pytest.approx(0.5)
-    assert made(replay=0.5, strategy="pcgrad").strategy.name == "pcgrad"
     assert made(learning_rate=1e-5).training["learning_rate"] == 1e-5
 
 
@@ -298,7 +297,6 @@ def test_bad_input_is_refused_before_any_work(arguments, error, message, tmp_pat
     [
         ({"replay": 1.0}, r"at least 0 and below 1, found 1.0"),
         ({"steps": 0}, r"steps must be at least 1, found 0"),
-        ({"strategy": "mgs"}, r"Leave strategy out, or set replay"),
         ({"learning_rate": -1.0}, r"learning_rate must be above 0"),
         ({"former": float("nan")}, r"former must be a finite number"),
     ],

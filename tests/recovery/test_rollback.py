@@ -234,5 +234,5 @@ def test_a_folder_that_is_taken_is_refused_first(place, tmp_path, monkeypatch):
 
 
 def test_equal_checkpoints_have_nothing_to_undo(place):
-    with pytest.raises(ModelError, match="hold the same weights, so there is nothing to undo"):
+    with pytest.raises(ModelError, match="hold the same weights: there is no edit"):
         restore(place, before=place["folder"] / "after")

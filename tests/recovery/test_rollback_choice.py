@@ -91,8 +91,8 @@ def result(**changes):
     judged = Judged("mask", mask, Standing("back", estimate(0.2), 0.01), {"qa": "spared"}, ())
     fields = {
         "damage": estimate(-0.3),
-        "test": Split(9, 4, "Held-out prompts"),
-        "search": Split(8, 2, "Training prompts"),
+        "test": Split(9, 4),
+        "search": Split(8, 2),
         "tried": (Trial("nothing", 0.0, 0.0, {"math": 0.5, "qa": 0.5}), mask),
         "measured": (
             row("before", 0.8, 0.3, None),

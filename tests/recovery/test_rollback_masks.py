@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from counterpoint.diagnosis._edit_vector import changed_weights
 from counterpoint.recovery.masks import (
     MatchedMask,
     RandomScores,
     WeightScores,
-    changed_weights,
     moved_share,
     uniform_masks,
 )

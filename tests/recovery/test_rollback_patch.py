@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from counterpoint.checkpoints import open_checkpoint
+from counterpoint.diagnosis._edit_vector import changed_weights
 from counterpoint.errors import ModelError
-from counterpoint.recovery.masks import Everything, Patch, changed_weights, open_edit, write_patch
+from counterpoint.recovery.masks import Everything, Patch, open_edit, write_patch
 from diagnosis_models import random_model, save
 from recovery_helpers import edited, saved_edit, top_mask
 
@@ -131,10 +132,10 @@ def test_equal_checkpoints_and_broken_ones_are_named(tmp_path):
     tensors = random_model(0)
     save(tmp_path / "a", tensors)
     save(tmp_path / "b", tensors)
-    with pytest.raises(ModelError, match="hold the same weights, so there is nothing to undo"):
+    with pytest.raises(ModelError, match="hold the same weights: there is no edit"):
         changed_weights(open_edit(tmp_path / "a", tmp_path / "b"))
     broken = edited(tensors)
     broken["model.layers.1.mlp.up_proj.weight"][2, 3] = float("nan")
     save(tmp_path / "c", broken)
-    with pytest.raises(ModelError, match=r"model.layers.1.mlp.up_proj.weight: 1 of 240 weights are NaN or infinite"):
+    with pytest.raises(ModelError, match=r"1.mlp.up_proj.weight: of 240 weights 0 are NaN or infinite in .* and 1 in"):
         changed_weights(open_edit(tmp_path / "a", tmp_path / "c"))

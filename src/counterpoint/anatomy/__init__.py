@@ -20,6 +20,7 @@ the same rules go by names and shapes.
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -61,6 +62,14 @@ class Anatomy:
     def module_of(self, name: str) -> str:
         """The block of a parameter as one name: ``layers.0.experts`` for a tensor of all experts."""
         return self.place(name).block
+
+    def by_module(self, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        """The parameters of every module, in the order given."""
+        found: dict[str, tuple[str, ...]] = {}
+        for name in names:
+            module = self.module_of(name)
+            found[module] = (*found.get(module, ()), name)
+        return found
 
     def layer_of(self, name: str) -> int | None:
         """The number of the language model's layer that a parameter belongs to; None outside."""

@@ -75,7 +75,8 @@ def compare(base: Checkpoint, after: Checkpoint, among: Sequence[Checkpoint] = (
             of them has untied its output projection, that of the others is their embedding.
 
     Raises:
-        ModelError: other names or shapes; the message names the first tensor that differs, in model order.
+        ModelError: other names or shapes, or whole numbers on one side; the message names the first tensor that
+            differs, in model order.
     """
     group = (base, after, *among)
     lead, own, left_out = base, {one: {name: name for name in one.names} for one in group}, set[str]()
@@ -91,6 +92,12 @@ def compare(base: Checkpoint, after: Checkpoint, among: Sequence[Checkpoint] = (
             raise ModelError(
                 f"These checkpoints have different shapes: {name} is {list(base.shapes[in_base])} in {base.path} and "
                 f"{list(after.shapes[in_after])} in {after.path}. Compare checkpoints trained from one model."
+            )
+        types = base.dtypes[in_base], after.dtypes[in_after]
+        if types[0].is_floating_point != types[1].is_floating_point:
+            raise ModelError(
+                f"One of these checkpoints holds whole numbers: {name} is {types[0]} in {base.path} and {types[1]} in "
+                f"{after.path}. Compare checkpoints that are not quantized."
             )
         sources[name] = in_base, in_after
     return Comparison(base, after, tuple(sources), sources, lead, tuple(sorted(left_out, key=model_order)))

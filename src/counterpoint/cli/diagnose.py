@@ -49,7 +49,7 @@ def diagnose(
     other: Annotated[str | None, typer.Option(help="The domain that was trained later.")] = None,
     effort: Annotated[
         Effort,
-        typer.Option(help="quick: half the completions, fewer controls. thorough: blocks and spectrum of the Hessian."),
+        typer.Option(help="quick: half the completions, fewer controls. thorough: the spectrum of the Hessian too."),
     ] = Effort.usual,
     prompts: Annotated[int, typer.Option(help="Prompts sampled per domain and checkpoint.")] = 128,
     samples: Annotated[int, typer.Option(help="Completions of each prompt.")] = 4,

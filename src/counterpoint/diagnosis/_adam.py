@@ -72,13 +72,8 @@ def adam_metric(state: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]])
     to first order: a negative product in this metric is what hurts under Adam (Kingma and Ba, 2015, algorithm 1).
     Weights that never had a gradient (v = 0) get 0 here, as 1 / eps would let them drown all others.
 
-    Args:
-        state: ``state_dict()`` of Adam or AdamW. It numbers the parameters; names follow from the order, all in one
-            group or as the Trainer of transformers has them (with weight decay first), where every shape fits.
-        shapes: the trainable parameters in model order.
-
-    Raises:
-        ModelError: another optimizer, another number of parameters, or a shape that does not fit (names the first).
+    ``state`` numbers the parameters; names follow from the order of ``shapes``, all in one group or as the Trainer of
+    transformers has them (with weight decay first), where every shape fits. Refuses anything else by name.
     """
     groups = state["param_groups"]
     numbers = [number for group in groups for number in group["params"]]

@@ -66,10 +66,6 @@ def chance_of(shared: int, layers: Sequence[Sizes]) -> Chance:
 
     The number of shared units is a sum of independent hypergeometric ones, whose distributions are convolved. One layer
     of all units is the plain hypergeometric test.
-
-    Args:
-        shared: units that the sets at hand share.
-        layers: of each layer the sizes of both sets and the number of units.
     """
     least, probability_K = 0, np.ones(1)
     for size_a, size_b, total in layers:

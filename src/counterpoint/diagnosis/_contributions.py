@@ -63,11 +63,7 @@ class Activity:
 
 
 def sites_of(model: Any) -> Sites:
-    """The projections of ``model`` that neurons and heads feed.
-
-    Raises:
-        UnsupportedError: no MLP of a known kind, or heads that do not divide their projection.
-    """
+    """The projections of ``model`` that neurons and heads feed; refuses a model without an MLP of a known kind."""
     anatomy, num_heads = Anatomy.of(model), getattr(_config(model), "num_attention_heads", None)
     sites = []
     for name, module in model.named_modules():
@@ -106,10 +102,7 @@ def activity_of(
 ) -> Activity:
     """What every unit contributes where tokens of ``rollouts`` are predicted, each half of the prompts by itself.
 
-    Sums are kept, never activations: memory is that of one batch and of one number per unit and half.
-
-    Raises:
-        CounterpointError: a contribution is no number (naming the layer), or memory does not suffice.
+    Sums are kept, never activations. Refuses a contribution that is no number, and says if memory does not suffice.
     """
     sums = _Sums(sites)
     device = next(model.parameters()).device
@@ -166,7 +159,7 @@ class _Sums:
 
         def hear(module: Any, args: tuple[Tensor, ...]) -> None:
             x_SF = args[0].flatten(0, -2).index_select(0, self._rows.to(args[0].device))
-            self._sums[i][self._half] += add(_wide(x_SF), self._maps[i])
+            self._sums[i][self._half] += add(wide(x_SF), self._maps[i])
 
         return hear
 
@@ -189,11 +182,7 @@ def _neuron_sums(x_SN: Tensor, norms_N: Tensor) -> Tensor:
 
 
 def _head_sums(x_SF: Tensor, maps_HCC: Tensor) -> Tensor:
-    """Sum over tokens of ``norm(W_h x_h)`` per head.
-
-    With the triangular factor of ``W_h = Q R`` the norm is that of ``R x_h``, which has C entries and not as many as
-    the model is wide.
-    """
+    """Sum over tokens of ``norm(W_h x_h)`` per head: that of ``R x_h`` with the triangular factor of ``W_h = Q R``."""
     x_SHC = x_SF.unflatten(-1, (len(maps_HCC), -1))
     return torch.einsum("hdc,shc->shd", maps_HCC, x_SHC).norm(dim=-1).sum(0).double()
 
@@ -213,7 +202,7 @@ def _head_maps(site: Site) -> Tensor:
 def _weight(module: Any) -> Tensor:
     """The projection's effective weight [outputs, inputs], adapters included, in float32 or wider."""
     base = getattr(module, "base_layer", module)
-    weight = _wide(base.weight.detach())
+    weight = wide(base.weight.detach())
     if base is not module and not module.merged:
         for adapter in module.active_adapters:
             if adapter in module.scaling:
@@ -221,7 +210,8 @@ def _weight(module: Any) -> Tensor:
     return weight.T if type(base).__name__ == "Conv1D" else weight  # of transformers: inputs first
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor in float32, or in float64 where it is that already."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 

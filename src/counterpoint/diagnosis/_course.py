@@ -107,13 +107,7 @@ def course_of_checkpoints(
     other: str | None,
     out: str | Path | None,
 ) -> Course:
-    """The course of given checkpoints; see :func:`counterpoint.diagnosis.diagnose_checkpoints`.
-
-    Raises:
-        ConfigError: a configuration that cannot be read, or a domain that it lacks.
-        ModelError: a checkpoint that is not there, or is a run directory.
-        CounterpointError: nothing to compare ``after`` with.
-    """
+    """The course of given checkpoints; see :func:`counterpoint.diagnosis.diagnose_checkpoints`."""
     read = config_of(config)
     wanted_domains(read, [name for name in (domain, other) if name is not None])
     if domain == other:

@@ -60,9 +60,8 @@ class SumLoss:
 
 @dataclass(frozen=True)
 class Derivatives:
-    """What ``along`` measured: sums of each prompt (not yet over units), reduced, by name of the vector.
-
-    ``first[name]`` [P, R] reduces the gradient, ``second[name]`` [P, R] the Hessian times the vector.
+    """Sums of each prompt, not yet over units, by name of the vector: ``first`` [P, R] reduces the gradient, ``second``
+    [P, R] the Hessian times the vector.
     """
 
     first: dict[str, Tensor]
@@ -120,14 +119,7 @@ def along(
     """Gradient and Hessian products of every prompt along each vector, reduced at once.
 
     Each piece's gradient is built once and differentiated along every vector, so n vectors cost about 1 + 1.5 n times
-    a gradient.
-
-    Args:
-        loss: the loss; its ``params`` must require gradients.
-        vectors: by name.
-        reduce: ``inner`` by default, so that ``first`` is ``g.v`` and ``second`` is ``v'Hv``.
-        what: said to ``on_progress``.
-        on_progress: called with pieces done and in total.
+    a gradient. With ``inner``, the default, ``first`` is ``g.v`` and ``second`` is ``v'Hv``.
     """
     first: dict[str, Tensor] = {}
     second: dict[str, Tensor] = {}
@@ -185,8 +177,6 @@ def displaced(
     """Moves ``params`` by ``scale * edit`` in place for a while; afterwards every bit is as before.
 
     An edit that is given as pairs of name and tensor is read one tensor after the other, so it need not be in memory.
-    What was moved is copied, as no subtraction gives back every bit: that copy and ``params`` are the two models that
-    are compared.
     """
     saved: dict[str, Tensor] = {}
     try:
@@ -225,21 +215,13 @@ def lanczos(
 ) -> RitzPairs:
     """Eigenpairs of the symmetric operator ``product`` [N] -> [N] in a Krylov space of ``iterations`` dimensions.
 
-    The ends of the spectrum converge first. Where the space is exhausted before (few distinct eigenvalues), the work
-    goes on from a new random vector, which finds eigenvalues of higher multiplicity; it ends at ``size`` dimensions.
-    Full reorthogonalisation, done twice, so that no eigenvalue shows up as a copy of itself. Memory holds two vectors;
-    the others are on the disk, in the folder for temporary files: twice ``iterations`` models of space.
+    The ends of the spectrum converge first. Where the space is exhausted before, the work goes on from a new random
+    vector, which finds eigenvalues of higher multiplicity. Full reorthogonalisation, done twice, so that no eigenvalue
+    shows up as a copy of itself. Memory holds two vectors of the dtype and device of ``like``; twice ``iterations`` are
+    in the folder for temporary files.
 
     Sources: C. Lanczos (1950), J. Res. Nat. Bur. Standards 45:255; residual bounds from B. N. Parlett, The Symmetric
     Eigenvalue Problem, 13.2.
-
-    Args:
-        product: the operator; it returns a new tensor.
-        size: N.
-        iterations: calls of ``product``.
-        seed: of the start, a normal vector from a private random stream.
-        like: dtype and device of the vectors that ``product`` gets; float64 on the CPU where None.
-        on_iteration: called with the number of products done.
     """
     like = torch.empty(0, dtype=torch.float64) if like is None else like
     generator = torch.Generator().manual_seed(seed)

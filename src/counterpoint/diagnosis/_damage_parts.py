@@ -7,8 +7,9 @@ complement C as ``1/2 d_S'Hd_S + d_S'Hd_C + 1/2 d_C'Hd_C``.
 Legend: P prompts, M modules, K eigen-directions, N parameters.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -65,14 +66,6 @@ class ModulePart:
     second: Estimate
     edit_share: float
     size_share: float
-
-
-def modules_of(params: Mapping[str, Tensor], anatomy: Anatomy) -> Modules:
-    """Parameters by module, in model order."""
-    found: dict[str, list[str]] = {}
-    for name in params:
-        found.setdefault(anatomy.module_of(name), []).append(name)
-    return {module: tuple(names) for module, names in found.items()}
 
 
 def select(vector: Vector, names: Sequence[str]) -> dict[str, Tensor]:
@@ -132,14 +125,9 @@ class RoutePart:
 
 
 class OnNeurons(Mapping[str, Tensor]):
-    """The part of a vector in the weights of chosen neurons: rows and columns of MLP projections, zero elsewhere.
+    """The part of a vector in the weights of ``chosen`` neurons (bool by layer), zero elsewhere.
 
     Each tensor is made when it is read, so several sets of neurons cost no memory.
-
-    Args:
-        vector: by parameter name.
-        chosen: for each layer a bool vector, true for the chosen neurons.
-        anatomy: of the model whose parameters these are.
     """
 
     def __init__(self, vector: Vector, chosen: Mapping[int, Tensor], anatomy: Anatomy) -> None:
@@ -176,11 +164,10 @@ def route_part(
     seed: int = 0,
     on_progress: Progress = silent,
 ) -> RoutePart:
-    """Damage on the shared route, off it, and between the two, beside random neurons of the same number.
+    """Damage on the ``shared`` neurons of each layer (bool), off them, and between the two.
 
-    ``shared`` holds the shared neurons of each layer (bool), ``whole`` is ``along`` for ``edit`` with any reduction
-    whose numbers add up to the inner product, ``other`` names the later domain. ``draws`` random sets have as many
-    neurons in each layer.
+    ``whole`` is ``along`` for ``edit`` with any reduction whose numbers add up to the inner product, ``other`` names
+    the later domain. ``draws`` random sets have as many neurons in each layer.
     """
     generator = torch.Generator().manual_seed(seed)
     sets = {"shared": shared} | {f"random {i}": _shuffled(shared, generator) for i in range(draws)}
@@ -243,8 +230,7 @@ class Subspace:
     ``directions`` are those of largest ``|eigenvalue|``, strongest first. ``share`` is what they carry together over
     the second order (with curvature of both signs it can lie outside [0, 1]). ``other_half_share`` is the same where
     the directions come from one half of the prompts and the damage from the other: directions that only fit single
-    prompts carry nothing there. ``random_share`` is what as many random directions carry on average, ``K / N``;
-    ``module_random_share`` the same for random directions with these directions' norm in every module.
+    prompts carry nothing there. ``random_share`` is what as many random directions carry on average, ``K / N``.
     """
 
     iterations: int
@@ -253,44 +239,25 @@ class Subspace:
     other_half_share: Estimate
     edit_share: float
     random_share: float
-    module_random_share: float
 
 
 def subspace_of(
     loss: SumLoss,
     edit: Vector,
-    whole: Derivatives,
-    modules: Modules,
     *,
     iterations: int = 16,
     top: int = 8,
     seed: int = 0,
     on_progress: Progress = silent,
 ) -> Subspace:
-    """Lanczos on H_A, and the share of the second-order damage that its strongest directions carry.
-
-    Args:
-        loss: the earlier domain's.
-        edit: d.
-        whole: ``along`` for ``edit`` by module.
-        modules: parameters by module.
-        iterations: Hessian products; also the number of eigenvalues found.
-        top: directions whose share is measured, at most ``iterations``.
-        seed: of the start.
-        on_progress: called with products done and in total.
-    """
-    loss = replace(loss, params={name: loss.params[name] for names in modules.values() for name in names})
+    """``iterations`` of Lanczos on H_A, and the share of second order that the ``top`` strongest directions carry."""
     pairs = _eigenpairs(loss, iterations, seed, "Lanczos", on_progress)
     strongest = _strongest(pairs, top)
     edit_norm, size = float(inner(edit, edit)), sum(param.numel() for param in loss.params.values())
     parts_PK, whole_P = _carried(loss, edit, pairs, strongest, on_progress)
-    squares_KM = torch.stack([_squares(loss, modules, pairs.vectors_KN[k]) for k in strongest])
     weights_K = [float(inner(_shaped(pairs.vectors_KN[k], loss.params), edit)) ** 2 / edit_norm for k in strongest]
     halves = _eigenpairs(loss.half(0), iterations, seed, "Lanczos on half of the prompts", on_progress)
     half_PK, half_P = _carried(loss.half(1), edit, halves, _strongest(halves, top), on_progress)
-    # a random unit vector u of n dimensions has E[(u.d)(u.Hd)] = d.Hd / n, whatever d and Hd are
-    second_M = whole.second["edit"].sum(0)
-    sizes_M = torch.tensor([sum(loss.params[name].numel() for name in names) for names in modules.values()])
     return Subspace(
         iterations=len(pairs.values_K),
         directions=tuple(
@@ -302,8 +269,8 @@ def subspace_of(
         share=per_unit(parts_PK.sum(1), whole_P),
         other_half_share=per_unit(half_PK.sum(1), half_P),
         edit_share=sum(weights_K),
+        # a random unit vector u of n dimensions has E[(u.d)(u.Hd)] = d.Hd / n, whatever d and Hd are
         random_share=len(strongest) / size,
-        module_random_share=float((squares_KM.sum(0) * second_M / sizes_M).sum() / second_M.sum()),
     )
 
 
@@ -348,13 +315,6 @@ def _carried(
     return found[:, :-1], found[:, -1]
 
 
-def _squares(loss: SumLoss, modules: Modules, vector_N: Tensor) -> Tensor:
-    """A vector's squared norm in every module [M]."""
-    shaped = _shaped(vector_N, loss.params)
-    parts = (select(shaped, names) for names in modules.values())
-    return torch.stack([inner(part, part).cpu() for part in parts])
-
-
 def _shaped(vector_N: Tensor, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A flat vector as views of it by parameter, on the parameters' device."""
     device = next(iter(params.values())).device
@@ -370,8 +330,7 @@ class ScalePoint:
     """At ``scale`` times the edit: damage measured, predicted, and their difference on the same prompts.
 
     ``error`` is ``|difference|`` over the largest of ``|measured|``, ``|s g.d|`` and ``|s^2 1/2 d'Hd|``, which stays
-    meaningful where the two orders cancel. ``within_noise`` says that prompts drawn anew could make the difference
-    vanish.
+    meaningful where the two orders cancel.
     """
 
     scale: float
@@ -379,14 +338,17 @@ class ScalePoint:
     predicted: Estimate
     difference: Estimate
     error: float
-    within_noise: bool
+
+    @property
+    def within_noise(self) -> bool:
+        """Whether prompts drawn anew could make the difference vanish."""
+        return self.difference.low <= 0 <= self.difference.high
 
 
 @dataclass(frozen=True)
 class Reach:
-    """``largest_scale``: ``error`` below ``tolerance`` at it and at every smaller scale measured; 0 for none."""
+    """``largest_scale``: ``error`` below the tolerance at it and at every smaller scale measured; 0 for none."""
 
-    tolerance: float
     largest_scale: float
     points: tuple[ScalePoint, ...]
 
@@ -394,10 +356,7 @@ class Reach:
 def damage_at(
     loss: SumLoss, edit: Vector, scales: Sequence[float], before_P: Tensor, on_progress: Progress = silent
 ) -> dict[float, Tensor]:
-    """``L(params + s d) - L(params)`` of every prompt [P], not yet over units, by scale s.
-
-    ``before_P`` is ``losses(loss)``.
-    """
+    """``L(params + s d) - L(params)`` of every prompt [P], not yet over units, by scale; ``before_P`` is L(params)."""
     total, found = len(scales) * len(loss.pieces), {}
     for number, scale in enumerate(scales):
 
@@ -412,24 +371,10 @@ def damage_at(
 def reach_of(
     measured: Mapping[float, Tensor], first_P: Tensor, second_P: Tensor, units_P: Tensor, tolerance: float = 0.2
 ) -> Reach:
-    """Measured beside ``s g.d + s^2 (1/2 d'Hd)`` for every scale, and the largest scale at which they agree.
-
-    Args:
-        measured: sums of each prompt [P] by scale.
-        first_P: ``g.d`` of each prompt.
-        second_P: ``1/2 d'Hd`` of each prompt.
-        units_P: what each prompt counts for.
-        tolerance: largest relative error.
-    """
-    points = []
-    for scale, measured_P in sorted(measured.items()):
-        points.append(_point(scale, measured_P, scale * first_P, scale**2 * second_P, units_P))
-    largest = 0.0
-    for point in points:
-        if not point.error < tolerance:
-            break
-        largest = point.scale
-    return Reach(tolerance, largest, tuple(points))
+    """``measured`` (sums of each prompt by scale) beside ``s g.d + s^2 (1/2 d'Hd)``, and how far they agree."""
+    points = [_point(s, own_P, s * first_P, s**2 * second_P, units_P) for s, own_P in sorted(measured.items())]
+    good = [point.scale for point in itertools.takewhile(lambda point: point.error < tolerance, points)]
+    return Reach(good[-1] if good else 0.0, tuple(points))
 
 
 def _point(scale: float, measured_P: Tensor, first_P: Tensor, second_P: Tensor, units_P: Tensor) -> ScalePoint:
@@ -441,7 +386,6 @@ def _point(scale: float, measured_P: Tensor, first_P: Tensor, second_P: Tensor, 
         predicted=per_unit(first_P + second_P, units_P),
         difference=difference,
         error=abs(difference.value) / largest if difference.value else 0.0,
-        within_noise=difference.low <= 0 <= difference.high,
     )
 
 

@@ -1,16 +1,15 @@
-"""Distinct n-grams of completions at equal numbers of n-grams, so that longer completions do not look less diverse.
+"""Distinct bigrams of completions at equal numbers of bigrams, so that longer completions do not look less diverse.
 
-With N n-grams of which kind i occurs ``c_i`` times, the expected number of kinds among K drawn without replacement is
+With N bigrams of which kind i occurs ``c_i`` times, the expected number of kinds among K drawn without replacement is
 ``sum_i 1 - C(N - c_i, K) / C(N, K)`` (rarefaction: S. H. Hurlbert, 1971, Ecology 52:577). Exact; nothing is drawn.
 """
 
+import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-
-SIZES = (1, 2, 3)
-"""The n of the n-grams."""
+from typing import Any
 
 FEW_WORDS = 3
 """Completions whose mean length is below this many words are cut into characters instead."""
@@ -18,21 +17,20 @@ FEW_WORDS = 3
 
 @dataclass(frozen=True)
 class Diversity:
-    """Share of distinct n-grams among ``drawn`` n-grams of a domain's sample completions at one step.
+    """Share of distinct bigrams among ``drawn`` bigrams of a domain's sample completions at one step.
 
     ``unit`` is ``word`` or ``character``, the same for all steps of a domain.
     """
 
     domain: str
     step: int
-    n: int
     unit: str
     distinct: float
     drawn: int
     completions: int
 
 
-def distinct_share(counts: Mapping[object, int], drawn: int) -> float:
+def distinct_share(counts: Mapping[Any, int], drawn: int) -> float:
     """Expected number of distinct kinds among ``drawn`` of these things, over ``drawn``; nan for none.
 
     >>> round(distinct_share({"a": 2, "b": 2}, 2), 4)  # of two drawn: 1 kind in 1/3 of cases, 2 in 2/3
@@ -46,7 +44,7 @@ def distinct_share(counts: Mapping[object, int], drawn: int) -> float:
 
 
 def diversities(completions: Mapping[tuple[str, int], Mapping[str, str]]) -> list[Diversity]:
-    """The diversity of every domain at every step, at the smallest number of n-grams that any of its steps has.
+    """The diversity of every domain at every step, at the smallest number of bigrams that any of its steps has.
 
     Args:
         completions: completion by prompt, for every ``(domain, step)``.
@@ -55,23 +53,19 @@ def diversities(completions: Mapping[tuple[str, int], Mapping[str, str]]) -> lis
     for domain in dict.fromkeys(domain for domain, _ in completions):
         by_step = {step: list(texts.values()) for (name, step), texts in sorted(completions.items()) if name == domain}
         unit = _unit([text for texts in by_step.values() for text in texts])
-        for n in SIZES:
-            counts = {
-                step: Counter(g for text in texts for g in _grams(text, n, unit)) for step, texts in by_step.items()
-            }
-            drawn = min(kinds.total() for kinds in counts.values())
-            found += [
-                Diversity(domain, step, n, unit, distinct_share(kinds, drawn), drawn, len(by_step[step]))
-                for step, kinds in counts.items()
-                if drawn
-            ]
+        counts = {step: Counter(g for text in texts for g in _bigrams(text, unit)) for step, texts in by_step.items()}
+        drawn = min(kinds.total() for kinds in counts.values())
+        found += [
+            Diversity(domain, step, unit, distinct_share(kinds, drawn), drawn, len(by_step[step]))
+            for step, kinds in counts.items()
+            if drawn
+        ]
     return found
 
 
-def _grams(text: str, n: int, unit: str) -> list[object]:
-    """n-grams within one completion; none cross from one to the next."""
-    pieces: Sequence[str] = text.split() if unit == "word" else text
-    return [tuple(pieces[i : i + n]) for i in range(len(pieces) - n + 1)]
+def _bigrams(text: str, unit: str) -> Iterable[tuple[str, str]]:
+    """Bigrams within one completion; none cross from one to the next."""
+    return itertools.pairwise(text.split() if unit == "word" else text)
 
 
 def _unit(texts: Sequence[str]) -> str:

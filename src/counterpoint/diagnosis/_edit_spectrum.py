@@ -42,11 +42,10 @@ class EditSpectrum:
 
     Attributes:
         effective_rank: ``exp`` of the entropy of ``s / sum s`` (Roy and Vetterli, 2007).
-        top_1, top_8: share of ``sum s^2`` in the strongest direction, in the strongest eight.
+        top_8: share of ``sum s^2`` in the strongest eight directions.
     """
 
     effective_rank: float
-    top_1: float
     top_8: float
 
 
@@ -59,18 +58,16 @@ def exact_spectrum(matrix: Tensor) -> EditSpectrum | None:
     """From all singular values of ``matrix`` [M, N]; None for a matrix of zeros."""
     values = torch.linalg.svdvals(matrix).double()
     energy = float(values.square().sum())
-    return EditSpectrum(effective_rank(values), *_shares(values, energy)) if energy else None
+    if not energy:
+        return None
+    strongest = values.square().sort(descending=True).values[:8]
+    return EditSpectrum(effective_rank(values), min(1.0, float(strongest.sum()) / energy))
 
 
 def effective_rank(values: Tensor) -> float:
     """``exp`` of the entropy of singular values [R] divided by their sum, which is not 0."""
     shares = values / values.sum()
     return float(torch.special.entr(shares).sum().exp())
-
-
-def _shares(values: Tensor, energy: float) -> tuple[float, float]:
-    squares = values.square().sort(descending=True).values
-    return float(squares[0]) / energy, min(1.0, float(squares[:8].sum()) / energy)
 
 
 class Compression:
@@ -100,7 +97,7 @@ class Compression:
             ranks.append(effective_rank(squares.sqrt()))
             along_K = torch.linalg.vector_norm(there @ v_NK, dim=0).double().square()
             shares_K += along_K / (2 * there.norm().double().square())
-        return EditSpectrum(sum(ranks) / 2, float(shares_K[0]), min(1.0, float(shares_K.sum())))
+        return EditSpectrum(sum(ranks) / 2, min(1.0, float(shares_K.sum())))
 
 
 @functools.lru_cache(maxsize=64)
@@ -137,22 +134,22 @@ def random_spectrum(shape: tuple[int, int]) -> EditSpectrum:
         return found
     squares, v_NK = _directions(torch.randn(min(BUCKETS, rows), columns, generator=generator))
     shares_K = (squares.flip(0)[: v_NK.shape[1]] + rows - len(squares)) / (rows * columns)
-    return EditSpectrum(effective_rank(squares.sqrt()), float(shares_K[0]), float(shares_K.sum()))
+    return EditSpectrum(effective_rank(squares.sqrt()), float(shares_K.sum()))
 
 
 def mean_spectrum(
     spectra: Sequence[tuple[float, tuple[int, int], EditSpectrum]],
-) -> tuple[AgainstRandom, AgainstRandom, AgainstRandom] | tuple[None, None, None]:
-    """Effective rank, top 1 and top 8 of several matrices: means weighted by energy (sum of squares); None without any.
+) -> tuple[AgainstRandom, AgainstRandom] | tuple[None, None]:
+    """Effective rank and top 8 of matrices, each given as energy (sum of squares), shape and spectrum.
 
-    ``spectra`` holds energy, shape and spectrum of each.
+    Means weighted by energy; None without any.
     """
     total = sum(energy for energy, _, _ in spectra)
     if not total:
-        return None, None, None
+        return None, None
 
     def mean(of: Callable[[EditSpectrum], float]) -> AgainstRandom:
         value = sum(energy * of(own) for energy, _, own in spectra) / total
         return AgainstRandom(value, sum(energy * of(random_spectrum(shape)) for energy, shape, _ in spectra) / total)
 
-    return mean(lambda own: own.effective_rank), mean(lambda own: own.top_1), mean(lambda own: own.top_8)
+    return mean(lambda own: own.effective_rank), mean(lambda own: own.top_8)

@@ -41,9 +41,6 @@ ABSOLUTE, RELATIVE = 1e-7, 1e-3
 """LPT (arXiv 2606.02398) calls a weight unchanged where ``|edit|`` and ``|edit| / |weight|`` are below these. That both
 must hold is our reading. An edit of zero is zero relative to any weight."""
 
-ABSOLUTE_CURVE = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
-RELATIVE_CURVE = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-
 NEIGHBOURHOOD = 512
 """Weights next to each other that count as alike where rounding is taken out of the product of two edits."""
 
@@ -56,8 +53,6 @@ _SIZES, _DISTANCES = 16, 8
 class Sums:
     """What is added up over blocks for one tensor and one checkpoint; counts are of weights."""
 
-    curve: np.ndarray = field(default_factory=lambda: np.zeros(len(ABSOLUTE_CURVE) + len(RELATIVE_CURVE), np.int64))
-    """Per absolute threshold, then per relative threshold: weights below."""
     weights: int = 0
     """Finite in both checkpoints."""
     nonfinite_base: int = 0
@@ -76,11 +71,10 @@ class Sums:
         """The sums of two tensors, without those of neurons."""
         names = (*_COUNTS, "nonfinite_base", "nonfinite_after", "energy", "base_energy")
         added = {name: getattr(self, name) + getattr(other, name) for name in names}
-        return Sums(curve=self.curve + other.curve, largest=max(self.largest, other.largest), **added)
+        return Sums(largest=max(self.largest, other.largest), **added)
 
     def exclude(self, count: int) -> None:
         """Takes ``count`` weights off that were added as zeros before and after, so below every threshold."""
-        self.curve -= count
         for name in _COUNTS:
             setattr(self, name, getattr(self, name) - count)
 
@@ -190,8 +184,7 @@ def _count(sums: Sums, block: Edit, space: Workspace) -> None:
     edit = block.edit
     size, scaled = space.floats("size", edit), space.floats("scaled", edit)
     torch.abs(edit, out=size)
-    largest = float(size.amax())
-    sums.largest = max(sums.largest, largest)
+    sums.largest = max(sums.largest, float(size.amax()))
     torch.abs(block.base, out=scaled)
     if not float(scaled.amin()):
         scaled.add_(_TINY)  # no edit of a weight of zero is zero relative to it
@@ -202,26 +195,11 @@ def _count(sums: Sums, block: Edit, space: Workspace) -> None:
     sums.identical += identical
     small, little = np.less(values, ABSOLUTE, out=flags), np.less(relative, RELATIVE, out=more)
     sums.unchanged += int(np.count_nonzero(np.logical_and(small, little, out=flags)))
-    curves = _curve(values, ABSOLUTE_CURVE, identical, largest, flags)
-    sums.curve += np.array(curves + _curve(relative, RELATIVE_CURVE, identical, math.inf, flags))
     if all(tensor.dtype == torch.bfloat16 for tensor in block.stored):
         sums.same_in_bfloat16 += identical
     else:
         rounded = [tensor.to(torch.bfloat16).view(torch.int16).view(-1).numpy() for tensor in block.stored]
         sums.same_in_bfloat16 += int(np.count_nonzero(np.equal(rounded[0], rounded[1], out=flags)))
-
-
-def _curve(
-    values: np.ndarray, thresholds: tuple[float, ...], zeros: int, largest: float, flags: np.ndarray
-) -> list[int]:
-    """Values below each threshold; from the largest down, until only the ``zeros`` are left below."""
-    found = dict.fromkeys(thresholds, zeros)
-    for threshold in sorted(thresholds, reverse=True):
-        below = values.size if largest < threshold else int(np.count_nonzero(np.less(values, threshold, out=flags)))
-        found[threshold] = below
-        if below == zeros:
-            break
-    return list(found.values())
 
 
 def products(first: Tensor, second: Tensor, space: Workspace) -> Products:

@@ -1,21 +1,81 @@
-"""The edit between two checkpoints as a vector of a model's parameters, and the model it starts from."""
+"""The edit between two checkpoints, tensor by tensor and as a vector of parameters, and the model it starts from."""
 
 import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from counterpoint.checkpoints import Conversion, compare, open_checkpoint
+from counterpoint.checkpoints import Comparison, Conversion
 from counterpoint.config import Config
+from counterpoint.diagnosis._contributions import wide
 from counterpoint.diagnosis.subject import Subject, open_subject
 from counterpoint.errors import ModelError, UnsupportedError
+from counterpoint.progress import Progress, silent
 
 
-def check_pair(before: str | Path, after: str | Path) -> None:
-    """Refuses, before any weight is read, checkpoints that are not two states of one architecture."""
-    compare(open_checkpoint(before), open_checkpoint(after))
+@dataclass(frozen=True)
+class Edit:
+    """``after - before``, one tensor at a time."""
+
+    pair: Comparison
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The tensors of floats, each weight once, in order."""
+        dtypes = self.pair.after.dtypes
+        return tuple(name for name in self.pair.names if dtypes[self.pair.sources[name][1]].is_floating_point)
+
+    @property
+    def num_weights(self) -> int:
+        """Weights of the model."""
+        return sum(torch.Size(self.shape(name)).numel() for name in self.names)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of one tensor."""
+        return self.pair.base.shapes[self.pair.sources[name][0]]
+
+    def before(self, name: str) -> Tensor:
+        """One tensor before the edit, as it is stored."""
+        return self.pair.base.tensor(self.pair.sources[name][0])
+
+    def after(self, name: str) -> Tensor:
+        """One tensor after the edit, as it is stored."""
+        return self.pair.after.tensor(self.pair.sources[name][1])
+
+    def change(self, name: str) -> Tensor:
+        """The edit of one tensor: float32, or float64 where it is stored so."""
+        change = wide(self.after(name))
+        return change.sub_(self.before(name).to(change.dtype))
+
+
+def changed_weights(edit: Edit, on_progress: Progress = silent) -> dict[str, int]:
+    """How many weights of each tensor the edit changed; tensors that it left alone are missing.
+
+    Raises:
+        ModelError: the checkpoints are equal, or hold a number that is not finite.
+    """
+    found = {}
+    for done, name in enumerate(edit.names, 1):
+        change = edit.change(name)
+        if not bool(change.isfinite().all()):
+            bad = [int((~tensor.isfinite()).sum()) for tensor in (edit.before(name), edit.after(name))]
+            raise ModelError(
+                f"{name}: of {change.numel()} weights {bad[0]} are NaN or infinite in {edit.pair.base.path} and "
+                f"{bad[1]} in {edit.pair.after.path}. Use checkpoints from before the training diverged."
+            )
+        if count := int(change.count_nonzero()):
+            found[name] = count
+        on_progress("read the edit", done, len(edit.names))
+    if not found:
+        raise ModelError(
+            f"{edit.pair.base.path} and {edit.pair.after.path} hold the same weights: there is no edit. Give the "
+            "checkpoint after the domain's own stage as before, and a later one as after."
+        )
+    return found
 
 
 def open_at(config: Config, before: str | Path, domains: list[str]) -> Subject:
@@ -32,40 +92,19 @@ def open_at(config: Config, before: str | Path, domains: list[str]) -> Subject:
     return dataclasses.replace(subject, model=policy)
 
 
-def edit_between(before: str | Path, after: str | Path, model: Any) -> dict[str, Tensor]:
+def edit_between(pair: Comparison, model: Any) -> dict[str, Tensor]:
     """``after - before`` for every parameter of ``model`` that changed, in its dtype and on its device.
-
-    Both checkpoints are read tensor by tensor.
 
     Raises:
         ModelError: the two are equal, or a tensor holds a number that is not finite.
         UnsupportedError: the checkpoints name their tensors otherwise than the model.
     """
-    pair = compare(open_checkpoint(before), open_checkpoint(after))
-    conversion = Conversion(model, {name: pair.base.shapes[source] for name, (source, _) in pair.sources.items()})
-    changes: dict[str, Tensor] = {}
-    for name, old, new in pair:
-        wide = torch.promote_types(torch.promote_types(old.dtype, new.dtype), torch.float32)
-        change = new.to(wide) - old.to(wide)
-        if not bool(change.isfinite().all()):
-            bad = [int((~tensor.isfinite()).sum()) for tensor in (old, new)]
-            raise ModelError(
-                f"{name}: of {change.numel()} weights {bad[0]} are NaN or infinite in {before} and {bad[1]} in "
-                f"{after}. A loss cannot be measured there; use checkpoints from before the training diverged."
-            )
-        if bool(change.any()):
-            changes[name] = change
-    if not changes:
-        raise ModelError(
-            f"{before} and {after} hold the same weights, so nothing can have been damaged. Give the checkpoint after "
-            "the earlier domain's stage as before and a later one as after."
-        )
+    edit = Edit(pair)
+    conversion = Conversion(model, {name: edit.shape(name) for name in edit.names})
     own = {id(param): name for name, param in model.named_parameters()}
     found = {}
-    for bundle in conversion.bundles(changes, type(model).__name__):
-        unchanged = {name: pair.base.shapes[pair.sources[name][0]] for name in bundle.stored if name not in changes}
-        parts = changes | {name: torch.zeros(shape) for name, shape in unchanged.items()}
-        for name, value in bundle.to_model(parts.__getitem__).items():
+    for bundle in conversion.bundles(changed_weights(edit), type(model).__name__):
+        for name, value in bundle.to_model(edit.change).items():
             param = conversion.params[name]
             if id(param) not in own:
                 raise UnsupportedError(

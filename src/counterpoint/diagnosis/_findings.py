@@ -1,6 +1,7 @@
 """What the summary of a diagnosis needs of each result: small dataclasses without tensors, kept in the parts' files."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,43 +53,18 @@ class PairOverlap:
 
 
 @dataclass(frozen=True)
-class ModuleEdit:
-    """A module's edit over one stage: its norm over the norm of the weights before."""
+class PartFindings:
+    """What one part found: conflicts or overlaps of every two domains or edits, or each edit's relative norms.
 
-    module: str
-    relative_norm: float
+    Edits are named by their number, from 0; ``edits`` has for each the norm over that of the weights, by module.
+    """
 
-
-@dataclass(frozen=True)
-class StageEdit:
-    """What one stage changed, by module."""
-
-    modules: tuple[ModuleEdit, ...]
+    pairs: tuple[PairConflict, ...] = ()
+    overlaps: tuple[PairOverlap, ...] = ()
+    edits: tuple[Mapping[str, float], ...] = ()
 
 
-@dataclass(frozen=True)
-class EditFindings:
-    """What every edit changed, and the overlap of every two: named by their number, from 0."""
-
-    edits: tuple[StageEdit, ...]
-    overlaps: tuple[PairOverlap, ...]
-
-
-@dataclass(frozen=True)
-class RouteFindings:
-    """The overlap of the routes of every two domains at one checkpoint."""
-
-    overlaps: tuple[PairOverlap, ...]
-
-
-@dataclass(frozen=True)
-class ConflictFindings:
-    """The conflict of every two domains at one checkpoint."""
-
-    pairs: tuple[PairConflict, ...]
-
-
-def conflict_findings(result: Conflicts) -> ConflictFindings:
+def conflict_findings(result: Conflicts) -> PartFindings:
     """The cosines of plain gradients, for pairs of domains whose gradients are known."""
     whole, modules = (result.metrics[0].grouping(name) for name in ("global", "module"))
     found = []
@@ -97,7 +73,7 @@ def conflict_findings(result: Conflicts) -> ConflictFindings:
         if math.isfinite(cosine) and math.isfinite(verdict):
             rows = tuple(row for g in range(len(modules.groups)) if (row := _module_conflict(modules, g, q)))
             found.append(PairConflict(first, second, cosine, floor, int(verdict), rows))
-    return ConflictFindings(tuple(found))
+    return PartFindings(pairs=tuple(found))
 
 
 def _module_conflict(modules: Any, g: int, q: int) -> ModuleConflict | None:
@@ -108,10 +84,10 @@ def _module_conflict(modules: Any, g: int, q: int) -> ModuleConflict | None:
     return ModuleConflict(modules.groups[g], cosine, floor, debiased if math.isfinite(debiased) else None, int(verdict))
 
 
-def route_findings(result: Routes) -> RouteFindings:
+def route_findings(result: Routes) -> PartFindings:
     """The overlaps of neurons at the main fraction, and chance within layers."""
-    return RouteFindings(
-        tuple(
+    return PartFindings(
+        overlaps=tuple(
             PairOverlap(row.first, row.second, row.jaccard, row.chance_in_layers, row.p_value_in_layers)
             for row in result.overlaps
             if row.kind == "neuron"
@@ -119,11 +95,11 @@ def route_findings(result: Routes) -> RouteFindings:
     )
 
 
-def edit_findings(result: Edits) -> EditFindings:
+def edit_findings(result: Edits) -> PartFindings:
     """What every edit changed, and the overlap of the neurons that two of them changed most, and chance in layers."""
     number = {found.name: str(i) for i, found in enumerate(result.checkpoints)}
     edits = [
-        StageEdit(tuple(ModuleEdit(p.name, p.relative_norm) for p in found.modules if p.relative_norm is not None))
+        {part.name: part.relative_norm for part in found.modules if part.relative_norm is not None}
         for found in result.checkpoints
     ]
     overlaps = [
@@ -137,4 +113,4 @@ def edit_findings(result: Edits) -> EditFindings:
         for row in result.pairs
         if row.overlap and row.overlap.first and row.overlap.second
     ]
-    return EditFindings(tuple(edits), tuple(overlaps))
+    return PartFindings(overlaps=tuple(overlaps), edits=tuple(edits))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from counterpoint.disk import write_json
+from counterpoint.disk import file_digest, write_json
 from counterpoint.errors import CounterpointError, RunError
 from counterpoint.models import is_out_of_memory
 from counterpoint.results import VERSION, of_plain, plain
@@ -25,53 +25,46 @@ FINDING = "finding"
 class Part(Generic[F]):
     """One analysis: its file is ``NAME.json`` of schema ``counterpoint.KIND``.
 
-    ``inputs`` are what its result depends on, as JSON values. ``work`` returns the result; ``finding`` takes from it
-    what the summary needs, a dataclass of the type ``read``, which is all that is read of a kept file: whole results
-    hold tensors and millions of numbers. ``about`` goes into ``summary.json`` with the part: its domains, its step.
+    ``inputs`` are what its result depends on, as JSON values. ``work`` returns the result, ``finding`` what the summary
+    needs of it, a dataclass of the type ``read``, which is all that is read of a kept file: whole results hold tensors
+    and millions of numbers. ``about`` goes into ``summary.json`` with the part: its domains, its step.
     """
 
     name: str
     kind: str
     inputs: Mapping[str, Any]
     work: Callable[[], Any]
-    finding: Callable[[Any], F]
     read: type[F]
     about: Mapping[str, Any] = field(default_factory=dict)
+    finding: Callable[[Any], F] = lambda result: result
     beside: tuple[Path, ...] = ()
     """Files that it writes too; where one is gone or changed the part is done again."""
 
 
 @dataclass(frozen=True)
 class PartDone:
-    """How a part went.
-
-    ``status`` is ``done``, ``kept`` (it was there already), ``left out`` (nobody wanted it), or ``failed`` with
-    ``reason``.
-    """
+    """How a part went: ``done``, ``kept`` (it was there), ``left out`` (not wanted), or ``failed`` with ``reason``."""
 
     name: str
     kind: str
-    file: str
-    status: str
-    seconds: float
     about: Mapping[str, Any]
+    status: str
+    seconds: float = 0.0
     reason: str = ""
 
 
 def run_part(folder: Path, part: Part[F], wanted: bool = True) -> tuple[PartDone, F | None]:
     """Does ``part`` and returns what it found, unless its file holds a result of the same inputs, or it is not wanted.
 
-    A result that says that it ``stopped`` early, because memory ended, is measured again, and so is one that is
-    damaged.
-
-    What a user can mend, and memory that ran out, fails this part alone. Everything else is raised: it is our mistake.
+    A result that ``stopped`` early or is damaged is measured again. What a user can mend, and memory that ran out,
+    fails this part alone; everything else is raised: it is our mistake.
     """
-    path = folder / f"{part.name}.json"
+    path, done = folder / f"{part.name}.json", (part.name, part.kind, part.about)
     digest = digest_of({"kind": part.kind, "version": VERSION, **part.inputs})
     if (kept := _kept(path, part, digest)) is not None:
-        return PartDone(part.name, part.kind, path.name, "kept", 0.0, part.about), kept
+        return PartDone(*done, "kept"), kept
     if not wanted:
-        return PartDone(part.name, part.kind, path.name, "left out", 0.0, part.about, "it was left out."), None
+        return PartDone(*done, "left out", reason="it was left out."), None
     started = time.perf_counter()
     path.unlink(missing_ok=True)
     try:
@@ -81,13 +74,12 @@ def run_part(folder: Path, part: Part[F], wanted: bool = True) -> tuple[PartDone
         if not isinstance(error, CounterpointError) and not is_out_of_memory(error):
             raise
         reason = str(error) if isinstance(error, CounterpointError) else "Out of memory. Use fewer prompts."
-        seconds = time.perf_counter() - started
-        return PartDone(part.name, part.kind, path.name, "failed", seconds, part.about, reason), None
+        return PartDone(*done, "failed", time.perf_counter() - started, reason), None
     head = {"schema": f"counterpoint.{part.kind}", "version": VERSION, "inputs": digest}
     own: dict[str, Any] = plain(result)
     apart = {} if found is result else {FINDING: plain(found)}
     write_checked(path, head | own | {"beside": _beside(part)} | apart)
-    return PartDone(part.name, part.kind, path.name, "done", time.perf_counter() - started, part.about), found
+    return PartDone(*done, "done", time.perf_counter() - started), found
 
 
 def _kept(path: Path, part: Part[F], digest: str) -> F | None:
@@ -108,16 +100,6 @@ def digest_of(inputs: Mapping[str, Any]) -> str:
     """A short hash of JSON values."""
     text = json.dumps(inputs, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """A hash of a file's content; of nothing where it is not there."""
-    digest = hashlib.blake2b(digest_size=12)
-    if path.is_file():
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 WEIGHTS = ("*.safetensors", "config.json", "adapter_config.json")

@@ -59,15 +59,9 @@ class GradientSource(Protocol):
 class PolicyGradients:
     """Policy gradients of a model on fixed completions and advantages, as a ``GradientSource``.
 
-    A batch's gradient is that of ``policy_loss``, a sum over tokens, divided by the number of the batch's completions:
-    long completions weigh as many tokens as they have. Any other constant per domain leaves every cosine as it is.
-    Prompts whose completions all have one reward are left out: their gradient is zero. ``.grad`` is not touched.
-
-    Args:
-        model: a causal language model; its parameters that require gradients take part.
-        rollouts: completions by domain.
-        num_batches: batches of each domain; prompts are dealt out evenly, so batches share none.
-        rows: completions in one backward pass.
+    A batch's gradient is that of ``policy_loss``, a sum over tokens, over the number of its completions. Prompts whose
+    completions all have one reward are left out, the others dealt out evenly, so batches share none. ``.grad`` is not
+    touched; ``rows`` completions are in one backward pass.
 
     Raises:
         CounterpointError: fewer than two domains, or too few prompts that teach something (says how many are needed).
@@ -129,11 +123,7 @@ def _deal(rollouts: Rollouts, num_batches: int) -> list[list[Rollout]]:
 
 
 def splits_of(num_batches: int) -> int:
-    """Independent splits for so many batches: the largest divisor up to 16.
-
-    Raises:
-        CounterpointError: there is none of four or more, so that no conflict could be told from noise.
-    """
+    """Independent splits for so many batches: the largest divisor up to 16; refuses fewer than four."""
     found = max((k for k in range(1, MOST_SPLITS + 1) if num_batches > 0 and num_batches % k == 0), default=0)
     if found < LOWEST_SPLITS:
         raise CounterpointError(
@@ -161,18 +151,11 @@ def collect(
     memory_gib: float = 4.0,
     on_progress: Progress = silent,
 ) -> list[SplitGrams]:
-    """The inner products under every metric: ``gradient`` (Euclidean), and each of ``metrics``.
+    """The inner products under ``gradient`` (Euclidean) and each of ``metrics``, which are diagonals by parameter.
 
-    Args:
-        source: the gradients.
-        splits: K, a divisor of the number of batches; batch n goes to split ``n % K``.
-        metrics: name of a metric -> its positive diagonal by parameter.
-        groupings: those that will be asked of the units besides the built-in ones.
-        memory_gib: what the running sums may take; less of it takes more passes over the completions.
-        on_progress: called as ``("gradients", done, total)`` after every batch of every domain.
-
-    Raises:
-        CounterpointError: a gradient that is not finite (names the parameter and the domain).
+    Batch n goes to split ``n % splits``. ``groupings`` will be asked of the units besides the built-in ones. Running
+    sums take up to ``memory_gib``; less of it takes more passes over the completions. Refuses a gradient that is not
+    finite.
     """
     units, num_splits = Units(source.shapes, "tensor", source.anatomy, groupings), len(source.domains) * splits
     starts = itertools.accumulate(units.counts, initial=0)

@@ -1,11 +1,10 @@
-"""What sampling noise does to inner products of gradients: tests, noise floors, cosines without attenuation, controls.
+"""What sampling noise does to inner products of gradients: tests, noise floors, cosines without attenuation.
 
 Everything is a pure function of Grams over independent splits of the data. Domain a has K split gradients ``A_k``, each
 an independent unbiased estimate of the domain's true gradient, and so has b. Legend: ``...`` any leading axes (groups),
 D domains, Q pairs of domains, K splits of each domain, S = D * K, splits of one domain next to each other.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -144,24 +143,6 @@ def _p_value(t: Tensor, degrees: int) -> Tensor:
     return torch.from_numpy(2 * stdtr(degrees, -t.abs().double().numpy()))
 
 
-@dataclass(frozen=True)
-class Control:
-    """What the pipeline finds in ``repeats`` draws of noise alone, where every true product is zero.
-
-    The noise is the splits' deviations from their domain's mean, half of them turned around.
-
-    ``tests`` counts groups x pairs over all repeats, ``conflicts`` and ``synergies`` those found after correction.
-    ``negative_share`` is the share of tests with ``p <= level`` and a negative product before correction; nominal is
-    ``level / 2``.
-    """
-
-    repeats: int
-    tests: int
-    conflicts: int
-    synergies: int
-    negative_share: float
-
-
 def verdicts(tests: PairTests, level: float) -> Tensor:
     """-1 conflict, 1 synergy, 0 within noise [..., Q] int64: Benjamini-Hochberg over all p-values, sign of the product.
 
@@ -172,33 +153,3 @@ def verdicts(tests: PairTests, level: float) -> Tensor:
     rejected = torch.zeros_like(known)
     rejected[known] = torch.tensor(benjamini_hochberg(tests.p_value[known].tolist(), level), dtype=torch.bool)
     return torch.where(rejected, tests.product.sign(), 0).long()
-
-
-def control(gram_GSS: Tensor, num_domains: int, level: float, repeats: int, seed: int) -> Control:
-    """The control, from the Gram of the splits alone; the random stream is private."""
-    generator = torch.Generator().manual_seed(seed)
-    draws = [pair_tests(turned(gram_GSS, num_domains, generator), num_domains, level) for _ in range(repeats)]
-    found = [verdicts(tests, level) for tests in draws]
-    tests = sum(int(draw.p_value.isfinite().sum()) for draw in draws)
-    negative = sum(int(((draw.p_value <= level) & (draw.product < 0)).sum()) for draw in draws)
-    return Control(
-        repeats,
-        tests,
-        sum(int((verdict < 0).sum()) for verdict in found),
-        sum(int((verdict > 0).sum()) for verdict in found),
-        negative / tests if tests else math.nan,
-    )
-
-
-def turned(gram_SS: Tensor, num_domains: int, generator: torch.Generator) -> Tensor:
-    """The Gram [..., S, S] of noise alone: deviations from each domain's mean, half of them, at random, turned around.
-
-    Deviations are widened by ``sqrt(K / (K - 1))`` to the variance they were drawn with.
-    """
-    K = gram_SS.shape[-1] // num_domains
-    centre_KK = (torch.eye(K, dtype=torch.float64) - 1 / K) * math.sqrt(K / (K - 1))
-    centre_SS = torch.block_diag(*[centre_KK] * num_domains)
-    gram_SS = centre_SS @ gram_SS.double() @ centre_SS
-    ranks = torch.stack([torch.randperm(K, generator=generator) for _ in range(num_domains)])
-    sign_S = torch.where(ranks < K // 2, -1.0, 1.0).double().flatten()
-    return gram_SS * sign_S.unsqueeze(-1) * sign_S

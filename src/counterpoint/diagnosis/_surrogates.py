@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from counterpoint.diagnosis._contributions import wide
 from counterpoint.diagnosis._curvature import Piece, SumLoss, Vector
 from counterpoint.diagnosis.rollouts import Rollouts, TokenBatch, collate
-from counterpoint.errors import CounterpointError, nearest
+from counterpoint.errors import CounterpointError
 from counterpoint.progress import Progress, silent
 
 Surrogate = Callable[[Any, TokenBatch, Tensor | None], Tensor]
@@ -28,9 +29,8 @@ MIN_PROMPTS = 8
 def log_probs(model: Any, batch: TokenBatch) -> Tensor:
     """Log-probability of every token but the first, given those before it: [B, T - 1], float32 or wider."""
     logits = model(input_ids=batch.ids_BT, attention_mask=batch.attention_BT.long()).logits[:, :-1]
-    logits = logits if logits.dtype == torch.float64 else logits.float()
     targets = batch.ids_BT[:, 1:].unsqueeze(-1)
-    return logits.log_softmax(-1).gather(-1, targets).squeeze(-1)
+    return wide(logits).log_softmax(-1).gather(-1, targets).squeeze(-1)
 
 
 def policy_loss(model: Any, batch: TokenBatch, old_log_probs_BT: Tensor | None = None) -> Tensor:
@@ -92,18 +92,8 @@ def text_loss(
 ) -> TextLoss:
     """The loss of ``rollouts`` at ``model``, with ratios to the model's log-probabilities as it is now.
 
-    Args:
-        model: a causal language model on any device, in evaluation mode, its parameters requiring gradients.
-        rollouts: completions of one domain, sampled at this model.
-        surrogate: a name in ``SURROGATES``.
-        batch_size: completions at once; never of two prompts, as prompts are measured one by one.
-        on_progress: called with pieces done and in total.
-
-    Raises:
-        CounterpointError: an unknown surrogate, or too few prompts with a signal.
+    ``batch_size`` completions are measured at once, never of two prompts. Refuses too few prompts with a signal.
     """
-    if surrogate not in SURROGATES:
-        raise CounterpointError(f"There is no surrogate loss {surrogate!r}; {nearest(surrogate, SURROGATES)}")
     informative = check_signal(rollouts)
     groups = rollouts.groups
     slices = [
@@ -133,12 +123,7 @@ def with_baseline(rollouts: Rollouts, baseline: str) -> Rollouts:
 
     ``prompt`` keeps GRPO's. ``domain`` takes ``(reward - mean) / std`` over all completions of the domain, so that a
     prompt whose completions are all right, which has nothing to teach and much to lose, counts too.
-
-    Raises:
-        CounterpointError: an unknown baseline.
     """
-    if baseline not in BASELINES:
-        raise CounterpointError(f"There is no baseline {baseline!r}; {nearest(baseline, BASELINES)}")
     if baseline == "prompt":
         return rollouts
     rewards = torch.tensor([item.reward for item in rollouts.items], dtype=torch.float64)
@@ -189,8 +174,7 @@ def fisher_along(text: TextLoss, edit: Vector, on_progress: Progress = silent) -
 def logits_along(model: Any, params: Vector, batch: TokenBatch, edit: Vector) -> tuple[Tensor, Tensor]:
     """Logits [B, T, V] and their derivative ``J d`` along ``edit``, both without a graph.
 
-    ``J d`` is the derivative by u of ``d . (J' u)``: two backward passes, which every model that has curvature
-    supports, where forward mode asks the model for more.
+    ``J d`` is the derivative by u of ``d . (J' u)``: two backward passes, where forward mode asks the model for more.
     """
     logits_BTV = model(input_ids=batch.ids_BT, attention_mask=batch.attention_BT.long()).logits
     dummy_BTV = torch.zeros_like(logits_BTV, requires_grad=True)

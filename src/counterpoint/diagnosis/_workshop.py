@@ -1,19 +1,17 @@
 """Measures at the points of a diagnosis: calls the analyses on checkpoints and on completions that they share."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
 from typing import Any, Literal
 
 from counterpoint.checkpoints import compare, open_checkpoint
 from counterpoint.diagnosis._adam import state_beside
 from counterpoint.diagnosis._course import Course, Point
 from counterpoint.diagnosis.conflicts import Conflicts, conflicts_of, own_grouping
-from counterpoint.diagnosis.conflicts_over_time import ConflictsOverTime, conflicts_over_time
 from counterpoint.diagnosis.damage import Damage, DamageOptions, damage
 from counterpoint.diagnosis.directions import EditTensors
 from counterpoint.diagnosis.edits import Edits, edits
-from counterpoint.diagnosis.rollouts import Rollouts, save_rollouts
+from counterpoint.diagnosis.rollouts import Rollouts
 from counterpoint.diagnosis.routes import Routes, measure_routes
 from counterpoint.diagnosis.subject import Subject, completions_for, open_subject
 from counterpoint.errors import CounterpointError
@@ -49,10 +47,9 @@ BATCHES = 16
 
 @dataclass(frozen=True)
 class CompletionsKept:
-    """The file of completions, and the mean reward of every domain in it."""
+    """The file of completions."""
 
     file: str
-    reward: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -102,15 +99,10 @@ class Workshop:
         samples = [about | {"domain": score.domain} | vars(sample) for score in found for sample in score.examples]
         return PointScores(point.moment, tuple(about | score.to_json() for score in found), tuple(samples))
 
-    def over_time(self) -> ConflictsOverTime:
-        """Cosines of gradients over the steps of a run that trained several domains at once."""
-        assert self.course.run is not None, "given checkpoints have no Grams"
-        return conflicts_over_time(self.course.run.path)
-
     def sample(self, point: Point) -> CompletionsKept:
         """Samples completions of every domain at ``point`` and keeps them."""
         file = self.rollouts_file(point)
-        found = completions_for(
+        completions_for(
             self.subject(point),
             prompts=self.prompts,
             samples=self.samples,
@@ -119,8 +111,7 @@ class Workshop:
             save=file,
             on_progress=self._named(point.moment),
         )
-        rewards = {name: fmean(item.reward for item in rollouts.items) for name, rollouts in found.items()}
-        return CompletionsKept(file.name, rewards)
+        return CompletionsKept(file.name)
 
     def routes(self, point: Point) -> Routes:
         """The routes of every domain at ``point``, and the directions of the stages' edits on them."""
@@ -161,7 +152,6 @@ class Workshop:
             groupings=("module", *GROUPINGS, own_grouping(self.course.config)),
             batches=min(wanted, *(signals[name] for name in told)),
             optimizer_state=state,
-            seed=self.seed,
             on_progress=self._named(point.moment),
         )
 
@@ -181,25 +171,18 @@ class Workshop:
             domain,
             other=other,
             options=options,
-            completions=self._few(start),
+            completions=self._kept(start),
             on_progress=self._named(f"{domain}, {start.moment} to {end.moment}"),
         )
 
-    def _few(self, point: Point) -> Path:
-        """A file with the first completions of each prompt, for what costs much per completion."""
-        path = self.rollouts_file(point).with_suffix(".few.jsonl")
-        for_damage = [
-            replace(rollouts, items=tuple(item for items in rollouts.groups for item in items[:DAMAGE_SAMPLES]))
-            for rollouts in self._rollouts(point).values()
-        ]
-        save_rollouts(path, *for_damage)
-        return path
-
     def _rollouts(self, point: Point) -> dict[str, Rollouts]:
+        return completions_for(self.subject(point), file=self._kept(point), at_least=2)
+
+    def _kept(self, point: Point) -> Path:
         file = self.rollouts_file(point)
         if not file.is_file():
             raise CounterpointError(f"there are no completions {point.moment}: sampling them failed.")
-        return completions_for(self.subject(point), file=file, at_least=2)
+        return file
 
     def _named(self, where: str) -> Progress:
         return lambda what, done, total: self.on_progress(f"{where}: {what}", done, total)

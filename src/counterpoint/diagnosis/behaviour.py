@@ -5,7 +5,7 @@ compared in pairs by prompt. ``change`` has the 95 % interval; ``corrected`` the
 for the m comparisons of its kind (Bonferroni), and it alone decides the verdict.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -17,9 +17,9 @@ from counterpoint.diagnosis._diversity import Diversity, diversities
 from counterpoint.diagnosis._words import gained, in_points, listed, lost, not_excluded, signed
 from counterpoint.errors import CounterpointError
 from counterpoint.results import Result
-from counterpoint.runs.run import LEVEL, Run, Since
+from counterpoint.runs.run import Run, Since, changes_of
 from counterpoint.runs.stages import Stage
-from counterpoint.stats import Estimate, Scores, difference_interval
+from counterpoint.stats import Estimate, Scores
 from counterpoint.tables import Table
 
 NOISE = "within noise"
@@ -73,20 +73,13 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Forgetting:
+class Forgetting(Since):
     """What became of ``domain`` from the end of its own stage to the end of a later one.
 
-    ``since`` names the domains trained in between. ``verdict`` is
-    ``forgetting`` (it rose in its stage and fell afterwards), ``fell`` (it fell without having risen), ``gained`` or
-    ``within noise``.
+    ``verdict`` is ``forgetting`` (it rose in its stage and fell afterwards), ``fell`` (it fell without having risen),
+    ``gained`` or ``within noise``.
     """
 
-    domain: str
-    since: tuple[str, ...]
-    first_step: int
-    last_step: int
-    change: Estimate
-    corrected: Estimate
     verdict: str
 
 
@@ -159,18 +152,13 @@ class Behaviour(Result):
         return next((c for c in self.changes if (c.domain, c.first_step) == (domain, first_step)), None)
 
 
-def behaviour(
-    run: Path | str | Run,
-    alone: Mapping[str, Path | str] | None = None,
-    on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
-) -> Behaviour:
+def behaviour(run: Path | str | Run, alone: Mapping[str, Path | str] | None = None) -> Behaviour:
     """How every domain behaved over ``run``, with what is beyond noise flagged.
 
     Args:
         run: a run directory, finished or not.
         alone: for a domain, a run that trains it alone from the same model with as many steps as its stage here has.
             Rigidity of a domain is not measured without one.
-        on_progress: called with what is being read, how much of it is done, and how much there is.
 
     Raises:
         RunError: no run, or no evaluation in it.
@@ -182,12 +170,8 @@ def behaviour(
             raise CounterpointError(
                 f"alone={name!r}: the run {history.name} has no such domain. It has {', '.join(history.domains)}."
             )
-    others = {}
-    for i, (domain, path) in enumerate((alone or {}).items(), 1):
-        others[domain] = Run.open(path)
-        on_progress("runs alone", i, len(alone or {}))
     changes = stage_changes(history)
-    rigid = rigidity(history, others)
+    rigid = rigidity(history, {domain: Run.open(path) for domain, path in (alone or {}).items()})
     return Behaviour(
         run=history.name,
         domains=history.domains,
@@ -220,7 +204,7 @@ def stage_changes(history: Run) -> list[Change]:
 
 def _change(history: Run, domain: str, stage: Stage, comparisons: int) -> Change:
     before, after = (history.known_scores(domain, step) for step in (stage.first_step, stage.last_step))
-    plain, corrected = _intervals(before, after, comparisons)
+    plain, corrected = changes_of(before, after, comparisons)
     trained = any(domain in other.domains for other in history.stages[: stage.index])
     return Change(
         domain=domain,
@@ -249,7 +233,7 @@ def forgetting(history: Run, changes: Sequence[Change]) -> list[Forgetting]:
 def _forgetting(one: Since, learned: Change) -> Forgetting:
     direction = _direction(one.corrected)
     verdict = {"rose": "gained", "fell": "forgetting" if learned.verdict == "rose" else "fell"}.get(direction, NOISE)
-    return Forgetting(one.domain, one.since, one.first_step, one.last_step, one.change, one.corrected, verdict)
+    return Forgetting(**vars(one), verdict=verdict)
 
 
 def rigidity(history: Run, alone: Mapping[str, Run]) -> list[Rigidity]:
@@ -269,15 +253,15 @@ def rigidity(history: Run, alone: Mapping[str, Run]) -> list[Rigidity]:
 def _rigidity(history: Run, stage: Stage, domain: str, alone: Run | None, comparisons: int) -> Rigidity:
     after = tuple(dict.fromkeys(name for s in history.stages[: stage.index] for name in s.domains))
     before, reached = history.known_scores(domain, stage.first_step), history.known_scores(domain, stage.last_step)
-    gain = _intervals(before, reached, 1)[0]
+    gain = changes_of(before, reached, 1)[0]
     steps = stage.last_step - stage.first_step
     reason = _no_comparison(domain, steps, history.scores(domain, 0), alone)
     if reason or alone is None:
         return Rigidity(domain, after, gain, None, None, UNKNOWN + reason)
     alone_before, alone_reached = alone.known_scores(domain, 0), alone.known_scores(domain, steps)
     gains = [_gains(before, reached), _gains(alone_before, alone_reached)]
-    difference = _doubled(_intervals(gains[1], gains[0], comparisons)[1])
-    level = _intervals(alone_reached, reached, comparisons)[1]
+    difference = _doubled(changes_of(gains[1], gains[0], comparisons)[1])
+    level = changes_of(alone_reached, reached, comparisons)[1]
     verdict = _rigidity_verdict(_direction(difference), _direction(level))
     return Rigidity(domain, after, gain, difference, level, verdict)
 
@@ -298,7 +282,7 @@ def _no_comparison(domain: str, steps: int, base: Scores | None, alone: Run | No
         )
     if len(start) != len(base):
         return f"the run {alone.name} scores {len(start)} prompts and this one {len(base)}. Use one evaluation.prompts."
-    if _direction(_intervals(base, start, 1)[0]) != NOISE:
+    if _direction(changes_of(base, start, 1)[0]) != NOISE:
         return f"the run {alone.name} does not start from the same scores, so it started from another model."
     return ""
 
@@ -318,12 +302,6 @@ def _gains(before: Scores, after: Scores) -> list[float | None]:
 
 def _doubled(estimate: Estimate) -> Estimate:
     return Estimate(2 * estimate.value, 2 * estimate.low, 2 * estimate.high)
-
-
-def _intervals(before: Scores, after: Scores, comparisons: int) -> tuple[Estimate, Estimate]:
-    """The change with its 95 % interval, and with the one that holds for all comparisons at once."""
-    plain, corrected = (difference_interval(before, after, 1 - LEVEL / m) for m in (1, comparisons))
-    return plain, corrected
 
 
 def _direction(estimate: Estimate) -> str:
@@ -400,7 +378,7 @@ def _course_table(found: Behaviour) -> Table:
     rows = []
     for domain in found.domains:
         scores = [score for score in found.scores if score.domain == domain]
-        bigrams = [item.distinct for item in found.diversity if item.domain == domain and item.n == 2]
+        bigrams = [item.distinct for item in found.diversity if item.domain == domain]
         entropy = entropies.get(domain)
         pairs = [
             _course([score.mean for score in scores], ".2f"),

@@ -19,7 +19,7 @@ from counterpoint.config import Config
 from counterpoint.diagnosis._adam import adam_metric, state_beside
 from counterpoint.diagnosis._chance import pairs_of
 from counterpoint.diagnosis._split_grams import GradientSource, PolicyGradients, SplitGrams, collect, splits_of
-from counterpoint.diagnosis._split_tests import Control, control, pair_tests, split_blocks, split_half, verdicts
+from counterpoint.diagnosis._split_tests import pair_tests, split_blocks, split_half, verdicts
 from counterpoint.diagnosis.rollouts import Rollouts
 from counterpoint.diagnosis.subject import Subject, completions_for, config_of, open_subject
 from counterpoint.errors import CounterpointError, nearest
@@ -68,13 +68,10 @@ class GroupConflicts:
     split_half_GD: Tensor
     """Cosine of every domain with itself between two halves of its batches."""
 
-    tested: int
-    """Groups x pairs with a p-value."""
-
-    conflicts: int
-    synergies: int
-
-    control: Control
+    def counts(self, pair: int | slice = slice(None)) -> tuple[int, int, int]:
+        """Groups x pairs in conflict, those that pull together, and those tested; of one pair or of all."""
+        verdict, tested = self.verdict_GQ[:, pair], self.p_value_GQ[:, pair].isfinite()
+        return int((verdict < 0).sum()), int((verdict > 0).sum()), int(tested.sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,16 +149,14 @@ class Conflicts(Result):
         return found
 
     def sentences(self) -> list[str]:
-        """How many groups x pairs conflict, what the control found, and on how much it rests."""
+        """How many groups x pairs conflict, and on how much it rests."""
         found = []
         for metric in self.metrics:
-            groups = metric.grouping(self.by)
-            within = groups.tested - groups.conflicts - groups.synergies
+            against, together, tested = metric.grouping(self.by).counts()
             after = AFTER_ADAM if metric.metric == "adam" else ""
             found.append(
-                f"{groups.conflicts} of {groups.tested} ({self.by}, pair of domains) combinations conflict beyond noise"
-                f"{after}; {groups.synergies} pull together, {within} are within noise. Control: "
-                f"{groups.control.conflicts} conflicts in {groups.control.tests:,} tests of noise alone."
+                f"{against} of {tested} ({self.by}, pair of domains) combinations conflict beyond noise{after}; "
+                f"{together} pull together, {tested - against - together} are within noise."
             )
         parts = (
             f"{domain} {prompts} prompts ({completions:,} completions)"
@@ -202,7 +197,7 @@ def conflicts(
         samples: see ``prompts``.
         batches: batches of each domain, none of which share a prompt; 8 or 16 are good numbers.
         completions: a file that an analysis saved, instead of sampling.
-        seed: of sampling and of the control.
+        seed: of sampling.
         rows: completions in one backward pass.
         memory_gib: memory for running sums of gradients; less of it takes more passes over the completions.
         on_progress: called with what is being done, steps done and in total.
@@ -231,7 +226,6 @@ def conflicts(
         groupings=groupings,
         batches=batches,
         optimizer_state=state,
-        seed=seed,
         rows=rows,
         memory_gib=memory_gib,
         on_progress=on_progress,
@@ -266,8 +260,6 @@ def conflicts_of(
     batches: int = 16,
     optimizer_state: Mapping[str, Any] | None = None,
     level: float = 0.05,
-    repeats: int = 20,
-    seed: int = 0,
     rows: int = 32,
     memory_gib: float = 4.0,
     on_progress: Progress = silent,
@@ -282,8 +274,7 @@ def conflicts_of(
         batches: batches of each domain, none of which share a prompt.
         optimizer_state: of Adam (``read_optimizer``); everything is then measured in its metric too.
         level: the false discovery rate, and one minus the confidence of intervals.
-        repeats: draws of the control.
-        seed, rows, memory_gib, on_progress: as for ``conflicts``.
+        rows, memory_gib, on_progress: as for ``conflicts``.
     """
     groupings = tuple(dict.fromkeys(groupings))
     source = PolicyGradients(model, rollouts, batches, rows)
@@ -296,8 +287,6 @@ def conflicts_of(
             groupings=groupings,
             metrics=metrics,
             level=level,
-            repeats=repeats,
-            seed=seed,
             memory_gib=memory_gib,
             on_progress=on_progress,
         )
@@ -319,8 +308,6 @@ def measure(
     groupings: Sequence[str] = tuple(GROUPINGS),
     metrics: Mapping[str, Mapping[str, Tensor]] | None = None,
     level: float = 0.05,
-    repeats: int = 20,
-    seed: int = 0,
     memory_gib: float = 4.0,
     on_progress: Progress = silent,
 ) -> tuple[MetricConflicts, ...]:
@@ -341,21 +328,16 @@ def measure(
     )
     pairs = tuple((source.domains[i], source.domains[j]) for i, j in pairs_of(len(source.domains)))
     return tuple(
-        MetricConflicts(
-            gram.metric, tuple(_one_grouping(gram, name, pairs, level, repeats, seed) for name in groupings)
-        )
+        MetricConflicts(gram.metric, tuple(_one_grouping(gram, name, pairs, level) for name in groupings))
         for gram in grams
     )
 
 
-def _one_grouping(
-    gram: SplitGrams, grouping: str, pairs: tuple[tuple[str, str], ...], level: float, repeats: int, seed: int
-) -> GroupConflicts:
+def _one_grouping(gram: SplitGrams, grouping: str, pairs: tuple[tuple[str, str], ...], level: float) -> GroupConflicts:
     index = gram.units.index(grouping)
     D = len({name for pair in pairs for name in pair})
     gram_GSS = sum_units(gram.grams_USS, index)
     tests = pair_tests(gram_GSS, D, level)
-    verdict_GQ = verdicts(tests, level)
     own_GDKK = split_blocks(gram_GSS, D).diagonal(dim1=1, dim2=2).movedim(-1, 1)
     return GroupConflicts(
         grouping=grouping,
@@ -367,12 +349,8 @@ def _one_grouping(
         debiased_low_GQ=tests.low,
         debiased_high_GQ=tests.high,
         p_value_GQ=tests.p_value,
-        verdict_GQ=verdict_GQ,
+        verdict_GQ=verdicts(tests, level),
         split_half_GD=split_half(own_GDKK),
-        tested=int(tests.p_value.isfinite().sum()),
-        conflicts=int((verdict_GQ < 0).sum()),
-        synergies=int((verdict_GQ > 0).sum()),
-        control=control(gram_GSS, D, level, repeats, seed),
     )
 
 
@@ -384,10 +362,8 @@ def _pairs_table(domains: Sequence[str], metric: MetricConflicts, groups: GroupC
     whole = next((one for one in metric.groupings if one.grouping == "global"), None)
     rows = []
     for q, pair in enumerate(groups.pairs):
-        verdict_G = groups.verdict_GQ[:, q]
-        counts = ((verdict_G < 0).sum(), (verdict_G > 0).sum(), groups.p_value_GQ[:, q].isfinite().sum())
         cells = _cosine_cells(whole, 0, q) if whole else (None, None, None)
-        rows.append((" - ".join(pair), *cells, *(int(count) for count in counts)))
+        rows.append((" - ".join(pair), *cells, *groups.counts(q)))
     halves = whole.split_half_GD[0].tolist() if whole else []
     alone = ", ".join(f"{domain} {half:+.3f}" for domain, half in zip(domains, halves, strict=False))
     title = f"Whole model{after}, and {groups.grouping}s beyond noise"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from counterpoint.diagnosis._chance import pairs_of
-from counterpoint.errors import CounterpointError, RunError
+from counterpoint.errors import RunError
 from counterpoint.results import Result
 from counterpoint.runs.grams import FILE, read_grams
 from counterpoint.series import LOWEST_STEPS, series_mean, verdicts
@@ -26,9 +26,8 @@ MOST_ROWS = 12
 
 @dataclass(frozen=True, eq=False)
 class PairsOverTime:
-    """One grouping: the mean cosine over steps, and what it says."""
+    """The mean cosine over steps in every group, and what it says."""
 
-    grouping: str
     groups: tuple[str, ...]
 
     mean_GQ: Tensor
@@ -45,14 +44,10 @@ class PairsOverTime:
     """-1 conflict, 1 synergy, 0 within noise (Benjamini-Hochberg over groups and pairs). The false discovery rate is
     at most ``level`` where the tests are independent or positively dependent."""
 
-    tested: int
-    conflicts: int
-    synergies: int
-
 
 @dataclass(frozen=True, eq=False)
 class ConflictsOverTime(Result):
-    """Cosines between domain gradients over the steps of a run; ``by`` is the grouping that the tables show."""
+    """Cosines between domain gradients over the steps of a run: of the whole model, and module by module."""
 
     kind: ClassVar[str] = "conflicts_over_time"
 
@@ -60,40 +55,36 @@ class ConflictsOverTime(Result):
     pairs: tuple[tuple[str, str], ...]
     steps: tuple[int, ...]
     level: float
-    groupings: tuple[PairsOverTime, ...]
-    by: str = "module"
-
-    def grouping(self, name: str) -> PairsOverTime:
-        """The results of ``global``, ``layer`` or ``module``; KeyError for others."""
-        return {found.grouping: found for found in self.groupings}[name]
+    whole: PairsOverTime
+    modules: PairsOverTime
 
     def tables(self) -> list[Table]:
-        """The whole model, then the groups whose mean lies beyond noise."""
-        whole, groups = self.grouping("global"), self.grouping(self.by)
+        """The whole model, then the modules whose mean lies beyond noise."""
+        groups = self.modules
         pairs = [" - ".join(pair) for pair in self.pairs]
         note = (
             "negative: share of steps with a cosine below zero (noise alone: 50 %); "
             "standard errors allow for steps that resemble their neighbours"
         )
-        rows = tuple((pair, *_cells(whole, 0, q)) for q, pair in enumerate(pairs))
+        rows = tuple((pair, *_cells(self.whole, 0, q)) for q, pair in enumerate(pairs))
         found = [Table("Whole model, mean over steps", ("domains", *_COLUMNS), rows, _FORMS, note)]
         beyond = groups.verdict_GQ.nonzero().tolist()
         beyond.sort(key=lambda place: (int(groups.verdict_GQ[*place]), float(groups.p_value_GQ[*place])))
         if beyond:
             rest = f" ({MOST_ROWS} of {len(beyond)})" if len(beyond) > MOST_ROWS else ""
             rows = tuple((groups.groups[g], pairs[q], *_cells(groups, g, q)) for g, q in beyond[:MOST_ROWS])
-            found.append(Table(f"Beyond noise{rest}", (self.by, "domains", *_COLUMNS), rows, _FORMS))
+            found.append(Table(f"Beyond noise{rest}", ("module", "domains", *_COLUMNS), rows, _FORMS))
         return found
 
     def sentences(self) -> list[str]:
-        """How many groups x pairs conflict, and how many cannot be known."""
-        groups = self.grouping(self.by)
-        within = groups.tested - groups.conflicts - groups.synergies
+        """How many modules x pairs conflict, and how many cannot be known."""
+        verdict_GQ, tested = self.modules.verdict_GQ, int(self.modules.p_value_GQ.isfinite().sum())
+        against, together = int((verdict_GQ < 0).sum()), int((verdict_GQ > 0).sum())
         found = [
-            f"Over {len(self.steps)} recorded steps, {groups.conflicts} of {groups.tested} ({self.by}, pair of domains)"
-            f" combinations conflict beyond noise; {groups.synergies} pull together, {within} are within noise."
+            f"Over {len(self.steps)} recorded steps, {against} of {tested} (module, pair of domains) combinations "
+            f"conflict beyond noise; {together} pull together, {tested - against - together} are within noise."
         ]
-        untested = groups.p_value_GQ.numel() - groups.tested
+        untested = verdict_GQ.numel() - tested
         if untested:
             found.append(
                 f"{untested} more cannot be known: fewer than {LOWEST_STEPS} steps in which both domains have a "
@@ -102,32 +93,17 @@ class ConflictsOverTime(Result):
         return found
 
 
-def conflicts_over_time(run: str | Path, *, level: float = 0.05, by: str = "module") -> ConflictsOverTime:
-    """Cosines of all pairs of domains over a run's steps, by module, layer and globally.
+def conflicts_over_time(run: str | Path, *, level: float = 0.05) -> ConflictsOverTime:
+    """Cosines of all pairs of domains over a run's steps, in the whole model and by module.
 
     Args:
         run: a run directory, or a ``grams.jsonl``.
         level: the false discovery rate.
-        by: the grouping that tables show, ``module`` or ``layer``.
 
     Raises:
         RunError: no readable Grams there, or too few steps with two domains at once (says how many are needed).
-        CounterpointError: a grouping that a run does not record.
     """
-    if by not in ("module", "layer"):
-        raise CounterpointError(f"by={by!r}: a run records its Grams by module. Give module or layer.")
     path = Path(run) / FILE if Path(run).is_dir() else Path(run)
-    steps, groups, domains, gram_TGDD = _read(path)
-    pairs = tuple((domains[i], domains[j]) for i, j in pairs_of(len(domains)))
-    _check_steps(path, gram_TGDD, pairs)
-    found = []
-    for grouping in ("global", "layer", "module"):
-        names, merged_TGDD = _merge(groups, gram_TGDD, grouping)
-        found.append(_one_grouping(grouping, names, merged_TGDD, level))
-    return ConflictsOverTime(tuple(domains), pairs, tuple(steps), level, tuple(found), by)
-
-
-def _read(path: Path) -> tuple[list[int], tuple[str, ...], tuple[str, ...], Tensor]:
     if not path.is_file():
         raise RunError(
             f"{path}: there are no Grams here. Give a run directory of a strategy that trains several domains in every "
@@ -135,7 +111,16 @@ def _read(path: Path) -> tuple[list[int], tuple[str, ...], tuple[str, ...], Tens
         )
     found = read_grams(path)
     gram_TGDD = torch.from_numpy(found.gram_SGDD).double()
-    return found.step_S.tolist(), found.groups, found.domains, gram_TGDD
+    pairs = tuple((found.domains[i], found.domains[j]) for i, j in pairs_of(len(found.domains)))
+    _check_steps(path, gram_TGDD, pairs)
+    return ConflictsOverTime(
+        found.domains,
+        pairs,
+        tuple(found.step_S.tolist()),
+        level,
+        _over_steps(("global",), gram_TGDD.sum(1, keepdim=True), level),
+        _over_steps(found.groups, gram_TGDD, level),
+    )
 
 
 def _check_steps(path: Path, gram_TGDD: Tensor, pairs: Sequence[tuple[str, str]]) -> None:
@@ -150,22 +135,7 @@ def _check_steps(path: Path, gram_TGDD: Tensor, pairs: Sequence[tuple[str, str]]
         )
 
 
-def _merge(groups: Sequence[str], gram_TGDD: Tensor, grouping: str) -> tuple[tuple[str, ...], Tensor]:
-    """The recorded modules summed into coarser groups, and what is recorded left as it is for ``module``."""
-    if grouping == "module":
-        return tuple(groups), gram_TGDD
-    coarse = ["global" if grouping == "global" else _layer(name) for name in groups]
-    names = tuple(dict.fromkeys(coarse))
-    index = torch.tensor([names.index(name) for name in coarse])
-    merged = gram_TGDD.new_zeros(len(gram_TGDD), len(names), *gram_TGDD.shape[2:])
-    return names, merged.index_add_(1, index, gram_TGDD)
-
-
-def _layer(name: str) -> str:
-    return ".".join(name.split(".")[:2]) if name.startswith("layers.") else name
-
-
-def _one_grouping(grouping: str, groups: tuple[str, ...], gram_TGDD: Tensor, level: float) -> PairsOverTime:
+def _over_steps(groups: tuple[str, ...], gram_TGDD: Tensor, level: float) -> PairsOverTime:
     first, second = (list(side) for side in zip(*pairs_of(gram_TGDD.shape[-1]), strict=True))
     cosine_TGQ = cosines(gram_TGDD)[..., first, second]
     shape = cosine_TGQ.shape[1:]
@@ -178,16 +148,12 @@ def _one_grouping(grouping: str, groups: tuple[str, ...], gram_TGDD: Tensor, lev
     verdict = torch.tensor(verdicts(found, level)).reshape(shape)
     steps_GQ = cosine_TGQ.isfinite().sum(0)
     return PairsOverTime(
-        grouping=grouping,
         groups=groups,
         mean_GQ=mean,
         standard_error_GQ=error,
         negative_share_GQ=torch.where(steps_GQ > 0, (cosine_TGQ < 0).sum(0).double() / steps_GQ, torch.nan),
         p_value_GQ=p_value,
         verdict_GQ=verdict,
-        tested=int(p_value.isfinite().sum()),
-        conflicts=int((verdict < 0).sum()),
-        synergies=int((verdict > 0).sum()),
     )
 
 

@@ -21,26 +21,12 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from counterpoint.anatomy import Anatomy
+from counterpoint.checkpoints import compare, open_checkpoint
 from counterpoint.config import Config
+from counterpoint.diagnosis import _damage_parts as parts
 from counterpoint.diagnosis._curvature import Derivatives, along, check_deterministic, inner, losses
-from counterpoint.diagnosis._damage_parts import (
-    ModulePart,
-    Modules,
-    Reach,
-    RoutePart,
-    ScalePoint,
-    Subspace,
-    by_module,
-    damage_at,
-    module_parts,
-    modules_of,
-    per_unit,
-    random_edit_damage,
-    reach_of,
-    route_part,
-    subspace_of,
-)
-from counterpoint.diagnosis._edit_vector import check_pair, edit_between, open_at
+from counterpoint.diagnosis._damage_parts import ModulePart, Modules, Reach, RoutePart, ScalePoint, Subspace, per_unit
+from counterpoint.diagnosis._edit_vector import edit_between, open_at
 from counterpoint.diagnosis._surrogates import (
     BASELINES,
     MIN_PROMPTS,
@@ -70,9 +56,10 @@ class DamageOptions:
 
     ``surrogate`` is ``policy`` or ``likelihood``. ``baseline`` says what a reward is compared with: ``domain``, so that
     prompts whose completions are all right count, or ``prompt``, as in GRPO. ``prompts`` and ``samples`` say how many
-    completions are sampled, ``batch_size`` how many are in memory at once. ``lanczos`` is the number of Hessian
-    products for the strongest eigen-directions (0 for none), ``top`` the directions whose share is measured.
-    ``fraction`` of the neurons make a route. ``draws`` is the number of random edits and random sets of neurons.
+    completions are sampled (of a file the first ``samples`` of each prompt count), ``batch_size`` how many are in
+    memory at once. ``lanczos`` is the number of Hessian products for the strongest eigen-directions (0 for none),
+    ``top`` the directions whose share is measured. ``fraction`` of the neurons make a route.
+    ``draws`` is the number of random edits and random sets of neurons.
     ``scales`` are multiples of the edit, ``tolerance`` the relative error up to which second order predicts.
     """
 
@@ -91,12 +78,10 @@ class DamageOptions:
 
     def check(self, sampled: bool = True) -> None:
         """Refuses what cannot be measured, before any weight is read; ``sampled`` says that ``prompts`` will be."""
-        for what, name, known in (
-            ("surrogate loss", self.surrogate, SURROGATES),
-            ("baseline", self.baseline, BASELINES),
-        ):
-            if name not in known:
-                raise CounterpointError(f"There is no {what} {name!r}; {nearest(name, known)}")
+        if self.surrogate not in SURROGATES:
+            raise CounterpointError(f"surrogate: there is no {self.surrogate!r}; {nearest(self.surrogate, SURROGATES)}")
+        if self.baseline not in BASELINES:
+            raise CounterpointError(f"baseline: there is no {self.baseline!r}; {nearest(self.baseline, BASELINES)}")
         for key in ("prompts", "samples", "batch_size", "top", "draws"):
             if getattr(self, key) < 1:
                 raise CounterpointError(f"{key} must be at least 1; found {getattr(self, key)}.")
@@ -163,6 +148,13 @@ class Damage(Result):
         """Whether all terms are there and finite: nothing stopped the measurement."""
         terms = (self.measured, self.first, self.second)
         return all(term and math.isfinite(term.value + term.low + term.high) for term in terms)
+
+    @property
+    def is_predicted(self) -> bool:
+        """Whether second order errs by at most ``tolerance`` of the largest term, for the whole edit."""
+        terms = [term.value for term in (self.measured, self.first, self.second) if term]
+        sizes = [abs(term) for term in terms]
+        return len(terms) == 3 and abs(terms[0] - terms[1] - terms[2]) <= self.options.tolerance * max(sizes)
 
     @property
     def place(self) -> tuple[str, float, float] | None:
@@ -249,9 +241,9 @@ def damage(
     config = config if isinstance(config, Config) else config_of(config)
     names = [domain] if other in (None, domain) else [domain, str(other)]
     wanted_domains(config, names)
-    check_pair(before, after)
+    pair = compare(open_checkpoint(before), open_checkpoint(after))
     subject = open_at(config, before, names)
-    edit = edit_between(before, after, subject.model)
+    edit = edit_between(pair, subject.model)
     rollouts = completions_for(
         subject,
         file=completions,
@@ -260,11 +252,12 @@ def damage(
         seed=options.seed,
         on_progress=on_progress,
     )
-    own = with_baseline(rollouts[domain], options.baseline)
+    few = {name: own.first(options.samples) for name, own in rollouts.items()}
+    own = with_baseline(few[domain], options.baseline)
     work = _Measurement(
         subject, edit, own, options, on_progress, Damage(str(before), str(after), domain, other, options)
     )
-    return work.run(rollouts.get(other) if other else None)
+    return work.run(few.get(other) if other else None)
 
 
 @dataclass
@@ -284,7 +277,7 @@ class _Measurement:
 
     def run(self, other: Rollouts | None) -> Damage:
         """Everything that was asked for, until memory does not suffice."""
-        parts: list[tuple[str, bool, Callable[[], None]]] = [
+        work: list[tuple[str, bool, Callable[[], None]]] = [
             ("the measured damage", True, self._measure),
             ("Hessian-vector products", True, self._differentiate),
             ("the Fisher term", True, self._fisher),
@@ -292,10 +285,10 @@ class _Measurement:
             ("the strongest directions", self.options.lanczos > 0, self._subspace),
         ]
         self._open()
-        for what, wanted, part in parts:
+        for what, wanted, measure in work:
             try:
                 if wanted:
-                    part()
+                    measure()
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -318,7 +311,7 @@ class _Measurement:
                 raise
             raise CounterpointError(self._out_of_memory("one batch of completions")) from error
         params = self.text.loss.params
-        self.modules = modules_of(params, Anatomy.of(model))
+        self.modules = Anatomy.of(model).by_module(params)
         norm = float(inner(self.edit, self.edit)) ** 0.5
         self._note(
             prompts=len(self.text.tokens_P),
@@ -331,15 +324,15 @@ class _Measurement:
     def _measure(self) -> None:
         loss, options = self.text.loss, self.options
         before_P = losses(loss)
-        self.measured = damage_at(loss, self.edit, sorted({*options.scales, 1.0}), before_P, self.on_progress)
-        random = random_edit_damage(
+        self.measured = parts.damage_at(loss, self.edit, sorted({*options.scales, 1.0}), before_P, self.on_progress)
+        random = parts.random_edit_damage(
             loss, self.edit, self.modules, before_P, options.draws, options.seed, self.on_progress
         )
         self._note(measured=per_unit(self.measured[1.0], loss.units_P), random_edit=random)
 
     def _differentiate(self) -> None:
         loss, edit = self.text.loss, self.edit
-        reduce = by_module(edit, self.modules)
+        reduce = parts.by_module(edit, self.modules)
         self.whole = along(loss, {"edit": edit}, reduce, what="Hessian products", on_progress=self.on_progress)
         first_P, second_P = self.whole.first["edit"].sum(1), 0.5 * self.whole.second["edit"].sum(1)
         self._note(
@@ -347,8 +340,8 @@ class _Measurement:
             second=per_unit(second_P, loss.units_P),
             predicted=per_unit(first_P + second_P, loss.units_P),
             difference=per_unit(self.measured[1.0] - first_P - second_P, loss.units_P),
-            modules=module_parts(self.whole, edit, loss, self.modules),
-            range=reach_of(self.measured, first_P, second_P, loss.units_P, self.options.tolerance),
+            modules=parts.module_parts(self.whole, edit, loss, self.modules),
+            range=parts.reach_of(self.measured, first_P, second_P, loss.units_P, self.options.tolerance),
         )
 
     def _fisher(self) -> None:
@@ -359,7 +352,7 @@ class _Measurement:
         options = self.options
         shared = shared_neurons(self.subject, (self.rollouts, other), options.fraction, options.batch_size)
         self._note(
-            route=route_part(
+            route=parts.route_part(
                 self.text.loss,
                 self.edit,
                 shared,
@@ -373,13 +366,11 @@ class _Measurement:
         )
 
     def _subspace(self) -> None:
-        options = self.options
+        options, loss = self.options, self.text.loss
         self._note(
-            subspace=subspace_of(
-                self.text.loss,
+            subspace=parts.subspace_of(
+                replace(loss, params={name: loss.params[name] for names in self.modules.values() for name in names}),
                 self.edit,
-                self.whole,
-                self.modules,
                 iterations=options.lanczos,
                 top=min(options.top, options.lanczos),
                 seed=options.seed,
@@ -457,8 +448,8 @@ def _subspace_sentence(found: Subspace) -> str:
     return (
         f"The {len(found.directions)} strongest eigen-directions hold {found.edit_share:.2g} of |d|² and carry "
         f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}] of the second order; found on half of the prompts, "
-        f"they carry {other.value:.0%} of the other half's. Random directions carry {found.random_share:.2g} on "
-        f"average, with the same norm in every module {found.module_random_share:.2g}."
+        f"they carry {other.value:.0%} of the other half's. Random directions carry "
+        f"{found.random_share:.2g} on average."
     )
 
 

@@ -188,17 +188,12 @@ def _add(found: Products, edits: Mapping[str, Mapping[str, Tensor]], weight: _We
     inside = (layers_U == weight.layer).nonzero().squeeze(1)
     units, shape = len(inside), _shape(edits[found.domains[0]], weight.name)
     length = shape[weight.dim]
-    if found.kind == "neuron" and length != weight.times * units:
+    if found.kind == "head" and weight.dim == 0 and (not units or length % units):
+        return
+    if length != weight.times * units if found.kind == "neuron" else not units or length % units:
         raise ModelError(
-            f"{weight.name}: layer {weight.layer} has {length // weight.times} neurons in the edit and {units} in the "
-            "model. Give checkpoints of the model that the routes are measured on."
-        )
-    if not units or length % units:
-        if weight.dim == 0:
-            return
-        raise ModelError(
-            f"{weight.name}: {length} columns in the edit are not those of {units} heads in the model. Give "
-            "checkpoints of the model that the routes are measured on."
+            f"{weight.name}: layer {weight.layer} has {units} {found.kind}s in the model, and the edit has {length} of "
+            "their rows or columns. Give checkpoints of the model that the routes are measured on."
         )
     # Position along dim -> unit: neurons repeat (gate, then up), heads are stretches of equal length.
     position = torch.arange(length)

@@ -10,6 +10,7 @@ All checkpoints are streamed past each other once: no model is ever held in memo
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,9 +22,7 @@ from counterpoint.diagnosis._chance import Layers, NeuronOverlap, neuron_overlap
 from counterpoint.diagnosis._edit_spectrum import AgainstRandom, mean_spectrum
 from counterpoint.diagnosis._edit_stream import (
     ABSOLUTE,
-    ABSOLUTE_CURVE,
     RELATIVE,
-    RELATIVE_CURVE,
     Products,
     Sums,
     TensorEdits,
@@ -51,8 +50,8 @@ class PartEdit:
         norm: of the edit (l2); where the base was rounded an estimate of that of the unrounded edit.
         relative_norm: ``norm`` over the norm of the base weights; None where these are zero.
         largest: size of the largest edit of one weight.
-        effective_rank, top_1, top_8: see ``EditSpectrum``; of several matrices the mean, weighted by their squared
-            norms; None without a matrix that changed.
+        effective_rank, top_8: see ``EditSpectrum``; of several matrices the mean, weighted by their squared norms;
+            None without a matrix that changed.
     """
 
     name: str
@@ -62,7 +61,6 @@ class PartEdit:
     relative_norm: float | None
     largest: float
     effective_rank: AgainstRandom | None
-    top_1: AgainstRandom | None
     top_8: AgainstRandom | None
 
 
@@ -74,14 +72,11 @@ class Sparsity:
         unchanged: below LPT's thresholds, as in ``PartEdit``.
         identical: not changed at all.
         same_in_bfloat16: equal before and after once both are rounded to bfloat16.
-        absolute_curve, relative_curve: threshold -> share of weights whose (relative) edit is below it.
     """
 
     unchanged: float
     identical: float
     same_in_bfloat16: float
-    absolute_curve: Mapping[float, float]
-    relative_curve: Mapping[float, float]
 
 
 @dataclass(frozen=True)
@@ -175,10 +170,7 @@ class Edits(Result):
     def tables(self) -> list[Table]:
         """Sparsity, what every checkpoint changed, and what pairs share."""
         changed = [checkpoint for checkpoint in self.checkpoints if not checkpoint.equal]
-        tables = [_sparsity_table(self)]
-        tables += [_curve_table(self, "absolute_curve", "Share of weights whose edit is below ...")]
-        tables += [_curve_table(self, "relative_curve", "Share of weights whose relative edit is below ...")]
-        tables += [_modules_table(checkpoint) for checkpoint in changed]
+        tables = [_sparsity_table(self), *(_modules_table(checkpoint) for checkpoint in changed)]
         if any(pair.overlap for pair in self.pairs):
             tables.append(_overlap_table(self))
         return [*tables, _cosine_table(self)] if self.pairs else tables
@@ -286,7 +278,7 @@ class _Pass:
             sparsity=_sparsity(whole),
             nonfinite=tuple(broken),
             whole=_part("all", tensors, which),
-            modules=tuple(_part(module, group, which) for module, group in self._modules().items()),
+            modules=tuple(_part(module, group, which) for module, group in self.modules.items()),
             tensors=tuple(_part(tensor.name, [tensor], which) for tensor in tensors),
             neurons=scores,
             top={layer: top.nonzero().flatten().tolist() for layer, top in top_neurons(scores, self.top).items()},
@@ -301,14 +293,13 @@ class _Pass:
             not chain and _in_sequence(whole, first, second),
             neuron_overlap(*tops) if tops[0] else None,
             whole,
-            tuple(_cosine(module, group, number) for module, group in self._modules().items()),
+            tuple(_cosine(module, group, number) for module, group in self.modules.items()),
         )
 
-    def _modules(self) -> dict[str, list[TensorEdits]]:
-        groups: dict[str, list[TensorEdits]] = {}
-        for tensor in self.tensors:
-            groups.setdefault(self.anatomy.module_of(tensor.name), []).append(tensor)
-        return groups
+    @cached_property
+    def modules(self) -> dict[str, list[TensorEdits]]:
+        by_name = {tensor.name: tensor for tensor in self.tensors}
+        return {module: [by_name[n] for n in names] for module, names in self.anatomy.by_module(by_name).items()}
 
     def _scores(self, which: int) -> Layers:
         squares: Layers = {}
@@ -329,15 +320,8 @@ def _in_sequence(whole: EditCosine, first: CheckpointEdits, second: CheckpointEd
 
 
 def _sparsity(sums: Sums) -> Sparsity:
-    weights, split = max(1, sums.weights), len(ABSOLUTE_CURVE)
-    shares = [int(count) / weights for count in sums.curve]
-    return Sparsity(
-        sums.unchanged / weights,
-        sums.identical / weights,
-        sums.same_in_bfloat16 / weights,
-        dict(zip(ABSOLUTE_CURVE, shares[:split], strict=True)),
-        dict(zip(RELATIVE_CURVE, shares[split:], strict=True)),
-    )
+    weights = max(1, sums.weights)
+    return Sparsity(sums.unchanged / weights, sums.identical / weights, sums.same_in_bfloat16 / weights)
 
 
 def _part(name: str, tensors: Sequence[TensorEdits], which: int) -> PartEdit:
@@ -377,13 +361,6 @@ def _sparsity_table(found: Edits) -> Table:
         dict.fromkeys(columns[1:4], ".1%"),
         "same in bf16: before and after are equal once both are rounded to bfloat16.",
     )
-
-
-def _curve_table(found: Edits, which: str, title: str) -> Table:
-    curves = [getattr(checkpoint.sparsity, which) for checkpoint in found.checkpoints]
-    columns = tuple(f"{threshold:.0e}".replace("e-0", "e-") for threshold in curves[0])
-    rows = tuple((c.name, *curve.values()) for c, curve in zip(found.checkpoints, curves, strict=True))
-    return Table(title, ("checkpoint", *columns), rows, dict.fromkeys(columns, ".0%"))
 
 
 def _modules_table(checkpoint: CheckpointEdits) -> Table:

@@ -3,7 +3,6 @@
 Legend: B completions, T tokens of a batch (prompt and completion, padded on the right).
 """
 
-import dataclasses
 import itertools
 import json
 import statistics
@@ -21,6 +20,7 @@ from counterpoint.domains import Domain
 from counterpoint.errors import CounterpointError
 from counterpoint.evaluation import Sampling, generate, score_rows
 from counterpoint.evaluation.sampling import render_prompt
+from counterpoint.results import of_plain
 from counterpoint.runs.records import Number, Record, Whole, read_lines
 
 EPSILON = 1e-4
@@ -72,6 +72,10 @@ class Rollouts:
     def informative(self) -> "Rollouts":
         """Those with an advantage: prompts whose completions all have one reward teach nothing."""
         return replace(self, items=tuple(item for item in self.items if item.advantage != 0))
+
+    def first(self, samples: int) -> "Rollouts":
+        """The first ``samples`` completions of every prompt; their advantages stay as they are."""
+        return replace(self, items=tuple(item for items in self.groups for item in items[:samples]))
 
     def split(self) -> "tuple[Rollouts, Rollouts]":
         """Two halves that share no prompt: prompts of even and of odd rank."""
@@ -186,7 +190,5 @@ def read_rollouts(path: Path) -> dict[str, Rollouts]:
     found: dict[str, list[Rollout]] = {}
     remedy = "Give a file that an analysis saved: completions, one JSON object a line."
     for line in read_lines(path, _Line, remedy):
-        fields = {field.name: line[field.name] for field in dataclasses.fields(Rollout) if field.name in line}
-        fields |= {key: tuple(fields[key]) for key in ("prompt_ids", "completion_ids")}
-        found.setdefault(line["domain"], []).append(Rollout(**fields))
+        found.setdefault(line["domain"], []).append(of_plain(Rollout, line))
     return {domain: Rollouts(domain, tuple(items)) for domain, items in found.items()}

@@ -28,11 +28,7 @@ class Subject:
 
 
 def config_of(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The configuration in a file, or the one in a run directory.
-
-    Raises:
-        ConfigError: with every problem of the file.
-    """
+    """The configuration in a file, or the one in a run directory."""
     path = Path(path)
     return load_config(path / "config.yaml" if (path / "config.yaml").is_file() else path, overrides)
 
@@ -42,16 +38,11 @@ def open_subject(
 ) -> Subject:
     """Loads a model and the domains it is measured on; what is wrong is said before any weight is read.
 
-    Args:
-        config: a configuration file, a run directory, or a configuration already read.
-        model: a checkpoint folder, a hub id or ``pocket``; the configuration's own model where it is None. A checkpoint
-            folder without a tokenizer is read with the configuration's.
-        domains: names of the domains that are wanted; None means all.
+    ``model`` is a checkpoint folder, a hub id or ``pocket``, the configuration's own where it is None; one without a
+    tokenizer is read with the configuration's. ``domains`` names those that are wanted; None means all.
 
     Raises:
-        ConfigError: a bad file, or a domain that the configuration lacks (with the nearest name).
-        ModelError: no model there, or weights in it that are no numbers.
-        DomainError: a domain that cannot be used.
+        ConfigError, ModelError, DomainError: a configuration, model or domain that cannot be used.
     """
     config = config if isinstance(config, Config) else config_of(config)
     wanted = wanted_domains(config, domains)
@@ -74,11 +65,7 @@ def wanted_domains(config: Config, names: Sequence[str] | None) -> list[str]:
 
 
 def model_of(config: Config, path: str | Path | None) -> ModelConfig:
-    """The settings of the configuration's model with ``path`` in its place.
-
-    Raises:
-        ModelError: the path is a run, or a folder that is not there.
-    """
+    """The settings of the configuration's model with ``path`` in its place; refuses a run, or a folder not there."""
     if path is None:
         return config.model
     folder = Path(path).expanduser()
@@ -105,18 +92,8 @@ def completions_for(
 ) -> dict[str, Rollouts]:
     """The completions of every domain of ``subject``: read from ``file``, or sampled from its model.
 
-    Args:
-        subject: the model and the domains.
-        file: completions that ``save_rollouts`` wrote, of any model with this tokenizer; nothing is sampled then.
-        prompts: prompts per domain, from the start of its training rows.
-        samples: completions of each prompt.
-        seed: of the private random stream.
-        at_least: how many prompts per domain the analysis needs, for halves or intervals.
-        save: where the sampled ones are written, so that other analyses can use the same.
-        on_progress: called with ``sample DOMAIN``, completions done and in total.
-
-    Raises:
-        CounterpointError: too few completions (saying how many are needed), or a file that holds something else.
+    ``samples`` of each of the first ``prompts`` training rows are drawn from a private random stream and written to
+    ``save``. Refuses completions of fewer prompts than ``at_least``, or of another tokenizer.
     """
     if file is not None:
         return _given(subject, file, at_least)

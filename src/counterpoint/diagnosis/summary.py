@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from counterpoint.diagnosis._course import Course, Leg
-from counterpoint.diagnosis._findings import EditFindings, PairConflict, PairOverlap, StageEdit
+from counterpoint.diagnosis._findings import PairConflict, PairOverlap, PartFindings
 from counterpoint.diagnosis._parts import PartDone
-from counterpoint.diagnosis._words import gained, listed, lost, not_excluded, signed
+from counterpoint.diagnosis._words import gained, lost, not_excluded, signed
 from counterpoint.diagnosis.behaviour import NOISE, Behaviour, Change, changes_table
 from counterpoint.diagnosis.damage import Damage
 from counterpoint.results import Result
@@ -15,9 +15,6 @@ from counterpoint.stats import Estimate
 from counterpoint.tables import Table
 
 SIGNIFICANT = 0.05
-
-RELIABLE = 0.2
-"""Second order "predicts" a damage where it errs by at most this share of the largest term, as in ``damage``. Ours."""
 
 TOGETHER = "both were trained in the same stage"
 
@@ -50,21 +47,11 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Total:
-    """What all stages after a domain's own do to it together: ``damage`` from the end of its stage to the run's end."""
-
-    domain: str
-    later: tuple[str, ...]
-    sentence: str
-    damage: Damage | None
-
-
-@dataclass(frozen=True)
 class Stretch:
-    """One stage: its name, and what it changed in the weights where that was measured."""
+    """One stage: its name, and by module its edit's norm over that of the weights, where that was measured."""
 
     stage: str
-    edit: StageEdit | None
+    modules: Mapping[str, float] | None
 
 
 @dataclass(frozen=True)
@@ -80,7 +67,6 @@ class Summary(Result):
     parts: tuple[PartDone, ...]
     changes: tuple[Change, ...]
     pairs: tuple[Pair, ...]
-    totals: tuple[Total, ...]
     stages: tuple[Stretch, ...]
     verdicts: tuple[str, ...]
     """What fell, was forgotten or learned less than alone."""
@@ -107,7 +93,7 @@ class Summary(Result):
         """The verdicts first, then the pairs in which something was found, then what is missing."""
         found = [text for pair in self.pairs if pair.found for text in (pair.sentence, *pair.details)]
         missing = [f"{part.name}: not measured ({part.reason.rstrip('.')})." for part in self.failed]
-        return (*self.verdicts, *found, *(total.sentence for total in self.totals), *self.notes, *missing)
+        return (*self.verdicts, *found, *self.notes, *missing)
 
 
 @dataclass(frozen=True)
@@ -150,8 +136,9 @@ def summarise(
         pairs = [_together(findings, leg, a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
     behaviour: Behaviour | None = found.get("behaviour")
     forgotten = behaviour.forgetting if behaviour else ()
-    fell = any(item.verdict in ("forgetting", "fell") for item in forgotten)
     verdicts = behaviour.verdicts() if behaviour else ()
+    if any(item.verdict in ("forgetting", "fell") for item in forgotten):
+        verdicts = (*verdicts, f"To get it back: {course.remedy}")
     edits, _ = edits_by_leg(findings)
     return Summary(
         run=course.name,
@@ -161,16 +148,13 @@ def summarise(
         parts=tuple(done),
         changes=behaviour.changes if behaviour else (),
         pairs=tuple(pairs),
-        totals=tuple(
-            _total(findings, part) for part in done if _spans_stages(part, course.legs) and part.status != "left out"
-        ),
         stages=tuple(Stretch(leg.name, edits.edits[i] if edits else None) for i, leg in enumerate(course.legs)),
-        verdicts=(*verdicts, f"To get it back: {course.remedy}") if fell else verdicts,
+        verdicts=verdicts,
         notes=behaviour.notes if behaviour else (),
     )
 
 
-def edits_by_leg(findings: Findings) -> tuple[EditFindings | None, str]:
+def edits_by_leg(findings: Findings) -> tuple[PartFindings | None, str]:
     """The edits, where they are those of the legs: with a checkpoint gone, one edit spans several stages."""
     found, why = findings.get("edits")
     if found is not None and len(found.edits) != len(findings.course.legs):
@@ -190,16 +174,15 @@ def _pair(findings: Findings, number: int, earlier: str, later: str) -> Pair:
     if change is None:
         missing["score"] = reason or f"{earlier} was not evaluated before and after."
     missing |= {name: why for name, why in (("damage", no_damage), ("edits", no_edits)) if why}
-    fell = change is not None and change.verdict == "fell"
     place = damage.place if damage else None
+    remedy = f" To get it back: {findings.course.remedy}" if change and change.verdict == "fell" else ""
     return Pair(
         earlier=earlier,
         later=later,
         stage=leg.name,
         first_step=leg.start.step,
         change=change,
-        sentence=_outcome(earlier, leg, change, missing)
-        + (f" To get it back: {findings.course.remedy}" if fell else ""),
+        sentence=_outcome(earlier, leg, change, missing) + remedy,
         details=_details(damage, conflict, edits, routes, missing, leg.start.moment),
         found=_found(change, damage, conflict),
         place=f"{place[1]:.0%} in {place[0]}" if place else "",
@@ -228,20 +211,6 @@ def _together(findings: Findings, leg: Leg, first: str, second: str) -> Pair:
         routes=routes,
         missing=missing,
     )
-
-
-def _total(findings: Findings, part: PartDone) -> Total:
-    about = part.about
-    damage, why = findings.damage(**about)
-    later = tuple(about["later"])
-    sentence = f"{about['domain']}, over {listed(later)} together. {_damage_line(damage, why)}"
-    return Total(about["domain"], later, sentence, damage)
-
-
-def _spans_stages(part: PartDone, legs: Sequence[Leg]) -> bool:
-    """Whether the part is the damage of several stages together."""
-    spans = [(leg.start.step, leg.end.step) for leg in legs]
-    return part.kind == "damage" and (part.about["first_step"], part.about["last_step"]) not in spans
 
 
 def _at(
@@ -324,11 +293,11 @@ def _details(
 def _damage_line(damage: Damage | None, missing: str) -> str:
     if damage is None or damage.measured is None or damage.first is None or damage.second is None:
         return f"Damage: not measured ({missing.rstrip('.')})."
-    measured, first, second = damage.measured, damage.first.value, damage.second.value
-    predicted = first + second
+    measured, second = damage.measured, damage.second.value
+    predicted = damage.first.value + second
     beyond = "beyond noise" if measured.low * measured.high > 0 else "within noise"
     text = f"Damage: {measured.value:+.3g} loss per token [{measured.low:+.3g}, {measured.high:+.3g}], {beyond}"
-    if not abs(predicted - measured.value) <= RELIABLE * max(abs(measured.value), abs(first), abs(second)):
+    if not damage.is_predicted:
         return f"{text}; the quadratic approximation does not predict it ({predicted:+.3g})."
     text = f"{text}; the quadratic approximation predicts {predicted:+.3g} ({second:+.3g} by curvature)"
     if damage.place is None or second <= 0:

@@ -15,29 +15,19 @@ Given checkpoints have ``base``, ``before`` and ``after`` in the place of ``step
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from counterpoint.diagnosis._course import (
-    Course,
-    GivenRun,
-    Point,
-    course_of_checkpoints,
-    course_of_run,
-)
-from counterpoint.diagnosis._findings import (
-    ConflictFindings,
-    EditFindings,
-    RouteFindings,
-    conflict_findings,
-    edit_findings,
-    route_findings,
-)
-from counterpoint.diagnosis._parts import Fingerprints, Part, PartDone, digest_of, file_digest, run_part
+from counterpoint.diagnosis._course import Course, GivenRun, Point, course_of_checkpoints, course_of_run
+from counterpoint.diagnosis._findings import PartFindings, conflict_findings, edit_findings, route_findings
+from counterpoint.diagnosis._parts import Fingerprints, Part, PartDone, digest_of, run_part
 from counterpoint.diagnosis._workshop import CompletionsKept, Effort, PointScores, Workshop
 from counterpoint.diagnosis.behaviour import Behaviour, behaviour
+from counterpoint.diagnosis.conflicts_over_time import conflicts_over_time
 from counterpoint.diagnosis.damage import Damage
 from counterpoint.diagnosis.summary import Summary, summarise
+from counterpoint.disk import file_digest
 from counterpoint.errors import CounterpointError, RunError, nearest
 from counterpoint.models import check_model, resolve_path, threads_for
 from counterpoint.progress import Progress, silent
@@ -57,9 +47,8 @@ KINDS = {"scores": "behaviour", "conflicts_over_time": "conflicts"}
 class DiagnoseOptions:
     """How much is measured: ``prompts`` per domain with ``samples`` completions each, at every checkpoint.
 
-    ``effort`` is ``usual``, ``quick`` (half of both numbers; no metric of Adam, no scales of edits, no damage from a
-    domain's own stage to the end of the run) or ``thorough`` (also blocks and spectrum of
-    the Hessian, and all scales).
+    ``effort`` is ``usual``, ``quick`` (half of both numbers; no metric of Adam, no scales of edits) or ``thorough``
+    (also the spectrum of the Hessian, and more random controls).
     """
 
     prompts: int = 128
@@ -215,13 +204,13 @@ def plan_parts(work: Workshop, prints: Fingerprints) -> list[Part[Any]]:
     for point in measuring_points(course):
         planned += _at_point(work, point, marks)
     if course.run and any(len(s.domains) > 1 for s in course.stages) and (course.run.path / "grams.jsonl").is_file():
-        planned.append(_over_time(work, course.run.path))
+        run, inputs = course.run.path, {"grams": file_digest(course.run.path / "grams.jsonl")}
+        measure = partial(conflicts_over_time, run)
+        planned.append(Part("conflicts-over-time", "conflicts_over_time", inputs, measure, dict, {}, lambda _: {}))
     names: set[str] = set()
     for leg in course.legs:
         for domain in leg.earlier:
             planned.append(_damage(work, domain, leg.start, leg.end, leg.stage.domains, marks, names))
-    if work.effort != "quick":
-        planned += _damage_to_the_end(work, marks, names)
     return planned
 
 
@@ -250,32 +239,26 @@ def _behaviour(work: Workshop, alone: Mapping[str, Path | str], found: Mapping[s
             evals = [line for item in scores for line in item.evals]
             return behaviour(GivenRun(course, evals, [line for item in scores for line in item.samples]))
 
-        return Part("behaviour", "behaviour", {"scores": digest_of(plain(scores))}, measure, _itself, Behaviour)
+        return Part("behaviour", "behaviour", {"scores": digest_of(plain(scores))}, measure, Behaviour)
     files = {
         f"{name}/{file}": file_digest(Path(path) / file)
         for name, path in {"": course.run.path, **alone}.items()
         for file in ("run.json", "evals.jsonl", "metrics.jsonl", "samples.jsonl")
     }
     run = course.run
-    return Part(
-        "behaviour", "behaviour", {"files": files}, lambda: behaviour(run, alone, work.on_progress), _itself, Behaviour
-    )
-
-
-def _itself(result: Any) -> Any:
-    return result
+    return Part("behaviour", "behaviour", {"files": files}, lambda: behaviour(run, alone), Behaviour)
 
 
 def _scores(work: Workshop, point: Point, marks: Mapping[str, str]) -> Part[PointScores]:
     inputs = {"weights": marks[point.name], "config": file_digest(work.course.config_file)}
     about = {"moment": point.moment}
-    return Part(f"scores-{point.name}", "scores", inputs, lambda: work.scores(point), _itself, PointScores, about)
+    return Part(f"scores-{point.name}", "scores", inputs, lambda: work.scores(point), PointScores, about)
 
 
-def _edits(work: Workshop, marks: Mapping[str, str]) -> Part[EditFindings]:
+def _edits(work: Workshop, marks: Mapping[str, str]) -> Part[PartFindings]:
     inputs = {"weights": list(marks.values()), "seed": work.seed}
     about = {"steps": [point.step for point in work.course.points[1:]]}
-    return Part("edits", "edits", inputs, work.edits, edit_findings, EditFindings, about)
+    return Part("edits", "edits", inputs, work.edits, PartFindings, about, edit_findings)
 
 
 def _at_point(work: Workshop, point: Point, marks: Mapping[str, str]) -> list[Part[Any]]:
@@ -283,19 +266,14 @@ def _at_point(work: Workshop, point: Point, marks: Mapping[str, str]) -> list[Pa
     about: dict[str, Any] = {"step": point.step, "moment": point.moment}
     edits = {"edits": [(marks[leg.start.name], marks[leg.end.name]) for leg in work.course.legs]}
 
-    def part(kind: str, inputs: Any, work: Callable[[Point], Any], finding: Any, read: Any, *beside: Path) -> Part[Any]:
-        return Part(f"{kind}-{point.name}", kind, inputs, lambda: work(point), finding, read, about, beside)
+    def part(kind: str, inputs: Any, measure: Callable[[Point], Any], read: Any, **more: Any) -> Part[Any]:
+        return Part(f"{kind}-{point.name}", kind, inputs, lambda: measure(point), read, about, **more)
 
     return [
-        part("rollouts", inputs, work.sample, _itself, CompletionsKept, work.rollouts_file(point)),
-        part("routes", inputs | edits, work.routes, route_findings, RouteFindings),
-        part("conflicts", inputs, work.conflicts, conflict_findings, ConflictFindings),
+        part("rollouts", inputs, work.sample, CompletionsKept, beside=(work.rollouts_file(point),)),
+        part("routes", inputs | edits, work.routes, PartFindings, finding=route_findings),
+        part("conflicts", inputs, work.conflicts, PartFindings, finding=conflict_findings),
     ]
-
-
-def _over_time(work: Workshop, run: Path) -> Part[Any]:
-    inputs = {"grams": file_digest(run / "grams.jsonl")}
-    return Part("conflicts-over-time", "conflicts_over_time", inputs, work.over_time, lambda result: {}, dict)
 
 
 def _damage(
@@ -313,18 +291,7 @@ def _damage(
     inputs = _inputs(work, marks[start.name]) | {"domain": domain, "later": list(later), "after": marks[end.name]}
     about = {"domain": domain, "later": list(later), "first_step": start.step, "last_step": end.step}
     other = later[0] if len(later) == 1 and later[0] in work.course.config.domains else None
-    return Part(name, "damage", inputs, lambda: work.damage(domain, start, end, other), _itself, Damage, about)
-
-
-def _damage_to_the_end(work: Workshop, marks: Mapping[str, str], names: set[str]) -> list[Part[Any]]:
-    """From the end of every domain's own stage over all later ones, where these are two or more."""
-    legs, found = work.course.legs, []
-    for i, leg in enumerate(legs):
-        later = tuple(dict.fromkeys(name for after in legs[i + 1 :] for name in after.stage.domains))
-        for domain in leg.stage.domains:
-            if len(legs) - i > 2 and domain not in later:
-                found.append(_damage(work, domain, leg.end, work.course.points[-1], later, marks, names))
-    return found
+    return Part(name, "damage", inputs, lambda: work.damage(domain, start, end, other), Damage, about)
 
 
 def _inputs(work: Workshop, mark: str) -> dict[str, Any]:

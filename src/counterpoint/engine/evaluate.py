@@ -17,7 +17,7 @@ from accelerate import PartialState
 from transformers import AutoConfig
 
 from counterpoint.config import Config, ModelConfig
-from counterpoint.disk import write_json
+from counterpoint.disk import file_digest, write_json
 from counterpoint.domains import Domain, load_domains
 from counterpoint.engine.prepare import free_memory, uses_cpu
 from counterpoint.errors import ConfigError, CounterpointError, ModelError
@@ -184,10 +184,5 @@ def _fingerprint(model: ModelConfig) -> str:
             return str(AutoConfig.from_pretrained(model.path, revision=model.revision)._commit_hash)
         except MODEL_FAULTS as error:
             raise ModelError(f"{model.path}: its configuration cannot be read: {error}") from error
-    digest = hashlib.blake2b(digest_size=16)
-    for path in sorted(path for kind in ("*.safetensors", "*.json", "*.jinja") for path in folder.glob(kind)):
-        digest.update(f"{path.name}\n".encode())
-        with path.open("rb") as file:
-            while block := file.read(1 << 24):
-                digest.update(block)
-    return digest.hexdigest()
+    files = sorted(path for kind in ("*.safetensors", "*.json", "*.jinja") for path in folder.glob(kind))
+    return " ".join(f"{path.name} {file_digest(path)}" for path in files)

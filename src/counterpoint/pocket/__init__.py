@@ -4,7 +4,6 @@ Importing this package costs nothing: no torch, no transformers.
 
 * ``TASKS``: the domains ``math``, ``code``, ``qa`` and ``writing``, each with prompts, gold answers and a reward.
 * ``model_path()``: the folder of the shipped base model and tokenizer, for ``from_pretrained``.
-* ``counterpoint.pocket.measure``: loads a model and measures it on the domains.
 
 ``tools/build_pocket.py`` of the repository makes that base from nothing.
 """

@@ -59,11 +59,10 @@ class RollbackOptions:
 
 @dataclass(frozen=True)
 class Split:
-    """Prompts per domain (the smallest number, where they differ), completions of each, and which rows."""
+    """Prompts per domain (the smallest number, where they differ), and completions of each."""
 
     prompts: int
     samples: int
-    rows: str
 
 
 @dataclass(frozen=True)
@@ -159,7 +158,7 @@ class Rollback(Result):
         rows = [
             (_NAMES[row.name].format(row.draws), row.moved, row.restored, *self._cells(row)) for row in self.measured
         ]
-        title = f"{self.test.rows}, {self.test.prompts} x {self.test.samples}: change of reward against after [95 %]"
+        title = f"Held-out prompts, {self.test.prompts} x {self.test.samples}: change of reward against after [95 %]"
         tables = [Table(title, columns, tuple(rows), forms, note="Of after itself: mean reward.")]
         return tables + ([self._search_table()] if self.tried and self.search else [])
 
@@ -181,7 +180,7 @@ class Rollback(Result):
             )
             for one in self.tried
         ]
-        title = f"{self.search.rows}, {self.search.prompts} x {self.search.samples}: mean reward; the best are chosen"
+        title = f"Training prompts, {self.search.prompts} x {self.search.samples}: mean reward; the best are chosen"
         forms = {"of all weights": ".1%", "moved back": ".0%", self.domain: ".3f", "average": ".3f"}
         return Table(title, ("tried", "of all weights", "moved back", self.domain, "average"), tuple(rows), forms)
 

@@ -75,10 +75,6 @@ def write(path: Path, result: Result) -> None:
 
 
 def read(kind: type[T], path: Path) -> T:
-    """The result that ``write`` wrote.
-
-    Raises:
-        RunError: it cannot be read, or was changed since.
-    """
+    """The result that ``write`` wrote; RunError where it cannot be read, or was changed since."""
     remedy = f"Move {path.parent} away and repeat the command."
     return read_as(path, AnyObject, remedy, lambda row: of_plain(kind, row))

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from counterpoint.anatomy import plain_name
-from counterpoint.checkpoints import Comparison, Conversion, compare, open_checkpoint, write_checkpoint
+from counterpoint.checkpoints import Conversion, compare, open_checkpoint, write_checkpoint
+from counterpoint.diagnosis._contributions import wide
+from counterpoint.diagnosis._edit_vector import Edit
 from counterpoint.diagnosis._surrogates import log_probs
 from counterpoint.diagnosis.rollouts import Rollouts, collate
 from counterpoint.errors import CounterpointError, ModelError
@@ -30,83 +32,20 @@ DECILES = 10
 """Classes of the size of an edit, within each tensor, in which matched random masks are drawn."""
 
 
-@dataclass(frozen=True)
-class Edit:
-    """``after - before``, one tensor at a time; ``names`` are the tensors of floats, each weight once, in order."""
-
-    pair: Comparison
-    names: tuple[str, ...]
-
-    @property
-    def num_weights(self) -> int:
-        """Weights of the model."""
-        return sum(torch.Size(self.shape(name)).numel() for name in self.names)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of one tensor."""
-        return self.pair.base.shapes[self.pair.sources[name][0]]
-
-    def before(self, name: str) -> Tensor:
-        """One tensor before the edit, as it is stored."""
-        return self.pair.base.tensor(self.pair.sources[name][0])
-
-    def after(self, name: str) -> Tensor:
-        """One tensor after the edit, as it is stored."""
-        return self.pair.after.tensor(self.pair.sources[name][1])
-
-    def change(self, name: str) -> Tensor:
-        """The edit of one tensor: float32, or float64 where it is stored so."""
-        change = wide(self.after(name))
-        return change.sub_(self.before(name).to(change.dtype))
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """The tensor in float32, or in float64 where it is that already."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
 def open_edit(before: str | Path, after: str | Path) -> Edit:
     """The edit between two checkpoints; reads headers and no weights.
 
     Raises:
-        ModelError: a checkpoint that cannot be read, checkpoints of different architectures, or an output projection
-            that is tied to the embedding only afterwards.
+        ModelError: a checkpoint that cannot be read, another architecture, or a projection tied only afterwards.
     """
-    first, last = open_checkpoint(before), open_checkpoint(after)
-    pair = compare(first, last)
+    pair = compare(open_checkpoint(before), open_checkpoint(after))
     taken = [in_after for _, in_after in pair.sources.values()]
     if len(set(taken)) < len(taken):
         raise ModelError(
             f"{after} ties its output projection to its embedding and {before} does not, so the two cannot be "
             "restored apart. Use checkpoints of one run."
         )
-    return Edit(pair, tuple(name for name in pair.names if last.dtypes[pair.sources[name][1]].is_floating_point))
-
-
-def changed_weights(edit: Edit, on_progress: Progress = silent) -> dict[str, int]:
-    """How many weights of each tensor the edit changed; tensors that it left alone are missing.
-
-    Raises:
-        ModelError: the checkpoints are equal, or hold a number that is not finite.
-    """
-    found = {}
-    for done, name in enumerate(edit.names, 1):
-        change = edit.change(name)
-        bad = int((~change.isfinite()).sum())
-        if bad:
-            raise ModelError(
-                f"{name}: {bad} of {change.numel()} weights are NaN or infinite in {edit.pair.base.path} or "
-                f"{edit.pair.after.path}. Use checkpoints from before the training diverged."
-            )
-        if count := int(change.count_nonzero()):
-            found[name] = count
-        on_progress("read the edit", done, len(edit.names))
-    if not found:
-        raise ModelError(
-            f"{edit.pair.base.path} and {edit.pair.after.path} hold the same weights, so there is nothing to undo. "
-            "Give the checkpoint after the domain's own stage as before, and a later one as after."
-        )
-    return found
+    return Edit(pair)
 
 
 # What ranks weights
@@ -115,7 +54,7 @@ def changed_weights(edit: Edit, on_progress: Progress = silent) -> dict[str, int
 def diagonal_fisher(
     model: Any, rollouts: Rollouts, names: Iterable[str], on_progress: Progress = silent
 ) -> dict[str, Tensor]:
-    """The diagonal of the Fisher matrix of a domain's likelihood: float32 on the host, by parameter.
+    """The diagonal of the Fisher matrix of a domain's likelihood: float32 on the host, by plain parameter name.
 
     With n completions y of the domain's prompts x, sampled from the model itself at temperature 1,
 
@@ -123,15 +62,6 @@ def diagonal_fisher(
 
     is an unbiased estimate of the diagonal of E[grad log pi grad log pi']. One backward pass per completion; F takes
     the memory of a float32 copy of these parameters, and gradients are dropped one by one as they come.
-
-    Args:
-        model: a causal language model, in evaluation mode.
-        rollouts: the domain's completions, sampled from ``model``.
-        names: the parameters that are wanted, by their plain names.
-        on_progress: called with ``Fisher of DOMAIN``, completions done and in total.
-
-    Raises:
-        CounterpointError: memory does not suffice, or a gradient is not finite.
     """
     wanted = set(names)
     model.requires_grad_(False)
@@ -237,8 +167,8 @@ class RandomScores:
 class MatchedMask:
     """Random weights, in each tensor as many of each size of the edit as ``model`` has.
 
-    Sizes are the deciles of |d| among the weights of the tensor that the edit changed. What ``model`` does beyond such
-    a mask is due to which single weights it has, and not to their tensors or to how far they were moved.
+    Sizes are the deciles of |d| among the weights that the edit changed. What ``model`` does beyond such a mask is due
+    to which single weights it has.
     """
 
     model: Mask

@@ -3,6 +3,7 @@
 Source: rollback and refresh after LPT (arXiv 2606.02398); the order, and the rule that decides, are ours.
 """
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -201,11 +202,7 @@ def plan_recovery(run: str | Path, domain: str | None = None, options: RecoverOp
 
 
 def fallen_domains(run: Run) -> tuple[list[Fallen], list[Since]]:
-    """Those that fell beyond noise, corrected for all comparisons, the worst first; and those that did not.
-
-    Raises:
-        RunError: the run is not finished, or has no evaluations that can be compared.
-    """
+    """Those that fell beyond noise, corrected for all comparisons, the worst first; and those that did not."""
     if run.status != "done":
         raise RunError(
             f"{run.path}: the run is {run.status}, and only a finished one can be recovered. Finish it with "
@@ -286,7 +283,8 @@ def _ways(domain: str, checkpoint: str | None, options: RecoverOptions) -> list[
     if how != "rollback":
         when = f"If {domain} is not back then, refresh" if how == "auto" and checkpoint is not None else "Refresh"
         said.append(
-            f"{when} of {domain}: at most {fresh.steps} steps, with up to {1 + fresh.looks} evaluations of all domains."
+            f"{when} of {domain}: at most {fresh.steps} steps, with up to {1 + math.ceil(fresh.steps / fresh.every)} "
+            "evaluations of all domains."
         )
     return said
 

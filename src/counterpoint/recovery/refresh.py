@@ -13,14 +13,15 @@ from typing import Any, ClassVar
 
 from counterpoint.config import Config, load_config, parse_config
 from counterpoint.diagnosis.subject import config_of, model_of, wanted_domains
-from counterpoint.engine import Interrupted, Reporter, evaluate_model, resume, train
+from counterpoint.engine import Interrupted, Reporter, resume, train
+from counterpoint.engine.evaluate import evaluate_checkpoints
 from counterpoint.engine.stages import RefreshPlan, outcome
 from counterpoint.errors import ConfigError, CounterpointError, DomainError, RunError
 from counterpoint.evaluation.history import looks_of
 from counterpoint.launch import Launch, rank_of_environment
 from counterpoint.models import ADAPTER_CONFIG
 from counterpoint.recovery import _words
-from counterpoint.results import Result
+from counterpoint.results import Result, of_plain
 from counterpoint.runs import RunDirectory
 from counterpoint.runs.run import Run
 from counterpoint.stats import (
@@ -55,9 +56,8 @@ class RefreshOptions:
     ``steps`` is the limit and ``every`` the steps between looks at all domains. ``learning_rate`` is a fifth of the
     configuration's where it is None: an empty Adam moves every weight by about the rate in its first steps.
     ``replay`` is the share of every step's prompts that comes from the other domains; ``protect`` names domains whose
-    gradients the refresh gives way to, which needs replay (0.5 where none is given). ``strategy`` combines the
-    gradients where there is replay: ``mgs`` with protected domains, else ``mixed``. ``former`` is the score to reach,
-    where no checkpoint shows it. A score up to ``margin`` below another counts as the same. ``seed`` is the
+    gradients the refresh gives way to (``mgs``), which needs replay (0.5 where none is given). ``former`` is the score
+    to reach, where no checkpoint shows it. A score up to ``margin`` below another counts as the same. ``seed`` is the
     configuration's plus one where it is None, so that prompts come in another order than in the domain's own stage.
     """
 
@@ -66,7 +66,6 @@ class RefreshOptions:
     learning_rate: float | None = None
     protect: tuple[str, ...] = ()
     replay: float | None = None
-    strategy: str | None = None
     seed: int | None = None
     former: float | None = None
     margin: float = MARGIN
@@ -85,11 +84,6 @@ class RefreshOptions:
             raise CounterpointError(
                 f"replay is the share of prompts from the other domains: at least 0 and below 1, found {self.replay}."
             )
-        if self.strategy is not None and not self.share_of_others:
-            raise CounterpointError(
-                f"strategy={self.strategy!r} combines gradients of several domains, and a refresh without replay has "
-                "one. Leave strategy out, or set replay=0.25."
-            )
 
     @property
     def share_of_others(self) -> float:
@@ -97,11 +91,6 @@ class RefreshOptions:
         if self.protect and not self.replay:
             return DEFAULT_REPLAY
         return self.replay or 0.0
-
-    @property
-    def looks(self) -> int:
-        """How often the domain may be judged."""
-        return -(-self.steps // self.every)
 
 
 @dataclass(frozen=True)
@@ -229,11 +218,7 @@ def refresh(
 
 
 def continue_refresh(out: Path, reporter: Reporter | None = None) -> Refresh:
-    """Goes on with the refresh in ``out``, or returns the result of one that is done.
-
-    Raises:
-        RunError: there is no refresh in ``out``.
-    """
+    """Goes on with the refresh in ``out``, or returns the result of one that is done; RunError where there is none."""
     config = load_config(RunDirectory.open(out, write=False).config_path)
     return _work(out, config, _stored_plan(out), reporter, start=False)
 
@@ -292,15 +277,14 @@ def refresh_config(config: Config, model: str, domain: str, out: Path, options: 
 
     All domains stay, because all are evaluated. Without replay the strategy is ``sequential`` with one stage; with it
     the others divide their share evenly, under ``share_rule: carry``.
-
-    Raises:
-        ConfigError: an unknown domain, a protected domain that is the refreshed one, or a name that no run may have.
-        DomainError: replay without any other domain.
     """
     wanted_domains(config, [domain, *options.protect])
     data = config.model_dump(mode="json")
     others = [name for name in config.domains if name != domain]
-    _check(domain, others, options)
+    if domain in options.protect:
+        raise ConfigError(f"protect names {domain!r}, the domain that is refreshed. Name others, or none.")
+    if options.share_of_others and not others:
+        raise DomainError(f"replay needs other domains, and the configuration has only {domain!r}. Leave replay out.")
     data["model"] = _model(config, model)
     rate = options.learning_rate or _training_rate(config) / COOLER
     data["training"] |= {"max_steps": options.steps, "learning_rate": rate}
@@ -310,7 +294,7 @@ def refresh_config(config: Config, model: str, domain: str, out: Path, options: 
     keep = None if config.run.keep is None else max(2, config.run.keep)
     data["run"] |= {"dir": str(out.parent), "name": out.name, "seed": seed, "save_every": options.every, "keep": keep}
     if share := options.share_of_others:
-        name = options.strategy or ("mgs" if options.protect else "mixed")
+        name = "mgs" if options.protect else "mixed"
         data |= {"strategy": {"name": name, "protect": list(options.protect)}, "share_rule": "carry"}
         for other in others:  # as whole multiples, so that fractions of the batch stay simple
             data["domains"][other]["share"] = share
@@ -325,15 +309,6 @@ def _training_rate(config: Config) -> float:
 
     usual = next(one.default for one in fields(GRPOConfig) if one.name == "learning_rate")
     return float(config.training.get("learning_rate", usual))
-
-
-def _check(domain: str, others: list[str], options: RefreshOptions) -> None:
-    if domain in options.protect:
-        raise ConfigError(f"protect names {domain!r}, the domain that is refreshed. Name others, or none.")
-    if options.share_of_others and not others:
-        raise DomainError(f"replay needs other domains, and the configuration has only {domain!r}. Leave replay out.")
-    if options.strategy == "sequential":
-        raise ConfigError("strategy='sequential' has stages, and a refresh is one. Use mixed, pcgrad or mgs.")
 
 
 def _model(config: Config, model: str) -> dict[str, Any]:
@@ -357,15 +332,12 @@ def _former(
     number: float | None,
     reporter: Reporter | None = None,
 ) -> Former:
-    """``number`` where it is given, else what ``before`` scores on the held-out rows, else what ``run`` recorded.
-
-    Raises:
-        CounterpointError: none of the three says what the domain scored.
-    """
+    """``number`` where it is given, else what ``before`` scores on the held-out rows, else what ``run`` recorded."""
     if number is not None:
         return Former.of_number(number)
     if before is not None:
-        (score,) = evaluate_model(_alone(config, domain, before), reporter)
+        only = config.model_copy(update={"domains": {domain: config.domains[domain]}})
+        ((score,),) = evaluate_checkpoints(only, [before], reporter=reporter).values()
         return Former.of_scores(score.to_json()["scores"])
     if run is None:
         raise CounterpointError(
@@ -381,20 +353,6 @@ def _former(
     return Former.of_scores(scores)
 
 
-def _alone(config: Config, domain: str, model: str) -> Config:
-    """The configuration with one domain and another model, for an evaluation."""
-    data = config.model_dump(mode="json")
-    data |= {
-        "model": model_of(config, model).model_dump(mode="json"),
-        "domains": {domain: data["domains"][domain]},
-        "strategy": "mixed",
-        "recovery": {},
-    }
-    data["run"] |= {"samples": 0}
-    data["model"]["path"] = _words.place(model)
-    return parse_config(data, like=config)
-
-
 # From the run to the result
 
 
@@ -403,16 +361,14 @@ def _result(out: Path, plan: RefreshPlan, began: float) -> Refresh:
     run = RunDirectory(out)
     looks = looks_of(run, run.state["domains"])
     asked, domain, former = plan.options, plan.domain, plan.former
-    known = {one.name: asked[one.name] for one in fields(RefreshOptions) if one.name in asked}
-    options = RefreshOptions(**known | {"protect": tuple(known["protect"])})
-    stopped: str = "interrupted"
-    harmed = None
-    if run.state["status"] == "done":
-        stopped, harmed = outcome(plan, looks, 0, max(looks), options.steps)
+    options = of_plain(RefreshOptions, asked)
+    done = run.state["status"] == "done"
+    stopped, harmed = outcome(plan, looks, 0, max(looks), options.steps) if done else ("interrupted", None)
     first, last = looks[0], looks[max(looks)]
     changes = {name: difference_interval(first[name], last[name]) for name in first}
-    step, checkpoint = run.checkpoints()[-1] if run.checkpoints() else (0, None)
-    stands = standing(former.mean, first[domain], last[domain], looks=options.looks, margin=plan.margin)
+    kept = run.checkpoints()
+    step, checkpoint = kept[-1] if kept else (0, None)
+    looked, trained = plan.looks(options.steps), len(looks) > 1
     return Refresh(
         model=asked["model"],
         before=asked.get("before", asked.get("reference")),
@@ -424,18 +380,20 @@ def _result(out: Path, plan: RefreshPlan, began: float) -> Refresh:
         harmed=harmed,
         steps=step,
         former=Estimate(former.mean, former.low, former.high),
-        start={name: mean_interval(values) for name, values in first.items()},
-        evaluations=tuple(_look(step, scores) for step, scores in looks.items()),
+        start=_means(first),
+        evaluations=tuple(Look(step, _means(scores)) for step, scores in looks.items()),
         changes=changes,
-        standing=stands if len(looks) > 1 else None,
-        others=_words.harms(changes, domain, plan.margin) if len(looks) > 1 else {},
+        standing=standing(former.mean, first[domain], last[domain], looks=looked, margin=plan.margin)
+        if trained
+        else None,
+        others=_words.harms(changes, domain, plan.margin) if trained else {},
         seconds=time.perf_counter() - began,
         notes=tuple(_notes(run, domain, looks, stopped)),
     )
 
 
-def _look(step: int, scores: Mapping[str, Scores]) -> Look:
-    return Look(step, {name: mean_interval(values) for name, values in scores.items()})
+def _means(scores: Mapping[str, Scores]) -> dict[str, Estimate]:
+    return {name: mean_interval(values) for name, values in scores.items()}
 
 
 def _notes(run: RunDirectory, domain: str, looks: Looks, stopped: str) -> list[str]:

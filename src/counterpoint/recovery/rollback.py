@@ -17,6 +17,7 @@ from statistics import fmean, variance
 
 from counterpoint.checkpoints import check_output
 from counterpoint.config import Config
+from counterpoint.diagnosis._edit_vector import Edit, changed_weights
 from counterpoint.diagnosis.subject import completions_for, config_of, open_subject, wanted_domains
 from counterpoint.domains import Domain
 from counterpoint.errors import CounterpointError
@@ -35,7 +36,6 @@ from counterpoint.recovery._rollback_result import (
     Trial,
 )
 from counterpoint.recovery.masks import (
-    Edit,
     Everything,
     Mask,
     MatchedMask,
@@ -43,7 +43,6 @@ from counterpoint.recovery.masks import (
     Site,
     TopMask,
     WeightScores,
-    changed_weights,
     diagonal_fisher,
     moved_share,
     open_edit,
@@ -160,14 +159,15 @@ class _Work:
         plan = EvaluationPlan.of_config(config, config.training.get("max_completion_length"))
         self.plan = replace(plan, greedy=False, examples=0)
         self.notes: list[str] = []
+        self.ends: list[Scored] = []
+        """The scores before and after the edit."""
 
     def run(self, before: str, after: str) -> tuple[Rollback, Patch | None]:
         """The result, and the patch that is to be written; None for none."""
-        domains = tuple(self.subject.domains.values())
-        first, last = self.measure([None, Patch(self.edit)], domains, self.plan, "evaluate before and after")
-        ends = (first, last)
+        self.ends = self.measure([None, Patch(self.edit)], "evaluate before and after")
+        first, last = self.ends
         rows = [
-            self.row(_Candidate(name, 0, 0, Everything()), [own], ends) for name, own in zip(_ENDS, ends, strict=True)
+            self.row(_Candidate(name, 0, 0, Everything()), [own]) for name, own in zip(_ENDS, self.ends, strict=True)
         ]
         found = Rollback(
             before=before,
@@ -177,35 +177,48 @@ class _Work:
             num_weights=self.edit.num_weights,
             num_changed=sum(self.changed.values()),
             damage=difference_interval(first[self.domain].scores, last[self.domain].scores),
-            test=Split(min(len(one.evaluation) for one in domains), self.plan.samples, "Held-out prompts"),
+            test=Split(min(len(one.evaluation) for one in self.subject.domains.values()), self.plan.samples),
             measured=tuple(rows),
         )
         if found.damage.high >= 0:
             return found, None
         tried, search, chosen = self.search(self.candidates())
         found = replace(found, tried=tried, search=search, notes=tuple(self.notes))
-        return self.report(found, chosen, ends)
+        return self.report(found, chosen)
 
     def measure(
-        self, patches: Sequence[Patch | None], domains: Sequence[Domain], plan: EvaluationPlan, what: str
+        self,
+        patches: Sequence[Patch | None],
+        what: str,
+        domains: Sequence[Domain] | None = None,
+        plan: EvaluationPlan | None = None,
     ) -> list[Scored]:
-        """The scores of every patch, with one random stream for all; None stands for the checkpoint before the edit."""
-        each = sum(len(one.evaluation) for one in domains) * plan.samples
+        """The scores of every patch, with one random stream for all; None stands for the checkpoint before the edit.
+
+        They are those on the held-out prompts, where nothing else is given.
+        """
+        domains, plan = domains or tuple(self.subject.domains.values()), plan or self.plan
         found: list[Scored] = []
-        for patch in patches:
+        for number, patch in enumerate(patches, 1):
             self.site.put(patch)
-            count = _Count(what, each * len(found), each * len(patches), self.on_progress)
-            scores = evaluate(self.subject.model, self.subject.tokenizer, domains, plan, count)
+            told = self._named(f"{what}, {number} of {len(patches)}")
+            scores = evaluate(self.subject.model, self.subject.tokenizer, domains, plan, told)
             found.append({score.domain: score for score in scores})
         return found
+
+    def _named(self, where: str) -> Progress:
+        return lambda what, done, total: self.on_progress(f"{where}: {what}", done, total)
 
     # Ranking
 
     def candidates(self) -> list[_Candidate]:
         """Masks of every budget at every scale, and all weights at some."""
         options, names, scores = self.options, list(self.changed), self.scores()
-        passes = _Passes(self.on_progress)
-        ranking = Ranking.of(names, scores, passes)
+
+        def told(done: int, total: int) -> None:
+            self.on_progress("rank weights", done, total)
+
+        ranking = Ranking.of(names, scores, told)
         if not ranking.num_candidates:
             raise CounterpointError(
                 f"score={options.score!r}: no weight has a score above 0, because the completions of {self.domain} "
@@ -215,7 +228,7 @@ class _Work:
         if notes and options.budgets:
             raise CounterpointError(notes[0])
         self.notes += [f"Left out. {note}" for note in notes]
-        cuts = ranking.cuts(list(counts.values()), passes)
+        cuts = ranking.cuts(list(counts.values()), told)
         masks = {budget: TopMask(cut, scores) for budget, cut in zip(counts, cuts, strict=True)}
         found = [_Candidate("mask", budget, scale, masks[budget]) for budget, scale in product(masks, options.scales)]
         return [*found, *(_Candidate("pull-back", 1.0, scale, Everything()) for scale in options.pull_backs)]
@@ -261,41 +274,31 @@ class _Work:
             replace(one, evaluation=one.train[-self._prompts(one.name) :]) for one in self.subject.domains.values()
         ]
         patches = [Patch(self.edit), *(one.patch(self.edit) for one in tried)]
-        nothing, *scored = self.measure(patches, domains, plan, f"choose among {len(tried)}")
+        nothing, *scored = self.measure(patches, f"choose among {len(tried)}", domains, plan)
         trials = [Trial(one.kind, one.budget, one.scale, _means(own)) for one, own in zip(tried, scored, strict=True)]
         start = Trial("nothing", 0.0, 0.0, _means(nothing))
-        split = Split(min(len(one.evaluation) for one in domains), plan.samples, "Training prompts")
+        split = Split(min(len(one.evaluation) for one in domains), plan.samples)
         best = [choose(start, trials, kind) for kind in ("mask", "pull-back")]
         chosen = [(one, tried[trials.index(one)]) for one in best if one is not None]
         return (start, *trials), split, chosen
 
     # What the chosen ones do on the held-out prompts
 
-    def report(
-        self, found: Rollback, chosen: Sequence[tuple[Trial, _Candidate]], ends: tuple[Scored, Scored]
-    ) -> tuple[Rollback, Patch | None]:
+    def report(self, found: Rollback, chosen: Sequence[tuple[Trial, _Candidate]]) -> tuple[Rollback, Patch | None]:
         """The result, and the patch that helps most by the search; None where none helps."""
         judged: list[tuple[Judged, Patch]] = []
         for trial, one in chosen:
-            (own,) = self.held_out([one], f"evaluate the {one.kind}")
-            rows = [*found.measured, self.row(one, [own], ends)]
-            found = replace(found, measured=tuple(rows))
+            (own,) = self.measure([one.patch(self.edit)], f"evaluate the {one.kind}")
+            found = replace(found, measured=(*found.measured, self.row(one, [own])))
             if isinstance(one.mask, TopMask):
-                found = self.with_controls(found, one, one.mask, own, ends)
-            judged.append((self.judge(found, trial, own, ends, looks=len(chosen)), one.patch(self.edit)))
+                found = self.with_controls(found, one, one.mask, own)
+            judged.append((self.judge(found, trial, own, looks=len(chosen)), one.patch(self.edit)))
         helped = [pair for pair in judged if not pair[0].against]
         best = max(helped, key=lambda pair: pair[0].trial.average, default=None)
         found = replace(found, judged=tuple(one for one, _ in judged), written=best[0].name if best else "none")
         return found, best[1] if best else None
 
-    def held_out(self, tried: Sequence[_Candidate], what: str) -> list[Scored]:
-        """The scores of candidates on the held-out prompts."""
-        domains = tuple(self.subject.domains.values())
-        return self.measure([one.patch(self.edit) for one in tried], domains, self.plan, what)
-
-    def with_controls(
-        self, found: Rollback, one: _Candidate, mask: TopMask, own: Scored, ends: tuple[Scored, Scored]
-    ) -> Rollback:
+    def with_controls(self, found: Rollback, one: _Candidate, mask: TopMask, own: Scored) -> Rollback:
         """Random masks beside the chosen one: of the same tensors and sizes, and uniform ones of as many weights."""
         seed, draws = self.options.seed, self.options.draws
         matched = [MatchedMask(mask, self.edit, seed, draw) for draw in range(draws)]
@@ -304,8 +307,8 @@ class _Work:
         rows = list(found.measured)
         for name, masks in (("matched", matched), ("uniform", uniform)):
             tried = [replace(one, kind=name, mask=each) for each in masks]
-            scored[name] = self.held_out(tried, f"evaluate {name} random masks")
-            rows.append(self.row(tried[0], scored[name], ends))
+            scored[name] = self.measure([each.patch(self.edit) for each in tried], f"evaluate {name} random masks")
+            rows.append(self.row(tried[0], scored[name]))
         return replace(
             found,
             measured=tuple(rows),
@@ -313,9 +316,9 @@ class _Work:
             placing_adds={name: _beyond(scored["matched"], scored["uniform"], name) for name in own},
         )
 
-    def row(self, one: _Candidate, scored: Sequence[Scored], ends: tuple[Scored, Scored]) -> Measured:
+    def row(self, one: _Candidate, scored: Sequence[Scored]) -> Measured:
         """The mean over ``scored``, its changes against the model after the edit, and what it restored of the loss."""
-        before, after = ends
+        before, after = self.ends
         moved = None if one.kind in _ENDS else moved_share(self.edit, self.changed, one.mask, one.scale)
         means = {name: _mean([each[name].scores for each in scored]) for name in after}
         now = [each[self.domain].scores for each in scored]
@@ -328,11 +331,11 @@ class _Work:
             None if moved is None else restored(before[self.domain].scores, after[self.domain].scores, now),
         )
 
-    def judge(self, found: Rollback, trial: Trial, own: Scored, ends: tuple[Scored, Scored], looks: int) -> Judged:
+    def judge(self, found: Rollback, trial: Trial, own: Scored, looks: int) -> Judged:
         """Whether a candidate helped, and what speaks against it."""
         margin, changes = self.options.margin, found.of(trial.kind).changes
         now = {name: score.scores for name, score in own.items()}
-        former, start = mean_interval(ends[0][self.domain].scores).value, ends[1][self.domain].scores
+        former, start = mean_interval(self.ends[0][self.domain].scores).value, self.ends[1][self.domain].scores
         stands = standing(former, start, now[self.domain], looks=looks, margin=margin)
         others = _words.harms(changes, self.domain, margin)
         against = [] if stands.verdict in ("back", "improved") else [f"does not raise {self.domain} beyond noise"]
@@ -353,14 +356,10 @@ def restored(before: Scores, after: Scores, now: Sequence[Scores]) -> Estimate:
     """``(now - after) / (before - after)``: the part of a loss that came back, with Fieller's interval over prompts.
 
     The interval is that of a ratio of two means from the same prompts: all ratios r for which ``back - r gone`` has a
-    mean that Student's t cannot tell from 0. It is infinite where the loss itself cannot be told from 0.
+    mean that Student's t cannot tell from 0. It is infinite where the loss itself cannot be told from 0. ``now`` are
+    the scores of one or several models, whose mean is taken.
 
     Source: E. C. Fieller (1954), J. Royal Statistical Society B 16:175.
-
-    Args:
-        before: mean score of every prompt before the loss [P].
-        after: after it [P].
-        now: of one or several models, whose mean is taken [P] each.
     """
     gone, back = [], []
     for b, a, n in zip(before, after, _mean(now), strict=True):
@@ -426,26 +425,3 @@ def largest(most: int, total: int) -> float:
     share = most / total
     digits = 10.0 ** (3 - int(f"{share:e}".split("e")[1]))
     return int(share * digits) / digits
-
-
-class _Count:
-    """Shows the completions of one evaluation after those of earlier ones, on one bar."""
-
-    def __init__(self, what: str, before: int, total: int, on_progress: Progress) -> None:
-        self.what, self.before, self.total, self.on_progress = what, before, total, on_progress
-
-    def __call__(self, domain: str, done: int, total: int) -> None:
-        self.on_progress(self.what, self.before + done, self.total)
-        if done == total:
-            self.before += total
-
-
-class _Passes:
-    """Numbers the passes over the weights."""
-
-    def __init__(self, on_progress: Progress) -> None:
-        self.on_progress, self.number = on_progress, 1
-
-    def __call__(self, done: int, total: int) -> None:
-        self.on_progress(f"rank weights, pass {self.number}", done, total)
-        self.number += done == total

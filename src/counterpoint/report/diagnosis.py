@@ -11,7 +11,6 @@ from counterpoint.report.text import (
     Row,
     clean,
     estimate,
-    list_of,
     names_of,
     number,
     plot_text,
@@ -45,7 +44,6 @@ def diagnosis(files: dict[str, Row], domains: list[str], detail: Detail) -> Cont
         ],
         "pairs": pairs,
         "pairs_left_out": len(rows) - len(pairs),
-        "totals": [_total(row) for row in rows_of(summary.get("totals"))[:MAX_PAIRS]],
         "modules": _modules(pairs, stages),
         "stages": stages,
         "behaviour": _course(behaviour, domains),
@@ -117,17 +115,6 @@ def _pair(row: Row) -> Content:
     }
 
 
-def _total(row: Row) -> Content:
-    """All later stages together, in the form of a pair for the bars."""
-    return {
-        "earlier": clean(row.get("domain"), 60),
-        "later": "all later" if list_of(row.get("later")) else "",
-        "together": False,
-        "sentence": prose(row.get("sentence"), 600),
-        "damage": _terms(row_of(row.get("damage"))),
-    }
-
-
 def _terms(damage: Row) -> dict[str, dict[str, float] | None] | None:
     terms = {key: estimate(damage.get(key)) for key in TERMS}
     return terms if any(terms.values()) else None
@@ -139,11 +126,8 @@ def _overlap(value: object) -> dict[str, float | None] | None:
 
 
 def _stage(row: Row) -> Content:
-    parts = rows_of(row_of(row.get("edit")).get("modules"))
-    return {
-        "stage": clean(row.get("stage"), 60),
-        "modules": {clean(part.get("module"), 60): number(part.get("relative_norm")) for part in parts},
-    }
+    modules = row_of(row.get("modules")).items()
+    return {"stage": clean(row.get("stage"), 60), "modules": {clean(name, 60): number(norm) for name, norm in modules}}
 
 
 def _modules(pairs: list[Content], stages: list[Content]) -> list[str]:
@@ -159,7 +143,7 @@ def _course(behaviour: Row, domains: list[str]) -> Content | None:
         return None
     moments = {number(row.get("step")): clean(row.get("moment"), 40) for row in scores}
     steps = sorted(step for step in moments if step is not None)
-    diversity = [row for row in rows_of(behaviour.get("diversity")) if row.get("n") == 2]
+    diversity = rows_of(behaviour.get("diversity"))
     entropy = [
         {"domain": clean(name, 60), "colour": domains.index(name), **_ends(row)}
         for row in rows_of(behaviour.get("entropy"))
@@ -194,7 +178,7 @@ def diagnosis_figures(content: dict[str, Any]) -> dict[str, Figure]:
     """Every figure of the section by its id; a figure without data is left out."""
     pairs, modules = content["pairs"], content["modules"]
     found: dict[str, Figure | None] = {
-        "diagnosis-damage": _damage_bars([*pairs, *content["totals"]]),
+        "diagnosis-damage": _damage_bars(pairs),
         "diagnosis-conflicts": _conflict_map(pairs, modules),
         "diagnosis-damage-modules": _damage_map([pair for pair in pairs if not pair["together"]], modules),
         "diagnosis-edits": _edit_map([stage for stage in content["stages"] if stage["modules"]], modules),

@@ -88,8 +88,7 @@ def _rollback(row: Row, domains: list[str], detail: Detail) -> Content:
 
 
 def _split(value: object) -> Content:
-    row = row_of(value)
-    return {**numbers_of(row, ("prompts", "samples")), "rows": clean(row.get("rows"), 60)}
+    return numbers_of(row_of(value), ("prompts", "samples"))
 
 
 def _try(row: Row, domains: list[str]) -> Content:

@@ -42,6 +42,12 @@ class Since:
         return self.corrected.high < 0
 
 
+def changes_of(before: Scores, after: Scores, comparisons: int) -> tuple[Estimate, Estimate]:
+    """The change with its 95 % interval, and with the one that holds for all ``comparisons`` at once (Bonferroni)."""
+    change, corrected = (difference_interval(before, after, 1 - LEVEL / m) for m in (1, comparisons))
+    return change, corrected
+
+
 def total_tokens(
     counts: Sequence[tuple[float | None, float | None]], stages: Sequence[tuple[object, float | None]]
 ) -> float | None:
@@ -197,8 +203,7 @@ class Run:
         between = [other for other in self.stages if own.index < other.index <= stage.index]
         names = tuple(dict.fromkeys(name for other in between for name in other.domains if name != domain))
         before, after = (self.known_scores(domain, step) for step in (own.last_step, stage.last_step))
-        change, corrected = (difference_interval(before, after, 1 - LEVEL / m) for m in (1, comparisons))
-        return Since(domain, names, own.last_step, stage.last_step, change, corrected)
+        return Since(domain, names, own.last_step, stage.last_step, *changes_of(before, after, comparisons))
 
     @property
     def at_the_end(self) -> tuple[Since, ...]:
