@@ -2,12 +2,13 @@
 
 A run is trained by ``counterpoint train``. All else is done by these functions, in a process of its own::
 
-    python -m counterpoint.study.child FOLDER JOB make        a merge, a refresh or a rollback
-    python -m counterpoint.study.child FOLDER JOB evaluate    scores.jsonl of what was made, given, or the base
+    python -m counterpoint.study.steps FOLDER JOB make        a merge, a refresh or a rollback
+    python -m counterpoint.study.steps FOLDER JOB evaluate    scores.jsonl of what was made, given, or the base
 """
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,9 @@ from typing import Any, Literal
 
 from counterpoint.config import Config, load_config
 from counterpoint.disk import write_text
-from counterpoint.errors import RunError
+from counterpoint.errors import CounterpointError, RunError
+from counterpoint.masking import MaskedStream
+from counterpoint.runs import Reporter
 from counterpoint.runs.records import Record, read_json
 from counterpoint.runs.run import Run
 from counterpoint.study.jobs import Job, JobRecord, StudyFolder
@@ -28,6 +31,7 @@ MODEL = "checkpoint"
 ROLLBACK = "rollback.json"
 REFRESH = "recovery/refresh.json"
 """Results of the two, in the job's folder; a refresh is a run directory of its own."""
+INTERRUPTED = 130
 SELECTION_PROMPTS = 64
 """Training prompts per domain that choose among the scales of a merge."""
 
@@ -147,11 +151,10 @@ def _merge(row: MergeRow, record: JobRecord, folder: StudyFolder, config: Config
     def merged(scale: float | None, place: Path) -> Path:
         return merge(config.model.path, experts, place, method=row.method, scale=scale, density=row.density)
 
-    scales = row.scale if isinstance(row.scale, list) else [row.scale]
-    if len(scales) == 1:
-        merged(scales[0], out)
+    if not isinstance(row.scale, list):
+        merged(row.scale, out)
         return
-    for scale, score in choose_scale(merged, scales, config, SELECTION_PROMPTS, out, lambda what, done, total: None):
+    for scale, score in choose_scale(merged, row.scale, config, SELECTION_PROMPTS, out, Reporter()):
         print(f"scale {scale:g}: {score:.3f} on {SELECTION_PROMPTS} training prompts per domain")
 
 
@@ -181,3 +184,25 @@ def _rollback(row: RollbackRow, record: JobRecord, folder: StudyFolder, config: 
 
 def _fields(options: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+
+
+def main(path: str, job: str, step: str) -> None:
+    """Does one step of one job; a problem that a user can mend is one line and exit status 1."""
+    folder = StudyFolder(Path(path))
+    try:
+        record = folder.record(job)
+        if record is None:
+            raise RunError(f"{path}: there is no job {job!r}.")
+        {"make": make, "evaluate": evaluate}[step](record, folder)
+    except CounterpointError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt as stop:
+        print(f"Stopped. {stop}".rstrip(), file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    # Not undone at the end, so that Python's own report of a bug is masked too.
+    sys.stdout, sys.stderr = MaskedStream(sys.stdout), MaskedStream(sys.stderr)
+    main(*sys.argv[1:])
