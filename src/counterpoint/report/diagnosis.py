@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from counterpoint.report.cosines import MAX_MODULES, labels_of, layer_key, layout_of, map_of
-from counterpoint.report.plots import NUM_COLOURS, Figure, Trace, axis, error_bars, line_style
+from counterpoint.report.plots import NUM_COLOURS, Figure, Trace, axis, bar_figure, bars, error_bars, line_style
 from counterpoint.report.read import Detail
 from counterpoint.report.text import (
     Content,
@@ -229,32 +229,11 @@ def _damage_bars(pairs: Sequence[dict[str, Any]]) -> Figure | None:
         return None
     labels = _distinct([_pair_label(pair) for pair in pairs])
     data = [
-        _bars(labels, [pair["damage"][key] for pair in pairs], name, colour)
+        bars(labels, [pair["damage"][key] for pair in pairs], name, colour)
         for key, (name, colour) in BARS.items()
         if any(pair["damage"][key] for pair in pairs)
     ]
-    layout = {
-        "barmode": "group",
-        "bargap": 0.3,
-        "xaxis": {**axis("loss per token"), "zeroline": True, "zerolinecolor": "@faint"},
-        "yaxis": {"type": "category", "autorange": "reversed", "showgrid": False, "ticks": ""},
-        "showlegend": True,
-    }
-    return {"data": data, "layout": layout, "height": 90 + len(pairs) * (20 + 13 * len(data))}
-
-
-def _bars(labels: Sequence[str], values: Sequence[dict[str, float] | None], name: str, colour: str) -> Trace:
-    known = [(label, value) for label, value in zip(labels, values, strict=True) if value]
-    return {
-        "type": "bar",
-        "orientation": "h",
-        "name": name,
-        "y": [label for label, _ in known],
-        "x": [value["mean"] for _, value in known],
-        "marker": {"color": colour},
-        "error_x": error_bars([value for _, value in known], "@muted", 1.2),
-        "hovertemplate": "%{y}: %{x:.3g}<extra>%{fullData.name}</extra>",
-    }
+    return bar_figure(data, "loss per token", 90 + len(pairs) * (20 + 13 * len(data)))
 
 
 def _conflict_map(pairs: Sequence[dict[str, Any]], modules: Sequence[str]) -> Figure | None:
