@@ -40,7 +40,10 @@ def diagnose(
     other: Annotated[str | None, typer.Option(help="The domain that was trained later.")] = None,
     effort: Annotated[
         Literal["quick", "usual", "thorough"],
-        typer.Option(help="quick: half the completions, fewer controls. thorough: blocks and spectrum of the Hessian."),
+        typer.Option(
+            metavar="LEVEL",
+            help="usual. quick: half the completions, fewer controls. thorough: blocks and spectrum of the Hessian.",
+        ),
     ] = "usual",
     prompts: Annotated[int, typer.Option(help="Prompts sampled per domain and checkpoint.")] = 128,
     samples: Annotated[int, typer.Option(help="Completions of each prompt.")] = 4,

@@ -17,8 +17,9 @@ def merge(
     method: Annotated[
         Literal["average", "task_arithmetic", "ties"],
         typer.Option(
-            help="The mean of the edits; their sum (task_arithmetic); or trimmed, their signs elected, and the mean of "
-            "those that agree (ties)."
+            metavar="NAME",
+            help="average: the mean of the edits. task_arithmetic: their sum. ties: trimmed, their signs elected, and "
+            "the mean of those that agree.",
         ),
     ] = "ties",
     scale: Annotated[

@@ -14,13 +14,20 @@ if TYPE_CHECKING:
 
 
 def recover(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run; with --after also a configuration file.")],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN|CONFIG", help="A finished run; or, with --after, the configuration of the domains."
+        ),
+    ],
     domain: Annotated[
         str | None, typer.Option(metavar="NAME", help="The domain to bring back. [default: every one that fell]")
     ] = None,
     how: Annotated[
         Literal["auto", "rollback", "refresh", "both"],
-        typer.Option(help="auto: rollback, and a refresh where that is not enough."),
+        typer.Option(
+            metavar="WAY", help="rollback, refresh, both, or auto: a refresh where the rollback is not enough."
+        ),
     ] = "auto",
     before: Annotated[
         str | None, typer.Option(metavar="CHECKPOINT", help="The checkpoint right after the domain's own stage.")
@@ -42,7 +49,9 @@ def recover(
     ] = None,
     score: Annotated[
         Literal["damage", "magnitude"],
-        typer.Option(help="Rollback: rank weights by damage, or by magnitude, which needs less memory."),
+        typer.Option(
+            metavar="NAME", help="Rollback: rank weights by damage, or by magnitude, which needs less memory."
+        ),
     ] = "damage",
     steps: Annotated[int, typer.Option(help="Refresh: most optimizer steps.")] = 40,
     every: Annotated[int, typer.Option(help="Refresh: steps between evaluations of all domains.")] = 5,

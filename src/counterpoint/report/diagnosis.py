@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from counterpoint.report.cosines import MAX_MODULES, labels_of, layer_key, layout_of, map_of
-from counterpoint.report.plots import NUM_COLOURS, Figure, Trace, axis, bar_figure, bars, error_bars, line_style
+from counterpoint.report.plots import Figure, Trace, axis, bar_figure, bars, line_style
 from counterpoint.report.read import Detail
 from counterpoint.report.text import (
     Content,
@@ -153,33 +153,17 @@ def _modules(pairs: list[Content], stages: list[Content]) -> list[str]:
 
 
 def _course(behaviour: Row, domains: list[str]) -> Content | None:
-    """Length and distinct bigrams over the moments, entropy at both ends of a domain's stage."""
-    scores = rows_of(behaviour.get("scores"))
-    if not scores:
-        return None
-    moments = {number(row.get("step")): clean(row.get("moment"), 40) for row in scores}
+    """The share of distinct bigrams of every domain over the moments."""
+    rows = [row for row in rows_of(behaviour.get("diversity")) if row.get("n") == 2]
+    moments = {number(row.get("step")): clean(row.get("moment"), 40) for row in rows_of(behaviour.get("scores"))}
     steps = sorted(step for step in moments if step is not None)
-    diversity = [row for row in rows_of(behaviour.get("diversity")) if row.get("n") == 2]
-    entropy = [
-        {"domain": clean(name, 60), "colour": domains.index(name), **_ends(row)}
-        for row in rows_of(behaviour.get("entropy"))
-        if (name := str(row.get("domain"))) in domains and all(_ends(row).values())
-    ]
-    return {
-        "moments": [moments[step] for step in steps],
-        "length": [_line(scores, name, steps, "completion_length") for name in domains],
-        "distinct": [_line(diversity, name, steps, "distinct") for name in domains],
-        "entropy": entropy,
-    }
+    lines = [_line(rows, name, steps, "distinct") for name in domains]
+    return {"moments": [moments[step] for step in steps], "distinct": lines} if steps else None
 
 
 def _line(rows: list[Row], domain: str, steps: list[float], key: str) -> Content:
     found = {number(row.get("step")): number(row.get(key)) for row in rows if str(row.get("domain")) == domain}
     return {"domain": clean(domain, 60), "value": [found.get(step) for step in steps]}
-
-
-def _ends(row: Row) -> Content:
-    return {key: estimate(row.get(key)) for key in ("first", "last")}
 
 
 BARS = {
@@ -201,13 +185,8 @@ def diagnosis_figures(content: dict[str, Any]) -> dict[str, Figure]:
         "diagnosis-overlap-edits": _overlap_matrix(pairs, "edits"),
         "diagnosis-overlap-routes": _overlap_matrix(pairs, "routes"),
     }
-    course = content["behaviour"]
-    if course:
-        found |= {
-            "diagnosis-length": _lines(course["length"], course["moments"], "tokens"),
-            "diagnosis-distinct": _lines(course["distinct"], course["moments"], "share"),
-            "diagnosis-entropy": _entropy(course["entropy"]),
-        }
+    if course := content["behaviour"]:
+        found["diagnosis-distinct"] = _lines(course["distinct"], course["moments"], "share")
     return {name: figure for name, figure in found.items() if figure is not None}
 
 
@@ -358,31 +337,4 @@ def _lines(rows: Sequence[dict[str, Any]], moments: Sequence[str], unit: str) ->
         for index, row in enumerate(rows)
     ]
     layout = {"xaxis": {"type": "category"}, "yaxis": {**axis(unit), "rangemode": "tozero"}, "showlegend": False}
-    return {"data": data, "layout": layout, "height": 260}
-
-
-def _entropy(rows: Sequence[dict[str, Any]]) -> Figure | None:
-    """Entropy of every domain at the start (ring) and at the end (dot) of its stage, with intervals."""
-    if not rows:
-        return None
-    data = []
-    for index, row in enumerate(rows):
-        colour = f"@d{row['colour'] % NUM_COLOURS}"
-        for when, symbol in (("first", "circle-open"), ("last", "circle")):
-            value = row[when]
-            data.append(
-                {
-                    "type": "scatter",
-                    "mode": "markers",
-                    "name": f"{plot_text(row['domain'])}, {when} fifth",
-                    "x": [index],
-                    "y": [value["mean"]],
-                    "error_y": error_bars([value], colour, 2),
-                    "marker": {"color": colour, "size": 10, "symbol": symbol, "line": {"width": 2, "color": colour}},
-                    "hovertemplate": "%{y:.3g} nats<extra>%{fullData.name}</extra>",
-                }
-            )
-    ticks = {"tickvals": list(range(len(rows))), "ticktext": [plot_text(row["domain"], 20) for row in rows]}
-    xaxis = {**ticks, "range": [-0.5, len(rows) - 0.5], "showgrid": False}
-    layout = {"xaxis": xaxis, "yaxis": {**axis("nats per token"), "rangemode": "tozero"}, "showlegend": False}
     return {"data": data, "layout": layout, "height": 260}
