@@ -9,7 +9,7 @@ STEPS = 15
 
 FIGURES = {
     "diagnosis-damage", "diagnosis-conflicts", "diagnosis-damage-modules", "diagnosis-edits",
-    "diagnosis-overlap-edits", "diagnosis-overlap-routes", "diagnosis-distinct",
+    "diagnosis-overlap-edits", "diagnosis-overlap-routes",
 }  # fmt: skip
 """Ids of the pictures that these files make."""
 

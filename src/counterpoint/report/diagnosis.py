@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from counterpoint.report.cosines import MAX_MODULES, labels_of, layer_key, layout_of, map_of
-from counterpoint.report.plots import Figure, Trace, axis, bar_figure, bars, line_style
+from counterpoint.report.plots import Figure, Trace, bar_figure, bars
 from counterpoint.report.read import Detail
 from counterpoint.report.text import (
     Content,
@@ -48,7 +48,6 @@ def diagnosis(files: dict[str, Row], domains: list[str], detail: Detail) -> Cont
         "totals": [_total(row) for row in rows_of(summary.get("totals"))[:MAX_PAIRS]],
         "modules": _modules(pairs, stages),
         "stages": stages,
-        "behaviour": _course(behaviour, domains),
         "notes": [prose(text) for text in texts_of(summary.get("notes") or behaviour.get("notes"), 24, 600)],
         "failed": [{"name": clean(row.get("name"), 80), "reason": prose(row.get("reason"), 600)} for row in failed],
     }
@@ -152,20 +151,6 @@ def _modules(pairs: list[Content], stages: list[Content]) -> list[str]:
     return sorted(names | {name for stage in stages for name in stage["modules"]}, key=layer_key)[:MAX_MODULES]
 
 
-def _course(behaviour: Row, domains: list[str]) -> Content | None:
-    """The share of distinct bigrams of every domain over the moments."""
-    rows = [row for row in rows_of(behaviour.get("diversity")) if row.get("n") == 2]
-    moments = {number(row.get("step")): clean(row.get("moment"), 40) for row in rows_of(behaviour.get("scores"))}
-    steps = sorted(step for step in moments if step is not None)
-    lines = [_line(rows, name, steps, "distinct") for name in domains]
-    return {"moments": [moments[step] for step in steps], "distinct": lines} if steps else None
-
-
-def _line(rows: list[Row], domain: str, steps: list[float], key: str) -> Content:
-    found = {number(row.get("step")): number(row.get(key)) for row in rows if str(row.get("domain")) == domain}
-    return {"domain": clean(domain, 60), "value": [found.get(step) for step in steps]}
-
-
 BARS = {
     "measured": ("measured", "@ink"),
     "first": ("first order", "@p5"),
@@ -185,8 +170,6 @@ def diagnosis_figures(content: dict[str, Any]) -> dict[str, Figure]:
         "diagnosis-overlap-edits": _overlap_matrix(pairs, "edits"),
         "diagnosis-overlap-routes": _overlap_matrix(pairs, "routes"),
     }
-    if course := content["behaviour"]:
-        found["diagnosis-distinct"] = _lines(course["distinct"], course["moments"], "share")
     return {name: figure for name, figure in found.items() if figure is not None}
 
 
@@ -317,24 +300,3 @@ def _overlap_text(cell: dict[str, float | None] | None) -> str:
     chance = "" if cell["chance"] is None else f"<br>({cell['chance']:.2f})"  # two lines fit on a phone
     beyond = cell["p_value"] is not None and cell["p_value"] < 0.05
     return f"{cell['jaccard']:.2f}{' •' if beyond else ''}{chance}"
-
-
-def _lines(rows: Sequence[dict[str, Any]], moments: Sequence[str], unit: str) -> Figure | None:
-    """One line per domain over the moments of the run."""
-    if not any(value is not None for row in rows for value in row["value"]):
-        return None
-    x = _distinct([plot_text(moment, 24) for moment in moments])
-    data = [
-        {
-            "type": "scatter",
-            "mode": "lines+markers",
-            "x": x,
-            "y": row["value"],
-            "name": plot_text(row["domain"]),
-            "line": line_style(index, 2),
-            "hovertemplate": "%{x}: %{y:.3g}<extra>%{fullData.name}</extra>",
-        }
-        for index, row in enumerate(rows)
-    ]
-    layout = {"xaxis": {"type": "category"}, "yaxis": {**axis(unit), "rangemode": "tozero"}, "showlegend": False}
-    return {"data": data, "layout": layout, "height": 260}

@@ -40,7 +40,6 @@ def render_checkpoints(files: dict[str, Row], notes: Sequence[str]) -> str:
     domains = [str(name) for name in list_of(summary.get("domains"))[: LEVELS[0].domains]]
     content = diagnosis(files, domains, LEVELS[0])
     names = {
-        "run": {"domains": [{"domain": clean(name, 60)} for name in domains]},
         "diagnosis": content,
         "notes": notes,
         "title": clean(summary.get("run"), 80),
