@@ -23,7 +23,7 @@ LOOK_S = 300.0
 """Seconds between two reports of what is running."""
 LONGEST_REASON = 400
 TRAIN = (sys.executable, "-m", "counterpoint", "train")
-MAKE = (sys.executable, "-P", "-m", "counterpoint.study.steps")
+MAKE = (sys.executable, "-P", "-m", "counterpoint.study.child")
 _ENVIRONMENT = {
     "COLUMNS": "120",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",

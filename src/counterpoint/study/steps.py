@@ -2,13 +2,12 @@
 
 A run is trained by ``counterpoint train``. All else is done by these functions, in a process of its own::
 
-    python -m counterpoint.study.steps FOLDER JOB make        a merge, a refresh or a rollback
-    python -m counterpoint.study.steps FOLDER JOB evaluate    scores.jsonl of what was made, given, or the base
+    python -m counterpoint.study.child FOLDER JOB make        a merge, a refresh or a rollback
+    python -m counterpoint.study.child FOLDER JOB evaluate    scores.jsonl of what was made, given, or the base
 """
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,7 @@ from typing import Any, Literal
 
 from counterpoint.config import Config, load_config
 from counterpoint.disk import write_text
-from counterpoint.errors import CounterpointError, RunError
-from counterpoint.masking import MaskedStream
+from counterpoint.errors import RunError
 from counterpoint.runs import Reporter
 from counterpoint.runs.records import Record, read_json
 from counterpoint.runs.run import Run
@@ -31,7 +29,6 @@ MODEL = "checkpoint"
 ROLLBACK = "rollback.json"
 REFRESH = "recovery/refresh.json"
 """Results of the two, in the job's folder; a refresh is a run directory of its own."""
-INTERRUPTED = 130
 SELECTION_PROMPTS = 64
 """Training prompts per domain that choose among the scales of a merge."""
 
@@ -184,25 +181,3 @@ def _rollback(row: RollbackRow, record: JobRecord, folder: StudyFolder, config: 
 
 def _fields(options: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
-
-
-def main(path: str, job: str, step: str) -> None:
-    """Does one step of one job; a problem that a user can mend is one line and exit status 1."""
-    folder = StudyFolder(Path(path))
-    try:
-        record = folder.record(job)
-        if record is None:
-            raise RunError(f"{path}: there is no job {job!r}.")
-        {"make": make, "evaluate": evaluate}[step](record, folder)
-    except CounterpointError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt as stop:
-        print(f"Stopped. {stop}".rstrip(), file=sys.stderr)
-        sys.exit(INTERRUPTED)
-
-
-if __name__ == "__main__":
-    # Not undone at the end, so that Python's own report of a bug is masked too.
-    sys.stdout, sys.stderr = MaskedStream(sys.stdout), MaskedStream(sys.stderr)
-    main(*sys.argv[1:])
