@@ -19,11 +19,6 @@ def rank_of_environment() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @dataclass(frozen=True)
 class Launch:
     """This process among the ``size`` processes of a launch.

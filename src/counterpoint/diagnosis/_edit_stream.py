@@ -17,6 +17,7 @@ to the checkpoint's type*, and what rounding still does is taken out of norms an
 """
 
 import math
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +31,6 @@ from counterpoint.anatomy import Anatomy, NeuronAxis
 from counterpoint.checkpoints import Comparison
 from counterpoint.diagnosis._chance import pairs_of
 from counterpoint.diagnosis._edit_spectrum import Compression, EditSpectrum, exact_spectrum, is_exact
-from counterpoint.launch import cores
 from counterpoint.progress import Progress, silent
 
 BLOCK = 1 << 19
@@ -444,7 +444,8 @@ def _cost(comparisons: Sequence[Comparison], name: str) -> int:
 
 def default_threads() -> int:
     """Processors that this process may use, 16 at most: more would wait for the disk or for memory."""
-    return min(16, cores())
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(16, available)
 
 
 def _in_threads(work: Callable[[str], TensorEdits], names: Sequence[str], threads: int) -> list[TensorEdits]:

@@ -11,7 +11,6 @@ from types import FrameType
 
 from counterpoint.disk import disk_errors, write_text
 from counterpoint.errors import RunError
-from counterpoint.launch import cores
 from counterpoint.masking import masked_command, masked_data
 from counterpoint.runs import Reporter
 from counterpoint.runs.seals import remove_file
@@ -34,6 +33,11 @@ _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
 }
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_jobs(jobs: Sequence[Job], folder: StudyFolder, parallel: int, reporter: Reporter) -> dict[str, JobRecord]:
