@@ -9,8 +9,7 @@ STEPS = 15
 
 FIGURES = {
     "diagnosis-damage", "diagnosis-conflicts", "diagnosis-damage-modules", "diagnosis-edits",
-    "diagnosis-overlap-edits", "diagnosis-overlap-routes", "diagnosis-length", "diagnosis-distinct",
-    "diagnosis-entropy",
+    "diagnosis-overlap-edits", "diagnosis-overlap-routes",
 }  # fmt: skip
 """Ids of the pictures that these files make."""
 

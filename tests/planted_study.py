@@ -18,7 +18,6 @@ def figures(domains):
         "study-planned",
         "study-average",
         "study-pareto",
-        "study-cost",
         "study-forgetting",
         "study-rigidity",
     }

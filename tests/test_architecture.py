@@ -60,7 +60,7 @@ ALLOWED = {
     "verify": {"errors", "anatomy", "surgery"},
     "companions": {"errors", "inputs", "config", "models"},
     "plan": {"anatomy", "companions", "inputs", "config", "models", "surgery"},
-    "report": {"errors", "evaluation", "runs", "disk", "series", "stats", "tables"},
+    "report": {"errors", "evaluation", "runs", "disk", "series", "stats", "tables", "results", "study"},
     "cli": {
         "inputs",
         *("errors", "config", "domains", "evaluation", "pocket", "report", "rewards", "runs", "surgery"),

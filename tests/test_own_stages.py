@@ -6,7 +6,7 @@ import json
 import pytest
 from rich.console import Console
 
-from counterpoint.cli.train import run_table, verdict_of
+from counterpoint.cli.train import run_table
 from counterpoint.recovery.recover import fallen_domains
 from counterpoint.report import build, write_report
 from counterpoint.report.read import read_run
@@ -36,8 +36,8 @@ def test_the_terminal_shows_it_and_names_the_next_command(run):
     (math,) = (line.replace("│", " ").split() for line in shown.splitlines() if "math" in line and "Fell" not in line)
     means = [float(word) for word in math if word[:2] == "0." and not word.endswith(("]", ","))]
     assert means == pytest.approx([0.3, 0.8, 0.4], abs=0.1)
-    assert f"counterpoint recover {run.path}" in verdict_of(run)
-    assert "Fell after its own stage: math -0." in verdict_of(run)
+    assert f"counterpoint recover {run.path}" in Run.open(run.path).verdict()
+    assert "Fell after its own stage: math -0." in Run.open(run.path).verdict()
 
 
 def test_the_page_opens_with_it(run):

@@ -182,29 +182,15 @@ def test_a_study_holds_no_secret(tmp_path):
     del base["run"]["dir"], base["run"]["name"]
     del base["domains"]["math"]["reward"]["options"]["api_key"]
     rows = {
-        "base": "base",
         "mixed": {"strategy": "mixed", "set": {"domains.math.reward.options.api_key": f"${{{NAME}}}"}},
-        "turns": {
-            "strategy": {"name": "sequential", "order": ["math", "code"]},
-            "set": {"domains.math.reward.options": {**settings(tmp_path)["domains"]["math"]["reward"]["options"]}},
-        },
-        "mended": {
-            "kind": "refresh",
-            "of": "turns",
-            "domain": "math",
-            "options": {"steps": 1, "every": 1, "former": 5},
-        },
+        "refused": {"strategy": "mgs"},
     }
-    del rows["base"]
     study = write(
         tmp_path, {"name": "s", "config": base, "seeds": [0], "reference": "mixed", "rows": rows}, "study.yaml"
     )
-    base["domains"]["math"]["reward"]["options"]["api_key"] = "${COUNTERPOINT_PLAIN}"  # not what Authorization holds
+    base["domains"]["math"]["reward"]["options"]["api_key"] = "${COUNTERPOINT_PLAIN}"
     told = run(tmp_path, "study", study, "--dir", tmp_path / "studies", status=1)
-    assert_folder_clean(tmp_path / "studies")
-    assert "failed" in told  # the base of the refresh has no api_key
-    run(tmp_path, "study", study, "--dir", tmp_path / "studies", "--table")
-    run(tmp_path, "report", tmp_path / "studies" / "s")
+    assert "refused-seed-0 failed" in told  # its api_key is not what Authorization holds
     names = assert_folder_clean(tmp_path / "studies")
     assert {"study.yaml", "study.json", "study.html", "mixed-seed-0.yaml", "mixed-seed-0.log"} <= names
 

@@ -4,9 +4,11 @@ Messages say what was wrong, where, what was found and what to do, in that order
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from counterpoint.masking import masked, masked_data
+
+_LISTED = 50
 
 
 class CounterpointError(ValueError):
@@ -80,3 +82,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}Known: {', '.join(known)}."
+
+
+def listed(head: str, problems: Sequence[object]) -> str:
+    """``HEAD 2 problems:`` and a line for each of them, up to fifty."""
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    more = [f"  and {len(problems) - _LISTED} more."] if len(problems) > _LISTED else []
+    return "\n".join([f"{head} {count}:", *(f"  {problem}" for problem in problems[:_LISTED]), *more])

@@ -12,7 +12,7 @@ from counterpoint.stats import Estimate
 
 if TYPE_CHECKING:
     import pandas
-    import rich.table
+    import rich.console
 
 Cell = str | int | float | Estimate | None
 """What a table holds: a number with its interval is one cell; None where there is nothing, which never looks like 0."""
@@ -98,19 +98,21 @@ class Table:
         writer.writerows(records)
         return out.getvalue()
 
-    def __rich__(self) -> "rich.table.Table":
+    def __rich__(self) -> "rich.console.Group":
+        from rich.console import Group
         from rich.markup import escape
         from rich.table import Table as RichTable
+        from rich.text import Text
 
-        table = RichTable(title=escape(self.title), title_justify="left", caption=escape(self.note) or None)
-        table.caption_justify = "left"
+        table = RichTable()
         for i, name in enumerate(self.columns):
             # A number broken into two lines reads as two numbers; words may wrap.
             words = self._is_words(i)
             table.add_column(escape(name), justify="left" if words else "right", no_wrap=not words, overflow="fold")
         for cells in self.text():
             table.add_row(*map(escape, cells))
-        return table
+        # Not as title and caption, which would be broken at the width of the table.
+        return Group(Text(self.title, "italic"), table, *([Text(self.note, "dim italic")] if self.note else []))
 
     def _repr_html_(self) -> str:
         return self.to_html()

@@ -6,8 +6,8 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+from counterpoint.cli._console import numbers
 from counterpoint.cli.app import app
-from counterpoint.cli.recover import numbers
 from counterpoint.errors import CounterpointError
 
 

@@ -7,7 +7,7 @@ import pytest
 from chromium import Chromium
 from counterpoint.report import build, write_report, write_study_report
 from counterpoint.report.read import read_run
-from counterpoint.report.study import non_dominated, read_study, study_content
+from counterpoint.report.study import non_dominated, read_study
 from planted_recovery import write_recovery
 from planted_study import write_study
 
@@ -83,16 +83,14 @@ def test_chips_hide_a_domain_in_all_curves_and_the_pair_changes_the_map(run_dir,
 
 def test_two_selectors_choose_the_pareto_plot(tmp_path, page):
     page.open(write_study_report(write_study(tmp_path / "study")).as_uri())
-    row, notes = read_study(tmp_path / "study")
-    content = study_content(row, "study", notes)
     titles = "['xaxis', 'yaxis'].map((name) => document.getElementById('study-pareto').layout[name].title.text)"
     assert page.run(titles) == ["score, math", "score, code"]
     page.set("#pareto-x", "4")
     page.set("#pareto-y", "2")
     assert page.run(titles) == ["score, average", "score, qa"]
-    rows = [row for row in content["rows"] if row["kind"] != "base"]
-    points = [(row["scores"][-1]["mean"], row["scores"][2]["mean"]) for row in rows]
-    best = [row["name"] for row, flag in zip(rows, non_dominated(points), strict=True) if flag]
+    rows = [row for row in read_study(tmp_path / "study").rows if row.kind != "base"]
+    points = [(row.scores["average"].mean.value, row.scores["qa"].mean.value) for row in rows]
+    best = [row.name for row, flag in zip(rows, non_dominated(points), strict=True) if flag]
     traces = page.run(
         "document.getElementById('study-pareto').data.map(({mode, hovertext, x, y}) => ({mode, hovertext, x, y}))"
     )

@@ -117,8 +117,6 @@ def test_pictures_show_the_numbers_of_the_files(diagnosed):
     overlap = shown["diagnosis-overlap-edits"]["data"][0]
     assert overlap["z"][0] == [None, 0.1, 0.11, 0.13]
     assert overlap["text"][1][0] == "0.10 \u2022<br>(0.05)"
-    entropy = shown["diagnosis-entropy"]["data"]
-    assert [trace["marker"]["color"] for trace in entropy[::2]] == ["@d0", "@d1", "@d2", "@d3"]
 
 
 @pytest.mark.parametrize("name", ["summary", "behaviour"])

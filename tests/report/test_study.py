@@ -6,7 +6,7 @@ import pytest
 
 from counterpoint.errors import RunError
 from counterpoint.report import is_study, write_report, write_study_report
-from counterpoint.report.study import label_places, non_dominated, read_study, study_content, study_figures
+from counterpoint.report.study import label_places, non_dominated, read_study, study_figures
 from planted_study import VERDICT, figures, write_study
 from report_page import cells
 
@@ -16,11 +16,6 @@ DOMAINS = ("math", "code", "qa", "writing")
 @pytest.fixture
 def folder(tmp_path):
     return write_study(tmp_path / "pocket")
-
-
-def content_of(folder):
-    row, notes = read_study(folder)
-    return study_content(row, folder.name, notes)
 
 
 def change(folder, **fields):
@@ -79,7 +74,7 @@ def test_rows_made_of_others_stand_beside_these(folder):
 
 
 def test_forest_plots_colour_what_was_planned_and_decided(folder):
-    shown = study_figures(content_of(folder))
+    shown = study_figures(read_study(folder))
     forest = shown["study-forest-average"]
     names = forest["layout"]["yaxis"]["ticktext"]
     colours = {names[y]: trace["marker"]["color"] for trace in forest["data"] for y in trace["y"]}
@@ -105,19 +100,19 @@ def test_names_in_a_plot_do_not_overlap():
 
 
 def test_every_seed_is_shown(folder):
-    seeds = study_figures(content_of(folder))["study-average"]["data"][0]
+    seeds = study_figures(read_study(folder))["study-average"]["data"][0]
     assert len(seeds["x"]) == 5 * 7 - 1  # all rows but the base, one seed failed
 
 
 def test_all_figures_are_there_and_none_without_data(folder):
-    assert set(study_figures(content_of(folder))) == figures(DOMAINS)
+    assert set(study_figures(read_study(folder))) == figures(DOMAINS)
     change(folder, rows=[], contrasts=[])
-    assert study_figures(content_of(folder)) == {}
+    assert study_figures(read_study(folder)) == {}
     assert "No row has been finished yet." in write_study_report(folder).read_text()
 
 
 def test_one_domain_has_no_trade_off(tmp_path):
-    shown = study_figures(content_of(write_study(tmp_path / "one", ["math"])))
+    shown = study_figures(read_study(write_study(tmp_path / "one", ["math"])))
     assert set(shown) == figures(["math"]) - {"study-pareto"}
 
 

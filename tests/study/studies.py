@@ -99,7 +99,14 @@ def interval(mean):
 
 
 def done(job, seconds=9.0):
-    return JobRecord(job.id, job.row, job.seed, job.domain, "done", seconds, "", job.settings.model_dump(mode="json"))
+    fields = {
+        "id": job.id,
+        "row": job.row,
+        "seed": job.seed,
+        "domain": job.domain,
+        "settings": job.settings.model_dump(mode="json"),
+    }
+    return JobRecord(**fields, status="done", seconds=seconds)
 
 
 def write_lines(path, lines):

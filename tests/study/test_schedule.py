@@ -10,8 +10,8 @@ import time
 import pytest
 
 from counterpoint.errors import RunError
+from counterpoint.runs import Reporter
 from counterpoint.study import StudyFolder, check_unchanged, plan_jobs, run, run_jobs
-from counterpoint.study.run import failed
 from study.studies import base, plant_run, run_state, study_of
 
 PLAYER = """
@@ -51,18 +51,24 @@ ROWS = {
 }
 
 
-class Heard:
+class Heard(Reporter):
     def __init__(self):
         self.ends, self.asked = [], []
 
-    def ended(self, record, done, total):
-        self.ends.append((record.id, record.status, done, total))
+    def message(self, text):
+        self.ends.append(text)
 
-    def running(self, jobs, done, total):
-        self.asked.append(len(jobs))
+    def working(self, what, done, total):
+        self.asked.append(what.count("-seed-"))
 
-    def stopping(self):
-        self.ends.append("stopping")
+    @property
+    def names(self):
+        """The jobs that ended."""
+        return {text.split("] ")[1].split(": ")[0] for text in self.ends}
+
+
+def failed(records):
+    return [record for record in records.values() if record.status == "failed"]
 
 
 class Stage:
@@ -101,7 +107,7 @@ def test_every_job_runs_once_after_those_it_needs(stage):
     records, heard = stage.run()
     assert {record.status for record in records.values()} == {"done"}
     assert len(heard.ends) == len(stage.jobs) == 9
-    assert heard.ends[-1][2:] == (9, 9)
+    assert heard.ends[-1].startswith("[9/9]")
     commands = [line["arguments"] for line in stage.played()]
     place = {job.id: [i for i, c in enumerate(commands) if job.id in "/".join(c)] for job in stage.jobs}
     assert all(max(place[need]) < min(place[job.id]) for job in stage.jobs for need in job.needs)
@@ -119,7 +125,7 @@ def test_a_second_call_does_nothing_and_new_rows_alone_are_run(stage, tmp_path, 
     assert len(stage.played()) == before
     more = Stage(tmp_path, monkeypatch, {**ROWS, "mgs": "mgs"}, seeds=3)
     _, heard = more.run()
-    assert {name for name, *_ in heard.ends} == {
+    assert heard.names == {
         *("mgs-seed-0", "mgs-seed-1", "mgs-seed-2", "mixed-seed-2", "merged-seed-2"),
         *("experts-math-seed-2", "experts-code-seed-2"),
     }
@@ -137,7 +143,7 @@ def test_what_fails_does_not_stop_the_others_and_is_run_again_next_time(stage):
     stage.plays({})
     records, heard = stage.run()
     assert not failed(records)
-    assert {name for name, *_ in heard.ends} == {"experts-math-seed-0", "mixed-seed-1", "merged-seed-0"}
+    assert heard.names == {"experts-math-seed-0", "mixed-seed-1", "merged-seed-0"}
 
 
 def test_a_command_that_leaves_nothing_has_failed(stage):
@@ -202,11 +208,12 @@ def test_a_child_that_outlives_its_study_keeps_others_out(stage, tmp_path):
     assert stage.run()[0]
 
 
-def test_sigterm_lets_children_save_and_the_next_call_goes_on(stage):
+def test_sigterm_lets_children_save_and_the_next_call_goes_on(stage, monkeypatch):
     stage.plays({"mixed-seed-0": "wait"})
+    monkeypatch.setattr(run, "LOOK_S", 0.5)
 
     class Stopper(Heard):
-        def running(self, jobs, done, total):
+        def working(self, what, done, total):
             if any(line["arguments"][-1].endswith("mixed-seed-0.yaml") for line in stage.waiting_play()):
                 os.kill(os.getpid(), signal.SIGTERM)
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from counterpoint.errors import RunError
 from counterpoint.results import of_plain
-from counterpoint.study import JobRecord, StudyFolder, StudyResult, expected_power, plan_jobs, summarize
+from counterpoint.study import StudyFolder, StudyResult, expected_power, plan_jobs, summarize
 from study.studies import base, plant_run, plant_scores, study_of, write_lines
 
 ROWS = {
@@ -239,7 +239,7 @@ def test_cost_counts_what_a_model_is_made_of(planted):
 def test_failed_and_missing_runs_are_marked_and_the_rest_is_compared(planted):
     study, folder = planted
     record = folder.record("mixed-seed-1")
-    folder.write_record(JobRecord(record.id, "mixed", 1, "", "failed", 3.0, "no <memory> | left", record.settings))
+    folder.write_record(record.model_copy(update={"status": "failed", "reason": "no <memory> | left"}))
     (folder.path / "jobs" / "experts-code-seed-2.json").unlink()
     (folder.path / "jobs" / "merged-seed-0.json").unlink()
     result = summarize(study, folder)

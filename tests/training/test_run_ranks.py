@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -149,14 +148,10 @@ def test_a_killed_rank_ends_the_run_which_resumes_with_the_same_numbers(whole, t
     assert_same_run(tmp_path / "killed", whole)
 
 
-@pytest.mark.parametrize("how", ["ctrl-c", "sigterm to rank 1"])
-def test_a_stop_saves_on_all_ranks_at_the_same_step(how, tiny_model, tmp_path):
+def test_a_stop_saves_on_all_ranks_at_the_same_step(tiny_model, tmp_path):
     process = start("train", config(tmp_path, tiny_model, "stopped"))
     wait_for_step(tmp_path / "stopped", 4, process)
-    if how == "ctrl-c":
-        os.killpg(process.pid, signal.SIGINT)
-    else:
-        worker(process, 1).terminate()
+    worker(process, 1).terminate()
     status, output = finish(process)
     assert status != 0
     assert output.count("Saved. Continue with: counterpoint train --resume") == 1, output
@@ -192,11 +187,9 @@ def test_a_reward_that_fails_on_one_rank_is_told_once(tiny_model, tmp_path, monk
     assert re.search(r"^Error: domain 'math': reward '.*picky' raised ZeroDivisionError", output, re.MULTILINE)
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_a_run_on_fsdp2_saves_whole_models_and_resumes_with_the_same_numbers(compiled, whole, tiny_model, tmp_path):
+def test_a_run_on_fsdp2_saves_whole_models_and_resumes_with_the_same_numbers(whole, tiny_model, tmp_path):
     settings = settings_of(tmp_path, tiny_model, "sharded")
-    if compiled:
-        settings["training"] |= {"torch_compile": True, "torch_compile_backend": "aot_eager"}
+    settings["training"] |= {"torch_compile": True, "torch_compile_backend": "aot_eager"}  # whose names differ too
     run_ranks(run_sharded, 2, settings)
     run = tmp_path / "sharded"
     assert before(run) == before(whole)

@@ -14,6 +14,7 @@ from ranks_helper import run_ranks
 from trainer_ranks import (
     CASES,
     HYBRID_CASES,
+    LAUNCHED_CASES,
     SHARDED_CASES,
     diverge_on_one,
     generate_together,
@@ -70,7 +71,7 @@ def hybrid(tiny_model, tmp_path_factory):
 
 BACK_ENDS = [
     pytest.param(back_end, name, marks=[] if back_end == "sharded" else [pytest.mark.slow])
-    for back_end, names in (("launched", CASES), ("sharded", SHARDED_CASES), ("hybrid", HYBRID_CASES))
+    for back_end, names in (("launched", LAUNCHED_CASES), ("sharded", SHARDED_CASES), ("hybrid", HYBRID_CASES))
     for name in names
 ]
 MESHES = {"launched": [], "sharded": [(2,)], "hybrid": [(2, 2)]}

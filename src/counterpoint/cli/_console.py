@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -29,6 +30,7 @@ from counterpoint.runs import Reporter
 if TYPE_CHECKING:
     from counterpoint.config import Config
     from counterpoint.evaluation import DomainScore
+    from counterpoint.results import Result
 
 SILENCE_S = 10.0
 """Seconds that other ranks wait before they tell of an error; a launcher ends them in a fraction of one."""
@@ -38,6 +40,10 @@ INTERRUPTED = 130
 
 PLAIN_EVERY_S = 10.0
 """Seconds between plain lines."""
+
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace one key of the file. Repeatable.")
+]
 
 
 def quiet_libraries(*, offline: bool = False) -> None:
@@ -68,6 +74,33 @@ def setting_findings(training: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     from counterpoint.training.values import setting_findings
 
     return setting_findings(training)
+
+
+def numbers(option: str, text: str) -> tuple[float, ...]:
+    """``0.01,0.1`` as numbers; percentages such as ``1%`` too."""
+    try:
+        return tuple(float(part.strip().removesuffix("%")) / (100 if "%" in part else 1) for part in text.split(","))
+    except ValueError:
+        raise CounterpointError(f"{option} {text}: write numbers with commas between them, e.g. 0.01,0.1.") from None
+
+
+@contextmanager
+def progress(
+    saved: str = "Continue with: counterpoint train --resume {}", label: str = ""
+) -> Iterator["ConsoleReporter"]:
+    """Shows the progress of what is done inside, on the first rank of a launch; the others are silent.
+
+    After Ctrl-C ``saved`` says how to go on with the run, whose path it may name.
+    """
+    with one_rank_speaks(), ConsoleReporter(label=label) as reporter:
+        try:
+            yield reporter
+        except KeyboardInterrupt as stop:
+            run = getattr(stop, "run", None)
+            if run is None:
+                raise
+            reporter.message(f"Saved. {saved.format(run.path)}")
+            raise KeyboardInterrupt from stop
 
 
 @contextmanager
@@ -104,10 +137,11 @@ def _lost_partner(error: RuntimeError) -> bool:
 
 
 class ConsoleReporter(Reporter):
-    """A reporter for people; a context manager around the work it shows."""
+    """A reporter for people; a context manager around the work it shows. Only the first rank ``speaks``."""
 
     def __init__(self, console: Console | None = None, label: str = "") -> None:
-        self.console = console or Console()
+        self.speaks = rank_of_environment() == 0
+        self.console = console or Console(quiet=not self.speaks)
         self.label = f"{label} " if label else ""
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
@@ -119,6 +153,7 @@ class ConsoleReporter(Reporter):
             TextColumn("{task.fields[note]}"),
             console=self.console,
             transient=True,
+            disable=not self.speaks,
         )
         self._task: TaskID | None = None
         self._task_name = ""
@@ -141,6 +176,17 @@ class ConsoleReporter(Reporter):
         """Prints one line."""
         self.console.print(escape(text), soft_wrap=True, highlight=False)
 
+    def show(self, found: "Result") -> None:
+        """Prints a result."""
+        self.console.print(found, highlight=False)
+
+    def report(self, run: Path) -> None:
+        """Writes the report on ``run``, on the first rank alone, and says where it is."""
+        from counterpoint.report import write_report
+
+        if self.speaks:
+            self.message(f"Report: {write_report(run)}")
+
     def evaluating(self, when: str, domain: str, done: int, total: int) -> None:
         """Moves the bar of one domain's evaluation."""
         self._show(f"{self.label}evaluate {when}: {domain}", done, total, "")
@@ -161,6 +207,8 @@ class ConsoleReporter(Reporter):
         self._show(f"{self.label}{what}", done, total, "")
 
     def _show(self, name: str, done: int, total: int, note: str) -> None:
+        if not self.speaks:
+            return
         if self.console.is_terminal:
             self._show_bar(name, done, total, note)
         else:

@@ -1,11 +1,11 @@
 """``counterpoint eval`` and ``counterpoint compare``: any checkpoints on the held-out prompts of a configuration."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from counterpoint.cli._console import Overrides
 from counterpoint.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -13,9 +13,6 @@ if TYPE_CHECKING:
 
 ConfigArgument = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="Configuration file whose domains are evaluated, or a run directory.")
-]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace one key of the file. Repeatable.")
 ]
 
 
@@ -49,36 +46,23 @@ def evaluate(
             f"--model: found {len(models)} models, and eval takes one. Compare several with: counterpoint compare "
             f"{config} {' '.join(models)}"
         )
-    from counterpoint.cli._console import one_rank_speaks, quiet_libraries
-
-    quiet_libraries()
-    with one_rank_speaks():
-        _evaluate(config, models, overrides, output)
-
-
-def _evaluate(path: Path, models: Sequence[str] | None, overrides: list[str] | None, output: Path | None) -> None:
     import json
 
-    from rich.console import Console
+    from counterpoint.cli._console import progress, quiet_libraries
 
-    from counterpoint.cli._console import ConsoleReporter
+    quiet_libraries()
     from counterpoint.disk import write_text
-    from counterpoint.engine import Reporter, evaluate_checkpoints
+    from counterpoint.engine import evaluate_checkpoints
     from counterpoint.evaluation.comparison import compare_scores
-    from counterpoint.launch import rank_of_environment
 
-    config = _config(path, overrides)
-    chosen = _checkpoint(path, models[0] if models else None)
-    if rank_of_environment():
-        evaluate_checkpoints(config, [chosen], reporter=Reporter())
-        return
-    with ConsoleReporter() as reporter:
-        ((name, scores),) = evaluate_checkpoints(config, [chosen], reporter=reporter).items()
+    with progress() as reporter:
+        loaded, chosen = _config(config, overrides), _checkpoint(config, models[0] if models else None)
+        ((name, scores),) = evaluate_checkpoints(loaded, [chosen], reporter=reporter).items()
         if any(score.parts or score.unscored or score.reward_cut for score in scores):
             reporter.evaluated(name, 0, scores)
-    Console().print(compare_scores({name: {score.domain: score.scores for score in scores}}))
-    if output is not None:
-        write_text(output, "".join(json.dumps(score.to_json()) + "\n" for score in scores))
+        reporter.show(compare_scores({name: {score.domain: score.scores for score in scores}}))
+        if output is not None and reporter.speaks:
+            write_text(output, "".join(json.dumps(score.to_json()) + "\n" for score in scores))
 
 
 def compare(
@@ -115,31 +99,20 @@ def compare(
             f"compare: found one checkpoint, and a comparison takes two or more. Add another, or score this one with: "
             f"counterpoint eval {config} --model {checkpoints[0]}"
         )
-    from counterpoint.cli._console import one_rank_speaks, quiet_libraries
+    from counterpoint.cli._console import progress, quiet_libraries
 
     quiet_libraries()
-    with one_rank_speaks():
-        _compare(config, checkpoints, overrides, out)
-
-
-def _compare(path: Path, checkpoints: Sequence[str], overrides: list[str] | None, out: Path | None) -> None:
-    from rich.console import Console
-
-    from counterpoint.cli._console import ConsoleReporter
-    from counterpoint.engine import Reporter, compare_checkpoints
-    from counterpoint.launch import rank_of_environment
+    from counterpoint.engine import compare_checkpoints
     from counterpoint.report import write_comparison
 
-    config = _config(path, overrides)
-    folder = out or (path / "compare" if _is_run(path) else Path(config.run.dir) / f"compare-{path.stem}")
-    chosen = [_checkpoint(path, name) or name for name in checkpoints]
-    if rank_of_environment():
-        compare_checkpoints(config, chosen, cache=folder / "scores", reporter=Reporter())
-        return
-    with ConsoleReporter() as reporter:
-        found = compare_checkpoints(config, chosen, cache=folder / "scores", reporter=reporter)
-        Console().print(found)
-        reporter.message(f"Page: {write_comparison(found, folder)}")
+    with progress() as reporter:
+        loaded = _config(config, overrides)
+        folder = out or (config / "compare" if _is_run(config) else Path(loaded.run.dir) / f"compare-{config.stem}")
+        chosen = [_checkpoint(config, name) or name for name in checkpoints]
+        found = compare_checkpoints(loaded, chosen, cache=folder / "scores", reporter=reporter)
+        reporter.show(found)
+        if reporter.speaks:
+            reporter.message(f"Page: {write_comparison(found, folder)}")
 
 
 def _is_run(path: Path) -> bool:

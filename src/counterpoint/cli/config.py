@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from counterpoint.errors import ConfigError
+from counterpoint.cli._console import Overrides
+from counterpoint.errors import ConfigError, listed
 
 if TYPE_CHECKING:
     from counterpoint.config import Config
@@ -17,12 +18,7 @@ app = typer.Typer(help="Check a configuration file, or print what it may hold.",
 @app.command()
 def check(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The YAML file.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="Write one value over the file's: --set training.max_steps=20."
-        ),
-    ] = None,
+    overrides: Overrides = None,
     show: Annotated[bool, typer.Option("--show", help="Print the file with every default filled in.")] = False,
 ) -> None:
     """Check all that `counterpoint train` can check before it loads a model, and say what training would do.
@@ -39,8 +35,7 @@ def check(
     from counterpoint.runs import check_place
 
     if problems := check_config(checked):
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise ConfigError("\n".join([f"{config}: the configuration has {count}:", *(f"  {item}" for item in problems)]))
+        raise ConfigError(listed(f"{config}: the configuration has", problems))
     plan = plan_checked(checked)
     place = Path(checked.run.dir) / (checked.run.name or config.stem)
     needed = needed_bytes(plan)

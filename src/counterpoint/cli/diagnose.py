@@ -1,9 +1,8 @@
 """``counterpoint diagnose``: where and why one domain hurts another, in a run or in given checkpoints."""
 
-from collections.abc import Sequence
-from enum import StrEnum
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -15,14 +14,6 @@ if TYPE_CHECKING:
 
 PARTIAL = 3
 """Exit status where an analysis could not be made and the others are there."""
-
-
-class Effort(StrEnum):
-    """How much is measured."""
-
-    quick = "quick"
-    usual = "usual"
-    thorough = "thorough"
 
 
 def diagnose(
@@ -48,9 +39,12 @@ def diagnose(
     domain: Annotated[str | None, typer.Option(help="The domain that may have suffered.")] = None,
     other: Annotated[str | None, typer.Option(help="The domain that was trained later.")] = None,
     effort: Annotated[
-        Effort,
-        typer.Option(help="quick: half the completions, fewer controls. thorough: the spectrum of the Hessian too."),
-    ] = Effort.usual,
+        Literal["quick", "usual", "thorough"],
+        typer.Option(
+            metavar="LEVEL",
+            help="usual. quick: half the completions, fewer controls. thorough: the spectrum of the Hessian too.",
+        ),
+    ] = "usual",
     prompts: Annotated[int, typer.Option(help="Prompts sampled per domain and checkpoint.")] = 128,
     samples: Annotated[int, typer.Option(help="Completions of each prompt.")] = 4,
     alone: Annotated[
@@ -77,51 +71,47 @@ def diagnose(
 
       counterpoint diagnose config.yaml --before A --after B --domain math
     """
-    from counterpoint.cli._console import ConsoleReporter, quiet_libraries
+    from counterpoint.cli._console import progress, quiet_libraries
 
     quiet_libraries()
     names = [name.strip() for name in only.split(",")] if only is not None else None
-    others = parse_alone(alone or ())
-    given = {"--base": base, "--before": before, "--domain": domain, "--other": other, "--out": out}
-    if after is None and (wrong := [name for name, value in given.items() if value is not None]):
-        raise CounterpointError(f"{wrong[0]} is for given checkpoints. Give --after too, the checkpoint to diagnose.")
-    if after is not None and domain is None:
-        raise CounterpointError("--after needs --domain, the domain that may have suffered.")
-    if after is not None and others:
-        raise CounterpointError("--alone compares runs, and --after gives checkpoints. Leave one of them out.")
+    given: dict[str, Any] = {
+        "base": base,
+        "before": before,
+        "after": after,
+        "domain": domain,
+        "other": other,
+        "out": out,
+    }
+    others = _checked(given, alone or ())
     from counterpoint.diagnosis import DiagnoseOptions, diagnose_checkpoints
     from counterpoint.diagnosis import diagnose as diagnose_run
-    from counterpoint.report import write_checkpoints, write_report
+    from counterpoint.report import write_checkpoints
 
-    options = DiagnoseOptions(prompts, samples, effort.value, seed)
-    with ConsoleReporter() as reporter:
-
-        def tell(part: "PartDone") -> None:
-            _tell(part, reporter)
-
-        if after is None or domain is None:
-            folder = source
-            found = diagnose_run(source, options, only=names, alone=others, on_progress=reporter.working, on_part=tell)
+    with progress() as reporter:
+        how: dict[str, Any] = {"options": DiagnoseOptions(prompts, samples, effort, seed), "only": names}
+        how |= {"on_progress": reporter.working, "on_part": lambda part: _tell(part, reporter)}
+        if after is None:
+            reporter.show(found := diagnose_run(source, alone=others, **how))
+            reporter.report(source)
         else:
-            folder = out or Path(f"diagnosis-{domain}")
-            found = diagnose_checkpoints(
-                source,
-                base=base,
-                before=before,
-                after=after,
-                domain=domain,
-                other=other,
-                out=folder,
-                options=options,
-                only=names,
-                on_progress=reporter.working,
-                on_part=tell,
-            )
-        reporter.console.print(found, highlight=False)
-        page = write_report(folder) if after is None else write_checkpoints(folder)
-        reporter.message(f"Report: {page}")
+            given["out"] = out or Path(f"diagnosis-{domain}")
+            reporter.show(found := diagnose_checkpoints(source, **given, **how))
+            reporter.message(f"Report: {write_checkpoints(given['out'])}")
     if found.failed:
         raise typer.Exit(PARTIAL)
+
+
+def _checked(given: Mapping[str, object], alone: Sequence[str]) -> dict[str, Path | str]:
+    """The runs of ``--alone`` by domain, once no option contradicts another."""
+    wrong = next((name for name, value in given.items() if value is not None and name != "after"), None)
+    if given["after"] is None and wrong is not None:
+        raise CounterpointError(f"--{wrong} is for given checkpoints. Give --after too, the checkpoint to diagnose.")
+    if given["after"] is not None and given["domain"] is None:
+        raise CounterpointError("--after needs --domain, the domain that may have suffered.")
+    if given["after"] is not None and alone:
+        raise CounterpointError("--alone compares runs, and --after gives checkpoints. Leave one of them out.")
+    return parse_alone(alone)
 
 
 def parse_alone(values: Sequence[str]) -> dict[str, Path | str]:

@@ -1,20 +1,11 @@
 """``counterpoint merge``: one model from several experts of one base."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
 from counterpoint.errors import CounterpointError
-
-
-class Method(StrEnum):
-    """How the experts' edits become one."""
-
-    average = "average"
-    task_arithmetic = "task_arithmetic"
-    ties = "ties"
 
 
 def merge(
@@ -24,12 +15,13 @@ def merge(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="New folder of the merged checkpoint.")],
     method: Annotated[
-        Method,
+        Literal["average", "task_arithmetic", "ties"],
         typer.Option(
-            help="The mean of the edits; their sum (task_arithmetic); or trimmed, their signs elected, and the mean of "
-            "those that agree (ties)."
+            metavar="NAME",
+            help="average: the mean of the edits. task_arithmetic: their sum. ties: trimmed, their signs elected, and "
+            "the mean of those that agree.",
         ),
-    ] = Method.ties,
+    ] = "ties",
     scale: Annotated[
         str | None,
         typer.Option(
@@ -58,40 +50,25 @@ def merge(
         counterpoint merge pocket runs/math/checkpoints/step-30 runs/code/checkpoints/step-30 -o merged
         counterpoint merge BASE A B C --method task_arithmetic --scale 0.3,0.5 --config my.yaml -o merged
     """
-    from counterpoint.cli._console import ConsoleReporter, quiet_libraries
+    from counterpoint.cli._console import ConsoleReporter, load, numbers, quiet_libraries
 
     quiet_libraries()
     from counterpoint.merging import merge as merge_checkpoints
 
-    scales = _numbers(scale) if scale is not None else (None,)
+    scales = () if scale is None else numbers("--scale", scale)
     if len(scales) > 1 and config is None:
         raise CounterpointError(f"--scale {scale}: several scales need --config, whose domains choose one of them.")
     with ConsoleReporter() as reporter:
 
         def merged(factor: float | None, folder: Path) -> Path:
-            return merge_checkpoints(
-                base,
-                experts,
-                folder,
-                method=method.value,
-                scale=factor,
-                density=density,
-                on_progress=reporter.working,
-            )
+            how: dict[str, Any] = {"method": method, "scale": factor, "density": density}
+            return merge_checkpoints(base, experts, folder, **how, on_progress=reporter.working)
 
-        if config is None or len(scales) == 1:
-            merged(scales[0], out)
+        if len(scales) < 2 or config is None:
+            merged(next(iter(scales), None), out)
         else:
-            from counterpoint.cli._console import load
             from counterpoint.study.scale import choose_scale
 
-            for factor, score in choose_scale(merged, scales, load(config), prompts, out, reporter.working):
+            for factor, score in choose_scale(merged, scales, load(config), prompts, out, reporter):
                 reporter.message(f"scale {factor:g}: {score:.3f} on {prompts} training prompts per domain")
     typer.echo(f"Written: {out}")
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise CounterpointError(f"--scale {text}: write numbers with commas between them, e.g. 0.3,0.5,1.") from None

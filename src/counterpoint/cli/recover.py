@@ -1,46 +1,34 @@
 """``counterpoint recover``: brings back what a run, or a later checkpoint, lost."""
 
-from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from counterpoint.errors import CounterpointError
-from counterpoint.launch import rank_of_environment
 from counterpoint.stats import MARGIN
 
 if TYPE_CHECKING:
-    from counterpoint.engine import Reporter
+    from counterpoint.cli._console import ConsoleReporter
     from counterpoint.recovery import RecoverOptions
-    from counterpoint.results import Result
-
-T = TypeVar("T", bound="Result")
-
-
-class How(StrEnum):
-    """What is tried."""
-
-    auto = "auto"
-    rollback = "rollback"
-    refresh = "refresh"
-    both = "both"
-
-
-class Score(StrEnum):
-    """What ranks the weights of a rollback."""
-
-    damage = "damage"
-    magnitude = "magnitude"
 
 
 def recover(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run; with --after also a configuration file.")],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN|CONFIG", help="A finished run; or, with --after, the configuration of the domains."
+        ),
+    ],
     domain: Annotated[
         str | None, typer.Option(metavar="NAME", help="The domain to bring back. [default: every one that fell]")
     ] = None,
-    how: Annotated[How, typer.Option(help="auto: rollback, and a refresh where that is not enough.")] = How.auto,
+    how: Annotated[
+        Literal["auto", "rollback", "refresh", "both"],
+        typer.Option(
+            metavar="WAY", help="rollback, refresh, both, or auto: a refresh where the rollback is not enough."
+        ),
+    ] = "auto",
     before: Annotated[
         str | None, typer.Option(metavar="CHECKPOINT", help="The checkpoint right after the domain's own stage.")
     ] = None,
@@ -60,8 +48,11 @@ def recover(
         typer.Option(metavar="LIST", help="Rollback: shares of all weights. [default: 0.003,0.01,0.03,0.1]"),
     ] = None,
     score: Annotated[
-        Score, typer.Option(help="Rollback: rank weights by damage, or by magnitude, which needs less memory.")
-    ] = Score.damage,
+        Literal["damage", "magnitude"],
+        typer.Option(
+            metavar="NAME", help="Rollback: rank weights by damage, or by magnitude, which needs less memory."
+        ),
+    ] = "damage",
     steps: Annotated[int, typer.Option(help="Refresh: most optimizer steps.")] = 40,
     every: Annotated[int, typer.Option(help="Refresh: steps between evaluations of all domains.")] = 5,
     learning_rate: Annotated[
@@ -91,19 +82,13 @@ def recover(
 
       counterpoint recover my.yaml --before A --after B --domain math -o mended
     """  # noqa: E501
-    from counterpoint.cli._console import one_rank_speaks, quiet_libraries
+    from counterpoint.cli._console import numbers, progress, quiet_libraries
 
     quiet_libraries()
     from counterpoint.recovery import RecoverOptions, RefreshOptions, RollbackOptions, plan_recovery
 
-    rolled = RollbackOptions(
-        score=score.value,
-        budgets=None if budgets is None else numbers("--budgets", budgets),
-        prompts=prompts,
-        samples=samples,
-        margin=margin,
-        seed=seed,
-    )
+    budget = None if budgets is None else numbers("--budgets", budgets)
+    rolled = RollbackOptions(score=score, budgets=budget, prompts=prompts, samples=samples, margin=margin, seed=seed)
     refreshed = RefreshOptions(
         steps=steps,
         every=every,
@@ -114,23 +99,28 @@ def recover(
         margin=margin,
         seed=seed or None,
     )
-    options = RecoverOptions(how.value, rolled, refreshed)
+    options = RecoverOptions(how, rolled, refreshed)
     if dry_run:
         if after is not None:
             raise CounterpointError("--dry-run reads what a run lost: give a run without --before and --after.")
         for sentence in plan_recovery(run, domain, options).plan:
             typer.echo(sentence)
         return
-    with one_rank_speaks():
-        _recover(run, domain, before, after, out, options)
+    with progress("Repeat the command to go on.") as reporter:
+        _recover(run, domain, before, after, out, options, reporter)
 
 
 def _recover(
-    run: Path, domain: str | None, before: str | None, after: str | None, out: Path | None, options: "RecoverOptions"
+    run: Path,
+    domain: str | None,
+    before: str | None,
+    after: str | None,
+    out: Path | None,
+    options: "RecoverOptions",
+    reporter: "ConsoleReporter",
 ) -> None:
     from counterpoint.recovery import recover as bring_back
     from counterpoint.recovery import refresh, rollback
-    from counterpoint.report import write_report
 
     folder = out or Path(f"recovery-{domain}")
     if after is not None and domain is None:
@@ -138,65 +128,15 @@ def _recover(
     if after is not None and domain is not None and options.how == "rollback":
         if before is None:
             raise CounterpointError("--how rollback: give --before, the checkpoint after the domain's own stage.")
-        shown(
-            lambda reporter, working: rollback(
-                before, after, domain, run, out=folder, options=options.rollback, on_progress=working
-            )
-        )
+        work, rolled = reporter.working, options.rollback
+        reporter.show(rollback(before, after, domain, run, out=folder, options=rolled, on_progress=work))
     elif after is not None and domain is not None and options.how == "refresh":
-        shown(
-            lambda reporter, working: refresh(
-                after, domain, run, out=folder, before=before, options=options.refresh, reporter=reporter
-            ),
-            folder,
-        )
+        fresh = refresh(after, domain, run, out=folder, before=before, options=options.refresh, reporter=reporter)
+        reporter.show(fresh)
+        reporter.report(folder)
     else:
-        found = shown(
-            lambda reporter, working: bring_back(
-                run,
-                domain,
-                before=before,
-                after=after,
-                out=out,
-                options=options,
-                reporter=reporter,
-                on_progress=working,
-            )
-        )
+        given: dict[str, Any] = {"before": before, "after": after, "out": out, "options": options}
+        found = bring_back(run, domain, **given, reporter=reporter, on_progress=reporter.working)
+        reporter.show(found)
         if found.fallen and out is None:
-            typer.echo(f"Report: {write_report(run)}")
-
-
-def shown(work: "Callable[[Reporter, Callable[[str, int, int], None]], T]", run: Path | None = None) -> T:
-    """Does ``work`` with progress on the terminal and prints what it found; ``run`` is to have a report.
-
-    On several ranks the first one alone shows it.
-    """
-    from rich.console import Console
-
-    from counterpoint.cli._console import ConsoleReporter
-    from counterpoint.engine import Interrupted, Reporter
-    from counterpoint.progress import silent
-    from counterpoint.report import write_report
-
-    if rank_of_environment():
-        return work(Reporter(), silent)
-    with ConsoleReporter() as reporter:
-        try:
-            found = work(reporter, reporter.working)
-        except Interrupted as stop:
-            reporter.message("Saved. Repeat the command to go on.")
-            raise KeyboardInterrupt from stop
-    console = Console()
-    console.print(found)
-    if run is not None:
-        console.print(f"Report: {write_report(run)}", soft_wrap=True, highlight=False, markup=False)
-    return found
-
-
-def numbers(option: str, text: str) -> tuple[float, ...]:
-    """``0.01,0.1`` as numbers; percentages such as ``1%`` too."""
-    try:
-        return tuple(float(part.strip().removesuffix("%")) / (100 if "%" in part else 1) for part in text.split(","))
-    except ValueError:
-        raise CounterpointError(f"{option} {text}: write numbers with commas between them, e.g. 0.01,0.1.") from None
+            reporter.report(run)

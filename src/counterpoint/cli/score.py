@@ -2,19 +2,19 @@
 
 import asyncio
 import inspect
-import io
 import json
-import os
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 
+from counterpoint.cli._console import ConsoleReporter
+from counterpoint.disk import write_text
 from counterpoint.errors import RewardError
 from counterpoint.inputs import kind_of, parse_json, reading
 from counterpoint.masking import is_secret_name, remember
@@ -79,17 +79,20 @@ def score(
     _check_target(source, target, force)
     rows = _of_domain(_samples(source) if kind_of(source) == "folder" else read_rows(source), domain)
     _check_rows(function, rows, source)
-    scores = []
-    with _writer(target) as file, _progress(len(rows)) as advance:
-        size = len(rows) if getattr(function, "whole_batch", False) else _CHUNK
+    scores: list[tuple[float | None, ...]] = []
+    size = len(rows) if getattr(function, "whole_batch", False) else _CHUNK
+    with ConsoleReporter(Console(stderr=True)) as reporter:
         for start in range(0, len(rows), size or _CHUNK):
             chunk = rows[start : start + size]
             where = f"{source} lines {start + 1} to {start + len(chunk)}"
-            calls = list(zip(*(_score_chunk(function, chunk, where) for _ in range(repeat)), strict=True))
-            for row, values in zip(chunk, calls, strict=True):
-                file.write(_dump(row | _mean_of(values)) + "\n")
-            scores += calls
-            advance(len(chunk))
+            scores += zip(*(_score_chunk(function, chunk, where) for _ in range(repeat)), strict=True)
+            if reporter.console.is_terminal:
+                reporter.working("scoring", len(scores), len(rows))
+    text = "".join(_dump(row | _mean_of(calls)) + "\n" for row, calls in zip(rows, scores, strict=True))
+    if target == "-":
+        sys.stdout.write(text)
+    elif target is not None:
+        write_text(Path(target), text)
     _tell(rows, scores, target)
 
 
@@ -126,8 +129,6 @@ def _tell(rows: list[dict[str, Any]], scores: Sequence[Sequence[float | None]], 
     where = "" if target in (None, "-") else f", written to {target}"
     typer.echo(f"{len(rows)} rows, {mean}{where}", err=target == "-")
     if means and len(scores[0]) > 1:
-        from rich.console import Console
-
         Console(stderr=target == "-").print(_repeats_table(rows, scores))
 
 
@@ -246,38 +247,3 @@ def _dump(row: dict[str, Any]) -> str:
     # Readers that split at any line separator, or cannot hold half a surrogate pair, get these as escapes.
     text = json.dumps(row, ensure_ascii=False)
     return re.sub("[\x85\u2028\u2029\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
-
-
-@contextmanager
-def _writer(target: str | None) -> Iterator[TextIO]:
-    """A file that takes its name only when it is complete; what goes nowhere is forgotten."""
-    if target is None:
-        yield io.StringIO()
-        return
-    if target == "-":
-        yield sys.stdout
-        return
-    path = Path(target)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with beside.open("w", encoding="utf-8", newline="\n") as file:
-            yield file
-        beside.replace(path)
-    except OSError as error:
-        raise RewardError(f"{target} cannot be written: {error}.") from error
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda _count: None
-        return
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("scoring", total=total)
-        yield lambda count: progress.advance(task, count)

@@ -1,21 +1,17 @@
 """``counterpoint study``: strategies by seeds, planned contrasts, one table."""
 
-import time
-from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from counterpoint.errors import CounterpointError, RunError
+from counterpoint.cli._console import ConsoleReporter, quiet_libraries, setting_findings
+from counterpoint.errors import ConfigError, CounterpointError, RunError, listed
 
 if TYPE_CHECKING:
-    from counterpoint.study import Job, JobRecord, Study
+    from counterpoint.study import Study
 
 FAILED = 1
-PLAIN_EVERY_S = 300.0
-"""Seconds between plain lines while no run ends."""
 
 
 def study(
@@ -52,8 +48,6 @@ def study(
 
       counterpoint study examples/pocket-study.yaml --table
     """
-    from counterpoint.cli._console import quiet_libraries, setting_findings
-
     quiet_libraries()
     from counterpoint.study import load_study
 
@@ -69,7 +63,6 @@ def study(
 def _check_runs(loaded: "Study") -> None:
     """Builds TRL's settings of every row, and loads the prompts of every different set of domains, before any run."""
     from counterpoint.engine.prepare import check_config, plan_checked
-    from counterpoint.errors import ConfigError
 
     problems: dict[str, None] = {}
     seen = set()
@@ -83,8 +76,7 @@ def _check_runs(loaded: "Study") -> None:
             except CounterpointError as error:
                 problems |= dict.fromkeys(f"rows.{row}: {line}" for line in str(error).splitlines())
     if problems:
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise ConfigError("\n".join([f"The study has {count}:", *(f"  {problem}" for problem in problems)]))
+        raise ConfigError(listed("The study has", list(problems)))
 
 
 def _run(loaded: "Study", home: Path, parallel: int, *, check: bool) -> None:
@@ -106,8 +98,8 @@ def _run(loaded: "Study", home: Path, parallel: int, *, check: bool) -> None:
     with folder:
         write_text(folder.path / "study.yaml", loaded.to_yaml())
         folder.keep_plan(loaded.contrasts)
-        with StudyProgress() as progress:
-            records_now = run_jobs(jobs, folder, parallel, progress)
+        with ConsoleReporter() as reporter:
+            records_now = run_jobs(jobs, folder, parallel, reporter)
     _table(loaded, home)
     if failed := [record for record in records_now.values() if record.status == "failed"]:
         for record in failed:
@@ -129,50 +121,3 @@ def _table(loaded: "Study", home: Path) -> None:
     result.write_all(home)
     Console().print(result, highlight=False)
     typer.echo(f"By domain: {home / 'study.md'}, .csv, .tex. Report: {write_study_report(home)}")
-
-
-class StudyProgress:
-    """Shows how a study goes: a bar on a terminal, one line for each run that ends. A context manager."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self._console = Console()
-        columns = TextColumn("[bold]study"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("runs")
-        note = TextColumn("{task.fields[note]}")
-        self._bar = Progress(*columns, TimeElapsedColumn(), note, console=self._console, transient=True)
-        self._task = self._bar.add_task("study", total=None, note="")
-        self._last_plain = time.monotonic()
-
-    def __enter__(self) -> "StudyProgress":
-        if self._console.is_terminal:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._console.is_terminal:
-            self._bar.stop()
-
-    def ended(self, record: "JobRecord", done: int, total: int) -> None:
-        """Prints one line."""
-        how = f"done in {record.seconds:.0f} s" if record.status == "done" else f"{record.status}: {record.reason}"
-        self._line(f"[{done}/{total}] {record.id}: {how}")
-
-    def running(self, jobs: "Sequence[Job]", done: int, total: int) -> None:
-        """Moves the bar; without a terminal a line now and then."""
-        names = ", ".join(job.id for job in jobs)
-        if self._console.is_terminal:
-            self._bar.update(self._task, completed=done, total=total, note=names)
-        elif time.monotonic() - self._last_plain > PLAIN_EVERY_S:
-            self._line(f"[{done}/{total}] running {names}")
-
-    def stopping(self) -> None:
-        """Says that running jobs are saved."""
-        self._line("Stopping: the running runs save after their step. Press Ctrl-C again to end them at once.")
-
-    def _line(self, text: str) -> None:
-        self._last_plain = time.monotonic()
-        self._console.print(text, soft_wrap=True, highlight=False, markup=False)

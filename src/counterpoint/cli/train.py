@@ -1,15 +1,16 @@
 """``counterpoint train`` and ``counterpoint demo``: one configuration to a better model, and the same in minutes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from counterpoint.cli._console import Overrides
 from counterpoint.errors import ConfigError
 
 if TYPE_CHECKING:
-    from counterpoint.engine import Reporter
+    from counterpoint.cli._console import ConsoleReporter
     from counterpoint.runs import RunDirectory
     from counterpoint.tables import Cell, Table
 
@@ -21,10 +22,7 @@ def train(
         Path | None,
         typer.Argument(help="Configuration file (YAML). See `counterpoint config schema`.", show_default=False),
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Replace one key of the file. Repeatable."),
-    ] = None,
+    overrides: Overrides = None,
     resume: Annotated[
         Path | None,
         typer.Option("--resume", metavar="RUN", help="Continue this run from its last checkpoint."),
@@ -45,74 +43,44 @@ def train(
         counterpoint train --resume runs/pocket-mgs
         torchrun --nproc-per-node 2 -m counterpoint train my.yaml
     """
-    from counterpoint.cli._console import one_rank_speaks, quiet_libraries
+    from counterpoint.cli._console import load, progress, quiet_libraries
 
     quiet_libraries()
-    with one_rank_speaks():
-        _train(config, overrides or (), resume)
+    with progress() as reporter:
+        if resume is not None and config is None:
+            _resume(resume, overrides or (), reporter)
+        elif config is not None and resume is None:
+            from counterpoint.engine import train as train_run
+
+            loaded = load(config, overrides)
+            _tell(train_run(loaded, loaded.run.name or config.stem, reporter), reporter)
+        else:
+            raise ConfigError("Give either a configuration file or --resume RUN, not both and not neither.")
 
 
-def _train(config: Path | None, overrides: Sequence[str], resume: Path | None) -> None:
-    if (config is None) == (resume is None):
-        raise ConfigError("Give either a configuration file or --resume RUN, not both and not neither.")
-    from counterpoint.cli._console import load
-    from counterpoint.engine import train
-
-    if resume is not None:
-        resume_run(resume, overrides)
-        return
-    assert config is not None
-    loaded = load(config, overrides)
-    _with_progress(lambda reporter: train(loaded, loaded.run.name or config.stem, reporter))
-
-
-def resume_run(path: Path, longer: Sequence[str] = ()) -> None:
-    """Continues the run at ``path`` with progress; a refresh goes on with its own result.
-
-    ``longer`` holds the settings that make a finished run longer.
-    """
+def _resume(path: Path, longer: "Sequence[str]", reporter: "ConsoleReporter") -> None:
+    """Continues the run at ``path``, a refresh with its own result; ``longer`` are settings that make a run longer."""
     from counterpoint.engine import resume
     from counterpoint.runs import RunDirectory
 
-    if not longer and "refresh" in RunDirectory.open(path, write=False).state:
-        from counterpoint.cli.recover import shown
-        from counterpoint.recovery import continue_refresh
-
-        shown(lambda reporter, _: continue_refresh(path, reporter), path)
+    if longer or "refresh" not in RunDirectory.open(path, write=False).state:
+        _tell(resume(path, reporter, longer=longer), reporter)
         return
-    _with_progress(lambda reporter: resume(path, reporter, longer=longer))
+    from counterpoint.recovery import continue_refresh
+
+    reporter.show(continue_refresh(path, reporter))
+    reporter.report(path)
 
 
-def _with_progress(work: "Callable[[Reporter], RunDirectory]") -> None:
-    """Shows the progress of ``work``, its table and the path of its report; silent on every rank but the first."""
-    from rich.console import Console
-
-    from counterpoint.cli._console import ConsoleReporter
-    from counterpoint.engine import Interrupted, Reporter
-    from counterpoint.launch import rank_of_environment
-    from counterpoint.report import write_report
-
-    if rank_of_environment():
-        work(Reporter())
-        return
-    with ConsoleReporter() as reporter:
-        try:
-            run = work(reporter)
-        except Interrupted as stop:
-            reporter.message(f"Saved. Continue with: counterpoint train --resume {stop.run.path}")
-            raise KeyboardInterrupt from stop
-    console = Console()
-    console.print(run_table([run]))
-    if verdict := verdict_of(run):
-        reporter.message(verdict)
-    reporter.message(f"Report: {write_report(run.path)}")
-
-
-def verdict_of(run: "RunDirectory") -> str:
-    """Which domains of a sequential run fell since their own stage; empty for any other run."""
+def _tell(run: "RunDirectory", reporter: "ConsoleReporter") -> None:
+    """Prints a run's table, what fell since its own stage, and the path of its report."""
     from counterpoint.runs.run import Run
 
-    return Run.open(run.path).verdict()
+    if reporter.speaks:
+        reporter.console.print(run_table([run]))
+        if verdict := Run.open(run.path).verdict():
+            reporter.message(verdict)
+        reporter.report(run.path)
 
 
 def run_table(runs: "Sequence[RunDirectory]") -> "Table":
@@ -143,19 +111,18 @@ def _columns(runs: "Sequence[RunDirectory]") -> "dict[str, dict[str, Mapping[str
     from counterpoint.runs.run import Run
 
     first = runs[0]
-    found = {"before": scores_at(first, "before")}
+    found = {"before": _scores_at(first, "before")}
     judged = Run.open(first.path)
     if len(runs) == 1 and judged.at_the_end:
-        end = scores_at(first, "after")
+        end = _scores_at(first, "after")
         own = {one.domain: judged.evaluations[one.domain, one.first_step] for one in judged.at_the_end}
         found |= {"after its own stage": end | own, "at the end": end}
     else:
-        found |= {run.path.name: scores_at(run, "after") for run in runs}
+        found |= {run.path.name: _scores_at(run, "after") for run in runs}
     return {name: lines for name, lines in found.items() if lines or name != "before"}
 
 
-def scores_at(run: "RunDirectory", when: str) -> dict[str, Mapping[str, Any]]:
-    """The run's evaluation lines by domain at ``before`` or ``after``."""
+def _scores_at(run: "RunDirectory", when: str) -> dict[str, Mapping[str, Any]]:
     return {line["domain"]: line for line in run.lines("evals.jsonl") if line["when"] == when}
 
 
@@ -184,9 +151,7 @@ def demo(
     """
     import time
 
-    from rich.console import Console
-
-    from counterpoint.cli._console import ConsoleReporter, quiet_libraries
+    from counterpoint.cli._console import progress, quiet_libraries
     from counterpoint.config import parse_config
     from counterpoint.report import write_report
 
@@ -197,9 +162,9 @@ def demo(
     typer.echo(f"The pocket model on four domains, {steps} steps with each of: {', '.join(STRATEGIES)}. Runs: {folder}")
     runs = []
     for strategy in STRATEGIES:
-        with ConsoleReporter(label=strategy) as reporter:
+        with progress(label=strategy) as reporter:
             runs.append(train(parse_config(demo_settings(strategy, steps, prompts, folder)), strategy, reporter))
-    Console().print(run_table(runs))
+    reporter.console.print(run_table(runs))
     typer.echo("One seed of a toy model: it shows that the tool works, not which strategy is better.")
     typer.echo(f"Report: {write_report(runs[-1].path, compare=[run.path for run in runs[:-1]])}")
 

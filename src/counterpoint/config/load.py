@@ -16,12 +16,11 @@ from counterpoint.config.section import MAX_NAME, Section, explained
 from counterpoint.config.sources import expand_source
 from counterpoint.config.training_keys import refused_reason
 from counterpoint.config.variables import Filled, Key, literal_secrets, long_form
-from counterpoint.errors import ConfigError
+from counterpoint.errors import ConfigError, listed
 from counterpoint.inputs import MAX_DEPTH, expanded, kind_of, read_text
 from counterpoint.masking import MASK, is_secret_name, masked_names
 
 _MAX_BYTES = 1 << 20
-_LISTED = 50  # problems
 _SHOWN = 200  # characters of an override that stand in a message
 _INDEX = re.compile(r"[0-9]{1,6}$")
 
@@ -129,10 +128,7 @@ def plain_problems(document: Document) -> list[Problem]:
 
 def _error(problems: Sequence[Problem]) -> ConfigError:
     ordered = sorted(problems, key=_order)
-    count = "1 problem" if len(ordered) == 1 else f"{len(ordered)} problems"
-    lines = [f"  {problem}" for problem in ordered[:_LISTED]]
-    more = [f"  and {len(ordered) - _LISTED} more."] if len(ordered) > _LISTED else []
-    return ConfigError("\n".join([f"The configuration has {count}:", *lines, *more]))
+    return ConfigError(listed("The configuration has", ordered))
 
 
 def _order(problem: Problem) -> tuple[bool, int]:

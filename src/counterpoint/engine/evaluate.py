@@ -74,10 +74,10 @@ def evaluate_checkpoints(
     """
     names = _names(config, checkpoints)
     reporter = reporter or Reporter()
-    models = [_model(config, checkpoint) for checkpoint in checkpoints]
+    models = [model_of(config, checkpoint) for checkpoint in checkpoints]
     for model in models:
         check_model(model)
-    evaluation = _evaluation(config, models[0])
+    evaluation = evaluation_of(config, models[0])
     found: dict[str, list[DomainScore]] = {}
     for name, model in zip(names, models, strict=True):
         file = None if cache is None else cache / f"{_slug(name)}-{evaluation.key(model)}.json"
@@ -92,7 +92,7 @@ def evaluate_checkpoints(
 
 
 @dataclass(frozen=True)
-class _Evaluation:
+class Evaluation:
     """What every checkpoint is evaluated on, and how."""
 
     config: Config
@@ -102,6 +102,7 @@ class _Evaluation:
     launch: Launch
 
     def make(self, name: str, model: ModelConfig, reporter: Reporter) -> list[DomainScore]:
+        """The scores of a checkpoint, in the order of the domains."""
         policy = load_model(model).to(self.device).eval()
         scores = evaluate(
             policy,
@@ -130,16 +131,18 @@ class _Evaluation:
         return hashlib.blake2b(f"{_fingerprint(model)}\n{text}".encode(), digest_size=8).hexdigest()
 
 
-def _evaluation(config: Config, model: ModelConfig) -> _Evaluation:
+def evaluation_of(config: Config, model: ModelConfig) -> Evaluation:
+    """The held-out rows of a configuration, read with the tokenizer of ``model``, and how they are sampled."""
     domains = load_domains(config, load_tokenizer(with_tokenizer(model, config.model)))
     longest = DomainGRPOConfig.__dataclass_fields__["max_completion_length"].default
     plan = EvaluationPlan.of_config(config, config.training.get("max_completion_length", longest))
     # The first rank scores while the others wait, however long it takes.
     state = PartialState(cpu=True) if uses_cpu(config) else PartialState(timeout=timedelta(days=1))
-    return _Evaluation(config, tuple(domains), plan, state.device, Launch.join())
+    return Evaluation(config, tuple(domains), plan, state.device, Launch.join())
 
 
-def _model(config: Config, checkpoint: str | Path | None) -> ModelConfig:
+def model_of(config: Config, checkpoint: str | Path | None) -> ModelConfig:
+    """The configuration's model from another place; its own for None."""
     if checkpoint is None:
         return config.model
     return config.model.model_copy(update={"path": str(checkpoint), "revision": None, "lora": None})

@@ -14,7 +14,7 @@ from counterpoint.evaluation.comparison import Comparison
 from counterpoint.report.page import render, render_checkpoints, render_comparison, render_study
 from counterpoint.report.read import DIAGNOSIS, LEVELS, read_json, read_run
 from counterpoint.report.run import build
-from counterpoint.report.study import STUDY, read_study, study_content
+from counterpoint.report.study import STUDY, read_study
 from counterpoint.report.text import clean
 
 __all__ = ["build", "is_study", "write_checkpoints", "write_comparison", "write_report", "write_study_report"]
@@ -48,9 +48,7 @@ def write_study_report(folder: Path) -> Path:
         RunError: there is no ``study.json``, or the report cannot be written. A torn ``study.json`` gives a page that
             says so.
     """
-    row, notes = read_study(Path(folder))
-    page = render_study(study_content(row, Path(folder).resolve().name, notes))
-    return _write(Path(folder) / "study.html", page)
+    return _write(Path(folder) / "study.html", render_study(read_study(Path(folder))))
 
 
 def write_checkpoints(folder: Path) -> Path:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from counterpoint.report.cosines import MAX_MODULES, labels_of, layer_key, layout_of, map_of
-from counterpoint.report.plots import NUM_COLOURS, Figure, Trace, axis, error_bars, line_style
+from counterpoint.report.plots import Figure, Trace, bar_figure, bars
 from counterpoint.report.read import Detail
 from counterpoint.report.text import (
     Content,
@@ -46,7 +46,6 @@ def diagnosis(files: dict[str, Row], domains: list[str], detail: Detail) -> Cont
         "pairs_left_out": len(rows) - len(pairs),
         "modules": _modules(pairs, stages),
         "stages": stages,
-        "behaviour": _course(behaviour, domains),
         "notes": [prose(text) for text in texts_of(summary.get("notes") or behaviour.get("notes"), 24, 600)],
         "failed": [{"name": clean(row.get("name"), 80), "reason": prose(row.get("reason"), 600)} for row in failed],
     }
@@ -136,36 +135,6 @@ def _modules(pairs: list[Content], stages: list[Content]) -> list[str]:
     return sorted(names | {name for stage in stages for name in stage["modules"]}, key=layer_key)[:MAX_MODULES]
 
 
-def _course(behaviour: Row, domains: list[str]) -> Content | None:
-    """Length and distinct bigrams over the moments, entropy at both ends of a domain's stage."""
-    scores = rows_of(behaviour.get("scores"))
-    if not scores:
-        return None
-    moments = {number(row.get("step")): clean(row.get("moment"), 40) for row in scores}
-    steps = sorted(step for step in moments if step is not None)
-    diversity = rows_of(behaviour.get("diversity"))
-    entropy = [
-        {"domain": clean(name, 60), "colour": domains.index(name), **_ends(row)}
-        for row in rows_of(behaviour.get("entropy"))
-        if (name := str(row.get("domain"))) in domains and all(_ends(row).values())
-    ]
-    return {
-        "moments": [moments[step] for step in steps],
-        "length": [_line(scores, name, steps, "completion_length") for name in domains],
-        "distinct": [_line(diversity, name, steps, "distinct") for name in domains],
-        "entropy": entropy,
-    }
-
-
-def _line(rows: list[Row], domain: str, steps: list[float], key: str) -> Content:
-    found = {number(row.get("step")): number(row.get(key)) for row in rows if str(row.get("domain")) == domain}
-    return {"domain": clean(domain, 60), "value": [found.get(step) for step in steps]}
-
-
-def _ends(row: Row) -> Content:
-    return {key: estimate(row.get(key)) for key in ("first", "last")}
-
-
 BARS = {
     "measured": ("measured", "@ink"),
     "first": ("first order", "@p5"),
@@ -185,13 +154,6 @@ def diagnosis_figures(content: dict[str, Any]) -> dict[str, Figure]:
         "diagnosis-overlap-edits": _overlap_matrix(pairs, "edits"),
         "diagnosis-overlap-routes": _overlap_matrix(pairs, "routes"),
     }
-    course = content["behaviour"]
-    if course:
-        found |= {
-            "diagnosis-length": _lines(course["length"], course["moments"], "tokens"),
-            "diagnosis-distinct": _lines(course["distinct"], course["moments"], "share"),
-            "diagnosis-entropy": _entropy(course["entropy"]),
-        }
     return {name: figure for name, figure in found.items() if figure is not None}
 
 
@@ -213,32 +175,11 @@ def _damage_bars(pairs: Sequence[dict[str, Any]]) -> Figure | None:
         return None
     labels = _distinct([_pair_label(pair) for pair in pairs])
     data = [
-        _bars(labels, [pair["damage"][key] for pair in pairs], name, colour)
+        bars(labels, [pair["damage"][key] for pair in pairs], name, colour)
         for key, (name, colour) in BARS.items()
         if any(pair["damage"][key] for pair in pairs)
     ]
-    layout = {
-        "barmode": "group",
-        "bargap": 0.3,
-        "xaxis": {**axis("loss per token"), "zeroline": True, "zerolinecolor": "@faint"},
-        "yaxis": {"type": "category", "autorange": "reversed", "showgrid": False, "ticks": ""},
-        "showlegend": True,
-    }
-    return {"data": data, "layout": layout, "height": 90 + len(pairs) * (20 + 13 * len(data))}
-
-
-def _bars(labels: Sequence[str], values: Sequence[dict[str, float] | None], name: str, colour: str) -> Trace:
-    known = [(label, value) for label, value in zip(labels, values, strict=True) if value]
-    return {
-        "type": "bar",
-        "orientation": "h",
-        "name": name,
-        "y": [label for label, _ in known],
-        "x": [value["mean"] for _, value in known],
-        "marker": {"color": colour},
-        "error_x": error_bars([value for _, value in known], "@muted", 1.2),
-        "hovertemplate": "%{y}: %{x:.3g}<extra>%{fullData.name}</extra>",
-    }
+    return bar_figure(data, "loss per token", 90 + len(pairs) * (20 + 13 * len(data)))
 
 
 def _conflict_map(pairs: Sequence[dict[str, Any]], modules: Sequence[str]) -> Figure | None:
@@ -343,51 +284,3 @@ def _overlap_text(cell: dict[str, float | None] | None) -> str:
     chance = "" if cell["chance"] is None else f"<br>({cell['chance']:.2f})"  # two lines fit on a phone
     beyond = cell["p_value"] is not None and cell["p_value"] < 0.05
     return f"{cell['jaccard']:.2f}{' •' if beyond else ''}{chance}"
-
-
-def _lines(rows: Sequence[dict[str, Any]], moments: Sequence[str], unit: str) -> Figure | None:
-    """One line per domain over the moments of the run."""
-    if not any(value is not None for row in rows for value in row["value"]):
-        return None
-    x = _distinct([plot_text(moment, 24) for moment in moments])
-    data = [
-        {
-            "type": "scatter",
-            "mode": "lines+markers",
-            "x": x,
-            "y": row["value"],
-            "name": plot_text(row["domain"]),
-            "line": line_style(index, 2),
-            "hovertemplate": "%{x}: %{y:.3g}<extra>%{fullData.name}</extra>",
-        }
-        for index, row in enumerate(rows)
-    ]
-    layout = {"xaxis": {"type": "category"}, "yaxis": {**axis(unit), "rangemode": "tozero"}, "showlegend": False}
-    return {"data": data, "layout": layout, "height": 260}
-
-
-def _entropy(rows: Sequence[dict[str, Any]]) -> Figure | None:
-    """Entropy of every domain at the start (ring) and at the end (dot) of its stage, with intervals."""
-    if not rows:
-        return None
-    data = []
-    for index, row in enumerate(rows):
-        colour = f"@d{row['colour'] % NUM_COLOURS}"
-        for when, symbol in (("first", "circle-open"), ("last", "circle")):
-            value = row[when]
-            data.append(
-                {
-                    "type": "scatter",
-                    "mode": "markers",
-                    "name": f"{plot_text(row['domain'])}, {when} fifth",
-                    "x": [index],
-                    "y": [value["mean"]],
-                    "error_y": error_bars([value], colour, 2),
-                    "marker": {"color": colour, "size": 10, "symbol": symbol, "line": {"width": 2, "color": colour}},
-                    "hovertemplate": "%{y:.3g} nats<extra>%{fullData.name}</extra>",
-                }
-            )
-    ticks = {"tickvals": list(range(len(rows))), "ticktext": [plot_text(row["domain"], 20) for row in rows]}
-    xaxis = {**ticks, "range": [-0.5, len(rows) - 0.5], "showgrid": False}
-    layout = {"xaxis": xaxis, "yaxis": {**axis("nats per token"), "rangemode": "tozero"}, "showlegend": False}
-    return {"data": data, "layout": layout, "height": 260}

@@ -16,8 +16,12 @@ from counterpoint.report.diagnosis import diagnosis, diagnosis_figures
 from counterpoint.report.plots import Figure, comparison_figure
 from counterpoint.report.read import LEVELS
 from counterpoint.report.run import run_figures
-from counterpoint.report.study import study_figures
+from counterpoint.report.study import study_content, study_figures
 from counterpoint.report.text import Row, clean, duration, list_of, points, prose, script_json, signed
+from counterpoint.study.results import StudyResult
+
+MAX_TEXT = 40_000
+"""Characters of the longest text that a page repeats."""
 
 
 def render(content: dict[str, Any]) -> str:
@@ -25,9 +29,9 @@ def render(content: dict[str, Any]) -> str:
     return _render("page.html.j2", {**content, "title": content["run"]["name"]}, run_figures(content))
 
 
-def render_study(content: dict[str, Any]) -> str:
-    """The page on a study (see ``counterpoint.report.study.study_content``)."""
-    return _render("study.html.j2", {"study": content, "title": content["name"]}, study_figures(content))
+def render_study(study: StudyResult) -> str:
+    """The page on a study."""
+    return _render("study.html.j2", {**study_content(study), "title": study.name}, study_figures(study))
 
 
 def render_checkpoints(files: dict[str, Row], notes: Sequence[str]) -> str:
@@ -36,7 +40,6 @@ def render_checkpoints(files: dict[str, Row], notes: Sequence[str]) -> str:
     domains = [str(name) for name in list_of(summary.get("domains"))[: LEVELS[0].domains]]
     content = diagnosis(files, domains, LEVELS[0])
     names = {
-        "run": {"domains": [{"domain": clean(name, 60)} for name in domains]},
         "diagnosis": content,
         "notes": notes,
         "title": clean(summary.get("run"), 80),
@@ -58,6 +61,7 @@ def _render(template: str, names: dict[str, Any], figures: dict[str, Figure]) ->
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=lambda value: clean(value, MAX_TEXT) if type(value) is str else value,
     )
     environment.filters |= {
         "signed": signed,

@@ -161,6 +161,33 @@ def error_bars(scores: Sequence[dict[str, Any]], colour: str, thickness: float) 
     }
 
 
+def bars(labels: Sequence[str], scores: Sequence[dict[str, Any] | None], name: str, colour: str) -> Trace:
+    """Scores ``mean, low, high`` as horizontal bars with intervals at their labels."""
+    known = [(label, value) for label, value in zip(labels, scores, strict=True) if value]
+    return {
+        "type": "bar",
+        "orientation": "h",
+        "name": name,
+        "y": [label for label, _ in known],
+        "x": [value["mean"] for _, value in known],
+        "marker": {"color": colour},
+        "error_x": error_bars([value for _, value in known], "@muted", 1.2),
+        "hovertemplate": "%{y}: %{x:.3g}<extra>%{fullData.name}</extra>",
+    }
+
+
+def bar_figure(data: list[Trace], unit: str, height: int) -> Figure:
+    """Groups of ``bars`` in their order, first at the top, with a line at zero."""
+    layout = {
+        "barmode": "group",
+        "bargap": 0.3,
+        "xaxis": {**axis(unit), "zeroline": True, "zerolinecolor": "@faint"},
+        "yaxis": {"type": "category", "autorange": "reversed", "showgrid": False, "ticks": ""},
+        "showlegend": True,
+    }
+    return {"data": data, "layout": layout, "height": height}
+
+
 def score_range(data: Sequence[Trace]) -> dict[str, Any]:
     """The range of an axis for scores: zero to one where all lie there; empty where plotly should choose."""
     reach = [x for trace in data for x in trace["x"]]

@@ -9,13 +9,12 @@
 from counterpoint.study.jobs import Job, JobRecord, StudyFolder, check_unchanged, plan_jobs
 from counterpoint.study.load import Study, load_study
 from counterpoint.study.results import Planned, RowResult, StudyResult
-from counterpoint.study.run import Listener, run_jobs
+from counterpoint.study.run import run_jobs
 from counterpoint.study.summary import expected_power, summarize
 
 __all__ = [
     "Job",
     "JobRecord",
-    "Listener",
     "Planned",
     "RowResult",
     "Study",

@@ -13,7 +13,7 @@
 import fcntl
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -25,7 +25,6 @@ from counterpoint.disk import take_lock, write_json
 from counterpoint.errors import CounterpointError, RunError
 from counterpoint.masking import masked_data
 from counterpoint.runs.records import Number, Record, read_as
-from counterpoint.runs.records import Row as JsonRow
 from counterpoint.study.load import Study, is_shown_only
 from counterpoint.study.schema import (
     KINDS,
@@ -111,8 +110,7 @@ def _named(config: Config, identity: str, seed: int | None, runs: Path) -> Confi
     return config.model_copy(update={"run": config.run.model_copy(update=update)})
 
 
-@dataclass(frozen=True)
-class JobRecord:
+class JobRecord(Record):
     """How a job went. ``seconds`` counts all its attempts; ``reason`` says why it failed."""
 
     id: str
@@ -120,21 +118,9 @@ class JobRecord:
     seed: int | None
     domain: str
     status: Status
-    seconds: float = 0.0
-    reason: str = ""
-    settings: dict[str, Any] = field(default_factory=dict)
-    needs: Sequence[str] = ()
-
-
-class _Job(Record):
-    id: str
-    row: str
-    seed: int | None
-    domain: str
-    status: Status
     seconds: Number = 0.0
     reason: str = ""
-    settings: JsonRow = Field(default_factory=dict)
+    settings: dict[str, Any] = Field(default_factory=dict)
     needs: list[str] = Field(default_factory=list)
 
 
@@ -171,11 +157,11 @@ class StudyFolder:
         path = self.path / "jobs" / f"{job}.json"
         if not path.exists():
             return None
-        return read_as(path, _Job, "Remove it, and the job runs again.", lambda row: JobRecord(**row))
+        return read_as(path, JobRecord, "Remove it, and the job runs again.", JobRecord.model_validate)
 
     def write_record(self, record: JobRecord) -> None:
         """Note how a job went."""
-        write_json(self.path / "jobs" / f"{record.id}.json", asdict(record))
+        write_json(self.path / "jobs" / f"{record.id}.json", record.model_dump())
 
     def keep_plan(self, contrasts: Sequence[Contrast]) -> None:
         """Notes the planned contrasts where the first run starts, once and for all."""

@@ -15,7 +15,7 @@ from counterpoint.config import Config
 from counterpoint.config.document import Document, Problem, dump_yaml
 from counterpoint.config.load import TrainingCheck, plain_problems, read_document, validated
 from counterpoint.config.variables import Filled, Key, put_back
-from counterpoint.errors import ConfigError, nearest
+from counterpoint.errors import ConfigError, listed, nearest
 from counterpoint.inputs import expanded, kind_of
 from counterpoint.study.configs import RowConfigs, build_configs, domains_of, of_row
 from counterpoint.study.schema import (
@@ -350,6 +350,4 @@ def _clashes(rows: Mapping[str, Row], domains: list[str]) -> Iterator[Finding]:
 
 def _raise(problems: Sequence[Problem]) -> None:
     if problems:
-        lines = list(dict.fromkeys(str(problem) for problem in problems))
-        count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
-        raise ConfigError("\n".join([f"The study has {count}:", *(f"  {line}" for line in lines)]))
+        raise ConfigError(listed("The study has", list(dict.fromkeys(map(str, problems)))))

@@ -6,19 +6,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import FrameType
-from typing import Protocol
 
 from counterpoint.disk import disk_errors, write_text
 from counterpoint.errors import RunError
 from counterpoint.masking import masked_command, masked_data
+from counterpoint.runs import Reporter
 from counterpoint.runs.seals import remove_file
 from counterpoint.study.jobs import Job, JobRecord, Status, StudyFolder
 from counterpoint.study.steps import Step, steps_of
 
 POLL_S = 0.2
-LOOK_S = 2.0
+LOOK_S = 300.0
 """Seconds between two reports of what is running."""
 LONGEST_REASON = 400
 TRAIN = (sys.executable, "-m", "counterpoint", "train")
@@ -35,32 +35,19 @@ _ENVIRONMENT = {
 }
 
 
-class Listener(Protocol):
-    """Hears how a study goes."""
-
-    def ended(self, record: JobRecord, done: int, total: int) -> None:
-        """A job has ended."""
-
-    def running(self, jobs: Sequence[Job], done: int, total: int) -> None:
-        """Called every now and then."""
-
-    def stopping(self) -> None:
-        """The user wants to stop; jobs are saving."""
-
-
 def cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_jobs(jobs: Sequence[Job], folder: StudyFolder, parallel: int, listener: Listener) -> dict[str, JobRecord]:
+def run_jobs(jobs: Sequence[Job], folder: StudyFolder, parallel: int, reporter: Reporter) -> dict[str, JobRecord]:
     """Runs what is missing of ``jobs``; what is done is not repeated, and what fails does not stop the others.
 
     Args:
         jobs: with every job that any of them needs.
         folder: the study's folder, locked.
         parallel: processes at a time, which share the cores evenly.
-        listener: hears of every job.
+        reporter: hears of every job.
 
     Returns:
         The record of every job.
@@ -68,18 +55,13 @@ def run_jobs(jobs: Sequence[Job], folder: StudyFolder, parallel: int, listener: 
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM; running jobs have saved, and the next call goes on with them.
     """
-    return _Schedule(jobs, folder, parallel, listener).execute()
-
-
-def failed(records: Mapping[str, JobRecord]) -> list[JobRecord]:
-    """The records of jobs that failed."""
-    return [record for record in records.values() if record.status == "failed"]
+    return _Schedule(jobs, folder, parallel, reporter).execute()
 
 
 class _Schedule:
-    def __init__(self, jobs: Sequence[Job], folder: StudyFolder, parallel: int, listener: Listener) -> None:
+    def __init__(self, jobs: Sequence[Job], folder: StudyFolder, parallel: int, reporter: Reporter) -> None:
         self.jobs = {job.id: job for job in jobs}
-        self.folder, self.parallel, self.listener = folder, parallel, listener
+        self.folder, self.parallel, self.reporter = folder, parallel, reporter
         found = {job.id: folder.record(job.id) for job in jobs}
         self.records = {name: record for name, record in found.items() if record and record.status == "done"}
         self.waiting = [job for job in jobs if job.id not in self.records]
@@ -132,23 +114,29 @@ class _Schedule:
     def _end(self, record: JobRecord) -> None:
         self.records[record.id] = record
         self.folder.write_record(record)
-        self.listener.ended(record, len(self.records), len(self.jobs))
+        how = f"done in {record.seconds:.0f} s" if record.status == "done" else f"{record.status}: {record.reason}"
+        self.reporter.message(f"[{len(self.records)}/{len(self.jobs)}] {record.id}: {how}")
+        self._looked = -LOOK_S
 
     def _record(self, job: Job, status: Status, child: "_Child | None" = None, reason: str = "") -> JobRecord:
         """What is noted of a job: its seconds are added to those of earlier attempts."""
         before = self.folder.record(job.id)
         seconds = (before.seconds if before else 0.0) + (child.seconds if child else 0.0)
         settings = masked_data(job.settings.model_dump(mode="json"))
-        return JobRecord(job.id, job.row, job.seed, job.domain, status, seconds, reason, settings, job.needs)
+        return JobRecord(
+            id=job.id, row=job.row, seed=job.seed, domain=job.domain, status=status, seconds=seconds, reason=reason,
+            settings=settings, needs=list(job.needs),
+        )  # fmt: skip
 
     def _report(self) -> None:
         if time.monotonic() - self._looked >= LOOK_S:
             self._looked = time.monotonic()
-            self.listener.running([child.job for child in self.children], len(self.records), len(self.jobs))
+            names = ", ".join(child.job.id for child in self.children)
+            self.reporter.working(f"running {names}", len(self.records), len(self.jobs))
 
     def _stop(self) -> None:
         """Asks every child to save and waits for it; asked again, ends them at once."""
-        self.listener.stopping()
+        self.reporter.message("Stopping: the running runs save after their step. Ctrl-C again ends them at once.")
         for child in self.children:
             child.send(signal.SIGTERM)
         try:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from counterpoint.config import Config, load_config
 from counterpoint.disk import write_text
 from counterpoint.errors import RunError
+from counterpoint.runs import Reporter
 from counterpoint.runs.records import Record, read_json
 from counterpoint.runs.run import Run
 from counterpoint.study.jobs import Job, JobRecord, StudyFolder
@@ -147,11 +148,10 @@ def _merge(row: MergeRow, record: JobRecord, folder: StudyFolder, config: Config
     def merged(scale: float | None, place: Path) -> Path:
         return merge(config.model.path, experts, place, method=row.method, scale=scale, density=row.density)
 
-    scales = row.scale if isinstance(row.scale, list) else [row.scale]
-    if len(scales) == 1:
-        merged(scales[0], out)
+    if not isinstance(row.scale, list):
+        merged(row.scale, out)
         return
-    for scale, score in choose_scale(merged, scales, config, SELECTION_PROMPTS, out, lambda what, done, total: None):
+    for scale, score in choose_scale(merged, row.scale, config, SELECTION_PROMPTS, out, Reporter()):
         print(f"scale {scale:g}: {score:.3f} on {SELECTION_PROMPTS} training prompts per domain")
 
 
