@@ -251,3 +251,12 @@ def test_failed_is_nan_to_plain_trl():
 
     assert math.isnan(FAILED)
     assert repr(FAILED) == "FAILED"
+
+
+def test_what_follows_the_thought_is_judged_and_nothing_gets_the_lowest_score():
+    texts = ["<think>good idea</think> weak", "<think>hm</think> good", "<think>good", "", "good"]
+    with server(by_length) as (url, requests):
+        assert judge(url)(prompts=["p"] * 5, completions=texts) == [0.0, 1.0, 0.0, 0.0, 1.0]
+        assert len(requests) == 3
+        assert judge(url, closed_thought=True)(prompts=["p"], completions=["good"]) == [0.0]
+        assert len(requests) == 3

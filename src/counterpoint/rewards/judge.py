@@ -7,7 +7,8 @@ otherwise, as the judges of LPT (arXiv 2606.02398) give. Everything else is no a
 completion is ``FAILED``, never 0.
 
 Completions are data. What is judged stands between two marks that name a hash of it, so that no text can close its own
-frame, and the judge is told that nothing inside is an instruction.
+frame, and the judge is told that nothing inside is an instruction. It sees what follows a thought; a reply of which
+nothing does gets the lowest score without a call.
 """
 
 import asyncio
@@ -23,6 +24,7 @@ from typing import Any, ClassVar, TypeVar
 
 from counterpoint.errors import MissingExtraError, RewardError
 from counterpoint.rewards._base import FAILED, Reward, Row, message_text, text_list
+from counterpoint.rewards._regions import final_answer
 
 T = TypeVar("T")
 
@@ -74,6 +76,7 @@ class JudgeReward(Reward):
             reward raises, and training stops with a checkpoint.
         cache: a folder that keeps answers by everything they depend on; None keeps none.
         price: of a million prompt tokens and a million completion tokens.
+        closed_thought: a completion without ``</think>`` answers nothing.
     """
 
     optional_columns: ClassVar[tuple[str, ...]] = ("answer",)
@@ -95,10 +98,11 @@ class JudgeReward(Reward):
         patience: float = 600.0,
         cache: str | None = None,
         price: Sequence[float] = (0.0, 0.0),
+        closed_thought: bool = False,
     ) -> None:
         self.__name__ = "judge"
         self.model, self.rubric, self.base_url, self.api_key_env = model, rubric, base_url, api_key_env
-        self.scale = _checked_scale(scale)
+        self.scale, self.closed_thought = _checked_scale(scale), closed_thought
         self.sampling = {"temperature": temperature, "max_tokens": max_tokens}
         self.structured, self.concurrency, self.timeout, self.retries = structured, concurrency, timeout, retries
         self.patience, self.price = patience, _checked_price(price)
@@ -122,9 +126,14 @@ class JudgeReward(Reward):
         Raises:
             RewardError: no call was answered for ``patience`` seconds, or the endpoint refuses the key or the model.
         """
-        if not texts:
-            return []
-        return _run(self._judge_all(texts, prepared))
+        answers = [final_answer(text, self.closed_thought) for text in texts]
+        asked = [i for i, answer in enumerate(answers) if answer]
+        scores: list[float | None] = [self.scale[0]] * len(answers)
+        if asked:
+            given = _run(self._judge_all([answers[i] for i in asked], [prepared[i] for i in asked]))
+            for i, score in zip(asked, given, strict=True):
+                scores[i] = score
+        return scores
 
     async def _judge_all(self, texts: Sequence[str], prepared: Sequence["_Question"]) -> list[float | None]:
         openai = _import_openai()
