@@ -3,6 +3,7 @@
 import importlib
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,9 +16,11 @@ from counterpoint.diagnosis.rollouts import (
     Rollouts,
     collate,
     read_rollouts,
+    sample_rollouts,
     save_rollouts,
     with_advantages,
 )
+from counterpoint.evaluation.sampling import Completion, Sampling
 from counterpoint.series import benjamini_hochberg
 
 
@@ -94,6 +97,20 @@ def test_rewards_equal_up_to_rounding_teach_nothing():
     rewards = [0.1 + 0.2, 0.3, 0.3]
     found = with_advantages([Rollout(0, (1,), (2,), reward, 5.0) for reward in rewards])
     assert [item.advantage for item in found] == [0.0, 0.0, 0.0]
+
+
+def test_a_completion_without_a_reward_is_left_out_of_its_group_and_is_no_zero(monkeypatch):
+    completions = [Completion("x", 2, False, (5, 6))] * 6
+    totals = [1.0, None, 1.0, 0.0, 1.0, None]
+    monkeypatch.setattr("counterpoint.diagnosis.rollouts.generate", lambda *_: completions)
+    monkeypatch.setattr("counterpoint.diagnosis.rollouts.score_rows", lambda *_: SimpleNamespace(totals=totals))
+    domain = SimpleNamespace(name="chat", train=[{"prompt": "a"}, {"prompt": "b"}])
+    found = sample_rollouts(
+        None, lambda text, **_: {"input_ids": [1]}, domain, prompts=2, samples=3, sampling=Sampling()
+    )
+    assert [(item.group, item.reward) for item in found.items] == [(0, 1.0), (0, 1.0), (1, 0.0), (1, 1.0)]
+    assert [item.advantage for item in found.items[:2]] == [0.0, 0.0]
+    assert found.items[2].advantage == -found.items[3].advantage < 0
 
 
 def test_halves_share_no_prompt():

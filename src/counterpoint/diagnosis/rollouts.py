@@ -112,6 +112,8 @@ def sample_rollouts(
 ) -> Rollouts:
     """Draws ``samples`` completions for each of the first ``prompts`` training rows and scores them.
 
+    Completions without a reward are left out.
+
     Raises:
         CounterpointError: fewer rows than prompts.
         RewardError: from the domain's rewards.
@@ -124,13 +126,15 @@ def sample_rollouts(
         )
     chosen = [row for row in rows[:prompts] for _ in range(samples)]
     completions = generate(model, tokenizer, [row["prompt"] for row in chosen], sampling, on_batch)
-    rewards = [reward or 0.0 for reward in score_rows(domain, chosen, completions).totals]  # None counts as 0
+    rewards = score_rows(domain, chosen, completions).totals
     items = []
-    for i, (row, completion) in enumerate(zip(chosen, completions, strict=True)):
+    for i, (row, completion, reward) in enumerate(zip(chosen, completions, rewards, strict=True)):
+        if reward is None:  # not scored; training leaves it out of its group too
+            continue
         prompt = row["prompt"]
         text = render_prompt(tokenizer, prompt, sampling.chat_template_kwargs)
         ids = tokenizer(text, add_special_tokens=isinstance(prompt, str))["input_ids"]
-        items.append(Rollout(i // samples, tuple(ids), completion.ids, rewards[i], 0.0, completion.truncated))
+        items.append(Rollout(i // samples, tuple(ids), completion.ids, reward, 0.0, completion.truncated))
     return Rollouts(domain.name, with_advantages(items))
 
 
