@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -304,6 +305,17 @@ def test_bad_input_is_refused_before_any_work(arguments, error, message, tmp_pat
 def test_bad_options_are_refused(options, message):
     with pytest.raises(CounterpointError, match=message):
         RefreshOptions(**options)
+
+
+def test_a_batch_that_cannot_be_trained_is_refused_before_the_former_score_is_measured(hurt, tmp_path, monkeypatch):
+    def evaluated(*_, **__):
+        raise AssertionError("evaluated first")
+
+    monkeypatch.setattr(sys.modules["counterpoint.recovery.refresh"], "evaluate_checkpoints", evaluated)
+    odd = config(training={"per_device_train_batch_size": 3, "num_generations": 8, "max_completion_length": 8})
+    with pytest.raises(ConfigError, match="num_generations"):
+        refresh(hurt, "math", odd, out=tmp_path / "out", before="pocket")
+    assert not (tmp_path / "out").exists()
 
 
 def test_replay_needs_other_domains(tmp_path):

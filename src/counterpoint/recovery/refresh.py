@@ -15,6 +15,7 @@ from counterpoint.config import Config, load_config, parse_config
 from counterpoint.diagnosis.subject import config_of, model_of, wanted_domains
 from counterpoint.engine import Interrupted, Reporter, resume, train
 from counterpoint.engine.evaluate import evaluate_checkpoints
+from counterpoint.engine.prepare import check_config
 from counterpoint.engine.stages import RefreshPlan, outcome
 from counterpoint.errors import ConfigError, CounterpointError, DomainError, RunError
 from counterpoint.evaluation.history import looks_of
@@ -213,6 +214,8 @@ def refresh(
         return continue_refresh(out, reporter)
     if out.exists() and (not out.is_dir() or any(item.name != ".lock" for item in out.iterdir())):
         raise RunError(f"{out}: is there already and holds no refresh; nothing is overwritten. Give another folder.")
+    if problems := check_config(trained):
+        raise ConfigError("\n".join(problems))
     former = _former(config, run, domain, None if before is None else str(before), options.former, reporter)
     return _work(out, trained, RefreshPlan(domain, former, options.every, asked, options.margin), reporter, start=True)
 
