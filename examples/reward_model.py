@@ -21,13 +21,13 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl import RewardConfig, RewardTrainer
 
 from counterpoint.config import load_config
 from counterpoint.engine import train
+from counterpoint.evaluation import Sampling, generate
 from counterpoint.pocket import TASKS, model_path
-from counterpoint.pocket.measure import complete, load
 from counterpoint.rewards import build_reward
 
 TASK = TASKS["writing"]
@@ -56,11 +56,14 @@ evaluation: {prompts: 128, samples: 4, every: 20}
 
 def make_pairs(split: str, prompts: int, answers: int = 4) -> list[dict[str, Any]]:
     """For every prompt that got different scores its best and its worst answer, as ``RewardTrainer`` takes them."""
-    model, tokenizer = load(model_path())
+    model = AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(model_path())
     rows = [TASK.generate(split, index) for index in range(prompts)]
-    texts = [complete(model, tokenizer, [row["prompt"] for row in rows], greedy=False, seed=i) for i in range(answers)]
+    asked = [row["prompt"] for row in rows for _ in range(answers)]
+    texts = [one.text for one in generate(model, tokenizer, asked, Sampling(temperature=1.0, max_new_tokens=24))]
     pairs = []
-    for row, *own in zip(rows, *texts, strict=True):
+    for i, row in enumerate(rows):
+        own = texts[i * answers : (i + 1) * answers]
         ranked = sorted(own, key=lambda text: TASK.score(row, text))
         if TASK.score(row, ranked[0]) < TASK.score(row, ranked[-1]):
             said = [[{"role": "assistant", "content": text}] for text in (ranked[-1], ranked[0])]
