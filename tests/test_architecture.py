@@ -18,6 +18,7 @@ ALLOWED = {
     "errors": set(),
     "registry": {"errors"},
     "anatomy": set(),
+    "balance": {"errors", "registry"},
     "inputs": {"errors"},
     "disk": {"errors"},
     "launch": {"errors"},
@@ -29,13 +30,13 @@ ALLOWED = {
     "pocket": {"errors", "disk"},
     "rewards": {"errors", "inputs", "pocket", "stats"},
     "surgery": {"errors", "anatomy", "registry"},
-    "config": {"errors", "inputs", "registry", "rewards", "surgery"},
+    "config": {"balance", "errors", "inputs", "registry", "rewards", "surgery"},
     "domains": {"errors", "inputs", "config", "rewards", "pocket"},
     "evaluation": {"errors", "config", "domains", "launch", "rewards", "results", "runs", "stats", "tables"},
     "models": {"errors", "inputs", "config", "pocket"},
     "training": {
         *("errors", "inputs", "config", "domains", "evaluation", "launch", "models", "pocket", "rewards", "runs"),
-        *("anatomy", "surgery"),
+        *("anatomy", "balance", "surgery"),
     },
     "engine": {
         *("errors", "config", "disk", "domains", "evaluation", "launch", "models", "runs", "stats", "surgery"),

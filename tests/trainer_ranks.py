@@ -19,6 +19,8 @@ MORE_DATA = DATA | {
 }
 MORE_REWARDS = REWARDS | {"qa": letters, "writing": digits}
 
+WORST = {"name": "worst", "options": {"learning_rate": 0.3}}
+
 
 @dataclass(frozen=True)
 class Case:
@@ -40,6 +42,9 @@ CASES = {
     "mgs, 2 generations in a step": Case("mgs", settings={"steps_per_generation": 0.5}),
     "mgs, lora": Case("mgs", lora=True),
     "mgs-significant": Case("mgs-significant"),
+    "mgs, balanced by prompts": Case("mgs", num_domains=3, accumulation=12, settings={"balance": "prompts"}),
+    "mixed, equal norms": Case("mixed", settings={"balance": "norm", "grams_every": 3}),
+    "mgs, worst domain first": Case("mgs", settings={"balance": WORST, "steps_per_generation": 2}),
     "mgs, recomputed activations": Case("mgs", settings={"gradient_checkpointing": True}),
     "mgs, compiled": Case("mgs", settings={"torch_compile": True, "torch_compile_backend": "aot_eager"}),
     "mgs, synced each": Case(
@@ -118,7 +123,8 @@ def _whole(param):
 
 
 def _log(trainer):
-    keys = ("loss", "grad_norm", "reward/math", "entropy/math", "conflict_rate")
+    keys = ("loss", "grad_norm", "reward/math", "entropy/math", "conflict_rate", "share_tokens/math")
+    keys += ("share_signal/math", "effective_weight/math", "share_update/math")
     return [{k: v for k, v in line.items() if k in keys} for line in trainer.state.log_history]
 
 
@@ -141,6 +147,8 @@ SHARDED_CASES = [
     "mgs, lora",
     "mgs, 4 domains, clipped",
     "mgs-significant",
+    "mgs, balanced by prompts",
+    "mixed, equal norms",
     "mgs, recomputed activations",
     "mgs, compiled",
     "mgs, synced each",

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from counterpoint.balance import balance_problems
 from counterpoint.config.document import MAX_BITS
 from counterpoint.config.domain import expand_reward
 from counterpoint.config.sources import share_findings
@@ -47,6 +48,9 @@ def cross_findings(data: Any) -> Iterator[Finding]:
     domains = [name for name in _mapping(root.get("domains")) if isinstance(name, str)]
     if "strategy" in root:
         yield from ((("strategy", *path), message) for path, message in _strategy(strategy, domains))
+    balance = root.get("balance", "none")
+    balance = {"name": balance} if isinstance(balance, str) else {"name": "none"} | _mapping(balance)
+    yield from ((("balance", *path), message) for path, message in balance_problems(balance, domains))
     if _mapping(root.get("recovery")).get("watch") is True and strategy.get("name") != SEQUENTIAL:
         found = strategy.get("name")
         yield (

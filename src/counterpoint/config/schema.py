@@ -125,6 +125,30 @@ def _words(value: Any) -> list[str]:
     return [repr(value).removesuffix(".0") if isinstance(value, float) else str(value)]
 
 
+class BalanceConfig(Section):
+    """What each domain weighs in a step, before its gradient is combined with the others'; docs/weights.md."""
+
+    name: str = Field(
+        default="none",
+        description="`none` (TRL's own loss), `tokens`, `prompts`, `signal`, `norm` or `worst`.",
+        examples=["tokens"],
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Options of the rule.", examples=[{"learning_rate": 0.05}]
+    )
+
+    @property
+    def label(self) -> str:
+        """The rule in one word, for file names: ``worst-learning_rate-0.05``."""
+        words = [self.name, *(word for option, value in self.options.items() for word in (option, *_words(value)))]
+        return re.sub(r"[^A-Za-z0-9._-]", "-", "-".join(words))
+
+    @property
+    def spec(self) -> str | dict[str, Any]:
+        """The rule as ``DomainGRPOConfig.balance`` takes it."""
+        return {"name": self.name, "options": self.options} if self.options else self.name
+
+
 class SurgeryConfig(Section):
     """Where the gradients of a step's domains wait until they are combined."""
 
@@ -203,7 +227,7 @@ def _expand_model(value: Any) -> Any:
     return {"path": value} if isinstance(value, str) else value
 
 
-def _expand_strategy(value: Any) -> Any:
+def _expand_named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
@@ -212,7 +236,8 @@ def _fill_domains(value: Any) -> Any:
 
 
 Model = Annotated[ModelConfig, BeforeValidator(_expand_model, json_schema_input_type=str | ModelConfig)]
-Strategy = Annotated[StrategyConfig, BeforeValidator(_expand_strategy, json_schema_input_type=str | StrategyConfig)]
+Strategy = Annotated[StrategyConfig, BeforeValidator(_expand_named, json_schema_input_type=str | StrategyConfig)]
+Balance = Annotated[BalanceConfig, BeforeValidator(_expand_named, json_schema_input_type=str | BalanceConfig)]
 Domains = Annotated[dict[DomainName, DomainConfig], Field(min_length=1), BeforeValidator(_fill_domains)]
 
 
@@ -228,6 +253,12 @@ class Config(Section):
         default=StrategyConfig(name="mgs"),
         description="How the domain gradients of a step become one update. A plain string stands for its `name`.",
         examples=["mgs", {"grouping": "module", "weighting": "upgrad"}],
+    )
+    balance: Balance = Field(
+        default=BalanceConfig(),
+        description="What each domain weighs in a step: a rule that sets its effective weight. A plain string stands "
+        "for its `name`.",
+        examples=["tokens", "worst"],
     )
     domains: Domains = Field(
         description="Name -> domain, in the order of every table. Names are lower-case letters, digits, `_` and `-`."
@@ -278,6 +309,7 @@ class Config(Section):
 
 def config_schema() -> dict[str, Any]:
     """The JSON schema of a configuration file, shorthands included; editors complete and check YAML by it."""
+    from counterpoint.balance import BALANCES
     from counterpoint.surgery import GROUPINGS, STRATEGIES, WEIGHTINGS  # late: it brings torch
 
     schema = Config.model_json_schema()
@@ -286,4 +318,5 @@ def config_schema() -> dict[str, Any]:
     strategy["name"]["anyOf"] = [{"enum": [*STRATEGIES, SEQUENTIAL]}, null]
     strategy["grouping"]["anyOf"] = [{"enum": [*GROUPINGS]}, own, null]
     strategy["weighting"]["anyOf"] = [{"enum": [*WEIGHTINGS]}, own, null]
+    schema["$defs"]["BalanceConfig"]["properties"]["name"]["enum"] = [*BALANCES]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

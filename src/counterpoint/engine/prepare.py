@@ -171,6 +171,7 @@ def build_trainer(plan: Plan, run: RunDirectory, stage: Stage, start: Path | Non
     args = grpo_config(config, str(run.trl_folder(stage.index)), stage.num_steps)
     args.run_name = run.path.name
     args.strategy, args.share_rule = config.strategy.within_a_stage, config.share_rule
+    args.balance = config.balance.spec
     args.shares = {domain.name: domain.share for domain in domains}
     args.buffers, args.grams_every = config.surgery.buffers, config.run.grams_every
     args.reward_weights = [reward.weight for domain in domains for reward in domain.rewards]

@@ -17,10 +17,10 @@ conflicts with whom; a weighting turns it into one weight per domain; the update
     GROUPINGS, group_parameters              the groupings by name, or a rule of your own
     WEIGHTINGS, build_weighting              the weightings by name, or a function or class of your own
     Weighting, Context, Halves               what one of your own is and sees
-    cosines, conflict_rate, removed_share    what a Gram tells
+    cosines, conflict_rate, removed_share, contributions    what a Gram tells
 """
 
-from .gram import conflict_rate, cosines, removed_share
+from .gram import conflict_rate, contributions, cosines, removed_share
 from .groupings import GROUPINGS, group_parameters
 from .record import Record
 from .strategies import STRATEGIES, Strategy, resolve_strategy, strategy_problems
@@ -39,6 +39,7 @@ __all__ = [
     "Weighting",
     "build_weighting",
     "conflict_rate",
+    "contributions",
     "cosines",
     "group_parameters",
     "removed_share",

@@ -55,3 +55,13 @@ def removed_share(gram_GDD: Tensor, weights_GD: Tensor) -> float:
     removed = torch.einsum("gi,gij,gj->", removed_GD, gram_GDD, removed_GD).clamp(min=0)
     total = gram_GDD.sum().clamp(min=0)
     return (removed / total).sqrt().item() if total > 0 else 0.0
+
+
+def contributions(gram_GDD: Tensor, weights_GD: Tensor) -> Tensor:
+    """The part [D] of each domain in the squared norm of the update ``u``: ``<w_d g_d, u> / <u, u>``.
+
+    They sum to 1; that of a domain which the update goes against is negative. NaN where the update is zero.
+    """
+    with_update_D = torch.einsum("gi,gij,gj->i", weights_GD, gram_GDD, weights_GD)
+    total = with_update_D.sum()
+    return with_update_D / total if total > 0 else torch.full_like(with_update_D, torch.nan)

@@ -1,6 +1,6 @@
 """The Surgeon: gradient surgery in any training loop."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -22,6 +22,9 @@ from .units import Units, sum_units
 from .weightings import Context, Halves, WeightingSpec, build_weighting
 
 NamedParameters = Mapping[str, nn.Parameter] | Iterable[tuple[str, nn.Parameter]]
+
+BalanceFactors = Callable[[Mapping[str, float]], Mapping[str, float]]
+"""From domain -> length of its gradient to domain -> factor."""
 
 
 class Surgeon:
@@ -123,7 +126,7 @@ class Surgeon:
         self._buffers.take(domain, last)
 
     @torch.no_grad()
-    def combine(self) -> Record:
+    def combine(self, balance: BalanceFactors | None = None) -> Record:
         """Writes the weighted sum of the collected domain gradients into ``.grad`` and empties the buffers.
 
         Clip and step as usual afterwards. Domains that were not collected take no part; one domain alone passes
@@ -133,6 +136,10 @@ class Surgeon:
 
         Raises ``StrategyError`` where nothing was collected, ``RankMismatchError`` on all ranks where they collected
         different domains (without ``average_over``).
+
+        Arguments:
+            balance: gives each domain's gradient a factor, from the Euclidean lengths of all, before they are weighed;
+                the record's Grams are those of the balanced gradients. Not asked where a gradient is not finite.
         """
         held = self._buffers.held
         collected, gram_UVV = self._passes.gram(held, self._buffers.counts, self._buffers.sequence, self.step)
@@ -142,12 +149,17 @@ class Surgeon:
         domains = tuple(dict.fromkeys(domain for domain, _ in vectors))
         member_VD = torch.tensor([[domain == name for name in domains] for domain, _ in vectors], dtype=torch.float64)
         index = self._units.own
+        total_VV = gram_UVV.sum(dim=0)
+        finite = bool(total_VV.isfinite().all())
+        factor_V = torch.ones(len(vectors), dtype=torch.float64)
+        if balance is not None and finite:
+            factor_V = member_VD @ _factors(balance, domains, member_VD.mT @ total_VV @ member_VD)
+            gram_UVV = gram_UVV * factor_V.unsqueeze(1) * factor_V
         gram_UDD = member_VD.mT @ gram_UVV @ member_VD if len(vectors) > len(domains) else gram_UVV
         gram_GDD = sum_units(gram_UDD, index)
-        finite = bool(gram_UDD.isfinite().all())
         halves = self._halves(gram_UVV, collected, domains) if self._weighting.uses_halves else None
         weights_GD = self._weights(gram_GDD, domains, finite, halves)
-        weights_GV = weights_GD[:, member_VD.argmax(dim=1)]
+        weights_GV = weights_GD[:, member_VD.argmax(dim=1)] * factor_V
         self._passes.write(held, vectors, weights_GV[index.index_U])
         self._buffers.clear()
         record = Record(self.step, index.groups, domains, gram_GDD, weights_GD, finite, gram_UDD, self._units)
@@ -215,6 +227,13 @@ class Surgeon:
         gram_GVV[:, places.unsqueeze(1), places] = sum_units(gram_UVV, self._units.own)
         counts_D2 = torch.tensor([[collected.get((domain, half), 0) for half in (0, 1)] for domain in domains])
         return Halves(gram_GVV, counts_D2)
+
+
+def _factors(balance: BalanceFactors, domains: tuple[str, ...], gram_DD: Tensor) -> Tensor:
+    """The factors [D] that ``balance`` gives, float64."""
+    lengths_D = gram_DD.diagonal().clamp(min=0).sqrt()
+    found = balance(dict(zip(domains, lengths_D.tolist(), strict=True)))
+    return torch.tensor([found[name] for name in domains], dtype=torch.float64)
 
 
 def _distinct(source: nn.Module | NamedParameters) -> dict[str, nn.Parameter]:

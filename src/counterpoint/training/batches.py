@@ -29,6 +29,9 @@ DOMAIN_KEY = "domain_id"
 PROMPT_KEY = "prompt_id"
 """Key of the ``[B]`` int64 tensor that is equal for completions of one prompt, and for no others of the buffer."""
 
+SIGNAL_KEY = "signal"
+"""Key of the ``[B]`` bool tensor that is true where completions of the row's prompt differ in reward."""
+
 EPSILON = 1e-4
 """TRL's own constant beside a standard deviation, kept so that one domain alone reproduces TRL."""
 

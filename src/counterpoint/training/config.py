@@ -7,6 +7,7 @@ from typing import Any
 
 from trl import GRPOConfig
 
+from counterpoint.balance import BALANCES, build_balance
 from counterpoint.domains.sampler import MixedRows, QuotaSampler
 from counterpoint.errors import ConfigError, DomainError, StrategyError, nearest
 from counterpoint.surgery import STRATEGIES, Strategy, build_weighting, resolve_strategy
@@ -33,6 +34,9 @@ class DomainGRPOConfig(GRPOConfig):
             `"exact"` refuses shares that a step cannot meet; `"carry"` meets them over steps.
         buffers (`str`, *optional*, defaults to `"device"`):
             Where domain gradients wait for the end of the step: `"device"`, `"bfloat16"` or `"cpu"`.
+        balance (`str` or `dict`, *optional*, defaults to `"none"`):
+            What each domain weighs in a step, before gradients are combined: a name in `counterpoint.balance.BALANCES`,
+            or `{"name": "worst", "options": {"learning_rate": 0.05}}`. `"none"` is TRL's own loss.
         grams_every (`int`, *optional*, defaults to `1`):
             Optimizer steps between records of all Grams. A strategy without surgery costs what TRL costs in between.
         run (`str`, *optional*):
@@ -42,7 +46,7 @@ class DomainGRPOConfig(GRPOConfig):
         StrategyError, DomainError, ConfigError: a value that cannot be used, naming the setting.
     """
 
-    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "strategy", "shares"]  # noqa: RUF012 - TRL's own form
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "strategy", "shares", "balance"]  # noqa: RUF012 - TRL's own form
 
     strategy: Strategy | str | dict[str, Any] | None = field(
         default="mgs",
@@ -70,6 +74,13 @@ class DomainGRPOConfig(GRPOConfig):
             "choices": BUFFERS,
         },
     )
+    balance: dict[str, Any] | str = field(
+        default="none",
+        metadata={
+            "help": f"What each domain weighs in a step: {', '.join(BALANCES)}, or a JSON object with 'name' and "
+            "'options'. 'none' is TRL's own loss."
+        },
+    )
     grams_every: int = field(default=1, metadata={"help": "Optimizer steps between records of all Grams, at least 1."})
     run: str | None = field(
         default=None,
@@ -90,6 +101,7 @@ class DomainGRPOConfig(GRPOConfig):
             raise StrategyError(f"buffers={self.buffers!r} is unknown: {nearest(str(self.buffers), BUFFERS)}")
         if type(self.grams_every) is not int or self.grams_every < 1:
             raise ConfigError(f"grams_every={self.grams_every!r}: it must be a whole number of steps, 1 or more.")
+        build_balance(self.balance)
         _check_shares(self.shares)
 
     def to_dict(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from trl.trainer.utils import nanstd as trl_nanstd
 
-from counterpoint.surgery import Record, conflict_rate, cosines, removed_share
+from counterpoint.surgery import Record, conflict_rate, contributions, cosines, removed_share
 from counterpoint.training.batches import nanstd, total_rewards
 
 
@@ -47,6 +47,13 @@ def batch_metrics(
     return found
 
 
+def teaching_rows(total_B: torch.Tensor, num_generations: int) -> torch.Tensor:
+    """True ``[B]`` where completions of the row's prompt differ in reward."""
+    spread = trl_nanstd(total_B.view(-1, num_generations), dim=1)  # NaN where fewer than two are scored
+    teaches = ~torch.isclose(spread, torch.zeros_like(spread)) & ~spread.isnan()
+    return teaches.repeat_interleave(num_generations)
+
+
 def zero_advantage_share(total_B: torch.Tensor, num_generations: int) -> float:
     """Share of prompts whose completions all have the same reward, so that they teach nothing."""
     if num_generations == 1:
@@ -67,7 +74,8 @@ def _parts(domain: str, reward_names: Sequence[str], rewards_BF: torch.Tensor) -
 
 
 def surgery_metrics(record: Record) -> dict[str, float]:
-    """Global cosine of every pair of domains, conflict rate over modules, and the share that surgery removed.
+    """Global cosine of every pair of domains, conflict rate over modules, the share that surgery removed, and the
+    domains' parts in the gradients and in the update.
 
     Every value is an aggregate: the number of keys depends on the domains alone, never on the size of the model. What
     cannot be computed, such as the cosine of a domain without a gradient, is left out.
@@ -83,8 +91,12 @@ def surgery_metrics(record: Record) -> dict[str, float]:
             pair = f"{first}|{record.domains[j]}"
             metrics[f"cosine/{pair}"] = global_cosine_DD[i, j].item()
             metrics[f"conflict_rate/{pair}"] = conflict_rate(gram_GDD[:, [i, j]][:, :, [i, j]])
+    squares_D = gram_GDD.sum(dim=0).diagonal().clamp(min=0)
+    part_D = contributions(record.gram_GDD, record.weights_GD)
     for i, name in enumerate(record.domains):
-        metrics[f"grad_norm/{name}"] = gram_GDD[:, i, i].sum().clamp(min=0).sqrt().item()
+        metrics[f"grad_norm/{name}"] = squares_D[i].sqrt().item()
+        metrics[f"share_gradient/{name}"] = (squares_D[i] / squares_D.sum()).item()
+        metrics[f"share_update/{name}"] = part_D[i].item()
     return {key: value for key, value in metrics.items() if not math.isnan(value)}
 
 

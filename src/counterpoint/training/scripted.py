@@ -247,6 +247,7 @@ def _config(trainer: Any, path: Path, domains: Sequence[Domain], keep: int | Non
             },
             "model": _model(trainer),
             "strategy": _strategy(trainer.strategy),
+            "balance": getattr(args, "balance", "none"),
             "training": _training(args),
             "evaluation": {"every": every, "prompts": max(len(domain.evaluation) for domain in domains)},
             "domains": {domain.name: _domain(domain) for domain in domains},

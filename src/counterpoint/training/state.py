@@ -38,12 +38,13 @@ class _Numbers(Record):
     settings: Row
     surgeon: Row
     rewards: dict[str, _Running] = Field(default_factory=dict)
+    balance: Row = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class TrainerState:
-    """The micro-step counter, the surgeon's state, the completions that are still to be trained on, and the statistics
-    of normalised rewards.
+    """The micro-step counter, the surgeon's state, the completions that are still to be trained on, the statistics of
+    normalised rewards, and what the balance remembers.
 
     ``buffer`` is None where the next step generates anew. Each rank has completions of its own.
     """
@@ -52,6 +53,7 @@ class TrainerState:
     surgeon: dict[str, Any]
     buffer: list[Buffer] | None
     rewards: dict[str, Any] = field(default_factory=dict)
+    balance: dict[str, Any] = field(default_factory=dict)
 
 
 def kept_settings(
@@ -75,6 +77,7 @@ def kept_settings(
         "shares": {name: float(shares[name]) for name in sizes},
         "shares of the sources": {name: rows.shares for name, rows in mixed.items()},
         "share_rule": own["share_rule"],
+        "balance": own["balance"],
     } | {name: getattr(args, name) for name in batch}
 
 
@@ -108,6 +111,7 @@ def save_state(folder: Path, state: TrainerState, settings: dict[str, Any], rank
             "settings": settings,
             "surgeon": state.surgeon,
             "rewards": state.rewards,
+            "balance": state.balance,
         }
         (folder / STATE_FILE).write_text(json.dumps(numbers))
 
@@ -121,16 +125,17 @@ def load_state(
         RunError: the folder was not written by a ``DomainGRPOTrainer``, by one with another number of ranks, or with
             other ``settings``.
     """
-    state = {"rewards": {}} | read_numbers(folder, num_ranks)
-    _check_settings(folder, state["settings"], settings)
+    state = {"rewards": {}, "balance": {}} | read_numbers(folder, num_ranks)
+    _check_settings(folder, {"balance": "none"} | state["settings"], settings)
+    shared = {"rewards": state["rewards"], "balance": state["balance"]}
     if not state["micro_batches"]:
-        return TrainerState(state["micro_step"], state["surgeon"], None, state["rewards"])
+        return TrainerState(state["micro_step"], state["surgeon"], None, **shared)
     buffer: list[Buffer] = [{} for _ in range(state["micro_batches"])]
     for name, tensor in load_file(_ranked(folder, BUFFER_FILE, rank)).items():
         i, key = name.split("/", 1)
         listed = key.endswith(_LIST)
         buffer[int(i)][key.removesuffix(_LIST)] = tensor.tolist() if listed else tensor.to(device)
-    return TrainerState(state["micro_step"], state["surgeon"], buffer, state["rewards"])
+    return TrainerState(state["micro_step"], state["surgeon"], buffer, **shared)
 
 
 def find_checkpoint(requested: str | Path | bool | None, output_dir: str) -> str | None:
@@ -149,12 +154,29 @@ def find_checkpoint(requested: str | Path | bool | None, output_dir: str) -> str
     return found
 
 
-def load_renamed(model: Any, folder: Path) -> bool:
-    """Loads the weights of ``folder`` where transformers saved them under names that the model does not have.
+class RenamedWeights:
+    """For a ``Trainer``: weights that transformers saved under names that the model does not have.
 
-    It does so for mixtures of experts and some vision-language models, and its ``Trainer`` then loads by name: nothing
-    but a warning tells that those weights stay what they were. False where all names are the model's own.
+    It does so for mixtures of experts and some vision-language models, and then loads by name: nothing but a warning
+    tells that those weights stay what they were.
     """
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not self._loads_renamed(resume_from_checkpoint, self.model if model is None else model):  # type: ignore[attr-defined]
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+
+    def _load_best_model(self) -> None:
+        if not self._loads_renamed(self.state.best_model_checkpoint, self.model):  # type: ignore[attr-defined]
+            super()._load_best_model()  # type: ignore[misc]
+
+    def _loads_renamed(self: Any, folder: Any, model: Any) -> bool:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # these keep a copy under the names of their own
+            return False
+        return load_renamed(self.accelerator.unwrap_model(model), Path(folder))
+
+
+def load_renamed(model: Any, folder: Path) -> bool:
+    """Loads the weights of ``folder`` into ``model`` where they have other names; False where all names are its own."""
     saved: set[str] = set()
     for file in folder.glob("model*.safetensors"):
         with safe_open(file, "pt") as tensors:

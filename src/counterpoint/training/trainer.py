@@ -28,6 +28,7 @@ from counterpoint.training.backends import (
 from counterpoint.training.batches import (
     DOMAIN_KEY,
     PROMPT_KEY,
+    SIGNAL_KEY,
     Buffer,
     DomainRows,
     Rows,
@@ -41,20 +42,21 @@ from counterpoint.training.batches import (
 )
 from counterpoint.training.card import PAPER, add_domains
 from counterpoint.training.config import DomainGRPOConfig, check_strategy, own_settings, quota_sampler
-from counterpoint.training.metrics import PER_MICRO_BATCH, batch_metrics, surgery_metrics, unscaled
+from counterpoint.training.metrics import PER_MICRO_BATCH, batch_metrics, surgery_metrics, teaching_rows, unscaled
 from counterpoint.training.rewards import Rewards
 from counterpoint.training.scripted import ScriptRun, check_script
 from counterpoint.training.state import (
+    RenamedWeights,
     TrainerState,
     find_checkpoint,
     kept_settings,
-    load_renamed,
     load_state,
     save_state,
 )
+from counterpoint.training.weighing import Weighing
 
 
-class DomainGRPOTrainer(GRPOTrainer):
+class DomainGRPOTrainer(RenamedWeights, GRPOTrainer):
     """
     Trainer for Group Relative Policy Optimization on several domains at once, whose gradients a strategy combines:
     by default Modular Gradient Surgery ([arXiv 2602.02301](https://huggingface.co/papers/2602.02301)).
@@ -144,6 +146,8 @@ class DomainGRPOTrainer(GRPOTrainer):
         shares = self._own["shares"] or dict.fromkeys(sizes, 1.0)
         self._sampler = quota_sampler(args, sizes, shares, self._own["share_rule"], self.domain_rows.mixed)
         check_strategy(self.strategy, self._sampler)
+        self._weighing = Weighing(self._own["balance"], args, self.domains)
+        self._always_separates = self.strategy.weighting != "ones" or self._weighing.rule.uses_gradients
         self._rewards = Rewards(reward_funcs, reward_processing_classes, self.domains)
         if args.world_size > 1:
             self._rewards.hold_errors()
@@ -172,7 +176,7 @@ class DomainGRPOTrainer(GRPOTrainer):
     def create_accelerator_and_postprocess(self) -> None:
         """Refuses back ends and models as soon as both are there: TRL starts vLLM later in its constructor."""
         super().create_accelerator_and_postprocess()
-        check_accelerator(self.accelerator, surgery=self.strategy.weighting != "ones")
+        check_accelerator(self.accelerator, surgery=self._always_separates)
         check_model(self.model, self.strategy)
 
     def _balance_experts(self) -> None:
@@ -189,6 +193,7 @@ class DomainGRPOTrainer(GRPOTrainer):
         self._step, self._buffered_inputs = 0, None
         self._surgeon, self._surgeon_state, self._collects = None, {}, False
         self._rewards.normalizer.load_state_dict({})
+        self._weighing.forget()
         self._window_loss: torch.Tensor | None = None
         self._micro_batch = ExitStack()
 
@@ -289,6 +294,9 @@ class DomainGRPOTrainer(GRPOTrainer):
         domain_B = torch.tensor(ids, device=self.accelerator.device)
         output[DOMAIN_KEY] = domain_B
         output[PROMPT_KEY] = torch.arange(len(inputs), device=domain_B.device) // self.num_generations
+        if self.model.training:
+            teaches_B = teaching_rows(total_rewards(self._rewards_BF, self.reward_weights), self.num_generations)
+            output[SIGNAL_KEY] = self._own_rows(teaches_B)
         all_domain_B = self.accelerator.gather(domain_B)
         self._normalise_advantages(output, all_domain_B)
         self._log_batch(all_domain_B)
@@ -312,8 +320,12 @@ class DomainGRPOTrainer(GRPOTrainer):
             all_domain_B,
             normalised_sum=normalised_sum,
         )
-        num_local = len(output["advantages"])
-        output["advantages"] = all_B[self.accelerator.process_index * num_local :][:num_local]
+        output["advantages"] = self._own_rows(all_B)
+
+    def _own_rows(self, all_B: torch.Tensor) -> torch.Tensor:
+        """This rank's part of what all ranks have."""
+        num_local = len(self._places)
+        return all_B[self.accelerator.process_index * num_local :][:num_local]
 
     def _log_batch(self, all_domain_B: torch.Tensor) -> None:
         mode = "train" if self.model.training else "eval"
@@ -327,6 +339,8 @@ class DomainGRPOTrainer(GRPOTrainer):
             self.accelerator.gather(self._truncated_B),
             self.num_generations if mode == "train" else self.num_generations_eval,
         )
+        if mode == "train":
+            self._weighing.see(metrics, self.shares)
         metrics |= {f"reward_raw/{name}": mean for name, mean in self._rewards.raw.items() if mode == "train"}
         for key, (value, num_rows) in metrics.items():
             # TRL averages what stands here over batches; a value for each row makes that an average over rows
@@ -366,7 +380,12 @@ class DomainGRPOTrainer(GRPOTrainer):
             steps = self._sampler.generation_quotas(self._step)
             self._buffered_inputs = regroup(self._buffered_inputs, steps, halves=self._halves)
         self._begin_micro_batch()
-        return self._buffered_inputs[self._slot]
+        return self._weighing.begin(self._buffered_inputs, self._slot, self.accelerator)
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """TRL's loss of one micro-batch; in training, times the factor that ``balance`` gives its domain."""
+        loss: torch.Tensor = super().compute_loss(model, inputs, *args, **kwargs)
+        return self._weighing.scale(loss, domain_of(inputs)) if self.model.training else loss
 
     def _begin_micro_batch(self) -> None:
         """Settles whether this micro-batch's gradient is collected and averaged, before its forward pass.
@@ -382,9 +401,8 @@ class DomainGRPOTrainer(GRPOTrainer):
     @property
     def _separates_domains(self) -> bool:
         """Whether this step's domains need gradients of their own; plain mixing needs them only to be looked at."""
-        if self.strategy.weighting == "ones":
-            return self._separable and self.state.global_step % self._own["grams_every"] == 0
-        return True
+        looks = self._separable and self.state.global_step % self._own["grams_every"] == 0
+        return self._always_separates or looks
 
     def _domain_ends(self) -> bool:
         """Whether the micro-batch at hand is the last of its domain before another one, or of the window."""
@@ -412,10 +430,11 @@ class DomainGRPOTrainer(GRPOTrainer):
             if self._surgeon is not None:
                 self._surgeon.reset()
             raise self._diverged(f"the loss is {losses[~finite][0].item()}, so the step was not taken")
-        if not self._separates_domains:
-            return
-        self.last_record = unscaled(self.surgeon.combine(), self.accelerator.scaler)
-        for key, value in surgery_metrics(self.last_record).items():
+        metrics: dict[str, float] = {}
+        if self._separates_domains:
+            self.last_record = unscaled(self.surgeon.combine(self._weighing.of_gradients), self.accelerator.scaler)
+            metrics = surgery_metrics(self.last_record)
+        for key, value in (metrics | self._weighing.end()).items():
             self._metrics["train"][key].append(value)
 
     def _copy_metrics(self, domain: str, counts: Mapping[str, int]) -> None:
@@ -442,7 +461,8 @@ class DomainGRPOTrainer(GRPOTrainer):
         buffer = None if self._generates(self._step) else self._buffered_inputs
         # Plain mixing never needs a Surgeon, and works on back ends for which none can be made.
         surgeon = self._surgeon.state_dict() if self._surgeon else self._surgeon_state
-        state = TrainerState(self._step, surgeon, buffer, self._rewards.normalizer.state_dict())
+        kept = {"rewards": self._rewards.normalizer.state_dict(), "balance": self._weighing.rule.state_dict()}
+        state = TrainerState(self._step, surgeon, buffer, **kept)
         save_state(folder, state, self._kept_settings(), self.accelerator.process_index, self.accelerator.num_processes)
         super()._save_checkpoint(model, trial)
 
@@ -463,32 +483,12 @@ class DomainGRPOTrainer(GRPOTrainer):
         self._forget()
         checkpoint = find_checkpoint(resume_from_checkpoint, str(self.args.output_dir))
         if checkpoint is not None:
-            accelerator = self.accelerator
-            state = load_state(
-                Path(checkpoint),
-                self._kept_settings(),
-                accelerator.process_index,
-                accelerator.num_processes,
-                accelerator.device,
-            )
+            here = (self.accelerator.process_index, self.accelerator.num_processes, self.accelerator.device)
+            state = load_state(Path(checkpoint), self._kept_settings(), *here)
             self._step, self._surgeon_state, self._buffered_inputs = state.micro_step, state.surgeon, state.buffer
             self._rewards.normalizer.load_state_dict(state.rewards)
+            self._weighing.forget(state.balance)
         return super().train(checkpoint, *args, **kwargs)
-
-    # transformers loads weights by name, also where it saved them under other names
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if not self._loads_renamed(resume_from_checkpoint, self.model if model is None else model):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_best_model(self) -> None:
-        if not self._loads_renamed(self.state.best_model_checkpoint, self.model):
-            super()._load_best_model()
-
-    def _loads_renamed(self, folder: Any, model: Any) -> bool:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # these keep a copy under the names of their own
-            return False
-        return load_renamed(self.accelerator.unwrap_model(model), Path(folder))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """TRL's model card with the domains, the strategy and the last held-out rewards."""
