@@ -63,6 +63,7 @@ ALLOWED = {
     "plan": {"anatomy", "companions", "inputs", "config", "models", "surgery"},
     "report": {"errors", "evaluation", "runs", "disk", "series", "stats", "tables", "results", "study"},
     "cli": {
+        "balance",
         "inputs",
         *("errors", "config", "domains", "evaluation", "pocket", "report", "rewards", "runs", "surgery"),
         *("engine", "training", "disk", "launch", "verify", "plan", "models", "diagnosis", "checkpoints", "merging"),

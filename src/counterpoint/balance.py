@@ -92,6 +92,21 @@ def factors_for(wanted: Mapping[str, float], amounts: Mapping[str, float]) -> Fa
     return found
 
 
+def out_of_balance(weights: Mapping[str, float], shares: Mapping[str, float], loss_type: str) -> str | None:
+    """A sentence on domains whose effective weight is more than twice their share, or less than half of it."""
+    odd = [
+        f"{name} has {shares[name]:.0%} of the prompts and {weight:.0%} of the loss"
+        for name, weight in weights.items()
+        if name in shares and not shares[name] / 2 <= weight <= shares[name] * 2
+    ]
+    if not odd:
+        return None
+    return (
+        f"{', '.join(odd)}: loss_type {loss_type!r} counts a domain by its {COUNTS_BY[loss_type]}. If domains are to "
+        "weigh what their shares say, set `balance: tokens` (docs/weights.md)."
+    )
+
+
 class Balance(Named):
     """Base of all rules."""
 

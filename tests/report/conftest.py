@@ -93,6 +93,9 @@ def metrics(rng, domains, steps, lift):
                 f"truncated/{name}": max(0.0, 0.1 - 0.1 * progress + 0.03 * rng.standard_normal()),
                 f"zero_advantage/{name}": min(1.0, abs(0.2 + 0.3 * progress + 0.08 * rng.standard_normal())),
                 f"kl/{name}": 0.0,
+                f"share_prompts/{name}": 1 / len(domains),
+                f"share_tokens/{name}": 2 * (i + 1) / len(domains) / (len(domains) + 1),
+                f"effective_weight/{name}": 2 * (i + 1) / len(domains) / (len(domains) + 1),
             }
         for a, b in [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]:
             row[f"cosine/{a}|{b}"] = 0.03 * rng.standard_normal()

@@ -409,3 +409,24 @@ def test_stages_of_a_sequential_run_are_marked_and_a_single_stage_is_not(tmp_pat
     info = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(info | {"stages": info["stages"][:1]}))
     assert "annotations" not in figures(content_of(run))["curve-reward"]["layout"]
+
+
+def test_who_trained_the_model_is_one_bar_for_each_kind_of_share(run_dir):
+    content = content_of(run_dir)
+    assert [row["what"] for row in content["weights"]] == ["prompts", "tokens", "effective weight"]
+    shares = {row["what"]: [item["share"] for item in row["shares"]] for row in content["weights"]}
+    assert shares["prompts"] == pytest.approx([0.25] * 4)
+    assert shares["tokens"] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    bars = figures(content)["weights"]["data"]
+    assert [bar["name"] for bar in bars] == ["math", "code", "qa", "writing"]
+    assert bars[3]["x"] == pytest.approx([0.25, 0.4, 0.4])
+    assert "Who trains the model" in write_report(run_dir).read_text()
+
+
+def test_a_run_that_logged_no_shares_has_no_such_picture(run_dir):
+    path = run_dir / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    kept = [{k: v for k, v in row.items() if not k.startswith(("share_", "effective_"))} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    assert "weights" not in figures(content_of(run_dir))
+    assert "Who trains the model" not in write_report(run_dir).read_text()

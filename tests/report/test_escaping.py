@@ -180,7 +180,7 @@ def plots(document):
 MODULE_FIGURES = {"module-overview", "module-steps", "module-time"}
 RUN_FIGURES = FIGURES | RECOVERY | MODULE_FIGURES | {
     "overview", "comparison", "history", "cosine", "conflict-rate", "removed", "curve-reward", "curve-entropy",
-    "curve-completion_length", "curve-truncated", "curve-zero_advantage",
+    "curve-completion_length", "curve-truncated", "curve-zero_advantage", "curve-effective_weight", "weights",
 }  # fmt: skip
 
 

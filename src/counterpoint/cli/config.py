@@ -91,10 +91,10 @@ def check_memory(config: "Config") -> str:
 
 @app.command()
 def reference() -> None:
-    """Print every setting, strategy, grouping and weighting with its types, limits and defaults, as Markdown."""
-    from counterpoint.config.reference import settings, strategies
+    """Print every setting, strategy, grouping, weighting and balance, with types, limits and defaults, as Markdown."""
+    from counterpoint.config.reference import balances, settings, strategies
 
-    typer.echo(f"{settings()}\n{strategies()}", nl=False)
+    typer.echo(f"{settings()}\n{strategies()}\n{balances()}", nl=False)
 
 
 @app.command()

@@ -78,9 +78,29 @@ def _tell(run: "RunDirectory", reporter: "ConsoleReporter") -> None:
 
     if reporter.speaks:
         reporter.console.print(run_table([run]))
+        if weights := weights_table(run):
+            reporter.console.print(weights)
         if verdict := Run.open(run.path).verdict():
             reporter.message(verdict)
         reporter.report(run.path)
+
+
+def weights_table(run: "RunDirectory") -> "Table | None":
+    """What each domain weighed, on average over the steps; None for a run without steps of several domains."""
+    from counterpoint.runs.run import Run
+    from counterpoint.runs.weights import mean_weights
+    from counterpoint.tables import Table
+
+    opened = Run.open(run.path)
+    if not (found := mean_weights(opened.metrics)):
+        return None
+    rows = tuple(
+        (name, *(100 * shares[name] if name in shares else None for shares in found.values()))
+        for name in opened.domains
+    )
+    return Table(
+        "Who trained the model, % of all, mean over steps", ("domain", *found), rows, dict.fromkeys(found, ".0f")
+    )
 
 
 def run_table(runs: "Sequence[RunDirectory]") -> "Table":

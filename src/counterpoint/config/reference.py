@@ -53,7 +53,19 @@ def strategies() -> str:
     )
 
 
-PAGES: dict[str, Callable[[], str]] = {"configuration.md": settings, "strategies.md": strategies}
+def balances() -> str:
+    """Every rule of balance."""
+    from counterpoint.balance import BALANCES
+
+    rows = [(f"`{b.name}`", b.summary(), _options(b), _paper(b.paper)) for b in BALANCES.values()]
+    return _table("balance what options paper", rows)
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "configuration.md": settings,
+    "strategies.md": strategies,
+    "weights.md": balances,
+}
 """Page of the documentation -> its tables."""
 
 

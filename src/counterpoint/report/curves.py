@@ -14,6 +14,7 @@ DOMAIN_CURVES = {
     "completion_length": ("Completion length", "tokens"),
     "truncated": ("Truncated", "share of completions cut off at the length limit"),
     "zero_advantage": ("No signal", "share of prompts whose completions all scored the same and so teach nothing"),
+    "effective_weight": ("Effective weight", "factor in front of the domain's mean loss, as a fraction of all"),
     "kl": ("KL", "nats per token, away from the reference model"),
 }
 """Metric -> its title and its unit in words; one curve per domain, key ``metric/domain``."""

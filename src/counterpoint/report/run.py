@@ -27,6 +27,7 @@ from counterpoint.report.read import LEVELS, Detail, RunData
 from counterpoint.report.recovery import recovery, recovery_figures
 from counterpoint.report.scores import comparison, evaluation, labels_of_runs
 from counterpoint.report.text import clean, number, plot_text, row_of, rows_of, signed
+from counterpoint.report.weights import weights, weights_figure
 from counterpoint.runs.run import total_tokens
 
 Sample = dict[str, Any]
@@ -57,6 +58,7 @@ def build(runs: Sequence[RunData], detail: Detail = LEVELS[0]) -> dict[str, Any]
         "diagnosis": diagnosis(run.diagnosis, domains, detail),
         "recovery": recovery(run, domains, detail),
         "curves": _curves(runs, domains, detail),
+        "weights": weights(run, domains),
         "surgery": surgery_curves(run, domains, detail),
         "cosines": module_cosines(run.grams, detail),
         "samples": samples(run, domains, detail),
@@ -291,6 +293,8 @@ def run_figures(content: dict[str, Any]) -> dict[str, Figure]:
         found |= diagnosis_figures(content["diagnosis"])
     if content["recovery"]:
         found |= recovery_figures(content["recovery"])
+    if content["weights"]:
+        found["weights"] = weights_figure(content["weights"])
     for panel in content["curves"]:
         found[f"curve-{panel['metric']}"] = curve_figure(panel["curves"], stages, others=panel["others"])
     return found | _surgery_figures(content, stages)
