@@ -9,11 +9,11 @@ from counterpoint.config import parse_config
 from counterpoint.errors import ConfigError
 
 
-def part(completions, tokens, signal_completions=None, signal_tokens=None, generations=4):
+def part(completions, tokens, signal_completions=None, signal_tokens=None):
     taught = completions if signal_completions is None else signal_completions
     tokens_taught = tokens if signal_tokens is None else signal_tokens
     scored = completions if tokens else 0
-    return Part(completions, scored // generations, scored, tokens, taught, taught if tokens else 0, tokens_taught)
+    return Part(completions, scored, scored, tokens, taught, taught if tokens else 0, tokens_taught)
 
 
 STEP = {"math": part(8, 80), "chat": part(24, 720, 12, 240)}

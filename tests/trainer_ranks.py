@@ -44,7 +44,7 @@ CASES = {
     "mgs-significant": Case("mgs-significant"),
     "mgs, balanced by prompts": Case("mgs", num_domains=3, accumulation=12, settings={"balance": "prompts"}),
     "mixed, equal norms": Case("mixed", settings={"balance": "norm", "grams_every": 3}),
-    "mgs, worst domain first": Case("mgs", settings={"balance": WORST, "steps_per_generation": 2}),
+    "mgs, worst domain first": Case("mgs", settings={"balance": WORST}),
     "mgs, recomputed activations": Case("mgs", settings={"gradient_checkpointing": True}),
     "mgs, compiled": Case("mgs", settings={"torch_compile": True, "torch_compile_backend": "aot_eager"}),
     "mgs, synced each": Case(

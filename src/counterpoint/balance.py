@@ -38,8 +38,8 @@ class Part:
 
     completions: int
     """Completions, scored or not; their fraction is the domain's share of the prompts."""
-    prompts: int
-    """Prompts with scored tokens."""
+    live: int
+    """Completions of prompts with scored tokens, in whichever of their completions."""
     scored: int
     """Completions with scored tokens."""
     tokens: int
@@ -163,7 +163,7 @@ class PromptsBalance(Balance):
 
     def factors(self, step: Step, loss_type: str) -> Factors:
         """Weights in proportion to the prompts that have anything in the loss."""
-        wanted = {name: part.prompts for name, part in step.items()}
+        wanted = {name: part.live for name, part in step.items()}
         return factors_for(wanted, {name: part.amount(loss_type) for name, part in step.items()})
 
 

@@ -336,11 +336,11 @@ def test_masked_completions_and_the_tokens_of_tools_count_for_nothing(tmp_path):
     ]
     ready = weighing.begin(buffer, 0, OneRank)
     assert weighing.step["math"].__dict__ == {
-        "completions": 4, "prompts": 1, "scored": 2, "tokens": 4,
+        "completions": 4, "live": 2, "scored": 2, "tokens": 4,
         "signal_completions": 2, "signal_scored": 2, "signal_tokens": 4,
     }  # fmt: skip
     assert weighing.step["code"].tokens == 12
-    assert weighing.step["code"].prompts == 2
+    assert weighing.step["code"].live == 4
     # 16 tokens and 3 prompts: each prompt counts as 16/3 tokens
     factor = weighing.factors["math"]
     assert (factor * ready["advantages"][:2] * 4).tolist() == pytest.approx([16 / 3] * 2)

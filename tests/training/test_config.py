@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 
-OWN = {"strategy", "shares", "share_rule", "buffers", "grams_every", "run"}
+OWN = {"strategy", "shares", "share_rule", "buffers", "balance", "grams_every", "run"}
 
 
 def test_the_constructor_takes_grpo_trainers_arguments_at_their_places():
@@ -34,13 +34,14 @@ def test_trls_parser_reads_our_settings_from_yaml_and_the_command_line(tmp_path)
     given = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "shares": {"math": 2, "code": 1}}
     file.write_text(yaml.safe_dump(given | {"strategy": {"grouping": "layer", "weighting": "pcgrad"}}))
     (args,) = TrlParser([DomainGRPOConfig]).parse_args_and_config(
-        ["--config", str(file), "--share_rule", "carry", "--grams_every", "5"]
+        ["--config", str(file), "--share_rule", "carry", "--grams_every", "5", "--balance", "tokens"]
     )
     assert own_settings(args) == {
         "strategy": {"grouping": "layer", "weighting": "pcgrad"},
         "shares": {"math": 2, "code": 1},
         "share_rule": "carry",
         "buffers": "device",
+        "balance": "tokens",
         "grams_every": 5,
         "run": None,
     }
@@ -50,6 +51,9 @@ def test_trls_parser_reads_our_settings_from_yaml_and_the_command_line(tmp_path)
     assert (args.shares, args.strategy) == (json.loads(shares), json.loads(strategy))
     (args,) = TrlParser([DomainGRPOConfig]).parse_args_and_config([*arguments, "--strategy", "pcgrad"])
     assert args.strategy == "pcgrad"
+    balance = '{"name": "worst", "options": {"clip": 0.2}}'
+    (args,) = TrlParser([DomainGRPOConfig]).parse_args_and_config([*arguments, "--balance", balance])
+    assert args.balance == json.loads(balance)
 
 
 def test_every_setting_of_ours_has_help():

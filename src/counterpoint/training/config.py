@@ -74,7 +74,7 @@ class DomainGRPOConfig(GRPOConfig):
             "choices": BUFFERS,
         },
     )
-    balance: dict[str, Any] | str = field(
+    balance: dict[str, Any] | str | None = field(
         default="none",
         metadata={
             "help": f"What each domain weighs in a step: {', '.join(BALANCES)}, or a JSON object with 'name' and "
@@ -101,6 +101,8 @@ class DomainGRPOConfig(GRPOConfig):
             raise StrategyError(f"buffers={self.buffers!r} is unknown: {nearest(str(self.buffers), BUFFERS)}")
         if type(self.grams_every) is not int or self.grams_every < 1:
             raise ConfigError(f"grams_every={self.grams_every!r}: it must be a whole number of steps, 1 or more.")
+        if self.balance is None:
+            self.balance = "none"
         build_balance(self.balance)
         _check_shares(self.shares)
 

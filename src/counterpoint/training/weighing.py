@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from counterpoint.balance import (
+    COUNTS_BY,
     BalanceSpec,
     Factors,
     Part,
@@ -72,12 +73,13 @@ class Weighing:
             torch.cat([part[key] for part in micro_batches]) for key in (DOMAIN_KEY, PROMPT_KEY, SIGNAL_KEY)
         )
         scored_N = tokens_N > 0
-        amount_N = tokens_N if self.counts_tokens else scored_N.long()
+        amount_N = tokens_N if COUNTS_BY[self._loss_type] == "tokens" else scored_N.long()
         prompts, place_N = prompt_N.unique(return_inverse=True)
-        own_N = amount_N.new_zeros(len(prompts)).index_add(0, place_N, amount_N)[place_N]
-        first_N = _first(place_N, scored_N, len(prompts))
+        of_prompt_NK = torch.stack([amount_N, torch.ones_like(amount_N)], dim=1)
+        of_prompt_NK = of_prompt_NK.new_zeros(len(prompts), 2).index_add(0, place_N, of_prompt_NK)[place_N]
+        own_N, number_N = of_prompt_NK.unbind(dim=1)
         columns = (
-            torch.ones_like(tokens_N), first_N, scored_N, tokens_N, signal_N, signal_N & scored_N, signal_N * tokens_N
+            torch.ones_like(tokens_N), own_N > 0, scored_N, tokens_N, signal_N, signal_N & scored_N, signal_N * tokens_N
         )  # fmt: skip
         counts_ND = torch.stack([column.long() for column in columns], dim=1)
         counts_DK = counts_ND.new_zeros(len(self.domains), len(columns)).index_add(0, domain_N, counts_ND)
@@ -87,19 +89,15 @@ class Weighing:
                 self.step[name] = Part(*(old + new for old, new in zip(before, row, strict=True)))
         self.factors = self.rule.factors(self.step, self._loss_type)
         self._row_factors = []
-        if self.rule.within_domains and sum(part.prompts > 0 for part in self.step.values()) > 1:
+        if self.rule.within_domains and sum(part.live > 0 for part in self.step.values()) > 1:
             means = [self._mean(self.step.get(name)) for name in self.domains]
-            factor_N = torch.tensor(means, device=own_N.device)[domain_N] / own_N.clamp(min=1)
+            # a prompt, of which a step may hold some completions only, counts as many times the mean completion
+            factor_N = torch.tensor(means, device=own_N.device)[domain_N] * number_N / own_N.clamp(min=1)
             self._row_factors = list(factor_N.split([len(part[DOMAIN_KEY]) for part in micro_batches]))
 
-    @property
-    def counts_tokens(self) -> bool:
-        """Whether the loss type counts a domain by its tokens."""
-        return Part(0, 0, 0, 1, 0, 0, 0).amount(self._loss_type) == 1
-
     def _mean(self, part: Part | None) -> float:
-        """What the loss counts a prompt by, on average."""
-        return part.amount(self._loss_type) / part.prompts if part and part.prompts else 0.0
+        """What the loss counts a completion by, on average."""
+        return part.amount(self._loss_type) / part.live if part and part.live else 0.0
 
     def scale(self, loss: torch.Tensor, domain_id: int) -> torch.Tensor:
         """The loss of a micro-batch, balanced."""
@@ -141,14 +139,6 @@ def _scored(micro_batch: Buffer) -> torch.Tensor:
     """[B, T]: the tokens that TRL's loss sums over."""
     mask: torch.Tensor = micro_batch["completion_mask"]
     return mask if micro_batch.get("tool_mask") is None else mask * micro_batch["tool_mask"]
-
-
-def _first(place_N: torch.Tensor, scored_N: torch.Tensor, num_prompts: int) -> torch.Tensor:
-    """True ``[N]`` for the first scored completion of each prompt."""
-    row_N = torch.arange(len(place_N), device=place_N.device)
-    first_Q = row_N.new_full((num_prompts,), len(place_N))
-    first_Q = first_Q.scatter_reduce(0, place_N, torch.where(scored_N, row_N, len(place_N)), "amin")
-    return first_Q[place_N] == row_N
 
 
 def _check(name: str, rule: Any, args: Any) -> None:
