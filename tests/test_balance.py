@@ -4,7 +4,17 @@ import math
 
 import pytest
 
-from counterpoint.balance import BALANCES, COUNTS_BY, Part, build_balance, effective_weights, prompt_shares
+from counterpoint.balance import (
+    BALANCES,
+    COUNTS_BY,
+    DEFAULT_LOSS,
+    Part,
+    build_balance,
+    effective_weights,
+    expected_weights,
+    out_of_balance,
+    prompt_shares,
+)
 from counterpoint.config import parse_config
 from counterpoint.errors import ConfigError
 
@@ -97,6 +107,21 @@ def test_factors_keep_the_weighted_sum(name):
         factors = build_balance(name).factors(STEP, loss_type)
         amounts = {domain: one.amount(loss_type) for domain, one in STEP.items()}
         assert sum(factors[domain] * amounts[domain] for domain in STEP) == pytest.approx(sum(amounts.values()))
+
+
+def test_weights_are_expected_from_lengths_and_shares():
+    shares, lengths = {"math": 0.5, "chat": 0.5}, {"math": 120.0, "chat": 800.0}
+    weights = expected_weights("dapo", shares, lengths)
+    assert weights == pytest.approx({"math": 120 / 920, "chat": 800 / 920})
+    assert expected_weights("grpo", shares, lengths) == shares
+    assert "math has 50% of the prompts and 13% of the loss" in out_of_balance(weights, shares, "dapo")
+    assert "chat" not in out_of_balance(weights, shares, "dapo")  # less than twice its share
+    assert out_of_balance({"math": 0.26, "chat": 0.74}, shares, "dapo") is None
+
+
+def test_the_default_is_trls():
+    trl = pytest.importorskip("trl")
+    assert trl.GRPOConfig.__dataclass_fields__["loss_type"].default == DEFAULT_LOSS
 
 
 # MT-GRPO's rule

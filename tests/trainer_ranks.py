@@ -147,7 +147,6 @@ SHARDED_CASES = [
     "mgs, lora",
     "mgs, 4 domains, clipped",
     "mgs-significant",
-    "mgs, balanced by prompts",
     "mixed, equal norms",
     "mgs, recomputed activations",
     "mgs, compiled",

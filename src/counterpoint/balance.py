@@ -29,6 +29,9 @@ COUNTS_BY: Mapping[str, str] = {
 }
 """TRL's loss type -> what a domain counts by: its scored tokens, or those of its completions that have any."""
 
+DEFAULT_LOSS = "dapo"
+"""TRL's own default."""
+
 Factors = dict[str, float]
 
 
@@ -90,6 +93,12 @@ def factors_for(wanted: Mapping[str, float], amounts: Mapping[str, float]) -> Fa
     if len(live) > 1:
         found |= {name: wanted[name] / whole * total / amounts[name] for name in live}
     return found
+
+
+def expected_weights(loss_type: str, shares: Mapping[str, float], lengths: Mapping[str, float]) -> Factors:
+    """The effective weights of domains with these shares of the prompts and mean lengths of their completions."""
+    by_tokens = COUNTS_BY[loss_type] == "tokens"
+    return fractions({name: share * (lengths[name] if by_tokens else 1.0) for name, share in shares.items()})
 
 
 def out_of_balance(weights: Mapping[str, float], shares: Mapping[str, float], loss_type: str) -> str | None:

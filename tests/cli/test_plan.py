@@ -7,8 +7,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from counterpoint.cli._weights import read_lengths
 from counterpoint.cli.plan import plan
 from counterpoint.errors import ConfigError, StrategyError
+from planted_runs import write_run
 
 ROOT = Path(__file__).parents[2]
 WIDTH = 100
@@ -73,6 +75,44 @@ def test_stages_hold_one_domain_each(command, tmp_path):
     command(str(ROOT / "examples" / "pocket-sequential.yaml"), "--json", str(file))
     found = json.loads(file.read_text())
     assert (found["domains"], found["backends"][0]["surgery"]) == (1, 0)
+
+
+LENGTHS = "math=40,code=10,qa=10,writing=60"
+
+
+def test_given_lengths_say_what_the_domains_weigh(command):
+    result = command(str(ROOT / "examples" / "pocket-mgs.yaml"), "--lengths", LENGTHS)
+    assert result.exit_code == 0
+    assert "What a domain weighs under dapo" in result.stdout
+    assert "code has 25% of the prompts and 8% of the loss" in result.stdout
+    assert "balance: tokens" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [
+        ("math=40", "no length for code, qa, writing"),
+        (f"{LENGTHS},maths=3", "did you mean 'math'"),
+        ("math=many", "'math=many' is no length"),
+        ("math", "'math' is no length"),
+        ("math=0", "'math=0' is no length"),
+    ],
+)
+def test_lengths_that_say_nothing_are_refused(lengths, message, command):
+    result = command(str(ROOT / "examples" / "pocket-mgs.yaml"), "--lengths", lengths)
+    assert isinstance(result.exception, ConfigError)
+    assert message in str(result.exception)
+
+
+def test_lengths_need_the_shares_of_a_configuration(command):
+    assert "no counterpoint configuration" in str(command("8B", "--lengths", LENGTHS).exception)
+
+
+def test_lengths_come_from_a_run(tmp_path):
+    run = write_run(tmp_path / "before", {"math": [0.2, 0.3, 0.3], "chat": [0.5, 0.6, 0.6]})
+    lines = [{"step": step, "completion_length/math": 10 * step, "completion_length/chat": 80} for step in (1, 2, 3)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_lengths(str(run), ["math", "chat"]) == {"math": 20, "chat": 80}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from counterpoint.cli._console import Overrides
+from counterpoint.cli._weights import HELP as LENGTHS_HELP
+from counterpoint.cli._weights import read_lengths, say_weights
 from counterpoint.errors import ConfigError, listed
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ app = typer.Typer(help="Check a configuration file, or print what it may hold.",
 def check(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The YAML file.")],
     overrides: Overrides = None,
+    lengths: Annotated[str | None, typer.Option("--lengths", metavar="LENGTHS", help=LENGTHS_HELP)] = None,
     show: Annotated[bool, typer.Option("--show", help="Print the file with every default filled in.")] = False,
 ) -> None:
     """Check all that `counterpoint train` can check before it loads a model, and say what training would do.
@@ -31,6 +34,7 @@ def check(
 
     quiet_libraries()
     checked = load(config, overrides)
+    known = None if lengths is None else read_lengths(lengths, checked.domains)
     from counterpoint.engine.prepare import check_config, needed_bytes, plan_checked
     from counterpoint.runs import check_place
 
@@ -52,6 +56,7 @@ def check(
         f"{plan.num_params / 1e6:,.1f} million parameters, run {place} (checkpoints take up to {needed / 1e9:.1f} GB)."
     )
     typer.echo(memory)
+    say_weights(checked, known)
 
 
 def check_memory(config: "Config") -> str:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from counterpoint.cli._weights import HELP as LENGTHS_HELP
+from counterpoint.cli._weights import read_lengths, say_weights
 from counterpoint.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ def plan(
             "tensor, layer, or your own as package.module:function.",
         ),
     ] = None,
+    lengths: Annotated[str | None, typer.Option("--lengths", metavar="LENGTHS", help=LENGTHS_HELP)] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write what is printed to this file as well.")] = None,
 ) -> None:
     """Print what training and surgery need on every GPU, whether it fits, and what would make it fit.
@@ -79,6 +82,7 @@ def plan(
     if shards is not None and gpus % shards:
         raise ConfigError(f"--shards {shards}: {gpus} GPUs cannot be cut into replicas of {shards}. Give a divisor.")
     quiet_libraries()
+    weighed = None if lengths is None else _weighed(model, lengths)
     chosen, setup = _read(model, Setup(gpus, shards=shards, gpu_memory=int(gpu_memory * GIB)))
     if lora_r is not None:
         chosen = chosen.model_copy(update={"lora": LoraConfig(r=lora_r)})
@@ -89,6 +93,8 @@ def plan(
     setup = replace(setup, **{name: value for name, value in given.items() if value is not None})
     found = make_plan(model_shapes(chosen), setup, ("one process",) if gpus == 1 else ("ddp", "fsdp2"))
     _show(found)
+    if weighed is not None:
+        say_weights(*weighed)
     if json is not None:
         _write(json, found.to_dict())
 
@@ -114,6 +120,16 @@ def _write(file: Path, content: dict[str, Any]) -> None:
     from json import dumps
 
     file.write_text(dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _weighed(model: str, lengths: str) -> tuple["Config", dict[str, float]]:
+    """The counterpoint configuration that says what the domains are, and their lengths."""
+    from counterpoint.cli._console import load
+
+    if Path(model).suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"--lengths: {model} is no counterpoint configuration, which says what the domains are.")
+    config = load(Path(model))
+    return config, read_lengths(lengths, config.domains)
 
 
 def _read(model: str, setup: "Setup") -> tuple["ModelConfig", "Setup"]:

@@ -1,6 +1,6 @@
 """What each domain weighed in a run, on average over its steps."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 WEIGHTS: Mapping[str, str] = {
@@ -14,16 +14,17 @@ WEIGHTS: Mapping[str, str] = {
 """Metric of a domain, ``share_tokens/math``, and what it is a share of; in the order in which one leads to the next."""
 
 
-def mean_weights(metrics: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+def mean_weights(metrics: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """What is shared -> domain -> its mean share, over the steps that logged one. Empty for runs of one domain."""
-    found: dict[str, dict[str, list[float]]] = {what: {} for what in WEIGHTS.values()}
+    means = {what: mean_of(kind, metrics) for kind, what in WEIGHTS.items()}
+    return {what: shares for what, shares in means.items() if shares}
+
+
+def mean_of(kind: str, metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The mean of ``kind/DOMAIN`` of each domain over the steps that logged it."""
+    found: dict[str, list[float]] = {}
     for line in metrics:
         for key, value in line.items():
-            kind, _, domain = key.partition("/")
-            if kind in WEIGHTS and isinstance(value, int | float):
-                found[WEIGHTS[kind]].setdefault(domain, []).append(float(value))
-    return {
-        what: {domain: sum(values) / len(values) for domain, values in shares.items()}
-        for what, shares in found.items()
-        if shares
-    }
+            if key.startswith(f"{kind}/") and isinstance(value, int | float):
+                found.setdefault(key.removeprefix(f"{kind}/"), []).append(float(value))
+    return {domain: sum(values) / len(values) for domain, values in found.items()}
