@@ -15,7 +15,7 @@ from counterpoint.balance import (
     out_of_balance,
     prompt_shares,
 )
-from counterpoint.config import parse_config
+from counterpoint.config import load_config, parse_config
 from counterpoint.errors import ConfigError
 
 
@@ -200,6 +200,20 @@ def test_a_configuration_names_the_rule_or_spells_it_out():
     assert parse_config(SETTINGS | {"balance": "tokens"}).balance.spec == "tokens"
     long = {"name": "worst", "options": {"learning_rate": 0.05}}
     assert parse_config(SETTINGS | {"balance": long}).balance.spec == long
+
+
+@pytest.mark.parametrize(
+    ("file", "balance", "name"),
+    [
+        ("pocket.yaml", "none", "pocket-mgs"),
+        ("pocket-mgs.yaml", "tokens", "pocket-mgs-tokens"),
+        ("pocket.yaml", "{name: worst, options: {clip: 0.2}}", "pocket-mgs-worst-clip-0.2"),
+    ],
+)
+def test_a_run_is_named_by_its_balance_too(file, balance, name, tmp_path):
+    text = f"balance: {balance}\ndomains: {{math: {{source: pocket}}}}\n"
+    (tmp_path / file).write_text(text)
+    assert load_config(tmp_path / file).run.name == name
 
 
 @pytest.mark.parametrize(

@@ -413,7 +413,7 @@ def test_stages_of_a_sequential_run_are_marked_and_a_single_stage_is_not(tmp_pat
 
 def test_who_trained_the_model_is_one_bar_for_each_kind_of_share(run_dir):
     content = content_of(run_dir)
-    assert [row["what"] for row in content["weights"]] == ["prompts", "tokens", "effective weight"]
+    assert [row["what"] for row in content["weights"]] == ["prompts", "tokens", "loss"]
     shares = {row["what"]: [item["share"] for item in row["shares"]] for row in content["weights"]}
     assert shares["prompts"] == pytest.approx([0.25] * 4)
     assert shares["tokens"] == pytest.approx([0.1, 0.2, 0.3, 0.4])

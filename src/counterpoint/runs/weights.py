@@ -6,9 +6,9 @@ from typing import Any
 WEIGHTS: Mapping[str, str] = {
     "share_prompts": "prompts",
     "share_tokens": "tokens",
-    "share_signal": "prompts that teach",
-    "effective_weight": "effective weight",
-    "share_gradient": "squared gradient",
+    "share_signal": "signal",
+    "effective_weight": "loss",
+    "share_gradient": "gradient",
     "share_update": "update",
 }
 """Metric of a domain, ``share_tokens/math``, and what it is a share of; in the order in which one leads to the next."""
