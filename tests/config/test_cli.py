@@ -46,7 +46,8 @@ def test_check_builds_the_configuration_of_trl(tmp_path):
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_check_says_what_the_domains_will_weigh(tmp_path):
     file = tmp_path / "c.yaml"
-    file.write_text(GOOD.replace("domains:", "domains:\n  chat: {source: {type: pocket, task: qa}}"))
+    two = GOOD.replace("domains:", "domains:\n  chat: {source: {type: pocket, task: qa}}")
+    file.write_text(two.replace("max_steps: 2", "max_steps: 2, gradient_accumulation_steps: 2"))
     assert "Weights: loss_type 'dapo' counts a domain by the tokens" in run("check", file).stdout
     result = run("check", file, "--lengths", "chat=800,math=120")
     assert "math has 50% of the prompts and 13% of the loss" in result.stdout

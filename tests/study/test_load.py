@@ -61,6 +61,20 @@ def test_a_mapping_changes_the_keys_it_names_and_a_row_may_keep_more(tmp_path):
     assert config.evaluation.before
 
 
+def test_a_row_sets_its_own_balance_whatever_the_base_has(tmp_path):
+    keys = base() | {"balance": {"name": "worst", "options": {"clip": 0.2}}}
+    signal = {"name": "signal", "options": {"most": 3.0}}
+    rows = {
+        "worst": "mixed",
+        "tokens": {"strategy": "mixed", "set": {"balance": "tokens"}},
+        "signal": {"strategy": "mgs", "set": {"balance": signal}},
+    }
+    found = study_of(tmp_path, {"mixed": "mixed", **rows}, config=keys).configs
+    assert found["worst", ""].balance.spec == keys["balance"]
+    assert found["tokens", ""].balance.spec == "tokens"
+    assert found["signal", ""].balance.spec == signal
+
+
 def test_experts_share_one_budget_and_are_evaluated_on_all_domains(tmp_path):
     keys = base()
     keys["training"]["max_steps"] = 7

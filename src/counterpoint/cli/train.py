@@ -73,13 +73,15 @@ def _resume(path: Path, longer: "Sequence[str]", reporter: "ConsoleReporter") ->
 
 
 def _tell(run: "RunDirectory", reporter: "ConsoleReporter") -> None:
-    """Prints a run's table, what fell since its own stage, and the path of its report."""
+    """Prints a run's table, what each domain weighed, what fell since its own stage, and the path of its report."""
     from counterpoint.runs.run import Run
 
     if reporter.speaks:
         reporter.console.print(run_table([run]))
         if weights := weights_table(run):
             reporter.console.print(weights)
+        if advice := weights_advice(run):
+            reporter.message(advice)
         if verdict := Run.open(run.path).verdict():
             reporter.message(verdict)
         reporter.report(run.path)
@@ -101,6 +103,19 @@ def weights_table(run: "RunDirectory") -> "Table | None":
     return Table(
         "Who trained the model, % of all, mean over steps", ("domain", *found), rows, dict.fromkeys(found, ".0f")
     )
+
+
+def weights_advice(run: "RunDirectory") -> str | None:
+    """What to do where domains weighed far from their shares without being balanced; None where nothing need be."""
+    from counterpoint.balance import DEFAULT_LOSS, out_of_balance
+    from counterpoint.config import load_config
+    from counterpoint.runs.run import Run
+    from counterpoint.runs.weights import mean_weights
+
+    config, found = load_config(run.config_path), mean_weights(Run.open(run.path).metrics)
+    if config.balance.name != "none" or not found:
+        return None
+    return out_of_balance(found["loss"], found["prompts"], str(config.training.get("loss_type", DEFAULT_LOSS)))
 
 
 def run_table(runs: "Sequence[RunDirectory]") -> "Table":

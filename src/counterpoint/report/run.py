@@ -142,8 +142,9 @@ def _model(config: dict[str, Any]) -> str:
 def _strategy(run: RunData) -> str:
     strategy = run.info.get("strategy") or run.config.get("strategy")
     if isinstance(strategy, dict):
-        return ", ".join(f"{key}: {value}" for key, value in strategy.items())
-    return str(strategy) if strategy else "unknown strategy"
+        strategy = ", ".join(f"{key}: {value}" for key, value in strategy.items())
+    balance = row_of(run.config.get("balance")).get("name", "none")
+    return f"{strategy or 'unknown strategy'}{'' if balance == 'none' else f', balance {balance}'}"
 
 
 def _shares(config: dict[str, Any], domains: list[str]) -> list[float | None]:

@@ -120,7 +120,7 @@ def _leaves(data: Any, path: Key, value: Any) -> Iterator[Change]:
     held = data
     for part in path:
         held = held.get(part) if isinstance(held, dict) else None
-    if isinstance(value, dict) and isinstance(held, dict) and path != ("strategy",):
+    if isinstance(value, dict) and isinstance(held, dict) and path not in (("strategy",), ("balance",)):
         for key, part in value.items():
             yield from _leaves(data, (*path, key), part)
     else:
