@@ -160,6 +160,9 @@ LAUNCHED_CASES = [
     "pcgrad, 2 uses of a generation",
     "mgs, 2 generations in a step",
     "mgs-significant",
+    "mgs, balanced by prompts",
+    "mixed, equal norms",
+    "mgs, worst domain first",
 ]
 """What DDP does differently, and what FSDP2 is not asked."""
 
