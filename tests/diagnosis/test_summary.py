@@ -104,6 +104,11 @@ def test_every_analysis_has_one_line_with_its_number_and_its_level(summary_of):
     assert pair.place == "62% in layers.2.mlp"
 
 
+def test_the_table_marks_overlaps_beyond_chance(summary_of):
+    row = next(table for table in summary_of().tables() if table.columns[0] == "pair").rows[0]
+    assert list(row[3:]) == ["0.15* (0.05)", "0.15 (0.05)"]
+
+
 def test_within_noise_has_an_interval_and_names_no_module(summary_of):
     quiet = conflict(0.01, 0, ((0.02, 0),))
     summary = summary_of(CALM, damage=damage(measured=0.01), conflicts_step_10=quiet)

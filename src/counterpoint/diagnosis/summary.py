@@ -82,7 +82,8 @@ class Summary(Result):
         """Every domain's change over every stage; and the pairs of an earlier and a later domain, a row each."""
         note = (
             "damage: loss per token that the later stage adds to the earlier domain. cosine: of their gradients before "
-            "it. edits, routes: Jaccard overlap of neurons (chance). * beyond noise; - not measured."
+            "it. edits, routes: Jaccard overlap of neurons (chance). * beyond noise, as is a damage whose interval "
+            "leaves 0 out; - not measured."
         )
         columns = ("pair", "damage", "cosine", "edits", "routes")
         rows = tuple(_row(pair) for pair in self.pairs)
@@ -322,6 +323,10 @@ def _overlap_words(found: PairOverlap) -> str:
     return f"{level}, Jaccard {found.jaccard:.2f} (chance {found.chance:.2f}, {p_value})"
 
 
+def _overlap_cell(found: PairOverlap) -> str:
+    return f"{found.jaccard:.2f}{'*' if found.p_value < SIGNIFICANT else ''} ({found.chance:.2f})"
+
+
 def _row(pair: Pair) -> tuple[str | float | Estimate | None, ...]:
     arrow = "\u00b7" if pair.together else "\u2192"
     conflict = pair.conflict
@@ -329,5 +334,5 @@ def _row(pair: Pair) -> tuple[str | float | Estimate | None, ...]:
         f"{pair.later if pair.together else pair.stage} {arrow} {pair.earlier}",
         pair.damage.measured if pair.damage else None,
         f"{conflict.cosine:+.3f}{'*' if conflict.verdict else ''}" if conflict else None,
-        *(f"{found.jaccard:.2f} ({found.chance:.2f})" if found else None for found in (pair.edits, pair.routes)),
+        *(_overlap_cell(found) if found else None for found in (pair.edits, pair.routes)),
     )
