@@ -73,8 +73,11 @@ def resolve_path(model: ModelConfig) -> str:
     """The folder or hub id behind ``model.path``; ``pocket`` is the embedded model.
 
     Raises:
-        ModelError: the folder holds a device or a pipe.
+        ModelError: there is no such folder, or it holds a device or a pipe.
     """
+    is_hub_id = model.path.count("/") < 2 and not model.path.startswith(("/", ".", "~"))  # NAME or OWNER/NAME
+    if not is_hub_id and not Path(model.path).exists():
+        raise ModelError(f"{model.path}: there is no such folder. Give a checkpoint folder, a hub id, or `pocket`.")
     refuse_devices(model.path, ModelError)
     return str(model_path()) if model.path == "pocket" else model.path
 

@@ -108,6 +108,13 @@ def test_a_path_that_is_no_model_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("path", ["/no/such/folder", "./none", "models/of/mine"])
+def test_a_folder_that_is_not_there_is_said_to_be_missing(path, tiny_model, tmp_path):
+    config = parse_config(settings(tiny_model, tmp_path) | {"model": path})
+    with pytest.raises(ModelError, match=f"{path}: there is no such folder"):
+        train(config, "x")
+
+
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"])
 @pytest.mark.parametrize("content", [b"", b"{", b"[" * 5000, b'{"version": 5}', b"\xff"])
 def test_damaged_files_of_a_model_are_refused(tiny_model, tmp_path, name, content):

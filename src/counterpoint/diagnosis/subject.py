@@ -12,7 +12,7 @@ from counterpoint.diagnosis.rollouts import Rollouts, read_rollouts, sample_roll
 from counterpoint.domains import Domain, load_domains
 from counterpoint.errors import ConfigError, CounterpointError, DomainError, ModelError, nearest
 from counterpoint.evaluation import Sampling
-from counterpoint.models import check_model, load_model, load_tokenizer, with_tokenizer
+from counterpoint.models import check_model, load_model, load_tokenizer, resolve_path, with_tokenizer
 from counterpoint.progress import Progress, silent
 from counterpoint.runs import RunDirectory
 
@@ -70,13 +70,13 @@ def model_of(config: Config, path: str | Path | None) -> ModelConfig:
         return config.model
     folder = Path(path).expanduser()
     if (folder / "run.json").is_file():
-        found = [str(place) for _, place in RunDirectory(folder).checkpoints()]
-        hint = f"Name one of its checkpoints: {', '.join(found)}." if found else "It has no checkpoint yet."
+        places = [str(place) for _, place in RunDirectory(folder).checkpoints()]
+        hint = f"Name one of its checkpoints: {', '.join(places)}." if places else "It has no checkpoint yet."
         raise ModelError(f"{path} is a run directory, and a model is wanted. {hint}")
-    if not folder.exists() and _looks_like_a_folder(str(path)):
-        raise ModelError(f"{path}: there is no such folder. Give a checkpoint folder, a hub id, or `pocket`.")
     where = str(folder) if folder.exists() else str(path)
-    return config.model.model_copy(update={"path": where, "revision": None, "lora": None})
+    found = config.model.model_copy(update={"path": where, "revision": None, "lora": None})
+    resolve_path(found)
+    return found
 
 
 def completions_for(
@@ -167,11 +167,6 @@ def _sampling(config: Config, seed: int) -> Sampling:
     settings = config.training
     longest = settings.get("max_completion_length") or config.evaluation.max_new_tokens or Sampling.max_new_tokens
     return Sampling.of_training(settings, max_new_tokens=longest, batch_size=config.evaluation.batch_size, seed=seed)
-
-
-def _looks_like_a_folder(path: str) -> bool:
-    """Hub ids are ``name`` or ``owner/name``."""
-    return path.startswith(("/", ".", "~")) or path.count("/") > 1
 
 
 def _device(config: Config) -> str:
