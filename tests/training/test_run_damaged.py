@@ -183,7 +183,7 @@ def test_random_damages_end_identical_or_refused(runs, tmp_path):
     killed, whole = runs
     stream = random.Random(0)
     names, found = files_of(killed), []
-    for _ in range(8):
+    for _ in range(14):
         copy = shutil.copytree(killed, tmp_path / "copy")
         for name in stream.choices(names, k=stream.choice([1, 1, 2])):
             path = copy / name
