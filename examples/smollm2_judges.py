@@ -124,7 +124,8 @@ def train_judge(folder: str, output: Path, cases: list[tuple[Any, str, float]], 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     freeze(model)
-    config = SFTConfig(output_dir=str(output), max_steps=steps, max_length=640, **SHARED)
+    settings = SHARED | {"learning_rate": 2e-4}
+    config = SFTConfig(output_dir=str(output), max_steps=steps, max_length=640, **settings)
     seen = Dataset.from_list(rows[3 * HELD_OUT :])
     SFTTrainer(model=model, args=config, train_dataset=seen, processing_class=tokenizer).train()
     model.save_pretrained(output)
