@@ -69,3 +69,12 @@ def test_a_taken_folder_is_refused(source, tmp_path):
     with pytest.raises(ModelError, match=r"out: is there already, and nothing is overwritten\. Give another"):
         write_checkpoint(tmp_path / "out", source, source.tensor)
     assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
+
+
+def test_what_belongs_to_a_training_is_not_copied(source, tmp_path):
+    for name in ("manifest.json", "counterpoint_state.json", "trainer_state.json", "rng_state_0.pth"):
+        (tmp_path / "source" / name).write_text("{}")
+    out = write_checkpoint(tmp_path / "out", source, source.tensor)
+    assert {file.name for file in out.iterdir()} == {
+        *("config.json", "generation_config.json", "model.safetensors", "tokenizer.json")
+    }

@@ -16,7 +16,7 @@ SHARD_BYTES = 1 << 30
 """Largest shard, and so the memory that writing needs; a larger tensor is a shard of its own."""
 
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth")
-_STATE = ("adapter_config.json", "trainer_state.json", "README.md")
+_STATE = ("adapter_config.json", "trainer_state.json", "counterpoint_state.json", "manifest.json", "README.md")
 
 
 def check_output(out: Path, source: Checkpoint) -> None:
