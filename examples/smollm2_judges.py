@@ -1,4 +1,4 @@
-"""Two small judges for smollm2-open.yaml, made on two CPU cores in about ten minutes.
+"""Two small judges for smollm2-open.yaml, made on two CPU cores in ten to thirty minutes.
 
     python examples/smollm2_judges.py models/smollm2 models/smollm2-judges
 
