@@ -207,6 +207,7 @@ def test_a_configuration_names_the_rule_or_spells_it_out():
     [
         ("pocket.yaml", "none", "pocket-mgs"),
         ("pocket-mgs.yaml", "tokens", "pocket-mgs-tokens"),
+        ("pocket-mgs-tokens.yaml", "tokens", "pocket-mgs-tokens"),
         ("pocket.yaml", "{name: worst, options: {clip: 0.2}}", "pocket-mgs-worst-clip-0.2"),
     ],
 )

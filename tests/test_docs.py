@@ -1,7 +1,6 @@
 """What the documentation shows exists: links, commands, configurations, imports; its site has every page."""
 
 import ast
-import importlib.util
 import re
 import shlex
 import subprocess
@@ -18,6 +17,7 @@ import yaml
 from counterpoint.cli.app import app
 from counterpoint.config import parse_config
 from counterpoint.stats import Estimate
+from scripts import load_script
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").rglob("*.md"))
@@ -72,10 +72,7 @@ def test_every_page_is_in_the_navigation_once():
 @pytest.fixture(scope="module")
 def made():
     """What makes pages from the code."""
-    spec = importlib.util.spec_from_file_location("docs_pages", ROOT / "tools" / "docs_pages.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "tools" / "docs_pages.py")
 
 
 def test_the_page_of_commands_has_every_command_and_option(made):

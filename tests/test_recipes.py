@@ -1,6 +1,5 @@
 """The shipped recipes: each is read, checked and planned for models of the right shape, without network or GPU."""
 
-import importlib.util
 import json
 import os
 import re
@@ -24,6 +23,7 @@ from counterpoint.models import load_tokenizer
 from counterpoint.plan import GIB, Setup, make_plan, model_shapes, verdict
 from counterpoint.rewards import REWARDS
 from counterpoint.training import values
+from scripts import load_script
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -206,10 +206,7 @@ def test_the_chat_recipe_on_the_real_files(monkeypatch):
 
 @pytest.fixture(scope="module")
 def fetch():
-    spec = importlib.util.spec_from_file_location("lpt_fetch", LPT / "fetch.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(LPT / "fetch.py")
 
 
 def test_rows_of_lpt(fetch):

@@ -62,6 +62,14 @@ class GradientTape(TrainerCallback):
         self.steps.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
 
 
+def taped(cls, *args, tokenizer, **kwargs):
+    """A trainer of class ``cls`` that has trained, and the gradients of its steps."""
+    tape = GradientTape()
+    trainer = cls(*args, processing_class=tokenizer, callbacks=[tape], **kwargs)
+    trainer.train()
+    return trainer, tape.steps
+
+
 def relative_error(ours, reference):
     """Norm of the difference over the norm of the reference, over all parameters at once."""
     difference = sum(((ours[n] - reference[n]).double() ** 2).sum() for n in reference)

@@ -89,12 +89,12 @@ def unique(rows: Iterable[Row | None]) -> list[Row]:
     return list({json.dumps(row["prompt"]): row for row in rows if row is not None}.values())
 
 
-def load(name: str, *config: str, split: str = "train") -> Iterator[Row]:
+def load(name: str, split: str = "train") -> Iterator[Row]:
     """The rows of a data set of the hub."""
     from datasets import load_dataset
 
     print(f"Reading {name}", flush=True)
-    yield from load_dataset(name, *config, split=split)
+    yield from load_dataset(name, split=split)
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:

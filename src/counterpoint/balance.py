@@ -5,7 +5,7 @@ factor in front of its mean loss, as a fraction of all. It follows from what the
 :class:`Balance` gives each domain's loss (or gradient) a factor in every step, so that the weights become those it
 means to have. The factors keep their weighted sum: with one domain, and where nothing is out of balance, all are 1.
 
-A new rule is one class with a ``name`` here.
+A new rule is one class with a ``name`` here, that stands in ``BALANCES``.
 """
 
 import math

@@ -12,9 +12,8 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from counterpoint.config import Config
-from counterpoint.errors import ConfigError, ModelError
-from counterpoint.inputs import refuse_devices
-from counterpoint.models import MODEL_FAULTS
+from counterpoint.errors import ConfigError
+from counterpoint.models import described_model
 
 VLLM_SHARE = 0.3
 """TRL's default of ``vllm_gpu_memory_utilization``."""
@@ -100,19 +99,16 @@ def _uses(config: Config) -> Iterator[tuple[str, tuple[str, ...], str, str | Non
 def _reward_model(
     model: str, devices: tuple[str, ...], dtype: str, revision: str | None, trusted: bool, gpus: int
 ) -> RewardModel:
-    refuse_devices(model, ModelError)
-    try:
-        config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=trusted)
-        with torch.device("meta"):
-            built = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trusted)
-    except MODEL_FAULTS as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise ModelError(
-            f"reward_model: {model!r} is no sequence classifier that transformers can build: {reason}. Give a folder "
-            "with a config.json or a hub id."
-        ) from error
+    built = described_model(
+        model,
+        lambda: AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=trusted),
+        "a folder with a config.json or a hub id",
+        trusted,
+        AutoModelForSequenceClassification,
+        "sequence classifier",
+    )
     parameters = sum(param.numel() for param in built.parameters())
-    loaded = getattr(torch, dtype, None) if dtype != "auto" else config.dtype
+    loaded = getattr(torch, dtype, None) if dtype != "auto" else built.config.dtype
     item_size = (loaded or torch.float32).itemsize
     return RewardModel(model, parameters, parameters * item_size, *_place(devices, min(gpus, PROCESSES)))
 

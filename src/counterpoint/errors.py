@@ -76,6 +76,11 @@ def shown(found: object) -> str:
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says in its first line, or its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint such as ``did you mean 'module'? Known: global, layer, module, tensor`` for an unknown ``name``."""
     known = sorted(known)

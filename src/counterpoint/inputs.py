@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from counterpoint.errors import CounterpointError
+from counterpoint.errors import CounterpointError, first_line
 
 MAX_DEPTH = 64
 """Mappings and lists inside one another; tools further on fail at a few hundred."""
@@ -83,7 +83,18 @@ def _reason(error: Exception) -> str:
         return f"not text in UTF-8: {error}"
     if isinstance(error, csv.Error):
         return f"not valid CSV: {error}"
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return first_line(error)
+
+
+def refuse_pickles(folder: str | Path, where: str, kind: type[CounterpointError]) -> None:
+    """Refuses a folder of a model without safetensors, before a library looks for a pickle there."""
+    folder = Path(folder)
+    if kind_of(folder) == "folder" and not list(folder.glob("*.safetensors")):
+        found = ", ".join(sorted(item.name for item in folder.iterdir())[:8]) or "nothing"
+        raise kind(
+            f"{where}: no .safetensors weights there, found {found}. Save the model with save_pretrained; pickled "
+            "weights are not read."
+        )
 
 
 def kind_of(path: str | Path) -> str | None:

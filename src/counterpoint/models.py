@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from counterpoint.config import ModelConfig
-from counterpoint.errors import MissingExtraError, ModelError
-from counterpoint.inputs import LIBRARY_FAULTS, MAX_LAYERS, kind_of, read_json, refuse_devices
+from counterpoint.errors import MissingExtraError, ModelError, first_line
+from counterpoint.inputs import LIBRARY_FAULTS, MAX_LAYERS, kind_of, read_json, refuse_devices, refuse_pickles
 from counterpoint.pocket import model_path
 
 SMALL_MODEL = 20_000_000
@@ -39,7 +39,7 @@ def auto_class(config: Any) -> Any:
 
 def meta_model(config: Any, kind: Any = None, trust_remote_code: bool = False) -> torch.nn.Module:
     """The model of a configuration on the meta device, names and shapes without memory: of class ``kind`` of
-    transformers, by default that of :func:`auto_class`.
+    transformers, which may be one of its ``Auto`` classes; by default that of :func:`auto_class`.
 
     Raises:
         ValueError: it has more layers than are built. Whatever else transformers finds is among ``MODEL_FAULTS``.
@@ -48,25 +48,30 @@ def meta_model(config: Any, kind: Any = None, trust_remote_code: bool = False) -
     if isinstance(layers, int) and layers > MAX_LAYERS:
         raise ValueError(f"it has {layers} layers; at most {MAX_LAYERS} are built")
     with torch.device("meta"):
-        if kind is not None:
+        if hasattr(kind, "_from_config"):
             return kind._from_config(config)
-        return auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
+        return (kind or auto_class(config)).from_config(config, trust_remote_code=trust_remote_code)
 
 
-def described_model(name: str, read_config: Callable[[], Any], choices: str, trust_remote_code: bool = False) -> Any:
-    """The model on the meta device of the configuration that ``read_config`` reads.
+def described_model(
+    name: str,
+    read_config: Callable[[], Any],
+    choices: str,
+    trust_remote_code: bool = False,
+    kind: Any = None,
+    what: str = "causal language model",
+) -> Any:
+    """The model on the meta device of the configuration that ``read_config`` reads; ``kind`` as for ``meta_model``.
 
     Raises:
-        ModelError: there is no configuration of a causal language model; ``choices`` is what may be given instead.
+        ModelError: there is no configuration of a ``what``; ``choices`` is what may be given instead.
     """
     refuse_devices(name, ModelError)
     try:
-        return meta_model(read_config(), trust_remote_code=trust_remote_code)
+        return meta_model(read_config(), kind, trust_remote_code)
     except MODEL_FAULTS as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise ModelError(
-            f"{name!r} is no causal language model that transformers can build: {reason}. Give {choices}."
-        ) from error
+        reason = first_line(error).rstrip(".")
+        raise ModelError(f"{name!r} is no {what} that transformers can build: {reason}. Give {choices}.") from error
 
 
 def resolve_path(model: ModelConfig) -> str:
@@ -133,12 +138,7 @@ def skeleton(model: ModelConfig) -> torch.nn.Module:
         config = AutoConfig.from_pretrained(path, revision=model.revision, trust_remote_code=model.trust_remote_code)
     except MODEL_FAULTS as error:
         raise ModelError(_not_a_model(path, "model configuration", error)) from error
-    if kind_of(folder) == "folder" and not list(folder.glob("*.safetensors")):
-        found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
-        raise ModelError(
-            f"model.path {folder}: no .safetensors weights there, found {found}. Save the model with save_pretrained; "
-            "pickled weights are not read."
-        )
+    refuse_pickles(folder, f"model.path {folder}", ModelError)
     try:
         return meta_model(config, trust_remote_code=model.trust_remote_code)
     except MODEL_FAULTS as error:
@@ -291,7 +291,7 @@ def _import_peft() -> Any:
 
 
 def _not_a_model(path: str, what: str, error: Exception) -> str:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = first_line(error)
     return (
         f"model.path {path}: no {what} could be read ({reason}). Give a checkpoint folder that save_pretrained "
         "wrote, a hub id, or `pocket`."

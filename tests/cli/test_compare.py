@@ -6,6 +6,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from counterpoint.checkpoints import open_checkpoint, write_checkpoint
 from counterpoint.cli.app import app
 from counterpoint.config import parse_config
 from counterpoint.engine import compare_checkpoints, evaluate
@@ -27,15 +28,8 @@ CONFIG = {
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory):
     """The pocket model with its MLPs zeroed."""
-    folder = tmp_path_factory.mktemp("models") / "damaged"
-    folder.mkdir()
-    for file in model_path().iterdir():
-        if file.suffix == ".json":
-            (folder / file.name).write_bytes(file.read_bytes())
-    tensors = load_file(model_path() / "model.safetensors")
-    zeroed = {name: tensor * (".mlp." not in name) for name, tensor in tensors.items()}
-    save_file(zeroed, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
+    folder, base = tmp_path_factory.mktemp("models") / "damaged", open_checkpoint("pocket")
+    return write_checkpoint(folder, base, lambda name: base.tensor(name) * (".mlp." not in name))
 
 
 @pytest.fixture

@@ -3,9 +3,10 @@
 import json
 
 import pytest
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from counterpoint.checkpoints import open_checkpoint, write_checkpoint
 from counterpoint.cli.app import app
 from counterpoint.pocket import model_path
 
@@ -13,14 +14,8 @@ from counterpoint.pocket import model_path
 @pytest.fixture
 def expert(tmp_path):
     """The pocket model with an edit that harms it: the smallest scale is the best one."""
-    folder = tmp_path / "expert"
-    folder.mkdir()
-    for file in model_path().iterdir():
-        if file.suffix == ".json":
-            (folder / file.name).write_bytes(file.read_bytes())
-    tensors = {name: value * 0.5 if ".mlp." in name else value for name, value in _base().items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
+    base = open_checkpoint("pocket")
+    return write_checkpoint(tmp_path / "expert", base, lambda name: base.tensor(name) * (0.5 if ".mlp." in name else 1))
 
 
 def _base():

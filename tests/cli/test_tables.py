@@ -10,6 +10,8 @@ from counterpoint.cli.train import run_table, weights_advice, weights_table
 from counterpoint.config import parse_config
 from counterpoint.evaluation import DomainScore
 from counterpoint.runs import RunDirectory
+from counterpoint.runs.run import Run
+from counterpoint.runs.weights import mean_weights
 
 
 def score(mean, parts=None, unscored=0, metrics=None):
@@ -35,17 +37,19 @@ def test_the_parts_of_a_reward_stand_below_their_domain(tmp_path):
 def test_what_the_domains_weighed_stands_below_with_advice_where_nothing_balances(balance, advised, tmp_path):
     domains = {name: {"source": "pocket"} for name in ("math", "qa")}
     run = RunDirectory.create(tmp_path / "run", parse_config({"domains": domains, "balance": balance}))
-    assert weights_table(run) is None
-    assert weights_advice(run) is None
+    assert weights_table(tuple(domains), {}) is None
+    assert weights_advice(run.config_path, {}) is None
     for step, weight in ((1, 0.1), (2, 0.2)):
         shares = {"share_prompts/math": 0.5, "share_prompts/qa": 0.5, "share_update/math": 1.2, "share_update/qa": -0.2}
         run.append_metrics({"step": step, "effective_weight/math": weight, "effective_weight/qa": 1 - weight} | shares)
     console = Console(file=io.StringIO(), width=100)
-    console.print(weights_table(run))
+    found = mean_weights(Run.open(run.path).metrics)
+    console.print(weights_table(tuple(domains), found))
     rows = [line.replace("│", " ").split() for line in console.file.getvalue().splitlines()]
     assert ["math", "50", "15", "120"] in rows
     assert ["qa", "50", "85", "-20"] in rows
-    assert bool(weights_advice(run)) is advised
+    assert bool(weights_advice(run.config_path, found)) is advised
+    assert weights_advice(run.config_path, {"prompts": found["prompts"]}) is None  # no token was in a loss
     run.close()
 
 

@@ -3,6 +3,7 @@
 import importlib
 import itertools
 import math
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -20,6 +21,7 @@ from counterpoint.diagnosis.rollouts import (
     save_rollouts,
     with_advantages,
 )
+from counterpoint.errors import CounterpointError
 from counterpoint.evaluation.sampling import Completion, Sampling
 from counterpoint.series import benjamini_hochberg
 
@@ -111,6 +113,16 @@ def test_a_completion_without_a_reward_is_left_out_of_its_group_and_is_no_zero(m
     assert [(item.group, item.reward) for item in found.items] == [(0, 1.0), (0, 1.0), (1, 0.0), (1, 1.0)]
     assert [item.advantage for item in found.items[:2]] == [0.0, 0.0]
     assert found.items[2].advantage == -found.items[3].advantage < 0
+
+
+def test_too_few_scored_prompts_are_refused(monkeypatch):
+    few = Rollouts("math", (Rollout(0, (1,), (2,), 1.0, 0.0),))
+    module = sys.modules["counterpoint.diagnosis.subject"]
+    monkeypatch.setattr(module, "sample_rollouts", lambda *_, **__: few)
+    monkeypatch.setattr(module, "_sampling", lambda *_: None)
+    subject = SimpleNamespace(domains={"math": None}, config=None, model=None, tokenizer=None)
+    with pytest.raises(CounterpointError, match="completions of 1 prompt, and at least 2 are needed"):
+        module.completions_for(subject, prompts=2, samples=1)
 
 
 def test_halves_share_no_prompt():

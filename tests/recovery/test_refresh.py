@@ -318,6 +318,13 @@ def test_a_batch_that_cannot_be_trained_is_refused_before_the_former_score_is_me
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_is_no_checkpoint_before_the_fall(hurt, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    with pytest.raises(ModelError, match="is a run directory, and a model is wanted"):
+        refresh(hurt, "math", config(), out=tmp_path / "out", before=tmp_path / "run")
+
+
 def test_replay_needs_other_domains(tmp_path):
     alone = config(domains={"math": {"source": "pocket"}})
     with pytest.raises(DomainError, match=r"replay needs other domains"):

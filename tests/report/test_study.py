@@ -187,3 +187,20 @@ def test_the_command_takes_a_study(folder):
     assert result.output.strip() == str(folder / "study.html")
     compared = CliRunner().invoke(app, ["report", str(folder), "--compare", str(folder)])
     assert isinstance(compared.exception, RunError)
+
+
+def test_lists_and_mappings_are_shown_in_words(folder):
+    change(folder, environment={"packages": {"torch": "2.13.0"}, "command": ["counterpoint", "study", "s.yaml"]})
+    page = write_study_report(folder).read_text()
+    assert ">torch 2.13.0</td>" in page
+    assert ">counterpoint, study, s.yaml</td>" in page
+
+
+def test_a_number_that_is_none_is_a_dash(folder):
+    study = json.loads((folder / "study.json").read_text())
+    for row in study["rows"]:
+        row["cost"] = {"steps": None, "tokens": None, "seconds": None}
+    change(folder, rows=study["rows"], worth=None)
+    page = write_study_report(folder).read_text()
+    assert {tuple(row[1:]) for row in cells(page, "h-cost")} == {("\u2013",) * 3}
+    assert "Power for it" in page

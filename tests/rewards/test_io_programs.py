@@ -168,3 +168,24 @@ def test_when_values_are_the_same():
     assert same_value({1: "a"}, {"1": "a"})
     assert not same_value([1, 2], [1, 2, 3])
     assert not same_value("1", 1)
+
+
+def test_a_column_of_another_kind_named_metadata_is_left_alone():
+    row = {"tests": [{"input": "1", "output": "1"}], "metadata": "from a book"}
+    assert build_reward("code")(completions=["print(input())"], **{k: [v] for k, v in row.items()}) == [1.0]
+
+
+def test_tests_that_are_too_many_for_one_message_are_sent_in_parts():
+    case = {"input": json.dumps("x" * 9_000_000), "output": "9000000"}
+    columns = {"tests": [[case] * 4], "fn_name": ["size"]}
+    assert build_reward("code")(completions=["def size(text):\n    return len(text)"], **columns) == [1.0]
+
+
+def test_many_named_tuples_are_read_quickly():
+    code = """
+from collections import namedtuple
+P = namedtuple("P", "x y")
+def points(n):
+    return [P(i, i) for i in range(n)]
+"""
+    assert build_reward("code")(completions=[code], tests=[["assert points(20000)[-1].y == 19999"]]) == [1.0]

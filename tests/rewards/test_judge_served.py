@@ -15,32 +15,29 @@ pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from counterpoint.pocket.tokenizer import new_tokenizer
 from counterpoint.rewards import FAILED, build_reward
 
 TEMPLATE = (
-    "{% for m in messages %}{{ m.content }}\n<|end|>{% endfor %}{% if add_generation_prompt %}<|judge|>{% endif %}"
+    "{% for m in messages %}{{ m.content }}\n{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ bos_token }}{% endif %}"
 )
 QUESTION = {"prompt": "Write a line about rain."}
 LEARNED = {"Rain taps the roof.": '{"score": 1}', "No.": '{"score": 0}', "Perhaps.": "I would say about one half."}
 
 
 def save_judge(folder: Path) -> None:
-    """A byte-level Llama of two layers that answers the three requests by heart."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [*alphabet, "<|end|>", "<|judge|>"]
-    bare = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[]))
-    bare.pre_tokenizer, bare.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bare, eos_token="<|end|>", pad_token="<|end|>")
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|judge|>"]})
+    """A Llama of two layers that reads characters, and answers the three requests by heart."""
+    tokenizer = new_tokenizer(longest=4096)
     tokenizer.chat_template = TEMPLATE
+    end = tokenizer.eos_token_id
     torch.manual_seed(0)
     sizes = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(tokenizer), max_position_embeddings=4096, eos_token_id=256, pad_token_id=256, **sizes
+            vocab_size=len(tokenizer), max_position_embeddings=4096, eos_token_id=end, pad_token_id=end, **sizes
         )
     )
     reward = build_reward("judge", model="m", structured=False)
@@ -49,7 +46,7 @@ def save_judge(folder: Path) -> None:
         messages = reward.request(text, reward.prepare(QUESTION))["messages"]
         prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         before = tokenizer(prompt)["input_ids"]
-        after = [*tokenizer(reply)["input_ids"], 256]
+        after = [*tokenizer(reply)["input_ids"], end]
         examples.append((torch.tensor([before + after]), torch.tensor([[-100] * len(before) + after])))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(200):

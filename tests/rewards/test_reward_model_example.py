@@ -1,21 +1,18 @@
 """examples/reward_model.py: its pairs, its configuration, and the whole of it with few steps."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 
 from counterpoint.config import load_config
+from scripts import load_script
 
 FILE = Path(__file__).parents[2] / "examples" / "reward_model.py"
 
 
 @pytest.fixture(scope="module")
 def example():
-    spec = importlib.util.spec_from_file_location("reward_model_example", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(FILE)
 
 
 def test_the_better_answer_of_a_pair_scores_higher(example):

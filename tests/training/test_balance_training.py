@@ -15,7 +15,7 @@ from counterpoint.training import DomainGRPOTrainer
 from counterpoint.training.backends import PROVEN
 from counterpoint.training.batches import DOMAIN_KEY, PROMPT_KEY, SIGNAL_KEY
 from counterpoint.training.weighing import Weighing
-from trainer_helpers import GradientTape, grpo_args, relative_error
+from trainer_helpers import grpo_args, relative_error, taped
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -65,19 +65,11 @@ def double_model(tiny_model, tmp_path_factory):
 
 
 def train(model, tokenizer, folder, balance, strategy="mixed", data=DATA, cls=Planted, **settings):
-    tape = GradientTape()
     shares = {name: SHARES[name] for name in data}
     settings = {"max_steps": 1, "gradient_accumulation_steps": 8} | settings
-    trainer = cls(
-        AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64),
-        spread,
-        grpo_args(folder, strategy=strategy, balance=balance, shares=shares, **settings),
-        data,
-        processing_class=tokenizer,
-        callbacks=[tape],
-    )
-    trainer.train()
-    return trainer, tape.steps
+    policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64)
+    args = grpo_args(folder, strategy=strategy, balance=balance, shares=shares, **settings)
+    return taped(cls, policy, spread, args, data, tokenizer=tokenizer)
 
 
 # Brute force

@@ -7,7 +7,7 @@ from trl import GRPOTrainer
 from counterpoint.domains.domain_rewards import DOMAIN_COLUMN, build_domain_rewards
 from counterpoint.training import DomainGRPOTrainer
 from counterpoint.training.backends import PROVEN
-from trainer_helpers import DATA, REWARDS, GradientTape, grpo_args, relative_error, shortness, total_norm
+from trainer_helpers import DATA, REWARDS, grpo_args, relative_error, shortness, taped, total_norm
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -16,17 +16,8 @@ pytestmark = [
 
 
 def train_ours(model, tokenizer, folder, strategy="mixed", data=DATA, rewards=REWARDS, shares=None, **overrides):
-    tape = GradientTape()
-    trainer = DomainGRPOTrainer(
-        str(model),
-        rewards,
-        grpo_args(folder, strategy=strategy, shares=shares, **overrides),
-        data,
-        processing_class=tokenizer,
-        callbacks=[tape],
-    )
-    trainer.train()
-    return trainer, tape.steps
+    args = grpo_args(folder, strategy=strategy, shares=shares, **overrides)
+    return taped(DomainGRPOTrainer, str(model), rewards, args, data, tokenizer=tokenizer)
 
 
 def flat(ours):
@@ -45,17 +36,8 @@ def train_trl(model, tokenizer, folder, ours, rewards=REWARDS, **overrides):
             ours._sampler.set_epoch(0)
             return ours._sampler
 
-    tape = GradientTape()
-    trainer = Reference(
-        str(model),
-        build_domain_rewards(rewards, list(ours.domains)),
-        grpo_args(folder, **overrides),
-        flat(ours),
-        processing_class=tokenizer,
-        callbacks=[tape],
-    )
-    trainer.train()
-    return tape.steps
+    built, args = build_domain_rewards(rewards, list(ours.domains)), grpo_args(folder, **overrides)
+    return taped(Reference, str(model), built, args, flat(ours), tokenizer=tokenizer)[1]
 
 
 ALLOWED = [(key, value) for key, values in PROVEN.items() for value in values]

@@ -61,6 +61,11 @@ class Comparison:
         return self._in_after.get(stored)
 
     @cached_property
+    def floats(self) -> tuple[str, ...]:
+        """The tensors that training moves, on both sides; integers (quantized weights, indices) are left out."""
+        return tuple(name for name in self.names if self.base.dtypes[self.sources[name][0]].is_floating_point)
+
+    @cached_property
     def _in_after(self) -> dict[str, str]:
         return {in_after: name for name, (_, in_after) in self.sources.items()}
 

@@ -202,9 +202,9 @@ class ConsoleReporter(Reporter):
         note = "  ".join(f"{name} {value:.2f}" for name, value in rewards.items())
         self._show(f"{self.label}train", step, total, note)
 
-    def working(self, what: str, done: int, total: int) -> None:
+    def working(self, what: str, done: int, total: int, note: str = "") -> None:
         """Moves the bar of any other work; the ``on_progress`` of an analysis."""
-        self._show(f"{self.label}{what}", done, total, "")
+        self._show(f"{self.label}{what}", done, total, note)
 
     def _show(self, name: str, done: int, total: int, note: str) -> None:
         if not self.speaks:

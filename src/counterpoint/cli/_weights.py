@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,7 +14,15 @@ if TYPE_CHECKING:
 
     from counterpoint.config import Config
 
-HELP = "Tokens of each domain's completions, math=400,chat=80, or a run directory that has them; says what they weigh."
+Lengths = Annotated[
+    str | None,
+    typer.Option(
+        "--lengths",
+        metavar="LENGTHS",
+        help="Tokens of each domain's completions, math=400,chat=80, or a run directory that has them; says what they "
+        "weigh.",
+    ),
+]
 
 
 def say_weights(config: "Config", lengths: "Mapping[str, float] | None") -> None:
@@ -82,6 +90,6 @@ def _given(text: str) -> dict[str, float]:
 
 def _logged(path: Path) -> dict[str, float]:
     from counterpoint.runs.run import Run
-    from counterpoint.runs.weights import mean_of
+    from counterpoint.runs.weights import means_of
 
-    return mean_of("completion_length", Run.open(path).metrics)
+    return means_of(["completion_length"], Run.open(path).metrics)["completion_length"]

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from counterpoint.cli._console import Overrides
-from counterpoint.cli._weights import HELP as LENGTHS_HELP
-from counterpoint.cli._weights import read_lengths, say_weights
+from counterpoint.cli._weights import Lengths, read_lengths, say_weights
 from counterpoint.errors import ConfigError, listed
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ app = typer.Typer(help="Check a configuration file, or print what it may hold.",
 def check(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The YAML file.")],
     overrides: Overrides = None,
-    lengths: Annotated[str | None, typer.Option("--lengths", metavar="LENGTHS", help=LENGTHS_HELP)] = None,
+    lengths: Lengths = None,
     show: Annotated[bool, typer.Option("--show", help="Print the file with every default filled in.")] = False,
 ) -> None:
     """Check all that `counterpoint train` can check before it loads a model, and say what training would do.

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from counterpoint.cli._weights import HELP as LENGTHS_HELP
-from counterpoint.cli._weights import read_lengths, say_weights
+from counterpoint.cli._weights import Lengths, read_lengths, say_weights
 from counterpoint.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ def plan(
             "tensor, layer, or your own as package.module:function.",
         ),
     ] = None,
-    lengths: Annotated[str | None, typer.Option("--lengths", metavar="LENGTHS", help=LENGTHS_HELP)] = None,
+    lengths: Lengths = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write what is printed to this file as well.")] = None,
 ) -> None:
     """Print what training and surgery need on every GPU, whether it fits, and what would make it fit.
@@ -76,14 +75,18 @@ def plan(
         counterpoint plan Qwen/Qwen3-0.6B --groups module
     """
     from counterpoint.cli._console import quiet_libraries
-    from counterpoint.config import LoraConfig
+    from counterpoint.config import LoraConfig, ModelConfig
     from counterpoint.plan import GIB, Setup, make_plan, model_shapes
 
     if shards is not None and gpus % shards:
         raise ConfigError(f"--shards {shards}: {gpus} GPUs cannot be cut into replicas of {shards}. Give a divisor.")
     quiet_libraries()
-    weighed = None if lengths is None else _weighed(model, lengths)
-    chosen, setup = _read(model, Setup(gpus, shards=shards, gpu_memory=int(gpu_memory * GIB)))
+    config = _config(model)
+    if lengths is not None and config is None:
+        raise ConfigError(f"--lengths: {model} is no counterpoint configuration, which says what the domains are.")
+    weighed = (config, read_lengths(lengths, config.domains)) if lengths is not None and config is not None else None
+    setup = Setup(gpus, shards=shards, gpu_memory=int(gpu_memory * GIB))
+    chosen, setup = (ModelConfig(path=model), setup) if config is None else (config.model, setup_of(config, setup))
     if lora_r is not None:
         chosen = chosen.model_copy(update={"lora": LoraConfig(r=lora_r)})
     if grouping is not None:
@@ -122,26 +125,11 @@ def _write(file: Path, content: dict[str, Any]) -> None:
     file.write_text(dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _weighed(model: str, lengths: str) -> tuple["Config", dict[str, float]]:
-    """The counterpoint configuration that says what the domains are, and their lengths."""
+def _config(model: str) -> "Config | None":
+    """The counterpoint configuration that ``model`` names, None where it names a model."""
     from counterpoint.cli._console import load
 
-    if Path(model).suffix not in (".yaml", ".yml"):
-        raise ConfigError(f"--lengths: {model} is no counterpoint configuration, which says what the domains are.")
-    config = load(Path(model))
-    return config, read_lengths(lengths, config.domains)
-
-
-def _read(model: str, setup: "Setup") -> tuple["ModelConfig", "Setup"]:
-    """The model, and the set-up with what a counterpoint configuration says."""
-    from counterpoint.config import ModelConfig
-
-    if Path(model).suffix not in (".yaml", ".yml"):
-        return ModelConfig(path=model), setup
-    from counterpoint.cli._console import load
-
-    config = load(Path(model))
-    return config.model, setup_of(config, setup)
+    return load(Path(model)) if Path(model).suffix in (".yaml", ".yml") else None
 
 
 def setup_of(config: "Config", setup: "Setup") -> "Setup":

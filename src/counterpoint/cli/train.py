@@ -75,45 +75,42 @@ def _resume(path: Path, longer: "Sequence[str]", reporter: "ConsoleReporter") ->
 def _tell(run: "RunDirectory", reporter: "ConsoleReporter") -> None:
     """Prints a run's table, what each domain weighed, what fell since its own stage, and the path of its report."""
     from counterpoint.runs.run import Run
+    from counterpoint.runs.weights import mean_weights
 
     if reporter.speaks:
         reporter.console.print(run_table([run]))
-        if weights := weights_table(run):
+        opened = Run.open(run.path)
+        weighed = mean_weights(opened.metrics)
+        if weights := weights_table(opened.domains, weighed):
             reporter.console.print(weights)
-        if advice := weights_advice(run):
+        if advice := weights_advice(run.config_path, weighed):
             reporter.message(advice)
-        if verdict := Run.open(run.path).verdict():
+        if verdict := opened.verdict():
             reporter.message(verdict)
         reporter.report(run.path)
 
 
-def weights_table(run: "RunDirectory") -> "Table | None":
-    """What each domain weighed, on average over the steps; None for a run without steps of several domains."""
-    from counterpoint.runs.run import Run
-    from counterpoint.runs.weights import mean_weights
+def weights_table(domains: "Sequence[str]", found: "Mapping[str, Mapping[str, float]]") -> "Table | None":
+    """What each domain weighed, as ``mean_weights`` has it; None for a run without steps of several domains."""
     from counterpoint.tables import Table
 
-    opened = Run.open(run.path)
-    if not (found := mean_weights(opened.metrics)):
+    if not found:
         return None
     rows = tuple(
-        (name, *(100 * shares[name] if name in shares else None for shares in found.values()))
-        for name in opened.domains
+        (name, *(100 * shares[name] if name in shares else None for shares in found.values())) for name in domains
     )
     return Table(
         "Who trained the model, % of all, mean over steps", ("domain", *found), rows, dict.fromkeys(found, ".0f")
     )
 
 
-def weights_advice(run: "RunDirectory") -> str | None:
+def weights_advice(file: Path, found: "Mapping[str, Mapping[str, float]]") -> str | None:
     """What to do where domains weighed far from their shares without being balanced; None where nothing need be."""
     from counterpoint.balance import DEFAULT_LOSS, out_of_balance
     from counterpoint.config import load_config
-    from counterpoint.runs.run import Run
-    from counterpoint.runs.weights import mean_weights
 
-    config, found = load_config(run.config_path), mean_weights(Run.open(run.path).metrics)
-    if config.balance.name != "none" or not found:
+    config = load_config(file)
+    if config.balance.name != "none" or "loss" not in found:  # no token of any step was in a loss
         return None
     return out_of_balance(found["loss"], found["prompts"], str(config.training.get("loss_type", DEFAULT_LOSS)))
 

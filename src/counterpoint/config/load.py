@@ -139,9 +139,10 @@ def _order(problem: Problem) -> tuple[bool, int]:
 def _resolved(config: Config, path: Path) -> Config:
     """``config`` with its run named and its local paths made absolute, so that it can be read from anywhere."""
     folder = path.resolve().parent
-    whole = path.stem
-    for label in (config.strategy.label, *([config.balance.label] if config.balance.name != "none" else [])):
-        whole = whole if path.stem.endswith(label) else f"{whole}-{label}"
+    labels = [config.strategy.label, *([config.balance.label] if config.balance.name != "none" else [])]
+    if path.stem.endswith("-".join(labels)):
+        labels = []
+    whole = "-".join([path.stem, *(label for label in labels if not path.stem.endswith(label))])
     name = config.run.name or re.sub(r"[^A-Za-z0-9._-]", "-", whole)
     name = name[:MAX_NAME]
     model = config.model

@@ -1,7 +1,7 @@
 """The whole configuration as pydantic models; every field carries its description, default and example."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field
@@ -92,11 +92,8 @@ class StrategyConfig(Section):
 
         Options that are mappings go without their name: ``global-static-math-2-qa-0.5``.
         """
-        words: list[Any] = [self.name or f"{self.grouping}-{self.weighting}"]
-        for option, value in self.options.items():
-            words += _words(value) if isinstance(value, dict) else [option, *_words(value)]
-        words += ["protect", *self.protect] if self.protect else []
-        return re.sub(r"[^A-Za-z0-9._-]", "-", "-".join(words))
+        protect = ["protect", *self.protect] if self.protect else []
+        return _label(self.name or f"{self.grouping}-{self.weighting}", self.options, protect)
 
     @property
     def spec(self) -> str | dict[str, Any]:
@@ -114,6 +111,13 @@ class StrategyConfig(Section):
     def sequential(self) -> bool:
         """Whether training goes one domain after another."""
         return self.name == SEQUENTIAL
+
+
+def _label(name: str, options: Mapping[str, Any], more: Sequence[str] = ()) -> str:
+    words = [name]
+    for option, value in options.items():
+        words += _words(value) if isinstance(value, dict) else [option, *_words(value)]
+    return re.sub(r"[^A-Za-z0-9._-]", "-", "-".join([*words, *more]))
 
 
 def _words(value: Any) -> list[str]:
@@ -140,8 +144,7 @@ class BalanceConfig(Section):
     @property
     def label(self) -> str:
         """The rule in one word, for file names: ``worst-learning_rate-0.05``."""
-        words = [self.name, *(word for option, value in self.options.items() for word in (option, *_words(value)))]
-        return re.sub(r"[^A-Za-z0-9._-]", "-", "-".join(words))
+        return _label(self.name, self.options)
 
     @property
     def spec(self) -> str | dict[str, Any]:

@@ -389,7 +389,7 @@ def stream(
 
     Large tensors begin first, so that no thread is left alone with one at the end.
     """
-    names = floating_names(comparisons)
+    names = comparisons[0].floats
     passes = {name: _cost(comparisons, name) for name in names}
     done, total, lock = 0, sum(passes.values()), threading.Lock()
 
@@ -406,12 +406,6 @@ def stream(
     largest_first = sorted(names, key=lambda name: -passes[name])
     found = dict(zip(largest_first, _in_threads(work, largest_first, threads or default_threads()), strict=True))
     return [found[name] for name in names]
-
-
-def floating_names(comparisons: Sequence[Comparison]) -> list[str]:
-    """The tensors that hold numbers which training moves; integers (quantized weights, indices) are left out."""
-    first = comparisons[0]
-    return [name for name in first.names if first.base.dtypes[first.sources[name][0]].is_floating_point]
 
 
 def _cost(comparisons: Sequence[Comparison], name: str) -> int:

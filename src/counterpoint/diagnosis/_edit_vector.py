@@ -2,7 +2,6 @@
 
 import dataclasses
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,10 @@ class Edit:
 
     pair: Comparison
 
-    @cached_property
+    @property
     def names(self) -> tuple[str, ...]:
         """The tensors of floats, each weight once, in order."""
-        dtypes = self.pair.after.dtypes
-        return tuple(name for name in self.pair.names if dtypes[self.pair.sources[name][1]].is_floating_point)
+        return self.pair.floats
 
     @property
     def num_weights(self) -> int:

@@ -16,7 +16,7 @@ from counterpoint.diagnosis.routes import Routes, measure_routes
 from counterpoint.diagnosis.subject import Subject, completions_for, open_subject
 from counterpoint.errors import CounterpointError
 from counterpoint.evaluation import EvaluationPlan, evaluate
-from counterpoint.progress import Progress
+from counterpoint.progress import Progress, within
 from counterpoint.surgery import GROUPINGS
 
 Effort = Literal["quick", "usual", "thorough"]
@@ -93,7 +93,7 @@ class Workshop:
         """Evaluates a given checkpoint on the held-out prompts, as a run evaluates its own."""
         subject = self.subject(point)
         plan = EvaluationPlan.of_config(subject.config, subject.config.training.get("max_completion_length"))
-        progress = self._named(f"evaluate {point.moment}")
+        progress = within(f"evaluate {point.moment}", self.on_progress)
         found = evaluate(subject.model, subject.tokenizer, list(subject.domains.values()), plan, progress)
         about = {"step": point.step, "when": point.moment}
         samples = [about | {"domain": score.domain} | vars(sample) for score in found for sample in score.examples]
@@ -109,7 +109,7 @@ class Workshop:
             seed=self.seed,
             at_least=MIN_PROMPTS,
             save=file,
-            on_progress=self._named(point.moment),
+            on_progress=within(point.moment, self.on_progress),
         )
         return CompletionsKept(file.name)
 
@@ -128,7 +128,7 @@ class Workshop:
             self._rollouts(point),
             edits=edits if len(edits) > 1 else None,
             seed=self.seed,
-            on_progress=self._named(point.moment),
+            on_progress=within(point.moment, self.on_progress),
         )
 
     def conflicts(self, point: Point) -> Conflicts:
@@ -152,7 +152,7 @@ class Workshop:
             groupings=("module", *GROUPINGS, own_grouping(self.course.config)),
             batches=min(wanted, *(signals[name] for name in told)),
             optimizer_state=state,
-            on_progress=self._named(point.moment),
+            on_progress=within(point.moment, self.on_progress),
         )
 
     def damage(self, domain: str, start: Point, end: Point, other: str | None) -> Damage:
@@ -172,7 +172,7 @@ class Workshop:
             other=other,
             options=options,
             completions=self._kept(start),
-            on_progress=self._named(f"{domain}, {start.moment} to {end.moment}"),
+            on_progress=within(f"{domain}, {start.moment} to {end.moment}", self.on_progress),
         )
 
     def _rollouts(self, point: Point) -> dict[str, Rollouts]:
@@ -183,6 +183,3 @@ class Workshop:
         if not file.is_file():
             raise CounterpointError(f"there are no completions {point.moment}: sampling them failed.")
         return file
-
-    def _named(self, where: str) -> Progress:
-        return lambda what, done, total: self.on_progress(f"{where}: {what}", done, total)

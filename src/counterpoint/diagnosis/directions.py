@@ -188,9 +188,10 @@ def _add(found: Products, edits: Mapping[str, Mapping[str, Tensor]], weight: _We
     inside = (layers_U == weight.layer).nonzero().squeeze(1)
     units, shape = len(inside), _shape(edits[found.domains[0]], weight.name)
     length = shape[weight.dim]
-    if found.kind == "head" and weight.dim == 0 and (not units or length % units):
+    fits = length == weight.times * units if found.kind == "neuron" else units > 0 and length % units == 0
+    if not fits and found.kind == "head" and weight.dim == 0:
         return
-    if length != weight.times * units if found.kind == "neuron" else not units or length % units:
+    if not fits:
         raise ModelError(
             f"{weight.name}: layer {weight.layer} has {units} {found.kind}s in the model, and the edit has {length} of "
             "their rows or columns. Give checkpoints of the model that the routes are measured on."

@@ -26,7 +26,6 @@ from counterpoint.diagnosis._edit_stream import (
     Products,
     Sums,
     TensorEdits,
-    floating_names,
     is_coarser,
     stream,
 )
@@ -216,7 +215,7 @@ def edits(
     names = _labels(checkpoints)
     against = [str(base), *names[:-1]] if chain else [str(base)] * len(names)
     finer = [before, *opened[:-1]] if chain else [before] * len(opened)
-    skipped = tuple(sorted({*comparisons[0].names, *comparisons[0].left_out} - set(floating_names(comparisons))))
+    skipped = tuple(sorted({*comparisons[0].names, *comparisons[0].left_out} - set(comparisons[0].floats)))
     pass_ = _Pass(tensors, anatomy, top)
     found = tuple(
         pass_.checkpoint(i, names[i], str(path), against[i], opened[i], _rounded_to(finer[i], opened[i]))

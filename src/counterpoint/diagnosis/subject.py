@@ -114,6 +114,7 @@ def completions_for(
             sampling=sampling,
             on_batch=counter(f"sample {name}", prompts * samples, on_progress),
         )
+    check_enough(found, subject.domains, at_least, "sampled and scored")
     if save is not None:
         save_rollouts(save, *found.values())
     return found

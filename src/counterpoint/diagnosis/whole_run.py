@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from counterpoint.diagnosis._course import Course, GivenRun, Point, course_of_checkpoints, course_of_run
+from counterpoint.diagnosis._course import Course, GivenRun, Leg, Point, course_of_checkpoints, course_of_run
 from counterpoint.diagnosis._findings import PartFindings, conflict_findings, edit_findings, route_findings
 from counterpoint.diagnosis._parts import Fingerprints, Part, PartDone, digest_of, run_part
 from counterpoint.diagnosis._workshop import CompletionsKept, Effort, PointScores, Workshop
@@ -210,7 +210,7 @@ def plan_parts(work: Workshop, prints: Fingerprints) -> list[Part[Any]]:
     names: set[str] = set()
     for leg in course.legs:
         for domain in leg.earlier:
-            planned.append(_damage(work, domain, leg.start, leg.end, leg.stage.domains, marks, names))
+            planned.append(_damage(work, domain, leg, marks, names))
     return planned
 
 
@@ -276,15 +276,8 @@ def _at_point(work: Workshop, point: Point, marks: Mapping[str, str]) -> list[Pa
     ]
 
 
-def _damage(
-    work: Workshop,
-    domain: str,
-    start: Point,
-    end: Point,
-    later: Sequence[str],
-    marks: Mapping[str, str],
-    names: set[str],
-) -> Part[Damage]:
+def _damage(work: Workshop, domain: str, leg: Leg, marks: Mapping[str, str], names: set[str]) -> Part[Damage]:
+    start, end, later = leg.start, leg.end, leg.stage.domains
     name = f"damage-{domain}-{'+'.join(later)}".replace(" ", "-").replace("/", "-")
     name = name if name not in names else f"{name}-{start.name}"
     names.add(name)

@@ -14,7 +14,7 @@ from typing import ClassVar
 from counterpoint.checkpoints import open_checkpoint, write_checkpoint
 from counterpoint.config import Config
 from counterpoint.diagnosis.subject import config_of, wanted_domains
-from counterpoint.errors import CounterpointError, RunError, nearest
+from counterpoint.errors import CounterpointError, RunError, first_line, nearest
 from counterpoint.models import is_out_of_memory
 from counterpoint.progress import Progress, silent
 from counterpoint.recovery import _words
@@ -427,7 +427,7 @@ class _Work:
             is_ours = isinstance(error, CounterpointError) and not isinstance(error, _words.TakenError)
             if not is_ours and not is_out_of_memory(error):
                 raise
-            reason = str(error) if is_ours else f"memory ran out ({_first_line(error)})"
+            reason = str(error) if is_ours else f"memory ran out ({first_line(error)})"
             found = Attempt(kind, domain, start, str(folder), "failed", f"failed: {reason}")
         self.reporter.message(_sentence(found, self.found.options))
         return found
@@ -485,7 +485,3 @@ def _of_refresh(found: Refresh, start: str, folder: Path) -> Attempt:
         "refresh", found.domain, start, str(folder), found.standing.verdict, "", found.checkpoint,
         found.evaluations[-1].scores, found.changes, others, found.seconds,
     )  # fmt: skip
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -340,8 +340,8 @@ def _former(
         return Former.of_number(number)
     if before is not None:
         only = config.model_copy(update={"domains": {domain: config.domains[domain]}})
-        ((score,),) = evaluate_checkpoints(only, [before], reporter=reporter).values()
-        return Former.of_scores(score.to_json()["scores"])
+        ((score,),) = evaluate_checkpoints(only, [model_of(config, before).path], reporter=reporter).values()
+        return Former.of_scores(score.scores)
     if run is None:
         raise CounterpointError(
             f"What did {domain} score before it fell? Give the checkpoint after its own stage as before, the score "

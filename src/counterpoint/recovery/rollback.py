@@ -23,7 +23,7 @@ from counterpoint.domains import Domain
 from counterpoint.errors import CounterpointError
 from counterpoint.evaluation import DomainScore, EvaluationPlan, evaluate
 from counterpoint.models import threads_for
-from counterpoint.progress import Progress, silent
+from counterpoint.progress import Progress, silent, within
 from counterpoint.recovery import _words
 from counterpoint.recovery._rollback_result import (
     MODEL,
@@ -201,13 +201,10 @@ class _Work:
         found: list[Scored] = []
         for number, patch in enumerate(patches, 1):
             self.site.put(patch)
-            told = self._named(f"{what}, {number} of {len(patches)}")
+            told = within(f"{what}, {number} of {len(patches)}", self.on_progress)
             scores = evaluate(self.subject.model, self.subject.tokenizer, domains, plan, told)
             found.append({score.domain: score for score in scores})
         return found
-
-    def _named(self, where: str) -> Progress:
-        return lambda what, done, total: self.on_progress(f"{where}: {what}", done, total)
 
     # Ranking
 

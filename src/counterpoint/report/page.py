@@ -17,7 +17,7 @@ from counterpoint.report.plots import Figure, comparison_figure
 from counterpoint.report.read import LEVELS
 from counterpoint.report.run import run_figures
 from counterpoint.report.study import study_content, study_figures
-from counterpoint.report.text import Row, clean, duration, list_of, points, prose, script_json, signed
+from counterpoint.report.text import Row, clean, duration, fact, list_of, points, prose, script_json, signed
 from counterpoint.study.results import StudyResult
 
 MAX_TEXT = 40_000
@@ -70,6 +70,7 @@ def _render(template: str, names: dict[str, Any], figures: dict[str, Figure]) ->
         "points": points,
         "decimal": _decimal,
         "clean": clean,
+        "fact": fact,
         "sentence": prose,
     }
     environment.tests["finite"] = math.isfinite
@@ -110,4 +111,4 @@ def _decimal(value: float) -> str:
 
 def _number(value: float | None, digits: int = 0) -> str:
     """A number with thin spaces between thousands; a dash where there is none."""
-    return "\u2013" if value is None else f"{value:,.{digits}f}".replace(",", "\u202f")
+    return "\u2013" if value is None or not math.isfinite(value) else f"{value:,.{digits}f}".replace(",", "\u202f")

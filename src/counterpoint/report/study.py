@@ -11,7 +11,7 @@ from typing import Any
 from counterpoint.errors import CounterpointError, RunError
 from counterpoint.report.plots import NUM_COLOURS, Figure, Trace, axis, bar_figure, bars, dots, error_bars, score_rows
 from counterpoint.report.read import read_json
-from counterpoint.report.text import Content, number, plot_text, prose
+from counterpoint.report.text import Content, number, plot_text, prose, score_of
 from counterpoint.results import of_plain
 from counterpoint.stats import Estimate
 from counterpoint.study.results import RowResult, Score, StudyResult
@@ -78,13 +78,7 @@ def study_content(study: StudyResult) -> Content:
 
 
 def _plain(estimate: Estimate | None) -> Content | None:
-    """``mean, low, high``, the last two None where there is no interval; None where there is no number."""
-    if estimate is None or (mean := number(estimate.value)) is None:
-        return None
-    low, high = number(estimate.low), number(estimate.high)
-    if low is None or high is None:
-        low = high = None
-    return {"mean": mean, "low": low, "high": high}
+    return None if estimate is None else score_of(vars(estimate))
 
 
 def _score(row: RowResult, measure: str) -> Content | None:

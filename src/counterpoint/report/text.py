@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -83,13 +84,22 @@ def points(value: float | None) -> str:
 
 def duration(seconds: float | None) -> str:
     """``3 h 05 min``, ``4 min 10 s`` or ``7.5 s``."""
-    if seconds is None or seconds < 0:
+    if seconds is None or not 0 <= seconds < math.inf:
         return "\u2013"
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def fact(value: object) -> object:
+    """A value for one cell: lists and mappings in words."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    return value
 
 
 def _visible(character: str) -> str:

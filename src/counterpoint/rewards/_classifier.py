@@ -8,20 +8,20 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
 from accelerate.state import PartialState
 from jinja2 import TemplateError
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from counterpoint.errors import RewardError
-from counterpoint.inputs import LIBRARY_FAULTS, kind_of, refuse_devices
+from counterpoint.errors import RewardError, first_line
+from counterpoint.inputs import refuse_devices, refuse_pickles
+from counterpoint.models import MODEL_FAULTS
+from counterpoint.rewards._base import one_of
 
-_FAULTS: tuple[type[Exception], ...] = (*LIBRARY_FAULTS, SafetensorError, TemplateError)
+_FAULTS: tuple[type[Exception], ...] = (*MODEL_FAULTS, TemplateError)
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _NO_LIMIT = 10**9
 """Above it a tokenizer's ``model_max_length`` says that it knows none."""
@@ -61,9 +61,7 @@ class Classifier:
         revision: str | None,
         trust_remote_code: bool,
     ) -> None:
-        if dtype not in _DTYPES:
-            raise RewardError(f"dtype must be one of {', '.join(_DTYPES)}, found {dtype!r}.")
-        self.path, self.dtype, self.batch_size = path, dtype, batch_size
+        self.path, self.dtype, self.batch_size = path, one_of("dtype", dtype, _DTYPES), batch_size
         self._devices = _checked_devices(device)
         self._hub = {"revision": revision, "trust_remote_code": trust_remote_code}
         refuse_devices(path, RewardError)
@@ -86,7 +84,7 @@ class Classifier:
         except Exception as error:
             if type(error) is not Exception and not isinstance(error, _FAULTS):  # tokenizers has no error of its own
                 raise
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            reason = first_line(error).rstrip(".")
             raise self._wrong(
                 f"no {what} could be read ({reason}). Give a folder that save_pretrained wrote, or a hub id"
             ) from error
@@ -118,7 +116,7 @@ class Classifier:
         try:
             return str(self.tokenizer.apply_chat_template(list(messages), tokenize=False))
         except _FAULTS as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            reason = first_line(error).rstrip(".")
             raise self._wrong(f"its chat template cannot render the prompt ({reason}). Mend or drop the row") from error
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> Encoded:
@@ -164,17 +162,9 @@ class Classifier:
         return found
 
     def _batch(self, conversations: Sequence[Encoded], device: Any) -> dict[str, torch.Tensor]:
-        longest = max(len(one.inputs["input_ids"]) for one in conversations)
-        padding = {"input_ids": self.tokenizer.pad_token_id}
-
-        def padded(name: str) -> torch.Tensor:
-            fill = padding.get(name, 0)
-            rows = [one.inputs[name] + [fill] * (longest - len(one.inputs[name])) for one in conversations]
-            return torch.tensor(rows, device=device)
-
-        lengths = torch.tensor([len(one.inputs["input_ids"]) for one in conversations], device=device)
-        attention = (torch.arange(longest, device=device) < lengths[:, None]).long()
-        return {name: padded(name) for name in conversations[0].inputs} | {"attention_mask": attention}
+        inputs = {name: [one.inputs[name] for one in conversations] for name in conversations[0].inputs}
+        how = {"padding_side": "right", "return_attention_mask": True, "return_tensors": "pt"}
+        return dict(self.tokenizer.pad(inputs, **how).to(device))
 
     @property
     def model(self) -> Any:
@@ -199,7 +189,7 @@ class Classifier:
                 )
             model.to(device)
         except _FAULTS as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            reason = first_line(error).rstrip(".")
             raise self._wrong(f"its weights cannot be used on {device} ({reason})") from error
         if missing := sorted(info["missing_keys"]):
             raise self._wrong(f"the weights lack {', '.join(missing[:3])}. Copy or download it again")
@@ -221,13 +211,7 @@ def _check_kind(path: str, config: Any, trust_remote_code: bool) -> None:
         raise RewardError(
             f"reward_model: model {path} has {config.num_labels} labels, and a reward model has one. Give another."
         )
-    folder = Path(path)
-    if kind_of(folder) == "folder" and not list(folder.glob("*.safetensors")):
-        found = ", ".join(sorted(item.name for item in folder.iterdir())[:8])
-        raise RewardError(
-            f"reward_model: model {path}: no .safetensors weights there, found {found}. Save it with save_pretrained; "
-            "pickled weights are not read."
-        )
+    refuse_pickles(path, f"reward_model: model {path}", RewardError)
 
 
 def _checked_devices(device: str | Sequence[str] | None) -> list[torch.device] | None:

@@ -136,7 +136,7 @@ def sources(code: str, header: str, entry_point: str) -> list[str]:
     either way.
     """
     if not header.strip():
-        return [code, textwrap.dedent(code), code.translate(_NOT_SEEN)]
+        return list(dict.fromkeys([code, textwrap.dedent(code), code.translate(_NOT_SEEN)]))
     header = header.rstrip("\n") + "\n"
     if defines(code, entry_point) if entry_point else re.search(r"^(?:async\s+)?def\s", code, re.MULTILINE):
         return [header + "\n\n" + code, code]

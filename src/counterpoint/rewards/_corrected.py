@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+Usual = Callable[[str], Any]
+
 _PRONOUNS = """
 i me my mine myself we us our ours ourselves you your yours yourself yourselves he him his himself she her hers herself
 it its itself they them their theirs themselves this that these those who whom whose what which whoever whomever
@@ -23,36 +25,35 @@ each either neither both few many several all any some one another other others
 
 def corrected(checkers: Mapping[str, Any]) -> dict[str, Any]:
     """The checkers, those with a correction replaced by it; one that a release lacks stays missing."""
-    made = {name: make(checkers[name]) for name, make in _CORRECTIONS.items() if name in checkers}
+    made = {name: make(checkers[name]) for name, make in _CLASSES.items() if name in checkers}
+    made |= {name: _checking(checkers[name], check) for name, check in _CHECKS.items() if name in checkers}
     return {**checkers, **made}
+
+
+def _checking(base: Any, check: Callable[[Any, str, Usual], bool]) -> Any:
+    """``base`` with another check, which may ask its usual one."""
+
+    class Corrected(base):  # type: ignore[misc]
+        def check_following(self, value: str) -> bool:
+            return check(self, value, super().check_following)
+
+    return Corrected
 
 
 def _whole(word: str) -> re.Pattern[str]:
     return re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE)
 
 
-def _person_names(base: Any) -> Any:
-    class PersonNames(base):  # type: ignore[misc]
-        """Names as whole words: Miami does not mention Mia."""
-
-        def check_following(self, value: str) -> bool:
-            names = re.findall(r"\w+", self._description_pattern.rpartition(":")[2])
-            return sum(bool(re.search(rf"\b{name}\b", value)) for name in names) >= self._num_person_names
-
-    return PersonNames
+def _person_names(checker: Any, value: str, usual: Usual) -> bool:
+    """Names as whole words: Miami does not mention Mia."""
+    names = re.findall(r"\w+", checker._description_pattern.rpartition(":")[2])
+    return sum(bool(re.search(rf"\b{name}\b", value)) for name in names) >= checker._num_person_names
 
 
-def _keywords_multiple(base: Any) -> Any:
-    class KeywordsMultiple(base):  # type: ignore[misc]
-        """Keywords counted as whole words."""
-
-        def check_following(self, value: str) -> bool:
-            keywords = (getattr(self, f"_keyword{number}") for number in range(1, 6))
-            return all(
-                len(_whole(word).findall(value)) == count for word, count in zip(keywords, (1, 2, 3, 5, 7), strict=True)
-            )
-
-    return KeywordsMultiple
+def _keywords_multiple(checker: Any, value: str, usual: Usual) -> bool:
+    """Keywords counted as whole words."""
+    keywords = (getattr(checker, f"_keyword{number}") for number in range(1, 6))
+    return all(len(_whole(word).findall(value)) == count for word, count in zip(keywords, (1, 2, 3, 5, 7), strict=True))
 
 
 def _repeat_span(base: Any) -> Any:
@@ -77,47 +78,27 @@ def _repeat_span(base: Any) -> Any:
     return RepeatSpan
 
 
-def _pronouns(base: Any) -> Any:
-    class Pronouns(base):  # type: ignore[misc]
-        """All pronouns, also demonstrative and indefinite ones."""
-
-        def check_following(self, value: str) -> bool:
-            words = re.findall(r"[a-z]+", value.lower())
-            return sum(word in _PRONOUNS for word in words) >= self._num_pronouns
-
-    return Pronouns
+def _pronouns(checker: Any, value: str, usual: Usual) -> bool:
+    """All pronouns, also demonstrative and indefinite ones."""
+    words = re.findall(r"[a-z]+", value.lower())
+    return sum(word in _PRONOUNS for word in words) >= checker._num_pronouns
 
 
-def _some_questions(base: Any) -> Any:
-    class SomeQuestions(base):  # type: ignore[misc]
-        """A ratio of sentences needs sentences: none of a kind is no share of it."""
-
-        def check_following(self, value: str) -> bool:
-            return "?" in value and bool(super().check_following(value))
-
-    return SomeQuestions
+def _needing(checker: Any, value: str, usual: Usual, sign: str) -> bool:
+    """A share of nothing is none: without the sign there is nothing that could have what is asked for."""
+    return sign in value and bool(usual(value))
 
 
-def _vowel(base: Any) -> Any:
-    class Vowels(base):  # type: ignore[misc]
-        """One paragraph may have several lines."""
-
-        def check_following(self, value: str) -> bool:
-            one = not re.search(r"\n\s*\n", value.strip())
-            return one and bool(super().check_following(" ".join(value.split())))
-
-    return Vowels
+def _vowel(checker: Any, value: str, usual: Usual) -> bool:
+    """One paragraph may have several lines."""
+    one = not re.search(r"\n\s*\n", value.strip())
+    return one and bool(usual(" ".join(value.split())))
 
 
-def _line_indent(base: Any) -> Any:
-    class LineIndent(base):  # type: ignore[misc]
-        """Empty lines do not count, however many; one line is no stairs."""
-
-        def check_following(self, value: str) -> bool:
-            indents = [len(line) - len(line.lstrip()) for line in value.split("\n") if line.strip()]
-            return len(indents) > 1 and all(a < b for a, b in itertools.pairwise(indents))
-
-    return LineIndent
+def _line_indent(checker: Any, value: str, usual: Usual) -> bool:
+    """Empty lines do not count, however many; one line is no stairs."""
+    indents = [len(line) - len(line.lstrip()) for line in value.split("\n") if line.strip()]
+    return len(indents) > 1 and all(a < b for a, b in itertools.pairwise(indents))
 
 
 def _letter_frequency(base: Any) -> Any:
@@ -133,184 +114,99 @@ def _letter_frequency(base: Any) -> Any:
     return LetterFrequency
 
 
-def _response_language(base: Any) -> Any:
-    class ResponseLanguage(base):  # type: ignore[misc]
-        """A text without a detectable language is in none; of one or two words only the script can be told."""
-
-        def check_following(self, value: str) -> bool:
-            letters = [sign for sign in value if sign.isalpha()]
-            script = next((name for name, spoken in _SCRIPTS.items() if self._language in spoken.split()), None)
-            if not letters or script is None or len(value.split()) > 2:
-                return bool(letters) and bool(super().check_following(value))
-            return all(unicodedata.name(sign, "").startswith(script) for sign in letters)
-
-    return ResponseLanguage
+def _response_language(checker: Any, value: str, usual: Usual) -> bool:
+    """A text without a detectable language is in none; of one or two words only the script can be told."""
+    letters = [sign for sign in value if sign.isalpha()]
+    script = next((name for name, spoken in _SCRIPTS.items() if checker._language in spoken.split()), None)
+    if not letters or script is None or len(value.split()) > 2:
+        return bool(letters) and bool(usual(value))
+    return all(unicodedata.name(sign, "").startswith(script) for sign in letters)
 
 
-def _english_case(base: Any, capital: bool) -> Any:
-    import langdetect
+def _english_case(checker: Any, value: str, usual: Usual, capital: bool) -> bool:
+    """The language is told from words in lower case, and of a few plain words not at all."""
+    import langdetect  # the checkers have it loaded
 
-    class EnglishCase(base):  # type: ignore[misc]
-        """The language is told from words in lower case, and of a few plain words not at all."""
-
-        def check_following(self, value: str) -> bool:
-            if not (value.isupper() if capital else value.islower()):
-                return False
-            return (value.isascii() and len(value.split()) <= _FEW_WORDS) or langdetect.detect(value.lower()) == "en"
-
-    return EnglishCase
+    if not (value.isupper() if capital else value.islower()):
+        return False
+    return (value.isascii() and len(value.split()) <= _FEW_WORDS) or langdetect.detect(value.lower()) == "en"
 
 
-def _nth_paragraph(base: Any) -> Any:
-    class NthParagraph(base):  # type: ignore[misc]
-        """Paragraphs are counted without the empty ones between longer breaks."""
-
-        def check_following(self, value: str) -> bool:
-            paragraphs = [part for part in re.split(r"\n\s*\n", value) if part.strip()]
-            return bool(super().check_following("\n\n".join(paragraphs)))
-
-    return NthParagraph
+def _nth_paragraph(checker: Any, value: str, usual: Usual) -> bool:
+    """Paragraphs are counted without the empty ones between longer breaks."""
+    paragraphs = [part for part in re.split(r"\n\s*\n", value) if part.strip()]
+    return bool(usual("\n\n".join(paragraphs)))
 
 
-def _literal_keywords(base: Any) -> Any:
-    class LiteralKeywords(base):  # type: ignore[misc]
-        """Keywords are texts, not patterns."""
-
-        def check_following(self, value: str) -> bool:
-            return all(keyword.lower() in value.lower() for keyword in self._keywords)
-
-    return LiteralKeywords
+def _literal_keywords(checker: Any, value: str, usual: Usual) -> bool:
+    """Keywords are texts, not patterns."""
+    return all(keyword.lower() in value.lower() for keyword in checker._keywords)
 
 
-def _literal_frequency(base: Any) -> Any:
-    class LiteralFrequency(base):  # type: ignore[misc]
-        """The keyword is a text, not a pattern."""
-
-        def check_following(self, value: str) -> bool:
-            count = value.lower().count(self._keyword.lower())
-            return count < self._frequency if self._comparison_relation == "less than" else count >= self._frequency
-
-    return LiteralFrequency
+def _literal_frequency(checker: Any, value: str, usual: Usual) -> bool:
+    """The keyword is a text, not a pattern."""
+    count = value.lower().count(checker._keyword.lower())
+    return count < checker._frequency if checker._comparison_relation == "less than" else count >= checker._frequency
 
 
-def _literal_forbidden(base: Any) -> Any:
-    class LiteralForbidden(base):  # type: ignore[misc]
-        """Forbidden words are whole words, not patterns."""
-
-        def check_following(self, value: str) -> bool:
-            return not any(_whole(word).search(value) for word in self._forbidden_words)
-
-    return LiteralForbidden
+def _literal_forbidden(checker: Any, value: str, usual: Usual) -> bool:
+    """Forbidden words are whole words, not patterns."""
+    return not any(_whole(word).search(value) for word in checker._forbidden_words)
 
 
-def _sections(base: Any) -> Any:
-    class Sections(base):  # type: ignore[misc]
-        """The word before a section's number is a text, not a pattern."""
-
-        def check_following(self, value: str) -> bool:
-            return len(re.findall(rf"{re.escape(self._section_spliter)}\s?\d+", value)) >= self._num_sections
-
-    return Sections
+def _sections(checker: Any, value: str, usual: Usual) -> bool:
+    """The word before a section's number is a text, not a pattern."""
+    return len(re.findall(rf"{re.escape(checker._section_spliter)}\s?\d+", value)) >= checker._num_sections
 
 
-def _postscript(base: Any) -> Any:
-    class Postscript(base):  # type: ignore[misc]
-        """A marker that is neither P.S. nor P.P.S is a text, not a pattern."""
-
-        def check_following(self, value: str) -> bool:
-            marker = self._postscript_marker
-            usual = marker in ("P.S.", "P.P.S")
-            return bool(super().check_following(value)) if usual else marker.lower() in value.lower()
-
-    return Postscript
+def _postscript(checker: Any, value: str, usual: Usual) -> bool:
+    """A marker that is neither P.S. nor P.P.S is a text, not a pattern."""
+    marker = checker._postscript_marker
+    is_known = marker in ("P.S.", "P.P.S")
+    return bool(usual(value)) if is_known else marker.lower() in value.lower()
 
 
-def _bullets(base: Any) -> Any:
-    class Bullets(base):  # type: ignore[misc]
-        """A line across the page is no bullet."""
-
-        def check_following(self, value: str) -> bool:
-            return bool(super().check_following(re.sub(r"(?m)^\s*-{3,}\s*$", "", value)))
-
-    return Bullets
+def _bullets(checker: Any, value: str, usual: Usual) -> bool:
+    """A line across the page is no bullet."""
+    return bool(usual(re.sub(r"(?m)^\s*-{3,}\s*$", "", value)))
 
 
-def _conjunctions(base: Any) -> Any:
-    class Conjunctions(base):  # type: ignore[misc]
-        """Different words: ``and``, ``And`` and ``and,`` are one."""
-
-        def check_following(self, value: str) -> bool:
-            words = set(re.findall(r"[a-z]+", value.lower()))
-            return len(words & {"and", "but", "for", "nor", "or", "so", "yet"}) >= self._num_conjunctions
-
-    return Conjunctions
+def _conjunctions(checker: Any, value: str, usual: Usual) -> bool:
+    """Different words: ``and``, ``And`` and ``and,`` are one."""
+    words = set(re.findall(r"[a-z]+", value.lower()))
+    return len(words & {"and", "but", "for", "nor", "or", "so", "yet"}) >= checker._num_conjunctions
 
 
-def _unique_words(base: Any) -> Any:
-    class UniqueWords(base):  # type: ignore[misc]
-        """A dash is no word."""
-
-        def check_following(self, value: str) -> bool:
-            words = (word.strip(string.punctuation) for word in value.lower().split())
-            return len({word for word in words if any(map(str.isalnum, word))}) >= self._num_unique_words
-
-    return UniqueWords
+def _unique_words(checker: Any, value: str, usual: Usual) -> bool:
+    """A dash is no word."""
+    words = (word.strip(string.punctuation) for word in value.lower().split())
+    return len({word for word in words if any(map(str.isalnum, word))}) >= checker._num_unique_words
 
 
-def _dates(base: Any) -> Any:
-    class Dates(base):  # type: ignore[misc]
-        """Days that there are: no month 0, and 29 February in leap years only."""
-
-        def check_following(self, value: str) -> bool:
-            try:
-                for day in value.strip().split(","):
-                    datetime.date.fromisoformat(day.strip())
-            except ValueError:
-                return False
-            return bool(super().check_following(value))
-
-    return Dates
+def _dates(checker: Any, value: str, usual: Usual) -> bool:
+    """Days that there are: no month 0, and 29 February in leap years only."""
+    try:
+        for day in value.strip().split(","):
+            datetime.date.fromisoformat(day.strip())
+    except ValueError:
+        return False
+    return bool(usual(value))
 
 
-def _thesis(base: Any) -> Any:
-    class Thesis(base):  # type: ignore[misc]
-        """A thesis in ``<em>`` is read as one in ``<i>``."""
-
-        def check_following(self, value: str) -> bool:
-            return bool(super().check_following(re.sub(r"<(/?)em>", r"<\1i>", value)))
-
-    return Thesis
+def _thesis(checker: Any, value: str, usual: Usual) -> bool:
+    """A thesis in ``<em>`` is read as one in ``<i>``."""
+    return bool(usual(re.sub(r"<(/?)em>", r"<\1i>", value)))
 
 
-def _sub_bullets(base: Any) -> Any:
-    class SubBullets(base):  # type: ignore[misc]
-        """Bullets there must be before each can have its own."""
-
-        def check_following(self, value: str) -> bool:
-            return "*" in value and bool(super().check_following(value))
-
-    return SubBullets
+def _sentences_then_bullets(checker: Any, value: str, usual: Usual) -> bool:
+    """Empty lines separate, and end nothing."""
+    return bool(usual("\n".join(line for line in value.split("\n") if line.strip())))
 
 
-def _sentences_then_bullets(base: Any) -> Any:
-    class SentencesThenBullets(base):  # type: ignore[misc]
-        """Empty lines separate, and end nothing."""
-
-        def check_following(self, value: str) -> bool:
-            return bool(super().check_following("\n".join(line for line in value.split("\n") if line.strip())))
-
-    return SentencesThenBullets
-
-
-def _paragraph_ends(base: Any) -> Any:
-    class ParagraphEnds(base):  # type: ignore[misc]
-        """Words are compared without the signs at their ends."""
-
-        def check_following(self, value: str) -> bool:
-            lines = [re.findall(r"\w+(?:['’-]\w+)*", line.lower()) for line in value.split("\n")]  # noqa: RUF001
-            return all(words[0] == words[-1] for words in lines if words)
-
-    return ParagraphEnds
+def _paragraph_ends(checker: Any, value: str, usual: Usual) -> bool:
+    """Words are compared without the signs at their ends."""
+    lines = [re.findall(r"\w+(?:['’-]\w+)*", line.lower()) for line in value.split("\n")]  # noqa: RUF001
+    return all(words[0] == words[-1] for words in lines if words)
 
 
 _FEW_WORDS = 5
@@ -325,16 +221,18 @@ _SCRIPTS = {
     **{"BENGALI": "bn", "GUJARATI": "gu", "GURMUKHI": "pa", "KANNADA": "kn", "MALAYALAM": "ml"},
     **{"TAMIL": "ta", "TELUGU": "te", "THAI": "th", "HANGUL": "ko"},
 }
-_CORRECTIONS: dict[str, Callable[[Any], Any]] = {
+_CLASSES: dict[str, Callable[[Any], Any]] = {
+    "repeat:repeat_span": _repeat_span,
+    "keywords:letter_frequency": _letter_frequency,
+}
+_CHECKS: dict[str, Callable[[Any, str, Usual], bool]] = {
     "count:person_names": _person_names,
     "count:keywords_multiple": _keywords_multiple,
-    "repeat:repeat_span": _repeat_span,
     "count:pronouns": _pronouns,
-    "ratio:sentence_type": _some_questions,
-    "ratio:sentence_balance": _some_questions,
+    "ratio:sentence_type": partial(_needing, sign="?"),
+    "ratio:sentence_balance": partial(_needing, sign="?"),
     "words:vowel": _vowel,
     "format:line_indent": _line_indent,
-    "keywords:letter_frequency": _letter_frequency,
     "language:response_language": _response_language,
     "length_constraints:nth_paragraph_first_word": _nth_paragraph,
     "change_case:english_capital": partial(_english_case, capital=True),
@@ -346,7 +244,7 @@ _CORRECTIONS: dict[str, Callable[[Any], Any]] = {
     "count:unique_word_count": _unique_words,
     "custom:date_format_list": _dates,
     "format:thesis": _thesis,
-    "format:sub-bullets": _sub_bullets,
+    "format:sub-bullets": partial(_needing, sign="*"),
     "format:no_bullets_bullets": _sentences_then_bullets,
     "words:paragraph_last_first": _paragraph_ends,
     "keywords:existence": _literal_keywords,

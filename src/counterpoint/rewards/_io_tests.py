@@ -6,12 +6,13 @@
 
 import base64
 import binascii
+import contextlib
 import json
 import pickletools
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from counterpoint.errors import RewardError
 from counterpoint.rewards._base import Row, shorten
@@ -30,12 +31,10 @@ class IoTests:
     """Tests of a program that reads and writes, or of a function.
 
     Attributes:
-        kind: ``reads`` or ``calls``.
         function: The function, or method of ``Solution``, that is called; empty where the program reads.
         tests: A JSON text each: the input and the output, or the arguments and the results of which any is right.
     """
 
-    kind: Literal["reads", "calls"]
     function: str
     tests: tuple[str, ...]
 
@@ -54,8 +53,7 @@ def io_tests(row: Row) -> IoTests | str | None:
     first = next(iter(held.values()))
     if isinstance(first, Mapping) and (text := first.get("functional") or first.get("pytest")):
         return str(text)
-    metadata = _loaded(row.get("metadata"), "metadata")
-    function = row.get("fn_name") or (metadata.get("func_name") if isinstance(metadata, Mapping) else None) or ""
+    function = row.get("fn_name") or _name_in(row.get("metadata"))
     pairs = list[tuple[Any, Any]]()
     for column, value in held.items():
         more, name = _pairs(value, column, function)
@@ -66,12 +64,12 @@ def io_tests(row: Row) -> IoTests | str | None:
     if not isinstance(function, str) or (function and not function.isidentifier()):
         raise RewardError(f"'fn_name' must be the name of a function, found {shorten(function)}.")
     if not function:
-        return IoTests("reads", "", tuple(_checked(_texts(pair), index) for index, pair in enumerate(pairs)))
+        return IoTests("", tuple(_checked(_texts(pair), index) for index, pair in enumerate(pairs)))
     calls = [_call(pair, index) for index, pair in enumerate(pairs)]
     # APPS and TACO wrap each result in a list.
     wrapped = all(isinstance(result, list) and len(result) == 1 for _, result in calls)
     tests = [[arguments, [result, *(result if wrapped else [])]] for arguments, result in calls]
-    return IoTests("calls", function, tuple(_checked(test, index) for index, test in enumerate(tests)))
+    return IoTests(function, tuple(_checked(test, index) for index, test in enumerate(tests)))
 
 
 def _found(row: Row) -> Iterable[tuple[str, Any]]:
@@ -102,8 +100,7 @@ def _pairs(value: Any, column: str, function: Any) -> tuple[list[tuple[Any, Any]
     elif _is_list(value) and all(isinstance(case, Mapping) and {"input", "output"} <= case.keys() for case in value):
         inputs, outputs = [case["input"] for case in value], [case["output"] for case in value]
         for case in value:
-            metadata = _loaded(case.get("metadata"), "metadata")
-            name = name or case.get("fn_name") or (isinstance(metadata, Mapping) and metadata.get("func_name")) or ""
+            name = name or case.get("fn_name") or _name_in(case.get("metadata"))
         if not (name or function) and any(case.get("testtype") == "functional" for case in value):
             raise RewardError(
                 f"{column!r} tests a function; give its name in 'fn_name', or as 'func_name' in 'metadata'."
@@ -115,6 +112,13 @@ def _pairs(value: Any, column: str, function: Any) -> tuple[list[tuple[Any, Any]
     if not _is_list(inputs) or not _is_list(outputs) or len(inputs) != len(outputs):
         raise RewardError(f"{column!r} must hold as many inputs as outputs, in lists, found {shorten(value)}.")
     return list(zip(inputs, outputs, strict=True)), name
+
+
+def _name_in(metadata: Any) -> Any:
+    """The function's name in a column that may hold anything else."""
+    with contextlib.suppress(RewardError):
+        metadata = _loaded(metadata, "metadata")
+    return (metadata.get("func_name") or "") if isinstance(metadata, Mapping) else ""
 
 
 def _is_list(value: Any) -> bool:

@@ -20,7 +20,7 @@ from counterpoint.rewards._test_text import asserts_something, defines_function,
 from counterpoint.rewards.sandbox import Limits, Program, Sandbox
 from counterpoint.rewards.sandbox._tests import read_tests
 
-_MAX_TEXT = 1_000_000  # characters; no program of a test is longer
+_MAX_TEXT = 800_000  # characters, of which three versions fit in a frame; no program of a test is longer
 
 
 class CodeReward(Reward):
@@ -134,7 +134,7 @@ def _program(text: str, row: dict[str, Any], closed_thought: bool) -> Program:
         io: IoTests = row["io"]
         code = extract_code(text, [io.function, "Solution"] if io.function else [], closed_thought)
         versions = [before + version for version in sources(code, "", "")]
-        return Program(versions, io.tests, entry_point=io.function, kind=io.kind)
+        return Program(versions, io.tests, entry_point=io.function, kind="calls" if io.function else "reads")
     names = [row["entry_point"]] if row["entry_point"] else names_called(row["tests"])
     candidates = sources(extract_code(text, names, closed_thought), row["header"], row["entry_point"])
     return Program(

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
 
 from counterpoint.disk import write_json
-from counterpoint.errors import RunError
+from counterpoint.errors import RunError, first_line
 
 T = TypeVar("T")
 
@@ -265,4 +265,4 @@ def _reason(error: Exception) -> str:
         return f"no whole JSON: {error.msg}"
     if isinstance(error, KeyError):
         return f"{error.args[0]} is missing"
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return first_line(error)

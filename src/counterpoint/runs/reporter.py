@@ -16,8 +16,8 @@ class Reporter:
     def evaluated(self, when: str, step: int, scores: Sequence[Any]) -> None:
         """An evaluation is complete, with a ``DomainScore`` of every domain."""
 
-    def working(self, what: str, done: int, total: int) -> None:
-        """``done`` of ``total`` of any other work are done."""
+    def working(self, what: str, done: int, total: int, note: str = "") -> None:
+        """``done`` of ``total`` of any other work are done; ``note`` stands beside them."""
 
     def training(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
         """Optimizer step ``step`` of ``total`` is done."""

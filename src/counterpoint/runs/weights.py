@@ -1,6 +1,6 @@
 """What each domain weighed in a run, on average over its steps."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 WEIGHTS: Mapping[str, str] = {
@@ -16,15 +16,19 @@ WEIGHTS: Mapping[str, str] = {
 
 def mean_weights(metrics: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """What is shared -> domain -> its mean share, over the steps that logged one. Empty for runs of one domain."""
-    means = {what: mean_of(kind, metrics) for kind, what in WEIGHTS.items()}
-    return {what: shares for what, shares in means.items() if shares}
+    means = means_of(WEIGHTS, metrics)
+    return {what: means[kind] for kind, what in WEIGHTS.items() if means[kind]}
 
 
-def mean_of(kind: str, metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The mean of ``kind/DOMAIN`` of each domain over the steps that logged it."""
-    found: dict[str, list[float]] = {}
+def means_of(kinds: Iterable[str], metrics: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """For each kind the mean of ``KIND/DOMAIN`` of each domain over the steps that logged it."""
+    found: dict[str, dict[str, list[float]]] = {kind: {} for kind in kinds}
     for line in metrics:
         for key, value in line.items():
-            if key.startswith(f"{kind}/") and isinstance(value, int | float):
-                found.setdefault(key.removeprefix(f"{kind}/"), []).append(float(value))
-    return {domain: sum(values) / len(values) for domain, values in found.items()}
+            kind, slash, domain = key.partition("/")
+            if slash and kind in found and isinstance(value, int | float):
+                found[kind].setdefault(domain, []).append(float(value))
+    return {
+        kind: {domain: sum(values) / len(values) for domain, values in of_domain.items()}
+        for kind, of_domain in found.items()
+    }

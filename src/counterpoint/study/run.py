@@ -132,7 +132,7 @@ class _Schedule:
         if time.monotonic() - self._looked >= LOOK_S:
             self._looked = time.monotonic()
             names = ", ".join(child.job.id for child in self.children)
-            self.reporter.working(f"running {names}", len(self.records), len(self.jobs))
+            self.reporter.working("study", len(self.records), len(self.jobs), names)
 
     def _stop(self) -> None:
         """Asks every child to save and waits for it; asked again, ends them at once."""

@@ -148,8 +148,8 @@ def _merge(row: MergeRow, record: JobRecord, folder: StudyFolder, config: Config
     def merged(scale: float | None, place: Path) -> Path:
         return merge(config.model.path, experts, place, method=row.method, scale=scale, density=row.density)
 
-    if not isinstance(row.scale, list):
-        merged(row.scale, out)
+    if not isinstance(row.scale, list) or len(row.scale) == 1:
+        merged(row.scale[0] if isinstance(row.scale, list) else row.scale, out)
         return
     for scale, score in choose_scale(merged, row.scale, config, SELECTION_PROMPTS, out, Reporter()):
         print(f"scale {scale:g}: {score:.3f} on {SELECTION_PROMPTS} training prompts per domain")

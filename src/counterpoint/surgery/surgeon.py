@@ -15,6 +15,7 @@ from ._passes.reduced import ReducedGradients
 from ._passes.scattered import ScatteredGradients
 from ._passes.shards import refuse_inexact
 from ._passes.stores import DomainBuffers, Vector, build_store
+from .gram import norms
 from .groupings import ParameterRule
 from .record import Record
 from .strategies import Strategy, resolve_strategy
@@ -231,8 +232,7 @@ class Surgeon:
 
 def _factors(balance: BalanceFactors, domains: tuple[str, ...], gram_DD: Tensor) -> Tensor:
     """The factors [D] that ``balance`` gives, float64."""
-    lengths_D = gram_DD.diagonal().clamp(min=0).sqrt()
-    found = balance(dict(zip(domains, lengths_D.tolist(), strict=True)))
+    found = balance(dict(zip(domains, norms(gram_DD).tolist(), strict=True)))
     return torch.tensor([found[name] for name in domains], dtype=torch.float64)
 
 

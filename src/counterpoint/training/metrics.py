@@ -49,17 +49,22 @@ def batch_metrics(
 
 def teaching_rows(total_B: torch.Tensor, num_generations: int) -> torch.Tensor:
     """True ``[B]`` where completions of the row's prompt differ in reward."""
-    spread = trl_nanstd(total_B.view(-1, num_generations), dim=1)  # NaN where fewer than two are scored
-    teaches = ~torch.isclose(spread, torch.zeros_like(spread)) & ~spread.isnan()
-    return teaches.repeat_interleave(num_generations)
+    equal_P, unknown_P = _equal(total_B, num_generations)
+    return ~(equal_P | unknown_P).repeat_interleave(num_generations)
 
 
 def zero_advantage_share(total_B: torch.Tensor, num_generations: int) -> float:
     """Share of prompts whose completions all have the same reward, so that they teach nothing."""
     if num_generations == 1:
         return 1.0  # TRL's own answer for one completion of a prompt
-    spread = trl_nanstd(total_B.view(-1, num_generations), dim=1)  # of the scored ones; NaN where there is but one
-    return torch.isclose(spread, torch.zeros_like(spread)).float().mean().item()
+    equal_P, _ = _equal(total_B, num_generations)
+    return equal_P.float().mean().item()
+
+
+def _equal(total_B: torch.Tensor, num_generations: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each prompt whether its scored completions have one reward, and whether fewer than two are scored."""
+    spread_P = trl_nanstd(total_B.view(-1, num_generations), dim=1)
+    return torch.isclose(spread_P, torch.zeros_like(spread_P)), spread_P.isnan()
 
 
 def _parts(domain: str, reward_names: Sequence[str], rewards_BF: torch.Tensor) -> dict[str, float]:

@@ -63,5 +63,4 @@ class Normalizer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from what ``state_dict`` gave; what is not in it begins anew."""
-        fields = ("count", "mean", "squares")
-        self.running = {name: Running(*(one[field] for field in fields)) for name, one in state.items()}
+        self.running = {name: Running(**one) for name, one in state.items()}

@@ -31,17 +31,16 @@ class Rewards:
             check_domains(rewards, domains)
             named = [(domain, name, reward) for domain in domains for name, reward in named_rewards(rewards[domain])]
             self._owners = [(domain, name) for domain, name, _ in named]
+            given: list[Any] = [reward for *_, reward in named]
             self.functions = [r if _is_model(r) else of_one_domain(domain, name, r) for domain, name, r in named]
         else:
             self.functions = [] if rewards is None else list(rewards) if isinstance(rewards, list) else [rewards]
             self._owners = [None] * len(self.functions)
+            given = self.functions
         self.processing_classes = self._in_order(processing_classes, rewards, domains)
-        flat: list[Any] = self.functions
-        if self.by_domain:
-            flat = [reward for domain in domains for _, reward in named_rewards(rewards[domain])]
-        self._scaled = [i for i, reward in enumerate(flat) if isinstance(reward, Reward) and reward.normalize]
+        self._scaled = [i for i, reward in enumerate(given) if isinstance(reward, Reward) and reward.normalize]
         for i in self._scaled:
-            flat[i].kept = True
+            given[i].kept = True
         self.normalizer = Normalizer()
         self.raw: dict[str, tuple[float, int]] = {}
         self._models: list[_OneDomain] = []

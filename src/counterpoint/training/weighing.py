@@ -11,6 +11,7 @@ import torch
 
 from counterpoint.balance import (
     COUNTS_BY,
+    Balance,
     BalanceSpec,
     Factors,
     Part,
@@ -41,7 +42,7 @@ class Weighing:
         self.domains = tuple(domains)
         self._loss_type = str(args.loss_type)
         self._window = min(args.gradient_accumulation_steps, args.steps_per_generation)
-        _check(self.rule.name, self.rule, args)
+        _check(self.rule, args)
         self.forget()
 
     def forget(self, state: Mapping[str, Any] | None = None) -> None:
@@ -60,7 +61,7 @@ class Weighing:
         it together, for the same slot.
         """
         within = slot % self._window
-        if within == 0:
+        if within == 0 and len(self.domains) > 1:  # alone, a domain has the whole weight under every rule
             self._count(buffer[slot : slot + self._window], accelerator)
         if not self._row_factors:
             return buffer[slot]
@@ -112,7 +113,7 @@ class Weighing:
     @property
     def of_gradients(self) -> Callable[[Mapping[str, float]], Factors] | None:
         """From the lengths of gradients to their factors, for ``Surgeon.combine``; None where the rule has none."""
-        return self._gradient_factors if self.rule.uses_gradients else None
+        return self._gradient_factors if self.rule.uses_gradients and len(self.domains) > 1 else None
 
     def _gradient_factors(self, lengths: Mapping[str, float]) -> Factors:
         found = self.rule.gradient_factors(self.step, lengths)
@@ -122,8 +123,6 @@ class Weighing:
     def end(self) -> dict[str, float]:
         """The metrics of the step that ends here; a domain that had no part in it has zeros. Empty for one domain."""
         step, factors, self.step, self.factors = self.step, self.factors, {}, {}
-        if len(self.domains) < 2:
-            return {}
         found = {
             "share_prompts": prompt_shares(step),
             "share_tokens": fractions({name: part.tokens for name, part in step.items()}),
@@ -141,28 +140,28 @@ def _scored(micro_batch: Buffer) -> torch.Tensor:
     return mask if micro_batch.get("tool_mask") is None else mask * micro_batch["tool_mask"]
 
 
-def _check(name: str, rule: Any, args: Any) -> None:
+def _check(rule: Balance, args: Any) -> None:
     """Refuses what would not be exact."""
     if not rule.uses_counts:
         return
     if args.steps_per_generation < args.gradient_accumulation_steps:
         raise UnsupportedError(
-            f"balance={name!r} needs to know what a step holds before its first backward pass, and with "
+            f"balance={rule.name!r} needs to know what a step holds before its first backward pass, and with "
             f"steps_per_generation={args.steps_per_generation} below gradient_accumulation_steps="
             f"{args.gradient_accumulation_steps} a part of it is generated later. Leave steps_per_generation out."
         )
     if args.entropy_coef != 0.0 or args.use_adaptive_entropy:
         raise UnsupportedError(
-            f"balance={name!r} multiplies a domain's whole loss, and the entropy bonus, a mean over each micro-batch, "
-            "with it. Use entropy_coef=0.0 without use_adaptive_entropy, or balance='none'."
+            f"balance={rule.name!r} multiplies a domain's whole loss, and the entropy bonus, a mean over each "
+            "micro-batch, with it. Use entropy_coef=0.0 without use_adaptive_entropy, or balance='none'."
         )
     if args.router_aux_loss_coef:
         raise UnsupportedError(
-            f"balance={name!r} multiplies a domain's whole loss, and the experts' balancing loss with it. Leave "
+            f"balance={rule.name!r} multiplies a domain's whole loss, and the experts' balancing loss with it. Leave "
             "router_aux_loss_coef out, or use balance='none'."
         )
     if rule.within_domains and args.beta != 0.0:
         raise UnsupportedError(
-            f"balance={name!r} weighs prompts by their advantages, which the KL term (beta={args.beta}) has not. Use "
-            "beta=0.0, or balance='tokens', under which both are weighed by domain."
+            f"balance={rule.name!r} weighs prompts by their advantages, which the KL term (beta={args.beta}) has not. "
+            "Use beta=0.0, or balance='tokens', under which both are weighed by domain."
         )

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import itertools
 import os
 import socket
 import subprocess
@@ -14,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from counterpoint.errors import RewardError
-from counterpoint.rewards.sandbox._frames import Gone, recv_message, send_message
+from counterpoint.rewards.sandbox._frames import MAX_FRAME, Gone, recv_message, send_message
 from counterpoint.rewards.sandbox._limits import Limits
 from counterpoint.rewards.sandbox._start import SOURCE, start_interpreter
 from counterpoint.rewards.sandbox._tests import read_tests
@@ -101,7 +102,9 @@ class Sandbox:
         end = time.monotonic() + self.total_seconds
         while len(passed) < len(program.tests) and (self.whole or all(passed)) and time.monotonic() < end:
             tests = program.tests[len(passed) :]
-            part = replace(program, tests=tests[:1] if program.kind == "reads" else tests)
+            sizes = itertools.accumulate(2 * len(test) for test in tests)  # as JSON in JSON
+            fit = 1 if program.kind == "reads" else max(1, sum(size <= MAX_FRAME // 2 for size in sizes))
+            part = replace(program, tests=tests[:fit])
             verdict = _server().run(part, self.limits)
             passed += verdict.passed[: verdict.num_done] or (False,)
         return replace(verdict, passed=(*passed, *[False] * (len(program.tests) - len(passed))))

@@ -226,7 +226,7 @@ def judge(client: socket.socket, sock: socket.socket) -> bool:
     for test in request["tests"]:
         run = _run if request["kind"] == "asserts" else functools.partial(_run_call, name=request["names"][1])
         failure = problem or run(namespace, program, test)
-        if program.gone and request["kind"] == "calls":
+        if program.gone and not problem and request["kind"] == "calls":
             break  # this test and the rest are tried again, for the time of all may have ended the program
         _report(client, {"passed": not failure, "error": failure})
     return not program.gone

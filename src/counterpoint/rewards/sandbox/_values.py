@@ -5,6 +5,7 @@ anything but plain values. What ``read`` returns is exactly of the types below, 
 """
 
 import datetime
+import functools
 import json
 from array import array
 from collections import Counter, deque, namedtuple
@@ -18,6 +19,12 @@ from uuid import UUID
 _EXACT_INT = 1 << 53
 _MAX_DIGITS = 100_000  # of integers and decimals; arithmetic on longer ones takes seconds
 CONTAINERS = (list, dict, set, bytearray, deque)
+
+
+@functools.lru_cache(64)
+def _row_type(names: tuple[str, ...]) -> Any:
+    """One class for all named tuples of these fields."""
+    return namedtuple("Row", names)
 
 
 class MalformedError(Exception):
@@ -101,7 +108,7 @@ def _read(node: Any, refer: Callable[[str, Any], Any]) -> Any:
             return tuple(_read(item, refer) for item in body)
         case "named":
             names, items = body
-            return namedtuple("Row", names)(*[_read(item, refer) for item in items])
+            return _row_type(tuple(names))(*[_read(item, refer) for item in items])
         case "array":
             typecode, items = body
             return array(typecode, items)
