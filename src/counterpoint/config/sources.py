@@ -30,6 +30,19 @@ class PocketSource(Section):
         default=None, description="Task name; null means the domain's own name.", examples=["math"]
     )
     size: int = Field(default=4096, gt=0, le=MAX_COUNT, description="Number of training rows to make.", examples=[4096])
+    cue: Literal["plain", "hidden", "absent"] | None = Field(
+        default=None,
+        description="Of the tasks `short` and `long`, which want opposite things: what tells their prompts apart; null "
+        "means `hidden`.",
+        examples=["absent"],
+    )
+    length: int | None = Field(
+        default=None,
+        ge=5,
+        le=MAX_COUNT,
+        description="Of `short` and `long`: characters of a long answer; null means 20.",
+        examples=[40],
+    )
     share: _ShareInside = None
 
 

@@ -60,12 +60,12 @@ def read_pocket_test(source: PocketSource, size: int) -> list[Row]:
 
 
 def _pocket_task(source: PocketSource) -> Any:
-    from counterpoint.pocket.tasks import TASKS
+    from counterpoint.pocket.dial import ALL_TASKS, pocket_task
 
     task = str(source.task)
-    if task not in TASKS:
-        raise DomainError(f"unknown pocket task {task!r}: {nearest(task, TASKS)} Set source.task.")
-    return TASKS[task]
+    if task not in ALL_TASKS:
+        raise DomainError(f"unknown pocket task {task!r}: {nearest(task, ALL_TASKS)} Set source.task.")
+    return pocket_task(task, source.cue, source.length)
 
 
 def _hub(source: HubSource, limit: int | None) -> list[Row]:

@@ -13,13 +13,14 @@ class PocketReward(Reward):
     """What ``counterpoint.pocket.tasks`` gives a completion for a row that it generated."""
 
     columns: ClassVar[tuple[str, ...]] = ("task", "answer")
+    optional_columns: ClassVar[tuple[str, ...]] = ("length",)
 
     def __init__(self) -> None:
         # Imported here, so that listing and building other rewards does not load the toy domains.
-        from counterpoint.pocket.tasks import TASKS
+        from counterpoint.pocket.dial import ALL_TASKS
 
         self.__name__ = "pocket"
-        self._tasks = TASKS
+        self._tasks = ALL_TASKS
 
     def prepare(self, row: Row) -> Row:
         """The row itself, when its task is known."""
