@@ -251,12 +251,55 @@ def diverge_on_one(model: str, folder: Path) -> str:
             broken = self.state.global_step == 1 and self.accelerator.process_index == 1
             return loss * torch.nan if broken else loss
 
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     try:
         train_case(model, folder, CASES["mgs"], 2, Broken)
     except DivergedError as error:
         return str(error)
     return "went on"
+
+
+def redraw_together(model: str, folder: Path) -> list[Any]:
+    """For every step what this rank trains on, where more prompts of the first rank teach nothing than of the second.
+
+    Domain, signal and prompt of each completion; then the step's metrics of dynamic sampling.
+    """
+    from transformers import AutoTokenizer
+
+    from counterpoint.training import DomainGRPOTrainer
+    from counterpoint.training.batches import DOMAIN_KEY, SIGNAL_KEY
+
+    seen: list[Any] = []
+
+    class Watched(stub_generation(DomainGRPOTrainer)):
+        def _prepare_inputs(self, batch):
+            inputs = super()._prepare_inputs(batch)
+            prompts = self.processing_class.batch_decode(inputs["prompt_ids"], skip_special_tokens=True)
+            items = [int(inputs["num_items_in_batch"])] * len(prompts)
+            seen.extend(zip(inputs[DOMAIN_KEY].tolist(), inputs[SIGNAL_KEY].tolist(), prompts, items, strict=True))
+            return inputs
+
+    def often_dull(prompts, completions, **_):
+        return [0.5 if hash_of(p) % 3 else len(c) for p, c in zip(prompts, completions, strict=True)]
+
+    args = grpo_args(folder, gradient_accumulation_steps=4, max_steps=2, dynamic_sampling=20)
+    tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = Watched(model, often_dull, args, MORE_DATA, processing_class=tokenizer)
+        trainer.train()
+    keys = ("extra_completions", *(f"replaced/{name}" for name in MORE_DATA))
+    return [seen, [[line[key] for key in keys] for line in trainer.state.log_history if "loss" in line]]
+
+
+def hash_of(text: str) -> int:
+    """Of a prompt, the same in every process."""
+    return sum(map(ord, text))
+
+
+def odd_cases(model: str, folder: Path) -> tuple[Any, str]:
+    """Two trainings in one launch."""
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    return redraw_together(model, folder / "redraw"), diverge_on_one(model, folder / "diverge")
 
 
 def take_up_from_the_start(model: str, folder: Path) -> float:

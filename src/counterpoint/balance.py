@@ -32,6 +32,9 @@ COUNTS_BY: Mapping[str, str] = {
 DEFAULT_LOSS = "dapo"
 """TRL's own default."""
 
+MAX_ROUNDS = 100
+"""The most rounds of extra generation that ``dynamic_sampling`` may ask for."""
+
 Factors = dict[str, float]
 
 

@@ -10,10 +10,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from counterpoint.balance import BALANCES, COUNTS_BY
+from counterpoint.domains.sampler import SOURCE_COLUMN, MixedRows
 from counterpoint.errors import ConfigError, RunError, UnsupportedError
 from counterpoint.training import DomainGRPOTrainer
 from counterpoint.training.backends import PROVEN
-from counterpoint.training.batches import DOMAIN_KEY, PROMPT_KEY, SIGNAL_KEY
+from counterpoint.training.batches import DOMAIN_KEY, PROMPT_KEY, SIGNAL_KEY, DomainRows
+from counterpoint.training.redrawing import Redraws
 from counterpoint.training.weighing import Weighing
 from trainer_helpers import grpo_args, relative_error, taped
 
@@ -338,3 +340,100 @@ def test_masked_completions_and_the_tokens_of_tools_count_for_nothing(tmp_path):
     assert (factor * ready["advantages"][:2] * 4).tolist() == pytest.approx([16 / 3] * 2)
     assert weighing.begin(buffer, 1, OneRank)["advantages"].tolist() == [1.0] * 4  # both have six
     assert weighing.end()["effective_weight/math"] == pytest.approx(1 / 3)
+
+
+# Dynamic sampling
+
+
+def test_silent_prompts_are_replaced_inside_their_domain(double_model, tiny_tokenizer, tmp_path):
+    plain, _ = train(double_model, tiny_tokenizer, tmp_path / "a", "none")
+    trainer, (update,) = train(double_model, tiny_tokenizer, tmp_path / "b", "none", dynamic_sampling=8)
+    before, rows = rows_of(plain.seen), rows_of(trainer.seen)
+    silent = {row[1] for row in before if not row[2]}
+    assert silent
+    assert all(row[2] for row in rows)
+    assert Counter(row[0] for row in rows) == Counter(row[0] for row in before)
+    for old, new in zip(before, rows, strict=True):
+        if old[2]:  # what teaches stays
+            assert new[4].tolist() == old[4].tolist()
+            assert new[5].tolist() == old[5].tolist()
+    by_hand = gradients_by_hand(double_model, rows, coefficients(rows, "none", "dapo"))
+    assert relative_error(update, {key: sum(own[key] for own in by_hand.values()) for key in update}) < 1e-6
+    line, first = trainer.state.log_history[0], plain.state.log_history[0]
+    assert line["replaced/code"] == pytest.approx(len(silent) / 6)
+    assert line["replaced/math"] == 0
+    assert line["extra_completions"] >= len(silent) / 8
+    assert line["share_signal/code"] == pytest.approx(0.75)
+    for key in ("reward", "reward/code", "zero_advantage/code", "completions/mean_length", "frac_reward_zero_std"):
+        assert line[key] == first[key], key  # of the prompts first drawn, so that they stay comparable
+
+
+def test_rounds_are_bounded_where_nothing_teaches(double_model, tiny_tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "DULL", "abcdef")
+    _, (plain,) = train(double_model, tiny_tokenizer, tmp_path / "a", "none")
+    trainer, (update,) = train(double_model, tiny_tokenizer, tmp_path / "b", "none", dynamic_sampling=3)
+    assert trainer.state.log_history[0]["extra_completions"] == pytest.approx(3 * 0.75)
+    assert relative_error(update, plain) == 0
+
+
+def test_dynamic_sampling_goes_on_from_a_checkpoint(double_model, tiny_tokenizer, tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "dynamic_sampling": 2}
+    whole, reference = train(double_model, tiny_tokenizer, tmp_path, "none", **settings)
+
+    class Resumed(Planted):
+        def train(self):
+            return super().train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+    _, steps = train(double_model, tiny_tokenizer, tmp_path, "none", cls=Resumed, **settings)
+    assert sum(line.get("replaced/code", 0) for line in whole.state.log_history[2:]) > 0
+    for mine, theirs in zip(steps, reference[2:], strict=True):
+        assert relative_error(mine, theirs) == 0
+    with pytest.raises(RunError, match="dynamic_sampling was"):
+        train(double_model, tiny_tokenizer, tmp_path, "none", cls=Resumed, **(settings | {"dynamic_sampling": 0}))
+
+
+class ManyRanks:
+    """The second of two; the other one wants two prompts of every kind."""
+
+    device = torch.device("cpu")
+    process_index = 1
+
+    @staticmethod
+    def gather(count_K):
+        return torch.cat([torch.full_like(count_K, 2), count_K])
+
+
+def test_ranks_draw_different_rows_of_the_same_source(tmp_path):
+    rows = [{"prompt": str(i), SOURCE_COLUMN: "easy" if i < 8 else "hard"} for i in range(20)]
+    data = DomainRows({"math": MixedRows(rows, {"easy": 1, "hard": 1}), "code": DATA["code"]})
+    redraws = Redraws(1, grpo_args(tmp_path), data)
+    chosen, most = redraws._draw([("math", 3), ("code", 0), ("math", 12), ("math", 13)], ManyRanks)
+    assert most == 6  # what the other rank wants
+    assert [name for name, _ in chosen] == ["math", "code", "math", "math"]
+    assert chosen[0][1] < 8 <= min(chosen[2][1], chosen[3][1])
+    assert redraws.drawn == {"math\neasy": 3, "math\nhard": 4, "code": 3}
+    drawn = [row for _ in range(4) for _, row in redraws._draw([("math", 15)] * 2, ManyRanks)[0]]
+    assert len(set(drawn)) > 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"scale_rewards": "batch"}, "scale_rewards"),
+        ({"multi_objective_aggregation": "normalize_then_sum"}, "multi_objective_aggregation"),
+        ({"per_device_train_batch_size": 2, "steps_per_generation": 1, "num_generations": 4}, "num_generations"),
+    ],
+)
+def test_dynamic_sampling_that_would_not_be_exact_is_refused(settings, name, tmp_path):
+    args = grpo_args(tmp_path)
+    vars(args).update(settings)
+    with pytest.raises(UnsupportedError, match=name):
+        Redraws(1, args, DomainRows(DATA))
+    assert Redraws(0, args, DomainRows(DATA)).rounds == 0
+    with pytest.raises(ConfigError, match="dynamic_sampling"):
+        grpo_args(tmp_path, dynamic_sampling=-1)
+
+
+def test_dynamic_sampling_refuses_images(tmp_path):
+    with pytest.raises(UnsupportedError, match="images"):
+        Redraws(1, grpo_args(tmp_path), DomainRows({"math": [{"prompt": "a", "image": None}]}))

@@ -16,8 +16,8 @@ from trainer_ranks import (
     HYBRID_CASES,
     LAUNCHED_CASES,
     SHARDED_CASES,
-    diverge_on_one,
     generate_together,
+    odd_cases,
     train_cases,
     train_hybrid,
     train_sharded,
@@ -131,10 +131,30 @@ def test_without_averaging_weights_drift_apart_so_the_comparison_can_fail(tiny_m
     assert largest_difference(first["weights"], second["weights"]) > 100 * TOLERANCE
 
 
-def test_a_loss_that_is_no_number_on_one_rank_stops_both(tiny_model, tmp_path):
-    first, second = run_ranks(diverge_on_one, 2, str(tiny_model), tmp_path)
+@pytest.fixture(scope="module")
+def odd(tiny_model, tmp_path_factory):
+    return run_ranks(odd_cases, 2, str(tiny_model), tmp_path_factory.mktemp("odd"))
+
+
+def test_a_loss_that_is_no_number_on_one_rank_stops_both(odd):
+    (_, first), (_, second) = odd
     assert first == second
     assert first.startswith("Step 2: the loss is nan")
+
+
+def test_ranks_replace_silent_prompts_together(odd):
+    (first, metrics), _ = odd[0]
+    (second, same), _ = odd[1]
+    assert metrics == same
+    assert metrics[0][0] > 0
+    assert max(metrics[0][1:]) > 0
+    assert [row[0] for row in first] == [row[0] for row in second]  # shares as ever
+    assert [row[3] for row in first] == [row[3] for row in second]  # tokens of the whole step
+    assert len({row[2] for row in first + second}) > 4
+    for domain, signal, prompt, _ in first + second:
+        assert signal, prompt
+        assert trainer_ranks.hash_of(prompt) % 3 == 0
+        assert prompt in {row["prompt"] for row in list(trainer_ranks.MORE_DATA.values())[domain]}
 
 
 @pytest.mark.parametrize("batch_size", [4, 10])

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field
 
+from counterpoint.balance import MAX_ROUNDS
 from counterpoint.config.document import dump_yaml
 from counterpoint.config.domain import DomainConfig, fill_domain
 from counterpoint.config.section import LARGEST_SEED, MAX_COUNT, MAX_NAME, DomainName, Path, Section
@@ -262,6 +263,14 @@ class Config(Section):
         description="What each domain weighs in a step: a rule that sets its effective weight. A plain string stands "
         "for its `name`.",
         examples=["tokens", "worst"],
+    )
+    dynamic_sampling: int = Field(
+        default=0,
+        ge=0,
+        le=MAX_ROUNDS,
+        description="Most rounds of extra generation in which prompts that teach nothing, because all their "
+        "completions have the same reward, are replaced by other prompts of their domain.",
+        examples=[3],
     )
     domains: Domains = Field(
         description="Name -> domain, in the order of every table. Names are lower-case letters, digits, `_` and `-`."

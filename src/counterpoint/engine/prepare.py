@@ -22,8 +22,10 @@ from counterpoint.runs.stages import Stage
 from counterpoint.surgery import group_parameters, resolve_strategy
 from counterpoint.training.backends import check_args, check_checkpoints, check_devices
 from counterpoint.training.config import DomainGRPOConfig, check_strategy, quota_sampler, total_steps
+from counterpoint.training.redrawing import check_dynamic_sampling
 from counterpoint.training.trainer import DomainGRPOTrainer
 from counterpoint.training.values import build_config, setting_findings
+from counterpoint.training.weighing import balance_for
 
 _STATE = ("optimizer", "scheduler", "scaler", "rng_state", "trainer_state", "training_args", "counterpoint_")
 """Parts of the names of those files of a checkpoint that are not the model's."""
@@ -52,6 +54,8 @@ def check_config(config: Config) -> list[str]:
         args = grpo_config(config, "unused", rehearse=True)
         check_args(args)
         check_devices(args)
+        balance_for(args, config.balance.spec)
+        check_dynamic_sampling(config.dynamic_sampling, args)
         check_shares(config, args, dict.fromkeys(config.domains, 1))
         plan_stages(config, args.max_steps if args.max_steps > 0 else 10**9)
         resolve_strategy(config.strategy.within_a_stage)
@@ -171,7 +175,7 @@ def build_trainer(plan: Plan, run: RunDirectory, stage: Stage, start: Path | Non
     args = grpo_config(config, str(run.trl_folder(stage.index)), stage.num_steps)
     args.run_name = run.path.name
     args.strategy, args.share_rule = config.strategy.within_a_stage, config.share_rule
-    args.balance = config.balance.spec
+    args.balance, args.dynamic_sampling = config.balance.spec, config.dynamic_sampling
     args.shares = {domain.name: domain.share for domain in domains}
     args.buffers, args.grams_every = config.surgery.buffers, config.run.grams_every
     args.reward_weights = [reward.weight for domain in domains for reward in domain.rewards]

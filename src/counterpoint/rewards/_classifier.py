@@ -13,15 +13,16 @@ from weakref import WeakValueDictionary
 
 import torch
 from accelerate.state import PartialState
+from huggingface_hub.errors import StrictDataclassError
 from jinja2 import TemplateError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from counterpoint.errors import RewardError, first_line
-from counterpoint.inputs import refuse_devices, refuse_pickles
-from counterpoint.models import MODEL_FAULTS
+from counterpoint.inputs import LIBRARY_FAULTS, refuse_devices, refuse_pickles
 from counterpoint.rewards._base import one_of
 
-_FAULTS: tuple[type[Exception], ...] = (*MODEL_FAULTS, TemplateError)
+_FAULTS: tuple[type[Exception], ...] = (*LIBRARY_FAULTS, SafetensorError, StrictDataclassError, TemplateError)
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _NO_LIMIT = 10**9
 """Above it a tokenizer's ``model_max_length`` says that it knows none."""

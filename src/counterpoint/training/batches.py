@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset, DatasetDict, IterableDatasetDict
+from torch import nn
 from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
 from counterpoint.domains.sampler import MixedRows
@@ -210,6 +211,12 @@ def domain_of(micro_batch: Buffer) -> int:
     return int(micro_batch[DOMAIN_KEY][0])
 
 
+def scored_tokens(micro_batch: Buffer) -> torch.Tensor:
+    """[B, T]: 1 for the tokens that TRL's loss sums over."""
+    mask: torch.Tensor = micro_batch["completion_mask"]
+    return mask if micro_batch.get("tool_mask") is None else mask * micro_batch["tool_mask"]
+
+
 def regroup(
     buffer: Sequence[Buffer], steps: Sequence[Sequence[int]] | None = None, *, halves: bool = False
 ) -> list[Buffer]:
@@ -302,6 +309,20 @@ def _select(rows: Buffer, index_B: torch.Tensor) -> Buffer:
         # a micro-batch of a domain without images, in a batch that has some: to the model it is text
         return {key: value for key, value in cut.items() if key not in _IMAGES}
     return unsplit_pixel_values_by_grid(cut)
+
+
+def merge_rows(first: Buffer, second: Buffer, index: Sequence[int], pad_token_id: int) -> Buffer:
+    """The rows ``index`` of two batches of text, the second behind the first, padded to one width."""
+    both = ({**first}, {**second})
+    for key, value in first.items():
+        if isinstance(value, torch.Tensor) and value.ndim == 2:
+            width = max(value.shape[1], second[key].shape[1])
+            for batch in both:
+                missing = width - batch[key].shape[1]
+                sides = (missing, 0) if key.startswith("prompt") else (0, missing)
+                fill = {"prompt_ids": pad_token_id, "completion_ids": pad_token_id, "tool_mask": 1}.get(key, 0)
+                batch[key] = nn.functional.pad(batch[key], sides, value=fill)
+    return _select(_concatenate(both), torch.tensor(index, device=first[DOMAIN_KEY].device))
 
 
 _IMAGES = (

@@ -7,7 +7,7 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from counterpoint.balance import BALANCES, build_balance
+from counterpoint.balance import BALANCES, MAX_ROUNDS, build_balance
 from counterpoint.domains.sampler import MixedRows, QuotaSampler
 from counterpoint.errors import ConfigError, DomainError, StrategyError, nearest
 from counterpoint.surgery import STRATEGIES, Strategy, build_weighting, resolve_strategy
@@ -37,6 +37,9 @@ class DomainGRPOConfig(GRPOConfig):
         balance (`str` or `dict`, *optional*, defaults to `"none"`):
             What each domain weighs in a step, before gradients are combined: a name in `counterpoint.balance.BALANCES`,
             or `{"name": "worst", "options": {"learning_rate": 0.05}}`. `"none"` is TRL's own loss.
+        dynamic_sampling (`int`, *optional*, defaults to `0`):
+            Most rounds of extra generation in which prompts that teach nothing are replaced, each by a prompt of its
+            own domain.
         grams_every (`int`, *optional*, defaults to `1`):
             Optimizer steps between records of all Grams. A strategy without surgery costs what TRL costs in between.
         run (`str`, *optional*):
@@ -81,6 +84,13 @@ class DomainGRPOConfig(GRPOConfig):
             "'options'. 'none' is TRL's own loss."
         },
     )
+    dynamic_sampling: int = field(
+        default=0,
+        metadata={
+            "help": "Most rounds of extra generation in which prompts whose completions all have the same reward are "
+            "replaced by others of their domain; 0 for none."
+        },
+    )
     grams_every: int = field(default=1, metadata={"help": "Optimizer steps between records of all Grams, at least 1."})
     run: str | None = field(
         default=None,
@@ -101,6 +111,10 @@ class DomainGRPOConfig(GRPOConfig):
             raise StrategyError(f"buffers={self.buffers!r} is unknown: {nearest(str(self.buffers), BUFFERS)}")
         if type(self.grams_every) is not int or self.grams_every < 1:
             raise ConfigError(f"grams_every={self.grams_every!r}: it must be a whole number of steps, 1 or more.")
+        if type(self.dynamic_sampling) is not int or not 0 <= self.dynamic_sampling <= MAX_ROUNDS:
+            raise ConfigError(
+                f"dynamic_sampling={self.dynamic_sampling!r}: it must be a whole number of rounds, 0 to {MAX_ROUNDS}."
+            )
         if self.balance is None:
             self.balance = "none"
         build_balance(self.balance)

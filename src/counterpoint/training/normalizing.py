@@ -51,10 +51,11 @@ class Normalizer:
 
     running: dict[str, Running] = field(default_factory=dict)
 
-    def __call__(self, name: str, values_B: torch.Tensor) -> torch.Tensor:
-        """Counts ``values_B`` in, then brings them to the scale of all so far."""
+    def __call__(self, name: str, values_B: torch.Tensor, *, counts: bool = True) -> torch.Tensor:
+        """Counts ``values_B`` in unless told not to, then brings them to the scale of all so far."""
         running = self.running.setdefault(name, Running())
-        running.add(values_B)
+        if counts:
+            running.add(values_B)
         return running.scale(values_B)
 
     def state_dict(self) -> dict[str, Any]:

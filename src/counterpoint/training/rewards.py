@@ -85,13 +85,16 @@ class Rewards:
         for model in self._models:
             model.places = [i for i, name in enumerate(domains) if name == model.domain]
 
-    def normalise(self, rewards_BF: torch.Tensor, domains: Sequence[str | None], names: Sequence[str]) -> torch.Tensor:
+    def normalise(
+        self, rewards_BF: torch.Tensor, domains: Sequence[str | None], names: Sequence[str], *, counts: bool = True
+    ) -> torch.Tensor:
         """The rewards of all ranks, those that are to be normalised on the scale of their domain; they are counted in.
 
         Args:
             rewards_BF: of all ranks, ``[B, F]``.
             domains: of this rank's completions.
             names: of the F rewards in the metrics.
+            counts: False for completions in place of others, which say nothing of the domain as a whole.
         """
         if not self._scaled:
             return rewards_BF
@@ -104,7 +107,7 @@ class Rewards:
                 if count := int(values_B.isfinite().sum()):
                     name = f"{domain}/{names[i].removeprefix(f'{domain}/')}"
                     self.raw[name] = values_B[values_B.isfinite()].mean().item(), count
-                    rewards_BF[own_B, i] = self.normalizer(name, values_B)
+                    rewards_BF[own_B, i] = self.normalizer(name, values_B, counts=counts)
         return rewards_BF
 
     # A reward that fails on one rank stops all of them with its message, instead of leaving the others waiting.

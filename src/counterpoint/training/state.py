@@ -39,12 +39,13 @@ class _Numbers(Record):
     surgeon: Row
     rewards: dict[str, _Running] = Field(default_factory=dict)
     balance: Row = Field(default_factory=dict)
+    redraws: dict[str, Whole] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class TrainerState:
     """The micro-step counter, the surgeon's state, the completions that are still to be trained on, the statistics of
-    normalised rewards, and what the balance remembers.
+    normalised rewards, what the balance remembers, and how many prompts were drawn in place of others.
 
     ``buffer`` is None where the next step generates anew. Each rank has completions of its own.
     """
@@ -54,6 +55,7 @@ class TrainerState:
     buffer: list[Buffer] | None
     rewards: dict[str, Any] = field(default_factory=dict)
     balance: dict[str, Any] = field(default_factory=dict)
+    redraws: dict[str, int] = field(default_factory=dict)
 
 
 def kept_settings(
@@ -78,6 +80,7 @@ def kept_settings(
         "shares of the sources": {name: rows.shares for name, rows in mixed.items()},
         "share_rule": own["share_rule"],
         "balance": own["balance"],
+        "dynamic_sampling": own["dynamic_sampling"],
     } | {name: getattr(args, name) for name in batch}
 
 
@@ -112,6 +115,7 @@ def save_state(folder: Path, state: TrainerState, settings: dict[str, Any], rank
             "surgeon": state.surgeon,
             "rewards": state.rewards,
             "balance": state.balance,
+            "redraws": state.redraws,
         }
         (folder / STATE_FILE).write_text(json.dumps(numbers))
 
@@ -125,9 +129,9 @@ def load_state(
         RunError: the folder was not written by a ``DomainGRPOTrainer``, by one with another number of ranks, or with
             other ``settings``.
     """
-    state = {"rewards": {}, "balance": {}} | read_numbers(folder, num_ranks)
-    _check_settings(folder, {"balance": "none"} | state["settings"], settings)
-    shared = {"rewards": state["rewards"], "balance": state["balance"]}
+    state = {"rewards": {}, "balance": {}, "redraws": {}} | read_numbers(folder, num_ranks)
+    _check_settings(folder, {"balance": "none", "dynamic_sampling": 0} | state["settings"], settings)
+    shared = {name: state[name] for name in ("rewards", "balance", "redraws")}
     if not state["micro_batches"]:
         return TrainerState(state["micro_step"], state["surgeon"], None, **shared)
     buffer: list[Buffer] = [{} for _ in range(state["micro_batches"])]

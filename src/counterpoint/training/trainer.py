@@ -1,8 +1,9 @@
 """``trl.GRPOTrainer`` for several domains: exact shares, one gradient per domain, any strategy to combine them."""
 
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,7 +36,6 @@ from counterpoint.training.batches import (
     check_size,
     combine_domains,
     domain_of,
-    held_out_rows,
     regroup,
     rescale_per_domain,
     total_rewards,
@@ -43,6 +43,8 @@ from counterpoint.training.batches import (
 from counterpoint.training.card import PAPER, add_domains
 from counterpoint.training.config import DomainGRPOConfig, check_strategy, own_settings, quota_sampler
 from counterpoint.training.metrics import PER_MICRO_BATCH, batch_metrics, surgery_metrics, teaching_rows, unscaled
+from counterpoint.training.other_rows import OtherRows
+from counterpoint.training.redrawing import Redraws
 from counterpoint.training.rewards import Rewards
 from counterpoint.training.scripted import ScriptRun, check_script
 from counterpoint.training.state import (
@@ -56,7 +58,7 @@ from counterpoint.training.state import (
 from counterpoint.training.weighing import Weighing
 
 
-class DomainGRPOTrainer(RenamedWeights, GRPOTrainer):
+class DomainGRPOTrainer(RenamedWeights, OtherRows, GRPOTrainer):
     """
     Trainer for Group Relative Policy Optimization on several domains at once, whose gradients a strategy combines:
     by default Modular Gradient Surgery ([arXiv 2602.02301](https://huggingface.co/papers/2602.02301)).
@@ -147,6 +149,7 @@ class DomainGRPOTrainer(RenamedWeights, GRPOTrainer):
         self._sampler = quota_sampler(args, sizes, shares, self._own["share_rule"], self.domain_rows.mixed)
         check_strategy(self.strategy, self._sampler)
         self._weighing = Weighing(self._own["balance"], args, self.domains)
+        self._redraws = Redraws(self._own["dynamic_sampling"], args, self.domain_rows)
         self._always_separates = self.strategy.weighting != "ones" or self._weighing.rule.uses_gradients
         self._rewards = Rewards(reward_funcs, reward_processing_classes, self.domains)
         if args.world_size > 1:
@@ -194,6 +197,7 @@ class DomainGRPOTrainer(RenamedWeights, GRPOTrainer):
         self._surgeon, self._surgeon_state, self._collects = None, {}, False
         self._rewards.normalizer.load_state_dict({})
         self._weighing.forget()
+        self._redraws.load_state_dict({})
         self._window_loss: torch.Tensor | None = None
         self._micro_batch = ExitStack()
 
@@ -220,35 +224,6 @@ class DomainGRPOTrainer(RenamedWeights, GRPOTrainer):
 
     def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
         return self._sampler  # type: ignore[return-value]
-
-    def _held_out_rows(self, data: Any, where: str) -> DomainRows:
-        return held_out_rows(
-            data, where, self.domains, any_domain=not self._rewards.by_domain, needs_prompt=self._needs_prompt
-        )
-
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """``GRPOTrainer.evaluate``; another dataset may be anything that the constructor takes."""
-        with self._other_rows(eval_dataset, "eval_dataset") as index:
-            metrics: dict[str, float] = super().evaluate(index, ignore_keys, metric_key_prefix)
-        self.held_out |= {name: metrics[key] for name in self.domains if (key := f"eval_reward/{name}") in metrics}
-        return metrics
-
-    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """``GRPOTrainer.predict`` on whatever the constructor takes as an ``eval_dataset``."""
-        with self._other_rows(test_dataset, "test_dataset") as index:
-            return super().predict(index, *args, **kwargs)  # type: ignore[arg-type]
-
-    @contextmanager
-    def _other_rows(self, data: Any, where: str) -> Iterator[Dataset | None]:
-        """Full rows of ``data`` while TRL iterates the index that this gives."""
-        before = self.eval_rows
-        self.eval_rows = before if data is None else self._held_out_rows(data, where)
-        try:
-            yield None if data is None or self.eval_rows is None else self.eval_rows.index
-        finally:
-            self.eval_rows = before
 
     # Generation
 
@@ -279,7 +254,8 @@ class DomainGRPOTrainer(RenamedWeights, GRPOTrainer):
         failed_B = self._rewards_BF.isinf().any(dim=1, keepdim=True)
         self._rewards_BF = self._rewards_BF.masked_fill(failed_B, torch.nan)
         if self.model.training:  # evaluations stay comparable
-            self._rewards_BF = self._rewards.normalise(self._rewards_BF, domains, self.reward_func_names)
+            counts = not self._redraws.busy
+            self._rewards_BF = self._rewards.normalise(self._rewards_BF, domains, self.reward_func_names, counts=counts)
         check_size(self._rewards_BF, self.reward_weights, self.reward_func_names)
         return self._rewards_BF
 
@@ -287,19 +263,27 @@ class DomainGRPOTrainer(RenamedWeights, GRPOTrainer):
         # Full rows in place of places in the index; then the domain of every row, and advantages inside it.
         rows = self.domain_rows if self.model.training else self.eval_rows
         assert rows is not None
-        self._places = [rows.place(example) for example in inputs]
+        places = [rows.place(example) for example in inputs]
+        output = self._complete(rows, places)
+        all_domain_B = self.accelerator.gather(output[DOMAIN_KEY])
+        self._normalise_advantages(output, all_domain_B)
+        self._log_batch(all_domain_B)
+        if self.model.training and self._redraws.rounds:
+            return self._redraws.fill(output, places, partial(self._complete, rows), self._tokenizer.pad_token_id, self)
+        return output
+
+    def _complete(self, rows: DomainRows, places: list[tuple[str, int]]) -> Buffer:
+        """Completions of the rows at ``places``, with the domain, prompt and signal of each."""
+        self._places = places
         columns = ("prompt", "image", "images", "domain") if self.args.remove_unused_columns else None
-        output = self._sample(rows.expand(self._places, columns))
-        ids = [self.domains.index(name) if name in self.domains else -1 for name, _ in self._places]
+        output = self._sample(rows.expand(places, columns))
+        ids = [self.domains.index(name) if name in self.domains else -1 for name, _ in places]
         domain_B = torch.tensor(ids, device=self.accelerator.device)
         output[DOMAIN_KEY] = domain_B
-        output[PROMPT_KEY] = torch.arange(len(inputs), device=domain_B.device) // self.num_generations
+        output[PROMPT_KEY] = torch.arange(len(places), device=domain_B.device) // self.num_generations
         if self.model.training:
             teaches_B = teaching_rows(total_rewards(self._rewards_BF, self.reward_weights), self.num_generations)
             output[SIGNAL_KEY] = self._own_rows(teaches_B)
-        all_domain_B = self.accelerator.gather(domain_B)
-        self._normalise_advantages(output, all_domain_B)
-        self._log_batch(all_domain_B)
         return output
 
     def _sample(self, rows: list[dict[str, Any]]) -> Buffer:
@@ -462,6 +446,7 @@ class DomainGRPOTrainer(RenamedWeights, GRPOTrainer):
         # Plain mixing never needs a Surgeon, and works on back ends for which none can be made.
         surgeon = self._surgeon.state_dict() if self._surgeon else self._surgeon_state
         kept = {"rewards": self._rewards.normalizer.state_dict(), "balance": self._weighing.rule.state_dict()}
+        kept["redraws"] = self._redraws.state_dict()
         state = TrainerState(self._step, surgeon, buffer, **kept)
         save_state(folder, state, self._kept_settings(), self.accelerator.process_index, self.accelerator.num_processes)
         super()._save_checkpoint(model, trial)
@@ -488,6 +473,7 @@ class DomainGRPOTrainer(RenamedWeights, GRPOTrainer):
             self._step, self._surgeon_state, self._buffered_inputs = state.micro_step, state.surgeon, state.buffer
             self._rewards.normalizer.load_state_dict(state.rewards)
             self._weighing.forget(state.balance)
+            self._redraws.load_state_dict(state.redraws)
         return super().train(checkpoint, *args, **kwargs)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:

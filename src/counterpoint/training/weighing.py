@@ -21,7 +21,7 @@ from counterpoint.balance import (
     prompt_shares,
 )
 from counterpoint.errors import UnsupportedError
-from counterpoint.training.batches import DOMAIN_KEY, PROMPT_KEY, SIGNAL_KEY, Buffer
+from counterpoint.training.batches import DOMAIN_KEY, PROMPT_KEY, SIGNAL_KEY, Buffer, scored_tokens
 
 
 class Weighing:
@@ -38,11 +38,10 @@ class Weighing:
     """
 
     def __init__(self, balance: BalanceSpec, args: Any, domains: Sequence[str]) -> None:
-        self.rule = build_balance(balance)
+        self.rule = balance_for(args, balance)
         self.domains = tuple(domains)
         self._loss_type = str(args.loss_type)
         self._window = min(args.gradient_accumulation_steps, args.steps_per_generation)
-        _check(self.rule, args)
         self.forget()
 
     def forget(self, state: Mapping[str, Any] | None = None) -> None:
@@ -69,7 +68,7 @@ class Weighing:
 
     def _count(self, micro_batches: Sequence[Buffer], accelerator: Any) -> None:
         # rows of a micro-batch are as long as its own longest completion, so they are counted one by one
-        tokens_N = torch.cat([_scored(part).sum(dim=1) for part in micro_batches]).long()
+        tokens_N = torch.cat([scored_tokens(part).sum(dim=1) for part in micro_batches]).long()
         domain_N, prompt_N, signal_N = (
             torch.cat([part[key] for part in micro_batches]) for key in (DOMAIN_KEY, PROMPT_KEY, SIGNAL_KEY)
         )
@@ -134,16 +133,20 @@ class Weighing:
         }
 
 
-def _scored(micro_batch: Buffer) -> torch.Tensor:
-    """[B, T]: the tokens that TRL's loss sums over."""
-    mask: torch.Tensor = micro_batch["completion_mask"]
-    return mask if micro_batch.get("tool_mask") is None else mask * micro_batch["tool_mask"]
+def balance_for(args: Any, balance: BalanceSpec) -> Balance:
+    """The rule ``balance``, for a training with ``args``.
+
+    Raises:
+        ConfigError: an unknown rule or option.
+        UnsupportedError: a setting with which the rule would not be exact.
+    """
+    rule = build_balance(balance)
+    if rule.uses_counts:
+        _check(rule, args)
+    return rule
 
 
 def _check(rule: Balance, args: Any) -> None:
-    """Refuses what would not be exact."""
-    if not rule.uses_counts:
-        return
     if args.steps_per_generation < args.gradient_accumulation_steps:
         raise UnsupportedError(
             f"balance={rule.name!r} needs to know what a step holds before its first backward pass, and with "
