@@ -71,6 +71,7 @@ def study_content(study: StudyResult) -> Content:
         "verdicts": [prose(text) for text in study.verdicts],
         "ways": [row for row in study.rows if row.seeds_planned],
         "failed": [row for row in study.rows if row.failed],
+        "lowest": [row for row in study.rows if row.worst],
         "compared": [row for row in study.rows if row.difference],
         "made": [row for row in study.rows if row.difference_of],
         "measures": (AVERAGE, *study.domains),

@@ -22,6 +22,7 @@ from counterpoint.study.schema import (
     AVERAGE,
     KINDS,
     MAX_ROWS,
+    STARVED,
     WORST,
     BaseRow,
     Contrast,
@@ -234,13 +235,13 @@ def _findings(study: Study) -> Iterator[Finding]:
         at: Key = ("rows", name)
         yield from _repeated(row.seeds or (), (*at, "seeds"))
         yield from _row(at, name, row, study)
-    for name in sorted({AVERAGE, WORST} & set(domains)):
+    for name in sorted({AVERAGE, WORST, STARVED} & set(domains)):
         yield ("config",), f"the domain {name!r} has the name of a measure of studies. Give it another name."
     yield from _clashes(rows, domains)
 
 
 def _contrasts(study: Study) -> Iterator[Finding]:
-    measures = [AVERAGE, WORST, *study.domains]
+    measures = [AVERAGE, WORST, *([] if study.config.starved is None else [STARVED]), *study.domains]
     for index, contrast in enumerate(study.config.contrasts or ()):
         at: Key = ("contrasts", index)
         if contrast.row not in study.compared:
@@ -249,7 +250,9 @@ def _contrasts(study: Study) -> Iterator[Finding]:
                 f"{contrast.row!r} is not compared with {study.config.reference!r}: "
                 + nearest(contrast.row, study.compared),
             )
-        if contrast.measure not in measures:
+        if contrast.measure == STARVED and STARVED not in measures:
+            yield (*at, "measure"), "needs to know what is starved. Set `starved`, for example starved: 0.5."
+        elif contrast.measure not in measures:
             yield (*at, "measure"), f"unknown measure {contrast.measure!r}: {nearest(contrast.measure, measures)}"
         if contrast in study.contrasts[:index]:
             yield at, "is named twice. Remove one."

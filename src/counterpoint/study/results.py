@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from counterpoint.disk import write_text
 from counterpoint.results import Result
 from counterpoint.stats import Estimate
-from counterpoint.study.schema import AVERAGE
+from counterpoint.study.schema import AVERAGE, WORST
 from counterpoint.study.statistics import POWER, Verdict
 from counterpoint.tables import Cell, Table
 
@@ -89,6 +89,20 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Worst:
+    """The lowest domain of each seed, and its exploratory difference from the reference.
+
+    ``starved`` counts the seeds in which it ended below the study's ``starved``, ``p_starved`` is McNemar's exact test
+    against the reference, not corrected; None where the study counts none.
+    """
+
+    score: Score
+    difference: Estimate | None = None
+    starved: int | None = None
+    p_starved: float | None = None
+
+
+@dataclass(frozen=True)
 class RowResult:
     """One row of the table. ``scores`` is empty and ``cost`` None where nothing is done yet.
 
@@ -105,6 +119,7 @@ class RowResult:
     seeds_planned: int = 0
     scores: dict[str, Score] = field(default_factory=dict)
     difference: dict[str, Estimate] | None = None
+    worst: Worst | None = None
     of: str | None = None
     difference_of: dict[str, Estimate] | None = None
     forgetting: dict[str, Estimate] | None = None
@@ -117,7 +132,8 @@ class StudyResult(Result):
     """A whole study.
 
     ``spread`` is the median over the compared rows of the standard deviation over seeds of their average's difference
-    from the reference; None while no row has two seeds. ``verdicts`` has one sentence per planned contrast.
+    from the reference; None while no row has two seeds. ``starved`` is the score below which a seed's lowest domain
+    counts as starved; None where none is counted. ``verdicts`` has one sentence per planned contrast.
     """
 
     kind: ClassVar[str] = "study"
@@ -134,11 +150,13 @@ class StudyResult(Result):
     spread: float | None
     settings: dict[str, Any]
     environment: dict[str, Any]
+    starved: float | None = None
 
     def tables(self) -> list[Table]:
-        """Scores; planned contrasts; exploratory differences; forgetting and rigidity; cost."""
+        """Scores; the lowest domain; planned contrasts; exploratory differences; forgetting and rigidity; cost."""
         tables = [
             self._scores(),
+            self._worst(),
             self._planned(),
             self._differences(),
             self._differences_of(),
@@ -211,6 +229,19 @@ class StudyResult(Result):
         title = "Held-out score, mean over seeds [95 % interval]"
         return Table(title, ("row", *measures, "seeds"), tuple(rows), dict.fromkeys(measures, ".3f"))
 
+    def _worst(self) -> Table:
+        difference = f"exploratory: - {self.reference}"
+        rows: list[tuple[Cell, ...]] = [
+            (row.name, row.worst.score.mean, row.worst.difference, _starved(row), row.worst.p_starved)
+            for row in self.rows
+            if row.worst is not None
+        ]
+        columns = ["row", WORST, difference, "starved seeds", "p of these, not corrected"]
+        if self.starved is None:
+            rows, columns = [row[:3] for row in rows], columns[:3]
+        formats = {WORST: ".3f", difference: "+.3f", "p of these, not corrected": ".2g"}
+        return Table("The lowest domain of each seed [95 % interval]", tuple(columns), tuple(rows), formats)
+
     def _planned(self) -> Table:
         rows = [
             (f"{c.row} - {self.reference}", c.measure, c.change, c.p_corrected, c.verdict, c.power, c.seeds_needed)
@@ -263,6 +294,12 @@ class StudyResult(Result):
             for failure in row.failed:
                 seed = "" if failure.seed is None else f", seed {failure.seed}"
                 yield f"{row.name}{seed} failed: {failure.reason}"
+
+
+def _starved(row: RowResult) -> str | None:
+    if row.worst is None or row.worst.starved is None:
+        return None
+    return f"{row.worst.starved} of {len(row.worst.score.by_seed)}"
 
 
 def _seeds(row: RowResult) -> str:

@@ -11,8 +11,8 @@ RowName = Annotated[str, Field(pattern=_NAME, max_length=MAX_NAME)]
 MAX_SEEDS = 1000
 MAX_ROWS = 1000
 MAX_CONTRASTS = 10
-AVERAGE, WORST = "average", "worst"
-"""Measures beside the domains: the mean over them, and the lowest of them, of each seed."""
+AVERAGE, WORST, STARVED = "average", "worst", "starved"
+"""Measures beside the domains: the mean over them, the lowest of them, and whether that is starved, of each seed."""
 
 
 def _expand_seeds(value: Any) -> Any:
@@ -147,7 +147,10 @@ class Contrast(Section):
     """A comparison with the reference that is planned before the study runs, and that alone is decided."""
 
     row: RowName = Field(description="The row that is compared with the reference.", examples=["mgs"])
-    measure: str = Field(default=AVERAGE, description="`average`, `worst` (the lowest domain), or a domain.")
+    measure: str = Field(
+        default=AVERAGE,
+        description="`average`, `worst` (the lowest domain), `starved` (the share of such seeds), or a domain.",
+    )
 
 
 class StudyConfig(Section):
@@ -174,6 +177,13 @@ class StudyConfig(Section):
         le=1e6,
         allow_inf_nan=False,
         description="The smallest difference worth seeing, in the unit of the scores: the power is stated for it.",
+    )
+    starved: float | None = Field(
+        default=None,
+        allow_inf_nan=False,
+        description="A seed whose lowest domain ends below this score is starved, and is counted; null counts none. "
+        "Set it before the first run.",
+        examples=[0.5],
     )
     parallel: int = Field(default=1, gt=0, description="Runs at a time; they share the processor's cores evenly.")
     rows: dict[RowName, Any] = Field(

@@ -7,11 +7,11 @@ with three planned ones in three of four. Pure functions on plain numbers.
 """
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from scipy.special import nctdtr
+from scipy.special import bdtr, nctdtr
 
 from counterpoint.stats import Estimate, student_p_value, student_quantile
 
@@ -80,22 +80,27 @@ def standard_deviation(values: Sequence[float]) -> float:
     return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
 
 
-def decide(pairs: Mapping[Key, tuple[Sequence[float], Sequence[float]]], count: int) -> dict[Key, Decision]:
+def decide(
+    pairs: Mapping[Key, tuple[Sequence[float], Sequence[float]]], count: int, yes_or_no: Collection[Key] = ()
+) -> dict[Key, Decision]:
     """A decision on every planned contrast, all of them together wrong in at most 5 % of studies without differences.
 
     Args:
         pairs: the reference's and the row's values by contrast, entry i of both with the same seed; at least one.
         count: planned contrasts, those without values yet included.
+        yes_or_no: contrasts whose values are 0 and 1, and less is better; they go by McNemar's exact test.
     """
     changes = {key: [b - a for a, b in zip(before, after, strict=True)] for key, (before, after) in pairs.items()}
-    p_values = {key: _paired_p(values) for key, values in changes.items()}
+    p_values = {
+        key: mcnemar_p(*pairs[key]) if key in yes_or_no else _paired_p(values) for key, values in changes.items()
+    }
     corrected = holm({key: p for key, p in p_values.items() if not math.isnan(p)}, count)
     decisions = {}
     for key, (before, after) in pairs.items():
         change, p = change_over_seeds(before, after), corrected.get(key, math.nan)
         verdict: Verdict = "not decided"
         if p < LEVEL:
-            verdict = "better" if change.value > 0 else "worse"
+            verdict = "better" if (change.value > 0) != (key in yes_or_no) else "worse"
         decisions[key] = Decision(change, p_values[key], p, verdict, standard_deviation(changes[key]))
     return decisions
 
@@ -107,6 +112,16 @@ def _paired_p(changes: Sequence[float]) -> float:
         return 1.0 if spread == 0 and abs(changes[0]) < _SAME else math.nan
     mean = math.fsum(changes) / len(changes)
     return student_p_value(mean / spread * math.sqrt(len(changes)), len(changes) - 1)
+
+
+def mcnemar_p(before: Sequence[float], after: Sequence[float]) -> float:
+    """Two-sided p of McNemar's exact test on pairs of yes (1) and no (0): a pair that differs does so either way.
+
+    Q. McNemar (1947), Psychometrika 12:153.
+    """
+    more = sum(a < b for a, b in zip(before, after, strict=True))
+    less = sum(a > b for a, b in zip(before, after, strict=True))
+    return min(1.0, 2 * float(bdtr(min(more, less), more + less, 0.5)))
 
 
 def holm(p_values: Mapping[Key, float], count: int) -> dict[Key, float]:

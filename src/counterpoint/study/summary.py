@@ -15,9 +15,10 @@ from counterpoint.runs.run import Run
 from counterpoint.stats import Estimate, mean_of_independent
 from counterpoint.study.jobs import Job, JobRecord, StudyFolder, plan_jobs
 from counterpoint.study.load import Study, is_shown_only
-from counterpoint.study.results import Cost, Failure, Planned, RowResult, Score, StudyResult
+from counterpoint.study.results import Cost, Failure, Planned, RowResult, Score, StudyResult, Worst
 from counterpoint.study.schema import (
     AVERAGE,
+    STARVED,
     WORST,
     BaseRow,
     Contrast,
@@ -33,6 +34,7 @@ from counterpoint.study.statistics import (
     POWER,
     change_over_seeds,
     decide,
+    mcnemar_p,
     power,
     score_over_seeds,
     seeds_for,
@@ -55,9 +57,12 @@ class Outcome:
     cost: Cost
     own_stage: dict[str, float] = field(default_factory=dict)
 
-    def value(self, measure: str) -> float:
-        """A domain's score, their mean, or the lowest of them."""
+    def value(self, measure: str, starved: float | None = None) -> float:
+        """A domain's score, their mean, the lowest of them, or whether (1 or 0) that is below ``starved``."""
         means = {name: score.value for name, score in self.scores.items()}
+        if measure == STARVED:
+            assert starved is not None
+            return float(min(means.values()) < starved)
         if measure == AVERAGE:
             return statistics.fmean(means.values())
         return min(means.values()) if measure == WORST else means[measure]
@@ -92,6 +97,7 @@ def summarize(study: Study, folder: StudyFolder) -> StudyResult:
         rows=tuple(rows),
         notes=tuple(_notes(study, rows, folder.plan())),
         spread=_spread(study, by_row),
+        starved=config.starved,
         settings=settings_of(study),
         environment=environment() | {"parallel": config.parallel},
     )
@@ -193,6 +199,7 @@ def _row(study: Study, name: str, by_row: Mapping[str, Outcomes], records: Seque
         scores=_scores_once(study, found[None]) if None in found else _scores_by_seed(study, found),
         difference=_changes(study, found, by_row[reference]) if name in study.compared else None,
         difference_of=_changes(study, found, by_row[of]) if of is not None else None,
+        worst=_worst(study, found, by_row[reference] if name in study.compared else {}),
         forgetting=_forgetting(study, found),
         rigidity=_rigidity(study, found, by_row),
         cost=Cost(
@@ -229,11 +236,28 @@ def _scores_once(study: Study, outcome: Outcome) -> dict[str, Score]:
     return {key: Score(mean, (mean.value,)) for key, mean in means.items()}
 
 
-def _paired(found: Outcomes, reference: Outcomes, measure: str) -> tuple[list[float], list[float]]:
+def _paired(
+    found: Outcomes, reference: Outcomes, measure: str, starved: float | None = None
+) -> tuple[list[float], list[float]]:
     """The reference's and the row's values of the seeds that both have."""
-    common = [seed for seed in found if seed in reference]
-    before, after = ([side[seed].value(measure) for seed in common] for side in (reference, found))
+    common = _common(found, reference)
+    before, after = ([side[seed].value(measure, starved) for seed in common] for side in (reference, found))
     return before, after
+
+
+def _worst(study: Study, found: Outcomes, reference: Outcomes) -> Worst:
+    values = tuple(outcome.value(WORST) for outcome in found.values())
+    change = change_over_seeds(*_paired(found, reference, WORST)) if len(_common(found, reference)) > 1 else None
+    level = study.config.starved
+    if level is None:
+        return Worst(Score(score_over_seeds(values), values), change)
+    pair = _paired(found, reference, STARVED, level)
+    p = mcnemar_p(*pair) if pair[0] else None
+    return Worst(Score(score_over_seeds(values), values), change, sum(value < level for value in values), p)
+
+
+def _common(found: Outcomes, reference: Outcomes) -> list[int | None]:
+    return [seed for seed in found if seed in reference]
 
 
 def _changes(study: Study, found: Outcomes, reference: Outcomes) -> dict[str, Estimate] | None:
@@ -279,15 +303,17 @@ def _differences(pairs: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str
 
 def _contrasts(study: Study, by_row: Mapping[str, Outcomes]) -> list[Planned]:
     reference, worth = by_row[study.config.reference], study.config.worth
-    pairs = {i: _paired(by_row[c.row], reference, c.measure) for i, c in enumerate(study.contrasts)}
-    decided = decide({i: pair for i, pair in pairs.items() if len(pair[0]) > 1}, len(pairs))
+    level = study.config.starved
+    pairs = {i: _paired(by_row[c.row], reference, c.measure, level) for i, c in enumerate(study.contrasts)}
+    counts = [i for i, c in enumerate(study.contrasts) if c.measure == STARVED]
+    decided = decide({i: pair for i, pair in pairs.items() if len(pair[0]) > 1}, len(pairs), counts)
     contrasts = []
     for i, contrast in enumerate(study.contrasts):
         planned = Planned(contrast.row, contrast.measure)
         if i in decided:
             found = decided[i]
             planned = dataclasses.replace(planned, **vars(found))
-            if found.spread > 0:
+            if found.spread > 0 and contrast.measure != STARVED:
                 level = LEVEL / len(pairs)
                 planned = dataclasses.replace(
                     planned,
@@ -374,6 +400,8 @@ def expected_power(study: Study, home: Path) -> Iterator[str]:
     spread, source = _known_spread(study, home) or (ASSUMED_SPREAD, "assumed: no study here has measured it yet")
     worth, level = study.config.worth, LEVEL / max(1, len(study.contrasts))
     for contrast in study.contrasts:
+        if contrast.measure == STARVED:
+            continue  # a count, which goes by another test
         common = len(set(study.seeds(contrast.row)) & set(study.seeds(study.config.reference)))
         seen, needed = power(worth, spread, common, level), seeds_for(worth, spread, level)
         least = f"{needed} seeds" if needed else "more than 1,000 seeds"
