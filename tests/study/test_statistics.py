@@ -1,5 +1,6 @@
 """What few seeds can say: known values, coverage, false alarms and power by simulation, and what is no interval."""
 
+import itertools
 import math
 import random
 import statistics
@@ -11,6 +12,7 @@ from counterpoint.study.statistics import (
     change_over_seeds,
     decide,
     holm,
+    mcnemar_p,
     over_seeds,
     power,
     score_over_seeds,
@@ -165,3 +167,22 @@ def test_the_mean_of_independent_means_is_as_uncertain_as_they_are():
     assert found.high == pytest.approx(0.7 + math.hypot(0.1, 0.05) / 2)
     one = mean_of_independent([Estimate(0.5, 0.4, 0.6)])
     assert (one.low, one.high) == pytest.approx((0.4, 0.6))
+
+
+@pytest.mark.parametrize("pairs", [(0, 5, 2), (3, 3, 4), (1, 8, 0), (0, 0, 6)])
+def test_mcnemars_p_is_the_share_of_coin_tosses_at_least_as_uneven(pairs):
+    more, less, same = pairs
+    before = [0.0] * more + [1.0] * less + [1.0] * same
+    after = [1.0] * more + [0.0] * less + [1.0] * same
+    uneven = [
+        abs(sum(tosses) - (more + less - sum(tosses))) for tosses in itertools.product((0, 1), repeat=more + less)
+    ]
+    expected = statistics.fmean(difference >= abs(more - less) for difference in uneven)
+    assert mcnemar_p(before, after) == pytest.approx(expected)
+
+
+def test_fewer_starved_seeds_are_better():
+    pair = ([1.0] * 8 + [0.0] * 2, [0.0] * 10)
+    found = decide({"fewer": pair, "more": pair[::-1]}, 2, ["fewer", "more"])
+    assert [found[key].verdict for key in ("fewer", "more")] == ["better", "worse"]
+    assert found["fewer"].p == pytest.approx(2 / 2**8)

@@ -331,3 +331,30 @@ def test_the_power_is_stated_before_the_first_run(tmp_path):
     assert "assumed" in list(expected_power(longer, home))[1]  # other prompts, another spread
     (folder.path / "study.json").write_text("{")
     assert "assumed" in list(expected_power(study, home))[1]
+
+
+def test_starved_seeds_are_counted_and_compared(tmp_path):
+    contrasts = [{"row": "mgs", "measure": "starved"}]
+    study = study_of(tmp_path, {"mixed": "mixed", "mgs": "mgs"}, seeds=8, starved=0.5, contrasts=contrasts)
+    folder = StudyFolder(tmp_path / "studies" / "tiny")
+    for job in plan_jobs(study, folder.runs):
+        lowest = 0.3 if job.row == "mixed" and job.seed != 3 else 0.5  # at the level is not below it
+        plant_run(folder, job, {"math": lowest, "code": 0.9} if job.seed % 2 else {"math": 0.9, "code": lowest})
+    result = summarize(study, folder)
+    before, after = (row_of(result, name).worst for name in ("mixed", "mgs"))
+    assert (before.starved, after.starved) == (7, 0)
+    assert before.p_starved is None
+    assert after.p_starved == pytest.approx(2 / 2**7)
+    assert after.score.by_seed == (0.5,) * 8
+    assert after.difference.value == pytest.approx(0.2 * 7 / 8)
+    (planned,) = result.contrasts
+    assert planned.verdict == "better"
+    assert planned.change.value == pytest.approx(-7 / 8)
+    assert "7 of 8" in result.to_markdown()
+    assert of_plain(StudyResult, json.loads(json.dumps(result.to_dict()))) == result
+
+
+def test_without_a_level_nothing_is_starved(planted):
+    result = summarize(*planted)
+    assert row_of(result, "mixed").worst.starved is None
+    assert "starved seeds" not in result.to_markdown()

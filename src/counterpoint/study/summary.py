@@ -357,7 +357,7 @@ def planning_note(study: Study) -> str:
         holm = "" if count == 1 else f" after Holm's correction for these {count}"
         named = "1 planned contrast decides" if count == 1 else f"{count} planned contrasts decide"
         return (
-            f"{named}, by the paired t test over seeds{holm}. Every other difference from {reference} is exploratory: "
+            f"{named}, by {_tests(study)} over seeds{holm}. Every other difference from {reference} is exploratory: "
             "it may say what to plan next, and proves nothing."
         )
     why = f"{len(study.compared)} rows are compared with {reference} and the file names no contrasts"
@@ -366,6 +366,12 @@ def planning_note(study: Study) -> str:
         f"Nothing is decided: {why}, so every difference is exploratory. Name the few that matter before the first "
         f"run, for example contrasts: [{{row: {row}, measure: average}}]."
     )
+
+
+def _tests(study: Study) -> str:
+    kinds = {contrast.measure == STARVED for contrast in study.contrasts}
+    names = {False: "the paired t test", True: "McNemar's exact test (starved seeds)"}
+    return " and ".join(name for kind, name in names.items() if kind in kinds)
 
 
 def _notes(study: Study, rows: Sequence[RowResult], plan: Sequence[Contrast] | None) -> Iterator[str]:
