@@ -1,11 +1,13 @@
-"""Time of a GRPO step of ours (``mixed``, ``mgs``) over plain TRL's, on the pocket model and the same batch.
+"""Time of a GRPO step of ours (``mixed``, ``mgs``) over plain TRL's, and of each balance over none.
 
-    python benchmarks/overhead.py [--steps 20] [--json FILE]
+    python benchmarks/overhead.py [--steps 20] [--only mixed tokens] [--json FILE]
 
-The learning rate is 0, so the weights never change and all three train on the very same completions; everything else of
-a step is done (AdamW's update of zero included). The three trainers live in one process and take turns step by step, so
-a busy machine slows all of them alike. Quoted are medians over steps of the ratio to TRL's step beside it, in wall
-seconds and in processor seconds; the latter hardly depend on what else the machine does.
+On the pocket model and the same batch. The learning rate is 0, so the weights never change and all train on the very
+same completions; everything else of a step is done (AdamW's update of zero included). The trainers live in one process
+and take turns step by step, so a busy machine slows all of them alike. Quoted are medians over steps of the ratio to
+the step beside it (of TRL, or of ``mixed`` for a balance), in wall seconds and in processor seconds; the latter hardly
+depend on what else the machine does. ``dynamic`` generates anew for prompts that teach nothing: what that took of a
+step stands beside it.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -29,14 +32,26 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, T
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOTrainer
 
+from counterpoint.balance import BALANCES
 from counterpoint.domains.domain_rewards import DOMAIN_COLUMN, build_domain_rewards
 from counterpoint.pocket import model_path
 from counterpoint.pocket.tasks import TASKS
 from counterpoint.rewards import build_reward
 from counterpoint.training import DomainGRPOConfig, DomainGRPOTrainer
 
-KINDS = ("trl", "mixed", "mgs")
-TARGETS = {"mixed": 1.10, "mgs": 1.15}
+KINDS: dict[str, dict[str, Any]] = {
+    "trl": {},
+    "mixed": {},
+    "mgs": {"strategy": "mgs"},
+    **{name: {"balance": name} for name in BALANCES if name != "none"},
+    "dynamic": {"dynamic_sampling": 2},
+}
+"""Trainer -> its settings beside ``strategy="mixed"``."""
+
+BESIDE = {kind: "trl" if kind in ("trl", "mixed", "mgs") else "mixed" for kind in KINDS}
+"""What a trainer is compared with."""
+
+TARGETS = {"mixed": 1.10, "mgs": 1.15} | dict.fromkeys([name for name in BALANCES if name != "none"], 1.02)
 
 
 class Turns:
@@ -88,10 +103,10 @@ class StepClock(TrainerCallback):
             self.cpu.append(time.process_time() - self._start[1])
 
 
-def config(folder: str, steps: int, strategy: str = "mixed") -> DomainGRPOConfig:
+def config(folder: str, steps: int, kind: str) -> DomainGRPOConfig:
     """128 completions a step, 32 of each domain."""
     return DomainGRPOConfig(
-        strategy=strategy,
+        **({"strategy": "mixed"} | KINDS[kind]),
         output_dir=folder,
         per_device_train_batch_size=32,
         gradient_accumulation_steps=4,
@@ -110,13 +125,13 @@ def config(folder: str, steps: int, strategy: str = "mixed") -> DomainGRPOConfig
 
 
 def build(kind: str, folder: str, steps: int) -> GRPOTrainer:
-    """A trainer of ``kind`` on the four pocket domains: trl, mixed or mgs."""
+    """A trainer of ``kind`` on the four pocket domains."""
     data = {name: [task.generate("train", i) for i in range(256)] for name, task in TASKS.items()}
     rewards = {name: build_reward("pocket") for name in TASKS}
     model = AutoModelForCausalLM.from_pretrained(model_path())
     tokenizer = AutoTokenizer.from_pretrained(model_path(), padding_side="left")
     if kind == "trl":
-        ours = DomainGRPOTrainer(model, rewards, config(folder, steps, "mixed"), data, processing_class=tokenizer)
+        ours = DomainGRPOTrainer(model, rewards, config(folder, steps, kind), data, processing_class=tokenizer)
 
         class SameOrder(GRPOTrainer):
             def _get_train_sampler(self, dataset: object = None) -> object:
@@ -132,7 +147,7 @@ def build(kind: str, folder: str, steps: int) -> GRPOTrainer:
         trainer: GRPOTrainer = SameOrder(
             model,
             build_domain_rewards(rewards, list(data)),
-            config(folder, steps),
+            config(folder, steps, kind),
             ours.domain_rows.index,
             processing_class=tokenizer,
         )
@@ -142,12 +157,13 @@ def build(kind: str, folder: str, steps: int) -> GRPOTrainer:
     return trainer
 
 
-def measure(steps: int) -> dict[str, StepClock]:
-    """Times of ``steps`` steps by trainer, the first (which warms caches) left out."""
-    turns = Turns(KINDS)
-    clocks = {kind: StepClock(kind, turns) for kind in KINDS}
+def measure(steps: int, kinds: Sequence[str]) -> tuple[dict[str, StepClock], list[float]]:
+    """Times of ``steps`` steps by trainer, the first (which warms caches) left out; and ``extra_seconds`` of
+    ``dynamic``, where it is among them."""
+    turns = Turns(kinds)
+    clocks = {kind: StepClock(kind, turns) for kind in kinds}
     with TemporaryDirectory() as folder:
-        trainers = {kind: build(kind, folder, steps + 1) for kind in KINDS}
+        trainers = {kind: build(kind, folder, steps + 1) for kind in kinds}
         threads = []
         for kind, trainer in trainers.items():
             trainer.add_callback(clocks[kind])
@@ -158,7 +174,8 @@ def measure(steps: int) -> dict[str, StepClock]:
             thread.join()
     for clock in clocks.values():
         clock.wall, clock.cpu = clock.wall[1:], clock.cpu[1:]
-    return clocks
+    log = trainers["dynamic"].state.log_history[1:] if "dynamic" in trainers else []
+    return clocks, [line["extra_seconds"] for line in log if "extra_seconds" in line]
 
 
 def _train(trainer: GRPOTrainer, turns: Turns, kind: str) -> None:
@@ -175,18 +192,27 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20, help="timed steps of each trainer")
+    parser.add_argument("--only", nargs="+", choices=list(KINDS), help="leave the other trainers out")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    clocks = measure(options.steps)
-    print(f"{'trainer':8} {'wall s':>7} {'cpu s':>7} {'wall/TRL':>9} {'cpu/TRL':>8} {'middle half':>15} {'target':>7}")
+    asked = options.only or list(KINDS)
+    kinds = [kind for kind in KINDS if kind in asked or kind in {BESIDE[one] for one in asked}]
+    clocks, extra = measure(options.steps, kinds)
+    print(
+        f"{'trainer':8} {'beside':>7} {'wall s':>7} {'cpu s':>7} {'wall':>6} {'cpu':>6} {'middle half':>15} {'target':>7}"
+    )
     for kind, clock in clocks.items():
-        wall = ratios(clock.wall, clocks["trl"].wall)
-        low, _, high = statistics.quantiles(wall, n=4)
-        cpu = statistics.median(ratios(clock.cpu, clocks["trl"].cpu))
+        beside = clocks[BESIDE[kind]]
+        wall, cpu = ratios(clock.wall, beside.wall), ratios(clock.cpu, beside.cpu)
+        low, _, high = statistics.quantiles(cpu, n=4)
         print(
-            f"{kind:8} {statistics.median(clock.wall):7.2f} {statistics.median(clock.cpu):7.2f} "
-            f"{statistics.median(wall):9.3f} {cpu:8.3f} {f'{low:.3f} - {high:.3f}':>15} {TARGETS.get(kind, '-'):>7}"
+            f"{kind:8} {BESIDE[kind]:>7} {statistics.median(clock.wall):7.2f} {statistics.median(clock.cpu):7.2f} "
+            f"{statistics.median(wall):6.3f} {statistics.median(cpu):6.3f} {f'{low:.3f} - {high:.3f}':>15} "
+            f"{TARGETS.get(kind, '-'):>7}"
         )
+    if extra:
+        share = statistics.median(ratios(extra, clocks["dynamic"].wall))
+        print(f"dynamic: extra generation is {share:.0%} of its step's wall time, median over steps")
     if options.json:
         options.json.write_text(json.dumps({kind: {"wall": c.wall, "cpu": c.cpu} for kind, c in clocks.items()}))
 
