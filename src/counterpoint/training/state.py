@@ -70,7 +70,7 @@ def kept_settings(
         *("seed", "num_generations", "per_device_train_batch_size", "gradient_accumulation_steps"),
         *("steps_per_generation", "num_iterations", "shuffle_dataset"),
     )
-    shares = own["shares"] or dict.fromkeys(sizes, 1.0)
+    shares, given = own["shares"] or dict.fromkeys(sizes, 1.0), own["per_domain"]
     return {
         "strategy": plain_strategy(own["strategy"]),
         "rows of the domains": [[name, size] for name, size in sizes.items()],
@@ -78,6 +78,7 @@ def kept_settings(
         "shares of the sources": {name: rows.shares for name, rows in mixed.items()},
         "share_rule": own["share_rule"],
         "balance": own["balance"],
+        "per_domain": {name: kept for name in sizes if (kept := (given or {}).get(name))},
     } | {name: getattr(args, name) for name in batch}
 
 
@@ -126,7 +127,7 @@ def load_state(
             other ``settings``.
     """
     state = {"rewards": {}, "balance": {}} | read_numbers(folder, num_ranks)
-    _check_settings(folder, {"balance": "none"} | state["settings"], settings)
+    _check_settings(folder, {"balance": "none", "per_domain": {}} | state["settings"], settings)
     shared = {"rewards": state["rewards"], "balance": state["balance"]}
     if not state["micro_batches"]:
         return TrainerState(state["micro_step"], state["surgeon"], None, **shared)
