@@ -17,6 +17,7 @@ from trainer_ranks import (
     LAUNCHED_CASES,
     SHARDED_CASES,
     diverge_on_one,
+    evaluate_apart,
     generate_together,
     train_cases,
     train_hybrid,
@@ -129,6 +130,14 @@ def test_without_averaging_weights_drift_apart_so_the_comparison_can_fail(tiny_m
     reference = alone["mgs"]["weights"]
     assert largest_difference(first["weights"], reference) > 100 * TOLERANCE
     assert largest_difference(first["weights"], second["weights"]) > 100 * TOLERANCE
+
+
+@pytest.mark.slow
+def test_ranks_with_rows_of_different_domains_make_the_same_calls(tiny_model, tmp_path):
+    first, second = run_ranks(evaluate_apart, 2, str(tiny_model), tmp_path)
+    for key in ("eval_completion_length/math", "eval_completion_length/code", "eval_entropy", "eval_kl"):
+        assert first[key] == second[key]
+    assert first["eval_completion_length/math"] <= 3 < first["eval_completion_length/code"]
 
 
 def test_a_loss_that_is_no_number_on_one_rank_stops_both(tiny_model, tmp_path):
