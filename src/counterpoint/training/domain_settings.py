@@ -232,6 +232,11 @@ def _check_loss(args: Any, name: str, own: Mapping[str, Any]) -> None:
             f"{args.multi_objective_aggregation!r} normalises over a batch of groups of one size. Use "
             "scale_rewards='group' or 'none', and 'sum_then_normalize'."
         )
+    if getattr(args, "dynamic_sampling", 0):
+        raise UnsupportedError(
+            f"{of_one}, and dynamic_sampling replaces groups of one size. Use dynamic_sampling=0, or one "
+            "num_generations."
+        )
     if build_balance(getattr(args, "balance", None) or "none").within_domains:
         raise UnsupportedError(
             f"{of_one}, and balance={args.balance!r} makes prompts count alike by their completions. Use "

@@ -108,7 +108,7 @@ class PerDomain(GRPOTrainer):
                 ids, logprobs = generate(prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs)
             return self._cut(ids, logprobs)
         found: list[Any] = [None] * len(prompt_ids)
-        for sampling, rows in kinds.items():
+        for sampling, (rows, _) in kinds.items():
             with self._sampling(sampling):
                 chosen = [prompt_ids[i] for i in rows or [0]]
                 ids, logprobs = generate(chosen, None, {}, num_generations, *args, **kwargs)
@@ -117,16 +117,14 @@ class PerDomain(GRPOTrainer):
         ids, logprobs = map(list, zip(*found, strict=True))
         return self._cut(ids, None if logprobs[0] is None else logprobs)
 
-    def _kinds(self: Any, kind_B: Sequence[Any], all_kinds: Sequence[Any]) -> dict[Any, list[int]]:
-        """The rows of every kind that any rank has, in one order on all ranks."""
+    def _kinds(self: Any, kind_B: Sequence[Any], all_kinds: Sequence[Any]) -> dict[Any, tuple[list[int], int]]:
+        """The rows of every kind that any rank has, in one order on all ranks, and the most that one rank has."""
         rows: dict[Any, list[int]] = {kind: [] for kind in all_kinds}
         for i, kind in enumerate(kind_B):
             rows[kind].append(i)
-        if len(rows) == 1:
-            return rows
-        counts = torch.tensor([*map(len, rows.values())], device=self.accelerator.device)
-        totals = self.accelerator.reduce(counts, reduction="sum").tolist()
-        return {kind: own for (kind, own), total in zip(rows.items(), totals, strict=True) if total}
+        counts = torch.tensor([[*map(len, rows.values())]], device=self.accelerator.device)
+        most = self.accelerator.gather(counts).amax(dim=0).tolist()
+        return {kind: (own, largest) for (kind, own), largest in zip(rows.items(), most, strict=True) if largest}
 
     @contextmanager
     def _sampling(self: Any, sampling: tuple[float, float]) -> Iterator[None]:
@@ -168,8 +166,8 @@ class PerDomain(GRPOTrainer):
             return score(model, input_ids, attention_mask, *args, **kwargs)
         parts, order, losses = [], [], []
         kinds = self._kinds([self._settings[name].temperature for name in self._rows], self._settings.temperatures)
-        for temperature, rows in kinds.items():
-            index = torch.tensor(rows or [0], device=input_ids.device)
+        for temperature, (rows, most) in kinds.items():  # as many chunks on all ranks
+            index = torch.tensor([*rows, *[0] * (most - len(rows))], device=input_ids.device)
             with _replaced(self, {"_temperature": temperature}):
                 logps, entropies, loss = score(model, input_ids[index], attention_mask[index], *args, **kwargs)
             parts.append((logps[: len(rows)], None if entropies is None else entropies[: len(rows)]))
