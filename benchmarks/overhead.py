@@ -28,6 +28,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 warnings.filterwarnings("ignore")
 
 import torch
+from accelerate.state import GradientState
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, TrainerState
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOTrainer
@@ -89,6 +90,8 @@ class StepClock(TrainerCallback):
         self._stop()
         self.turns.pass_on(self.name)
         self.turns.wait(self.name)
+        # all trainers of a process share this, and the one before left it at the end of its own step
+        GradientState()._set_sync_gradients(False)
         torch.manual_seed(state.global_step)
         self._start = time.perf_counter(), time.process_time()
 
@@ -198,9 +201,8 @@ def main() -> None:
     asked = options.only or list(KINDS)
     kinds = [kind for kind in KINDS if kind in asked or kind in {BESIDE[one] for one in asked}]
     clocks, extra = measure(options.steps, kinds)
-    print(
-        f"{'trainer':8} {'beside':>7} {'wall s':>7} {'cpu s':>7} {'wall':>6} {'cpu':>6} {'middle half':>15} {'target':>7}"
-    )
+    titles = f"{'wall s':>7} {'cpu s':>7} {'wall':>6} {'cpu':>6} {'middle half':>15} {'target':>7}"
+    print(f"{'trainer':8} {'beside':>7} {titles}")
     for kind, clock in clocks.items():
         beside = clocks[BESIDE[kind]]
         wall, cpu = ratios(clock.wall, beside.wall), ratios(clock.cpu, beside.cpu)

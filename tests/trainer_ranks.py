@@ -19,6 +19,8 @@ MORE_DATA = DATA | {
 }
 MORE_REWARDS = REWARDS | {"qa": letters, "writing": digits}
 
+OWN = {"math": {"temperature": 0.6, "beta": 0.0, "epsilon": 0.1}, "code": {"num_generations": 2}}
+
 WORST = {"name": "worst", "options": {"learning_rate": 0.3}}
 
 
@@ -45,6 +47,7 @@ CASES = {
     "mgs, balanced by prompts": Case("mgs", num_domains=3, accumulation=12, settings={"balance": "prompts"}),
     "mixed, equal norms": Case("mixed", settings={"balance": "norm", "grams_every": 3}),
     "mgs, worst domain first": Case("mgs", settings={"balance": WORST}),
+    "mgs, own settings": Case("mgs", settings={"per_domain": OWN, "beta": 0.1, "num_iterations": 2}),
     "mgs, recomputed activations": Case("mgs", settings={"gradient_checkpointing": True}),
     "mgs, compiled": Case("mgs", settings={"torch_compile": True, "torch_compile_backend": "aot_eager"}),
     "mgs, synced each": Case(
@@ -148,6 +151,7 @@ SHARDED_CASES = [
     "mgs, 4 domains, clipped",
     "mgs-significant",
     "mixed, equal norms",
+    "mgs, own settings",
     "mgs, recomputed activations",
     "mgs, compiled",
     "mgs, synced each",
@@ -162,6 +166,7 @@ LAUNCHED_CASES = [
     "mgs-significant",
     "mgs, balanced by prompts",
     "mixed, equal norms",
+    "mgs, own settings",
     "mgs, worst domain first",
 ]
 """What DDP does differently, and what FSDP2 is not asked."""
@@ -328,6 +333,25 @@ def take_up_from_the_start(model: str, folder: Path) -> float:
         trainer = build(DomainGRPOTrainer)
         trainer.train(resume_from_checkpoint=True)
     return float(sum(param.detach().sum() for param in trainer.model.parameters()))
+
+
+def evaluate_apart(model: str, folder: Path) -> dict[str, float]:
+    """Metrics of TRL's evaluation on FSDP2, where each of two ranks has rows of another domain, sampled differently."""
+    from transformers import AutoTokenizer
+
+    from counterpoint.training import DomainGRPOTrainer
+
+    own = {"math": {"temperature": 0.5, "max_completion_length": 3}, "code": {"top_p": 0.8}}
+    held_out = {name: rows[: 1 + 2 * (name == "code")] for name, rows in DATA.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        evaluated = {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 4, "max_steps": 1}
+        sharded = {"fsdp": True, "fsdp_config": shard_on_cpu(), "gradient_checkpointing": False}
+        args = grpo_args(folder, beta=0.1, per_domain=own, **evaluated, **sharded)
+        tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
+        trainer = DomainGRPOTrainer(model, REWARDS, args, DATA, held_out, processing_class=tokenizer)
+        trainer.train()
+    return next(line for line in trainer.state.log_history if "eval_loss" in line)
 
 
 def generate_together(batch_size: int) -> list[Any]:

@@ -112,6 +112,29 @@ def test_every_pass_of_a_domain_visits_every_row_once(seed):
             assert len(counts) == sizes[name]
 
 
+@pytest.mark.parametrize("seed", range(30))
+def test_groups_of_different_sizes_are_whole_and_shares_are_of_completions(seed):
+    rng = random.Random(seed)
+    sizes = {f"d{i}": rng.randint(3, 20) for i in range(rng.randint(2, 3))}
+    groups = {name: rng.choice([2, 3, 4, 6]) for name in sizes}
+    batch = {"rows_per_device": rng.choice([2, 4]), "accumulation": 12 * len(sizes), "world": rng.choice([1, 2])}
+    sampler = QuotaSampler(sizes, shares=dict.fromkeys(sizes, 1), num_generations=groups, seed=seed, **batch)
+    prompts = {name: [] for name in sizes}
+    for chunks in fetches(sampler):
+        for chunk in chunks[:: sampler.geometry.steps_per_generation]:
+            rows, counts = list(chunk), Counter(domain_of(sizes, row) for row in chunk)
+            assert set(counts.values()) == {len(chunk) // len(sizes)}
+            while rows:
+                name = domain_of(sizes, rows[0])
+                group, rows = rows[: groups[name]], rows[groups[name] :]
+                assert group == [group[0]] * groups[name]
+                prompts[name].append(group[0])
+    for drawn in prompts.values():
+        counts = Counter(drawn)
+        assert max(counts.values()) - min(counts.values()) <= 1
+    assert sum(map(len, prompts.values())) >= sum(sizes.values())  # an epoch draws as many prompts as there are rows
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_the_order_is_a_function_of_the_step_alone(seed):
     sampler, sizes, shares = random_case(seed)

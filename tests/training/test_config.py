@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 
-OWN = {"strategy", "shares", "share_rule", "buffers", "balance", "grams_every", "run"}
+OWN = {"strategy", "shares", "share_rule", "buffers", "balance", "grams_every", "per_domain", "run"}
 
 
 def test_the_constructor_takes_grpo_trainers_arguments_at_their_places():
@@ -43,6 +43,7 @@ def test_trls_parser_reads_our_settings_from_yaml_and_the_command_line(tmp_path)
         "buffers": "device",
         "balance": "tokens",
         "grams_every": 5,
+        "per_domain": None,
         "run": None,
     }
     shares, strategy = '{"math": 3, "code": 1}', '{"grouping": "tensor", "weighting": "pcgrad"}'

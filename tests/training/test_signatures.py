@@ -21,6 +21,7 @@ EXPECTED = {
         "num_generations",
         "has_tool_images",
     ],
+    "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
     "_load_best_model": ["self"],
     "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
     "create_accelerator_and_postprocess": ["self"],
@@ -36,8 +37,14 @@ def test_overridden_methods_have_the_signature_we_rely_on(method):
     assert list(inspect.signature(getattr(GRPOTrainer, method)).parameters) == EXPECTED[method]
 
 
+def test_log_probabilities_are_asked_for_as_we_split_them():
+    first = list(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters)[:5]
+    assert first == ["self", "model", "input_ids", "attention_mask", "logits_to_keep"]
+
+
 READ = [
     *("_buffered_inputs", "_step", "_metrics", "reward_weights", "reward_funcs", "reward_func_names", "eos_token_ids"),
+    *("beta", "epsilon_low", "epsilon_high", "temperature", "generation_config", "generation_kwargs", "ref_model"),
     *("aux_loss_enabled", "router_aux_loss_coef", "num_generations_eval"),
 ]
 

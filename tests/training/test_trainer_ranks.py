@@ -16,6 +16,7 @@ from trainer_ranks import (
     HYBRID_CASES,
     LAUNCHED_CASES,
     SHARDED_CASES,
+    evaluate_apart,
     generate_together,
     odd_cases,
     train_cases,
@@ -129,6 +130,14 @@ def test_without_averaging_weights_drift_apart_so_the_comparison_can_fail(tiny_m
     reference = alone["mgs"]["weights"]
     assert largest_difference(first["weights"], reference) > 100 * TOLERANCE
     assert largest_difference(first["weights"], second["weights"]) > 100 * TOLERANCE
+
+
+@pytest.mark.slow
+def test_ranks_with_rows_of_different_domains_make_the_same_calls(tiny_model, tmp_path):
+    first, second = run_ranks(evaluate_apart, 2, str(tiny_model), tmp_path)
+    for key in ("eval_completion_length/math", "eval_completion_length/code", "eval_entropy", "eval_kl"):
+        assert first[key] == second[key]
+    assert first["eval_completion_length/math"] <= 3 < first["eval_completion_length/code"]
 
 
 @pytest.fixture(scope="module")

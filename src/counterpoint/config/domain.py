@@ -74,6 +74,78 @@ class DomainEvaluation(Section):
     )
 
 
+StopString = Annotated[str, Field(min_length=1)]
+
+
+class DomainTraining(Section):
+    """What a domain has for itself of `training`, also when it is evaluated; see docs/domains.md."""
+
+    temperature: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Sampling temperature, also of the log-probabilities in the loss; null means "
+        "`training.temperature`, and in evaluations `evaluation.temperature`.",
+        examples=[0.8],
+    )
+    top_p: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Nucleus of the sampled tokens; null means `training.top_p`, and in evaluations "
+        "`evaluation.top_p`.",
+        examples=[0.95],
+    )
+    max_completion_length: int | None = Field(
+        default=None,
+        gt=0,
+        description="Longest completion in tokens, at most `training.max_completion_length`; null means that, and in "
+        "evaluations `evaluation.max_new_tokens` where it is given.",
+        examples=[64],
+    )
+    num_generations: int | None = Field(
+        default=None,
+        ge=2,
+        le=1_000_000,
+        description="Completions of each prompt in training; null means `training.num_generations`. Shares are then "
+        "shares of completions.",
+        examples=[16],
+    )
+    beta: float | None = Field(
+        default=None,
+        ge=0,
+        allow_inf_nan=False,
+        description="Factor of the KL term; null means `training.beta`, which must be above 0 where any domain's is.",
+        examples=[0.04],
+    )
+    epsilon: float | None = Field(
+        default=None,
+        ge=0,
+        allow_inf_nan=False,
+        description="Lower clip range; null means `training.epsilon`.",
+        examples=[0.2],
+    )
+    epsilon_high: float | None = Field(
+        default=None,
+        ge=0,
+        allow_inf_nan=False,
+        description="Upper clip range; null means `training.epsilon_high`, and the domain's `epsilon` where that is "
+        "null too.",
+        examples=[0.28],
+    )
+    stop: list[StopString] | None = Field(
+        default=None,
+        min_length=1,
+        description="Strings that end a completion; the token that completes one is kept. Null means none.",
+        examples=[["</answer>"]],
+    )
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """The settings that are given, as ``DomainGRPOConfig.per_domain`` has them."""
+        return self.model_dump(exclude_none=True)
+
+
 class DomainConfig(Section):
     """A domain: a source of prompts with its reward."""
 
@@ -129,6 +201,9 @@ class DomainConfig(Section):
     share: Share = Field(default=1.0, description="Share of every step's prompts, relative to the other domains.")
     max_prompt_tokens: int | None = Field(
         default=None, gt=0, description="Longest prompt in tokens; null means the top-level `max_prompt_tokens`."
+    )
+    training: DomainTraining = Field(
+        default=DomainTraining(), description="What this domain has for itself of `training`, also when evaluated."
     )
     evaluation: DomainEvaluation = Field(
         default=DomainEvaluation(), description="The held-out rows this domain is evaluated on."

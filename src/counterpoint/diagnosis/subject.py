@@ -111,7 +111,7 @@ def completions_for(
             domain,
             prompts=prompts,
             samples=samples,
-            sampling=sampling,
+            sampling=sampling.within(subject.config.domains[name].training.own),
             on_batch=counter(f"sample {name}", prompts * samples, on_progress),
         )
     check_enough(found, subject.domains, at_least, "sampled and scored")

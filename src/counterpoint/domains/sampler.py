@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from counterpoint.domains.shares import Geometry, Quotas, exact_units, ratio, would_do
+from counterpoint.domains.shares import Geometry, Quotas, exact_units, ratio, rows_per_prompt, would_do
 from counterpoint.errors import DomainError
 
 
@@ -123,7 +123,9 @@ class QuotaSampler:
         seed: seed of the order inside each domain.
         shuffle: whether each pass over a domain's rows has an order of its own; False keeps the order of the rows.
         mixed: the rows of those domains whose sources have shares.
-        num_generations, rows_per_device, accumulation, steps_per_generation, iterations, world: see ``Geometry``.
+        num_generations: completions of one prompt, of every domain or of each by its name. Shares are shares of
+            completions, so where they differ a domain with more of them has fewer prompts.
+        rows_per_device, accumulation, steps_per_generation, iterations, world: see ``Geometry``.
 
     Raises:
         DomainError: numbers that do not fit, or shares that a step cannot hold, naming what would do.
@@ -134,7 +136,7 @@ class QuotaSampler:
         sizes: Mapping[str, int],
         *,
         shares: Mapping[str, float],
-        num_generations: int,
+        num_generations: int | Mapping[str, int],
         rows_per_device: int,
         accumulation: int,
         steps_per_generation: int | None = None,
@@ -149,9 +151,10 @@ class QuotaSampler:
             raise DomainError(f"Shares are given for {sorted(shares)}, but the domains are {sorted(sizes)}.")
         shares = {name: shares[name] for name in sizes}
         self.domains = tuple(sizes)
-        self.geometry = Geometry(
-            num_generations, rows_per_device, accumulation, steps_per_generation or accumulation, iterations, world
-        )
+        own = num_generations if isinstance(num_generations, Mapping) else dict.fromkeys(sizes, num_generations)
+        self.generations = [own[name] for name in sizes]
+        batch = (rows_per_device, accumulation, steps_per_generation or accumulation, iterations, world)
+        self.geometry = _geometry(own, batch)
         _check_shares(shares, self.geometry, rule)
         self.quotas = Quotas(shares, self.geometry.quota_units, rule)
         self._streams: list[DomainStream | MixedStream] = [
@@ -161,7 +164,8 @@ class QuotaSampler:
             for name, size in sizes.items()
         ]
         self._offsets = [sum(list(sizes.values())[:index]) for index in range(len(sizes))]
-        prompts_per_step = world * self.geometry.quota_units * self.geometry.unit_prompts
+        rows_per_step = world * self.geometry.quota_units * self.geometry.unit_rows
+        prompts_per_step = rows_per_step / rows_per_prompt(shares, own)
         self._periods = math.ceil(sum(sizes.values()) / (prompts_per_step * self.geometry.period_quota_steps))
         self._repeats = self.geometry.iterations * self.geometry.steps_per_generation
         self.epoch = 0
@@ -215,24 +219,33 @@ class QuotaSampler:
         size = self.geometry.generation_units
         for start in range(0, len(units), size):
             yield [
-                row
-                for rank in range(self.geometry.world)
-                for unit in units[start : start + size]
-                for row in unit[rank]
-                for _ in range(self.geometry.num_generations)
+                row for rank in range(self.geometry.world) for unit in units[start : start + size] for row in unit[rank]
             ]
 
     def _units(self, quota_step: int) -> Iterator[list[list[int]]]:
-        """For every unit of the quota step, the rows of its prompts on each rank."""
-        prompts, world = self.geometry.unit_prompts, self.geometry.world
+        """For every unit of the quota step, its rows on each rank: those of each prompt next to each other."""
+        world = self.geometry.world
+        prompts = [self.geometry.unit_rows // size for size in self.generations]
         had, will = self.quotas.before(quota_step), self.quotas.before(quota_step + 1)
         rows = [
-            iter(stream.draw(start * world * prompts, end * world * prompts))
-            for stream, start, end in zip(self._streams, had, will, strict=True)
+            iter(stream.draw(start * world * each, end * world * each))
+            for stream, start, end, each in zip(self._streams, had, will, prompts, strict=True)
         ]
         for domain in self.layout(quota_step):
-            offset = self._offsets[domain]
-            yield [[offset + next(rows[domain]) for _ in range(prompts)] for _ in range(world)]
+            drawn = [[self._offsets[domain] + next(rows[domain]) for _ in range(prompts[domain])] for _ in range(world)]
+            yield [[row for row in own for _ in range(self.generations[domain])] for own in drawn]
+
+
+def _geometry(generations: Mapping[str, int], batch: tuple[int, ...]) -> Geometry:
+    """That of a batch; units hold whole groups of whichever domain."""
+    sizes = set(generations.values())
+    try:
+        return Geometry(math.lcm(*sizes), *batch)
+    except DomainError as error:
+        if len(sizes) == 1:
+            raise
+        named = ", ".join(f"{size} of {name}" for name, size in generations.items())
+        raise DomainError(f"{error} num_generations here is the smallest multiple of all: {named}.") from error
 
 
 def _check_shares(shares: Mapping[str, float], geometry: Geometry, rule: str) -> None:

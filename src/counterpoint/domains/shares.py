@@ -42,6 +42,11 @@ def ratio(shares: Mapping[str, float]) -> str:
     return ":".join(str(int(share * units)) for share in normalise(shares).values())
 
 
+def rows_per_prompt(shares: Mapping[str, float], generations: Mapping[str, int]) -> Fraction:
+    """Completions of a prompt, on average over the prompts of a step, where shares are shares of completions."""
+    return 1 / sum((share / generations[name] for name, share in normalise(shares).items()), Fraction(0))
+
+
 def would_do(shares: Mapping[str, float], units: int) -> list[int]:
     """The numbers of units nearest to ``units``, below and above, that split exactly; empty if all are too large."""
     smallest = exact_units(shares)

@@ -22,6 +22,7 @@ from counterpoint.runs.stages import Stage
 from counterpoint.surgery import group_parameters, resolve_strategy
 from counterpoint.training.backends import check_args, check_checkpoints, check_devices
 from counterpoint.training.config import DomainGRPOConfig, check_strategy, quota_sampler, total_steps
+from counterpoint.training.domain_settings import check_per_domain
 from counterpoint.training.redrawing import check_dynamic_sampling
 from counterpoint.training.trainer import DomainGRPOTrainer
 from counterpoint.training.values import build_config, setting_findings
@@ -54,8 +55,10 @@ def check_config(config: Config) -> list[str]:
         args = grpo_config(config, "unused", rehearse=True)
         check_args(args)
         check_devices(args)
-        balance_for(args, config.balance.spec)
-        check_dynamic_sampling(config.dynamic_sampling, args)
+        args.balance, args.dynamic_sampling = config.balance.spec, config.dynamic_sampling
+        balance_for(args, args.balance)
+        check_dynamic_sampling(args.dynamic_sampling, args)
+        check_per_domain(args, _own_of_domains(config))
         check_shares(config, args, dict.fromkeys(config.domains, 1))
         plan_stages(config, args.max_steps if args.max_steps > 0 else 10**9)
         resolve_strategy(config.strategy.within_a_stage)
@@ -103,7 +106,9 @@ def plan_checked(config: Config) -> Plan:
     if found:
         raise found[0]  # of a path that is no model it is enough to say so once
     args = grpo_config(config, "unused")
-    stages = tuple(plan_stages(config, total_steps(args, sum(len(domain.train) for domain in domains))))
+    shares = {domain.name: domain.share for domain in domains}
+    steps = total_steps(args, sum(len(domain.train) for domain in domains), shares)
+    stages = tuple(plan_stages(config, steps))
     return Plan(config, domains, stages, tokenizer, num_params)
 
 
@@ -133,7 +138,14 @@ def grpo_config(
     if problems := [f"training.{key}: {message}" for key, message in setting_findings(config.training)]:
         raise ConfigError("\n".join(problems))
     training = config.training if max_steps is None else config.training | {"max_steps": max_steps}
-    return build_config(_own_settings(config, output_dir), training, rehearse=rehearse)
+    args = build_config(_own_settings(config, output_dir), training, rehearse=rehearse)
+    args.per_domain = _own_of_domains(config)
+    return args
+
+
+def _own_of_domains(config: Config) -> dict[str, Any]:
+    """What domains have for themselves of ``training``."""
+    return {name: own for name, domain in config.domains.items() if (own := domain.training.own)}
 
 
 def _own_settings(config: Config, output_dir: str) -> dict[str, Any]:
@@ -177,6 +189,7 @@ def build_trainer(plan: Plan, run: RunDirectory, stage: Stage, start: Path | Non
     args.strategy, args.share_rule = config.strategy.within_a_stage, config.share_rule
     args.balance, args.dynamic_sampling = config.balance.spec, config.dynamic_sampling
     args.shares = {domain.name: domain.share for domain in domains}
+    args.per_domain = {name: own for name, own in _own_of_domains(config).items() if name in args.shares}
     args.buffers, args.grams_every = config.surgery.buffers, config.run.grams_every
     args.reward_weights = [reward.weight for domain in domains for reward in domain.rewards]
     if stage.kind == "refresh":

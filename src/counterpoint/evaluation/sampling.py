@@ -8,13 +8,14 @@ Legend: B rows of a batch, T tokens.
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import torch
 from transformers import GenerationConfig
 
 from counterpoint.errors import DivergedError
+from counterpoint.evaluation.stopping import stop_length
 from counterpoint.launch import Launch
 
 ALONE = Launch(0, 1)
@@ -29,8 +30,8 @@ Prompt = str | list[dict[str, Any]]
 class Sampling:
     """How completions are drawn. ``temperature=0`` is greedy decoding.
 
-    ``options`` are further settings of ``transformers.GenerationConfig``, ``chat_template_kwargs`` what the chat
-    template is given beside the messages.
+    ``stop`` are strings that end a completion; the token that completes one is kept. ``options`` are further settings
+    of ``transformers.GenerationConfig``, ``chat_template_kwargs`` what the chat template is given beside the messages.
     """
 
     temperature: float = 1.0
@@ -41,6 +42,7 @@ class Sampling:
     top_k: int = 0
     min_p: float | None = None
     repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
@@ -56,6 +58,12 @@ class Sampling:
         if given.get("cache_implementation") is not None:
             options["cache_implementation"] = given["cache_implementation"]
         return cls(**chosen | own, options=options)
+
+    def within(self, own: Mapping[str, Any]) -> Self:
+        """The same with what a domain has for itself of ``training``: its own settings stand above all others."""
+        names = {"temperature": "temperature", "top_p": "top_p", "max_completion_length": "max_new_tokens"}
+        changed = {ours: own[name] for name, ours in names.items() if name in own}
+        return replace(self, **changed, stop=tuple(own.get("stop", self.stop)))
 
     def settings(self) -> dict[str, Any]:
         """Those settings of ``GenerationConfig`` that TRL gives in training, so that what it leaves to the model's own
@@ -153,7 +161,7 @@ def _generate_batch(
     texts = [render_prompt(tokenizer, prompt, sampling.chat_template_kwargs) for prompt in prompts]
     if engine is not None:
         found = engine(tokenizer(texts, add_special_tokens=not chat)["input_ids"], sampling)
-        return [_completion(tokenizer, ids, end_token_ids(model, tokenizer)) for ids in found]
+        return [_completion(tokenizer, ids, end_token_ids(model, tokenizer), sampling.stop) for ids in found]
     inputs = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=not chat)
     inputs = {key: inputs[key].to(model.device) for key in ("input_ids", "attention_mask")}
     stop_ids = end_token_ids(model, tokenizer)
@@ -172,14 +180,16 @@ def _generate_batch(
             "Evaluation: the model's probabilities are not numbers. Its weights are too large for its dtype, or "
             "training has diverged: use model.dtype float32, or a lower learning_rate."
         ) from error
-    return [_completion(tokenizer, ids, stop_ids) for ids in output_BT.tolist()]
+    return [_completion(tokenizer, ids, stop_ids, sampling.stop) for ids in output_BT.tolist()]
 
 
-def _completion(tokenizer: Any, ids: list[int], stop_ids: Sequence[int]) -> Completion:
-    """Cut after the first end token: with models whose pad is their end token, later ones are padding."""
+def _completion(tokenizer: Any, ids: list[int], stop_ids: Sequence[int], stop: Sequence[str]) -> Completion:
+    """Cut after the first end token, as later ones may be padding, or where a stop string ends it."""
     end = next((i for i, token in enumerate(ids) if token in stop_ids), None)
     kept = ids if end is None else ids[: end + 1]
-    return Completion(tokenizer.decode(kept, skip_special_tokens=True), len(kept), end is None, tuple(kept))
+    stopped = stop_length(tokenizer, kept, stop)
+    kept, truncated = kept[:stopped], end is None and stopped is None
+    return Completion(tokenizer.decode(kept, skip_special_tokens=True), len(kept), truncated, tuple(kept))
 
 
 def end_token_ids(model: Any, tokenizer: Any) -> list[int]:

@@ -78,12 +78,20 @@ class DomainScore:
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """How every domain is evaluated: samples per prompt, greedy decoding beside them, examples kept for people."""
+    """How every domain is evaluated: samples per prompt, greedy decoding beside them, examples kept for people.
+
+    ``own`` is what domains have for themselves of ``training``, by their names.
+    """
 
     samples: int = 4
     greedy: bool = True
     examples: int = 8
     sampling: Sampling = field(default_factory=Sampling)
+    own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def sampling_of(self, domain: str) -> Sampling:
+        """How a domain's completions are drawn: what it has for itself stands above ``sampling``."""
+        return self.sampling.within(self.own.get(domain, {}))
 
     @classmethod
     def of_config(cls, config: Config, max_new_tokens: int | None) -> Self:
@@ -97,7 +105,8 @@ class EvaluationPlan:
             batch_size=settings.batch_size,
             seed=settings.seed,
         )
-        return cls(settings.samples, settings.greedy, config.run.samples, sampling)
+        own = {name: domain.training.own for name, domain in config.domains.items()}
+        return cls(settings.samples, settings.greedy, config.run.samples, sampling, own)
 
 
 def evaluate(
@@ -142,6 +151,7 @@ def _evaluate_domain(
     launch: Launch,
 ) -> DomainScore:
     start = time.perf_counter()
+    sampling = plan.sampling_of(domain.name)
     prompts = [row["prompt"] for row in domain.evaluation]
     total = len(prompts) * (plan.samples + int(plan.greedy))
     done = 0
@@ -153,12 +163,12 @@ def _evaluate_domain(
 
     repeated = [prompt for prompt in prompts for _ in range(plan.samples)]
     rows = [row for row in domain.evaluation for _ in range(plan.samples)]
-    completions = complete(repeated, plan.sampling, report)
+    completions = complete(repeated, sampling, report)
     rewards = launch.share(lambda: score_rows(domain, rows, completions))
     metrics = launch.share(lambda: measure_rows(domain, rows, completions))
     greedy = Rewards([], {})
     if plan.greedy:
-        certain = complete(prompts, replace(plan.sampling, temperature=0.0), report)
+        certain = complete(prompts, replace(sampling, temperature=0.0), report)
         greedy = launch.share(lambda: score_rows(domain, domain.evaluation, certain))
     scores = [mean(rewards.totals[i : i + plan.samples]) for i in range(0, len(rows), plan.samples)]
     if not any(score is not None for score in scores):

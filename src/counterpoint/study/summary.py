@@ -337,7 +337,8 @@ def settings_of(study: Study) -> dict[str, Any]:
     training, evaluation = study.base.training, study.base.evaluation
     batch, accumulated = (training.get(key) for key in ("per_device_train_batch_size", "gradient_accumulation_steps"))
     completions = batch * accumulated if isinstance(batch, int) and isinstance(accumulated, int) else None
-    generations = training.get("num_generations")
+    several = any(domain.training.num_generations for domain in study.base.domains.values())
+    generations = None if several else training.get("num_generations")
     prompts = completions // generations if completions and isinstance(generations, int) else None
     return {
         "model": study.base.model.path,

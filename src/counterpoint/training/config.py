@@ -9,9 +9,11 @@ from trl import GRPOConfig
 
 from counterpoint.balance import BALANCES, MAX_ROUNDS, build_balance
 from counterpoint.domains.sampler import MixedRows, QuotaSampler
+from counterpoint.domains.shares import rows_per_prompt
 from counterpoint.errors import ConfigError, DomainError, StrategyError, nearest
 from counterpoint.surgery import STRATEGIES, Strategy, build_weighting, resolve_strategy
 from counterpoint.surgery.weightings import weighting_problems
+from counterpoint.training.domain_settings import checked_per_domain, generations_of
 
 SHARE_RULES = ("exact", "carry")
 BUFFERS = ("device", "bfloat16", "cpu")
@@ -42,6 +44,11 @@ class DomainGRPOConfig(GRPOConfig):
             own domain.
         grams_every (`int`, *optional*, defaults to `1`):
             Optimizer steps between records of all Grams. A strategy without surgery costs what TRL costs in between.
+        per_domain (`dict[str, dict]`, *optional*):
+            Settings that a domain has for itself, `{"math": {"temperature": 0.8, "stop": ["</answer>"]}}`: any of
+            `temperature`, `top_p`, `max_completion_length`, `num_generations`, `beta`, `epsilon`, `epsilon_high` and
+            `stop` (a list of strings that end a completion). What a domain does not have is the whole training's. They
+            hold in the evaluations of `run`, too; `beta` and the clip ranges do not in TRL's `eval_loss`.
         run (`str`, *optional*):
             Run directory to write (`"runs/mine"`), for `counterpoint report`, `diagnose`, `recover` and `study`.
 
@@ -49,7 +56,7 @@ class DomainGRPOConfig(GRPOConfig):
         StrategyError, DomainError, ConfigError: a value that cannot be used, naming the setting.
     """
 
-    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "strategy", "shares", "balance"]  # noqa: RUF012 - TRL's own form
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "strategy", "shares", "balance", "per_domain"]  # noqa: RUF012 - TRL's own form
 
     strategy: Strategy | str | dict[str, Any] | None = field(
         default="mgs",
@@ -92,6 +99,13 @@ class DomainGRPOConfig(GRPOConfig):
         },
     )
     grams_every: int = field(default=1, metadata={"help": "Optimizer steps between records of all Grams, at least 1."})
+    per_domain: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "JSON object: domain -> settings that it has for itself, of temperature, top_p, "
+            "max_completion_length, num_generations, beta, epsilon, epsilon_high and stop."
+        },
+    )
     run: str | None = field(
         default=None,
         metadata={
@@ -118,6 +132,7 @@ class DomainGRPOConfig(GRPOConfig):
         if self.balance is None:
             self.balance = "none"
         build_balance(self.balance)
+        self.per_domain = checked_per_domain(self.per_domain)
         _check_shares(self.shares)
 
     def to_dict(self) -> dict[str, Any]:
@@ -182,7 +197,7 @@ def quota_sampler(
     return QuotaSampler(
         sizes,
         shares=shares,
-        num_generations=args.num_generations,
+        num_generations=generations_of(args, list(sizes)),
         rows_per_device=args.per_device_train_batch_size,
         accumulation=args.gradient_accumulation_steps,
         steps_per_generation=args.steps_per_generation,
@@ -222,13 +237,15 @@ _STEPS_LOOKED_AT = 64
 """Steps over which a domain's fewest units are taken; with exact shares every step is the same."""
 
 
-def total_steps(args: GRPOConfig, num_rows: int) -> int:
+def total_steps(args: GRPOConfig, num_rows: int, shares: Mapping[str, float] | None = None) -> int:
     """Optimizer steps of a run: ``max_steps``, else ``num_train_epochs`` passes over all rows, as TRL counts them.
 
-    A generation that is used ``num_iterations`` times takes as many steps.
+    A generation that is used ``num_iterations`` times takes as many steps. ``shares`` are those of the domains, which
+    matter where their ``num_generations`` differ.
     """
     if args.max_steps > 0:
         return args.max_steps
     assert args.num_generations is not None
     rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return math.ceil(args.num_train_epochs * num_rows * args.num_generations * args.num_iterations / rows_per_step)
+    rows_of_prompt = rows_per_prompt(shares, generations_of(args, list(shares))) if shares else args.num_generations
+    return math.ceil(args.num_train_epochs * num_rows * rows_of_prompt * args.num_iterations / rows_per_step)

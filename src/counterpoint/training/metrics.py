@@ -24,11 +24,11 @@ def batch_metrics(
     reward_names: Sequence[str],
     lengths_B: torch.Tensor,
     truncated_B: torch.Tensor,
-    num_generations: int,
+    num_generations: int | Mapping[str, int],
 ) -> dict[str, tuple[float, int]]:
     """Reward, spread, parts, zero-advantage share, length and truncation of every domain present, with its rows.
 
-    Rows of no domain have the id -1.
+    Rows of no domain have the id -1. ``num_generations`` may be that of each domain.
     """
     total_B = total_rewards(rewards_BF, weights_F)
     found: dict[str, tuple[float, int]] = {}
@@ -38,7 +38,8 @@ def batch_metrics(
         total = total_B[own_B]
         metrics[f"reward/{name}"] = total.nanmean().item()
         metrics[f"reward_std/{name}"] = nanstd(total).item()
-        metrics[f"zero_advantage/{name}"] = zero_advantage_share(total, num_generations)
+        group = num_generations if isinstance(num_generations, int) else num_generations[name]
+        metrics[f"zero_advantage/{name}"] = zero_advantage_share(total, group)
         metrics[f"unscored/{name}"] = total.isnan().float().mean().item()
         metrics[f"completion_length/{name}"] = lengths_B[own_B].float().mean().item()
         metrics[f"truncated/{name}"] = truncated_B[own_B].float().mean().item()

@@ -61,7 +61,7 @@ class ScriptRun:
     def recording(self, trainer: Any, resume: bool) -> Iterator[str | None]:
         """Around TRL's training: gives the checkpoint to go on from, writes the run, and says how it ended."""
         launch = Launch.join()
-        steps = total_steps(trainer.args, sum(trainer.domain_rows.sizes.values()))
+        steps = total_steps(trainer.args, sum(trainer.domain_rows.sizes.values()), trainer.shares)
         domains = _domains(trainer)
         stage = Stage(0, tuple(domain.name for domain in domains), 0, steps)
         config = _config(trainer, self.path, domains, self.keep)
@@ -232,7 +232,7 @@ def _data_file(run: Path, domain: str, kind: str) -> Path:
 
 def _config(trainer: Any, path: Path, domains: Sequence[Domain], keep: int | None) -> Config:
     """The configuration of the run, from which other commands know its domains, its model and its settings."""
-    args = trainer.args
+    args, own = trainer.args, getattr(trainer.args, "per_domain", None)
     every = int(args.eval_steps) if str(args.eval_strategy.value) == "steps" and args.eval_steps else None
     return parse_config(
         {
@@ -250,18 +250,19 @@ def _config(trainer: Any, path: Path, domains: Sequence[Domain], keep: int | Non
             "balance": getattr(args, "balance", "none"),
             "training": _training(args),
             "evaluation": {"every": every, "prompts": max(len(domain.evaluation) for domain in domains)},
-            "domains": {domain.name: _domain(domain) for domain in domains},
+            "domains": {domain.name: _domain(domain, (own or {}).get(domain.name, {})) for domain in domains},
         }
     )
 
 
-def _domain(domain: Domain) -> dict[str, Any]:
+def _domain(domain: Domain, training: Mapping[str, Any]) -> dict[str, Any]:
     chat = not isinstance(domain.train[0]["prompt"], str)
     return {
         "source": {"type": "file", "path": f"data/{domain.name}.jsonl"},
         "prompt": "{prompt}",
         "chat": chat,
         "share": domain.share,
+        "training": dict(training),
         "reward": [
             {"name": reward_path(reward.function), "label": reward.name, "weight": reward.weight}
             | {"options": reward.function.options if _has_plain_options(reward.function) else {}}

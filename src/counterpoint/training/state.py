@@ -72,7 +72,7 @@ def kept_settings(
         *("seed", "num_generations", "per_device_train_batch_size", "gradient_accumulation_steps"),
         *("steps_per_generation", "num_iterations", "shuffle_dataset"),
     )
-    shares = own["shares"] or dict.fromkeys(sizes, 1.0)
+    shares, given = own["shares"] or dict.fromkeys(sizes, 1.0), own["per_domain"]
     return {
         "strategy": plain_strategy(own["strategy"]),
         "rows of the domains": [[name, size] for name, size in sizes.items()],
@@ -81,6 +81,7 @@ def kept_settings(
         "share_rule": own["share_rule"],
         "balance": own["balance"],
         "dynamic_sampling": own["dynamic_sampling"],
+        "per_domain": {name: kept for name in sizes if (kept := (given or {}).get(name))},
     } | {name: getattr(args, name) for name in batch}
 
 
@@ -130,7 +131,8 @@ def load_state(
             other ``settings``.
     """
     state = {"rewards": {}, "balance": {}, "redraws": {}} | read_numbers(folder, num_ranks)
-    _check_settings(folder, {"balance": "none", "dynamic_sampling": 0} | state["settings"], settings)
+    default = {"balance": "none", "dynamic_sampling": 0, "per_domain": {}}
+    _check_settings(folder, default | state["settings"], settings)
     shared = {name: state[name] for name in ("rewards", "balance", "redraws")}
     if not state["micro_batches"]:
         return TrainerState(state["micro_step"], state["surgeon"], None, **shared)

@@ -42,8 +42,9 @@ from counterpoint.training.batches import (
 )
 from counterpoint.training.card import PAPER, add_domains
 from counterpoint.training.config import DomainGRPOConfig, check_strategy, own_settings, quota_sampler
-from counterpoint.training.metrics import PER_MICRO_BATCH, batch_metrics, surgery_metrics, teaching_rows, unscaled
+from counterpoint.training.metrics import PER_MICRO_BATCH, batch_metrics, surgery_metrics, unscaled
 from counterpoint.training.other_rows import OtherRows
+from counterpoint.training.per_domain import PerDomain
 from counterpoint.training.redrawing import Redraws
 from counterpoint.training.rewards import Rewards
 from counterpoint.training.scripted import ScriptRun, check_script
@@ -58,7 +59,7 @@ from counterpoint.training.state import (
 from counterpoint.training.weighing import Weighing
 
 
-class DomainGRPOTrainer(RenamedWeights, OtherRows, GRPOTrainer):
+class DomainGRPOTrainer(RenamedWeights, OtherRows, PerDomain, GRPOTrainer):
     """
     Trainer for Group Relative Policy Optimization on several domains at once, whose gradients a strategy combines:
     by default Modular Gradient Surgery ([arXiv 2602.02301](https://huggingface.co/papers/2602.02301)).
@@ -146,6 +147,7 @@ class DomainGRPOTrainer(RenamedWeights, OtherRows, GRPOTrainer):
         self.domains = self.domain_rows.domains
         sizes = self.domain_rows.sizes
         shares = self._own["shares"] or dict.fromkeys(sizes, 1.0)
+        self._take_settings(args, tools=tools, rollout_func=rollout_func, environment_factory=environment_factory)
         self._sampler = quota_sampler(args, sizes, shares, self._own["share_rule"], self.domain_rows.mixed)
         check_strategy(self.strategy, self._sampler)
         self._weighing = Weighing(self._own["balance"], args, self.domains)
@@ -172,6 +174,7 @@ class DomainGRPOTrainer(RenamedWeights, OtherRows, GRPOTrainer):
         taken += [callbacks, optimizers, quantization_config, peft_config, tools, rollout_func, environment_factory]
         super().__init__(*taken)
         self._rewards.limit(self.reward_funcs, self.reward_func_names)
+        self._prepare_heads()
         self._balance_experts()
         self._separable = separable(self.accelerator) and not tensor_parallel(self.accelerator)
         self._forget()
@@ -231,11 +234,10 @@ class DomainGRPOTrainer(RenamedWeights, OtherRows, GRPOTrainer):
         # What TRL counts itself: a mask says which tokens of several turns are the model's own.
         generated = super()._generate(prompts)
         _, completion_ids, tool_mask, *_ = generated
-        ends = {*self.eos_token_ids, self._tokenizer.pad_token_id}
         device = self.accelerator.device
         lengths = map(len, completion_ids) if tool_mask is None else map(sum, tool_mask)
         self._lengths_B = torch.tensor(list(lengths), device=device)
-        self._truncated_B = torch.tensor([ids[-1] not in ends for ids in completion_ids], device=device)
+        self._truncated_B = torch.tensor(self._cut_off(completion_ids), device=device)
         return generated
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
@@ -280,10 +282,11 @@ class DomainGRPOTrainer(RenamedWeights, OtherRows, GRPOTrainer):
         ids = [self.domains.index(name) if name in self.domains else -1 for name, _ in places]
         domain_B = torch.tensor(ids, device=self.accelerator.device)
         output[DOMAIN_KEY] = domain_B
-        output[PROMPT_KEY] = torch.arange(len(places), device=domain_B.device) // self.num_generations
+        output[PROMPT_KEY] = self._prompt_ids(domain_B)
         if self.model.training:
-            teaches_B = teaching_rows(total_rewards(self._rewards_BF, self.reward_weights), self.num_generations)
-            output[SIGNAL_KEY] = self._own_rows(teaches_B)
+            all_domain_B = self.accelerator.gather(domain_B)
+            output[SIGNAL_KEY] = self._own_rows(self._teaching(all_domain_B))
+            self._regroup_advantages(output, all_domain_B)
         return output
 
     def _sample(self, rows: list[dict[str, Any]]) -> Buffer:
@@ -321,7 +324,7 @@ class DomainGRPOTrainer(RenamedWeights, OtherRows, GRPOTrainer):
             self.reward_func_names,
             self.accelerator.gather(self._lengths_B),
             self.accelerator.gather(self._truncated_B),
-            self.num_generations if mode == "train" else self.num_generations_eval,
+            self._group_size(),
         )
         if mode == "train":
             self._weighing.see(metrics, self.shares)
