@@ -17,7 +17,7 @@ from counterpoint.domains.sampler import MixedRows
 from counterpoint.errors import RunError
 from counterpoint.runs.records import Number, Record, Row, Whole, read_json
 from counterpoint.training.batches import Buffer
-from counterpoint.training.config import plain_strategy
+from counterpoint.training.config import plain_curriculum, plain_strategy
 
 STATE_FILE = "counterpoint_state.json"
 BUFFER_FILE = "counterpoint_buffer.safetensors"
@@ -39,12 +39,13 @@ class _Numbers(Record):
     surgeon: Row
     rewards: dict[str, _Running] = Field(default_factory=dict)
     balance: Row = Field(default_factory=dict)
+    mix: Row = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class TrainerState:
     """The micro-step counter, the surgeon's state, the completions that are still to be trained on, the statistics of
-    normalised rewards, and what the balance remembers.
+    normalised rewards, and what the balance and the mix remember.
 
     ``buffer`` is None where the next step generates anew. Each rank has completions of its own.
     """
@@ -54,6 +55,7 @@ class TrainerState:
     buffer: list[Buffer] | None
     rewards: dict[str, Any] = field(default_factory=dict)
     balance: dict[str, Any] = field(default_factory=dict)
+    mix: dict[str, Any] = field(default_factory=dict)
 
 
 def kept_settings(
@@ -78,6 +80,8 @@ def kept_settings(
         "shares of the sources": {name: rows.shares for name, rows in mixed.items()},
         "share_rule": own["share_rule"],
         "balance": own["balance"],
+        "schedule": own["schedule"],
+        "curriculum": plain_curriculum(own["curriculum"]),
     } | {name: getattr(args, name) for name in batch}
 
 
@@ -112,6 +116,7 @@ def save_state(folder: Path, state: TrainerState, settings: dict[str, Any], rank
             "surgeon": state.surgeon,
             "rewards": state.rewards,
             "balance": state.balance,
+            "mix": state.mix,
         }
         (folder / STATE_FILE).write_text(json.dumps(numbers))
 
@@ -125,9 +130,9 @@ def load_state(
         RunError: the folder was not written by a ``DomainGRPOTrainer``, by one with another number of ranks, or with
             other ``settings``.
     """
-    state = {"rewards": {}, "balance": {}} | read_numbers(folder, num_ranks)
+    state = {"rewards": {}, "balance": {}, "mix": {}} | read_numbers(folder, num_ranks)
     _check_settings(folder, {"balance": "none"} | state["settings"], settings)
-    shared = {"rewards": state["rewards"], "balance": state["balance"]}
+    shared = {"rewards": state["rewards"], "balance": state["balance"], "mix": state["mix"]}
     if not state["micro_batches"]:
         return TrainerState(state["micro_step"], state["surgeon"], None, **shared)
     buffer: list[Buffer] = [{} for _ in range(state["micro_batches"])]
