@@ -22,6 +22,13 @@ MORE_REWARDS = REWARDS | {"qa": letters, "writing": digits}
 WORST = {"name": "worst", "options": {"learning_rate": 0.3}}
 
 
+def follow(history, mix):
+    """A curriculum that would tell other ranks other things."""
+    last = history[-1]["reward"]
+    more, fewer = ("math", "code") if last["math"] > last["code"] else ("code", "math")
+    return {"shares": {more: 3, fewer: 1}, "weights": {more: 2.0 + int(os.environ.get("RANK", "0"))}}
+
+
 @dataclass(frozen=True)
 class Case:
     """One training; ``accumulation`` counts micro-batches of all ranks, ``steps_per_generation`` optimizer steps."""
@@ -45,6 +52,7 @@ CASES = {
     "mgs, balanced by prompts": Case("mgs", num_domains=3, accumulation=12, settings={"balance": "prompts"}),
     "mixed, equal norms": Case("mixed", settings={"balance": "norm", "grams_every": 3}),
     "mgs, worst domain first": Case("mgs", settings={"balance": WORST}),
+    "mgs, a curriculum": Case("mgs", settings={"curriculum": follow}),
     "mgs, recomputed activations": Case("mgs", settings={"gradient_checkpointing": True}),
     "mgs, compiled": Case("mgs", settings={"torch_compile": True, "torch_compile_backend": "aot_eager"}),
     "mgs, synced each": Case(
@@ -124,7 +132,7 @@ def _whole(param):
 
 def _log(trainer):
     keys = ("loss", "grad_norm", "reward/math", "entropy/math", "conflict_rate", "share_tokens/math")
-    keys += ("share_signal/math", "effective_weight/math", "share_update/math")
+    keys += ("share_prompts/math", "share_signal/math", "effective_weight/math", "share_update/math")
     return [{k: v for k, v in line.items() if k in keys} for line in trainer.state.log_history]
 
 
@@ -163,6 +171,7 @@ LAUNCHED_CASES = [
     "mgs, balanced by prompts",
     "mixed, equal norms",
     "mgs, worst domain first",
+    "mgs, a curriculum",
 ]
 """What DDP does differently, and what FSDP2 is not asked."""
 

@@ -1,11 +1,15 @@
 """Shares and weights that change while a trainer trains: by a schedule, and by a curriculum."""
 
 import copy
+import json
 import math
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
+from counterpoint.config import load_config
+from counterpoint.engine import resume, train
 from counterpoint.errors import ConfigError, CounterpointError, DomainError, UnsupportedError
 from counterpoint.surgery import resolve_strategy
 from counterpoint.training import DomainGRPOTrainer
@@ -162,6 +166,9 @@ def test_a_curriculum_sees_the_past_alone_and_is_resumed(overrides, tiny_model, 
         change.model_dump() for change in resumed._mix.changes
     ]
     assert len(set(trained(whole, "effective_weight/math"))) > 2
+    counts = [whole._sampler.quotas.counts(step // whole.num_iterations) for step in range(6)]
+    assert trained(whole, "share_prompts/math") == [math / (math + code) for math, code in counts]
+    assert len({math for math, _ in counts}) > 1
     newest = [history[-1]["step"] for history, _ in choosers[0].asked]
     changed = [change.step for change in whole._mix.changes]
     assert all(step <= change - 2 for step, change in zip(newest, changed, strict=True))
@@ -254,3 +261,76 @@ def test_a_curriculum_is_asked_every_so_many_steps(tmp_path):
         mix.settle(step)
         calls += [step + 2] * (len(asked) - before)
     assert calls == [4, 6, 10, 12]  # the first new generation from step 3, 6, 9 and 12 on
+
+
+# Whole runs
+
+NOT_COMPARED = {"time", "step_time", "step_seconds", "seconds", "epoch", "when", "stage"}
+
+MODULE = """
+from pathlib import Path
+
+def next_mix(history, mix):
+    if Path(__file__).with_name("stop").exists():
+        raise ValueError("stopped")
+    last = history[-1]
+    seen.append(last)
+    return {"shares": {"math": 1 + 3 * last["held_out"]["math"], "code": 1 + last["reward"].get("code", 0.5)}}
+
+seen = []
+
+def shape(completions, **_):
+    return [sum(map(str.islower, text)) / 8 for text in completions]
+"""
+
+
+def run_settings(model, folder, name, steps):
+    domain = {"source": "pocket", "reward": "runs_of_a_curriculum:shape"}
+    batch = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "num_generations": 2}
+    return {
+        "model": str(model),
+        "strategy": "mgs",
+        "domains": {"math": domain, "code": domain},
+        "share_rule": "carry",
+        "curriculum": "runs_of_a_curriculum:next_mix",
+        "training": {"max_steps": steps, "learning_rate": 1e-2, "max_completion_length": 6}
+        | {"lr_scheduler_type": "constant", "gradient_checkpointing": False}
+        | batch,
+        "evaluation": {"prompts": 4, "samples": 1, "greedy": False, "every": 1},
+        "run": {"dir": str(folder), "name": name, "save_every": 2, "device": "cpu"},
+    }
+
+
+@pytest.mark.slow
+def test_a_run_stopped_by_its_curriculum_goes_on_once_that_is_mended(tiny_model, tmp_path):
+    (tmp_path / "runs_of_a_curriculum.py").write_text(MODULE)
+
+    def config(name, steps):
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(run_settings(tiny_model, tmp_path, name, steps)))
+        return load_config(path)
+
+    def numbers(run, file):
+        kept = ({k: v for k, v in row.items() if k not in NOT_COMPARED} for row in run.lines(file))
+        return sorted(kept, key=lambda row: (row["step"], row.get("domain", "")))
+
+    whole = train(config("whole", 5), "whole")
+    import runs_of_a_curriculum as module
+
+    seen = list(module.seen)
+    assert [record["step"] for record in seen] == [0, 1, 2, 3, 4]
+    assert len({record["held_out"]["math"] for record in seen}) > 1
+    module.seen.clear()
+    (tmp_path / "stop").touch()
+    with pytest.raises(ConfigError, match=r"raised ValueError: stopped\. Mend it, then resume"):
+        train(config("stopped", 3), "stopped")
+    (tmp_path / "stop").unlink()
+    resume(tmp_path / "stopped")  # before the first checkpoint
+    run = resume(tmp_path / "stopped", longer=["training.max_steps=5"])
+    assert module.seen == seen
+    assert numbers(run, "metrics.jsonl") == numbers(whole, "metrics.jsonl")
+    assert numbers(run, "evals.jsonl") == numbers(whole, "evals.jsonl")
+    shares = {row["share_prompts/math"] for row in run.lines("metrics.jsonl")}
+    assert len(shares) > 1
+    saved = json.loads((run.checkpoint_path(5) / "counterpoint_state.json").read_text())
+    assert [record["held_out"] for record in saved["mix"]["history"]] == [record["held_out"] for record in seen]
