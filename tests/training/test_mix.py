@@ -207,6 +207,7 @@ def broken(history, mix):
         ({"weights": {"math": -1}}, r"weights\['math'\] is -1"),
         ({"weights": {"math": math.nan}}, r"weights\['math'\] is nan"),
         ({"weights": {"math": "2"}}, r"weights\['math'\] is '2'"),
+        ({"weights": {"math": 10**400}}, "must be a positive finite number"),
         ({"weights": {"math": True}}, r"weights\['math'\] is True"),
         ({"weights": [1, 2]}, "weights must be a mapping"),
         ({"share": {"math": 1, "code": 1}}, "unknown key 'share'.*did you mean 'shares'"),

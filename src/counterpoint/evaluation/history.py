@@ -56,7 +56,8 @@ class Evaluations:
     def remind(self, trainer: Any) -> None:
         """Tells ``trainer`` the newest scores that are written; on the first rank, where decisions are made."""
         if self.launch.first:
-            trainer.held_out |= {line["domain"]: line["mean"] for line in self.run.lines("evals.jsonl")}
+            known = (line for line in self.run.lines("evals.jsonl") if line["mean"] is not None)
+            trainer.held_out |= {line["domain"]: line["mean"] for line in known}
 
     def take(self, trainer: Any, when: str, step: int, stage: int | None) -> list[DomainScore]:
         """Evaluates all domains, writes it and seals the run; every rank gets all scores."""

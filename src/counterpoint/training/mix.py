@@ -6,6 +6,7 @@ curriculum says after step s therefore holds from step s + 2 on, whatever the lo
 
 import copy
 import math
+import sys
 from collections.abc import Mapping
 from numbers import Real
 from typing import Any
@@ -212,7 +213,8 @@ class Mix:
 
 
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) < math.inf
+    number: Any = value
+    return isinstance(value, Real) and not isinstance(value, bool) and bool(0 < number <= sys.float_info.max)
 
 
 def _known(means: Mapping[str, float]) -> dict[str, float]:
