@@ -160,6 +160,20 @@ def test_the_rewards_and_weightings_of_the_guide_do_what_it_says():
     assert (weights_GD[0, 0] * 2).item() == pytest.approx((weights_GD[0, 1] * 1).item())
 
 
+def test_the_curriculum_of_the_guide_gives_more_prompts_to_the_domain_that_lacks_more():
+    names = {}
+    (block,) = blocks(ROOT / "docs" / "weights.md", "python")
+    exec(block, names)
+    history = [{"step": 0, "reward": {"math": 1.0}}, {"step": 1, "reward": {"math": 0.2, "code": 0.8}}]
+    mix = {"shares": {"math": 1.0, "code": 1.0}, "weights": {"math": 1.0, "code": 1.0}}
+    shares = names["next_mix"](history, mix)["shares"]
+    assert shares["math"] / sum(shares.values()) == pytest.approx((0.5 + 0.8 / 1.0) / 2, abs=0.01)
+    assert all(
+        share > 0
+        for share in names["next_mix"]([{"step": 0, "reward": {"math": 1.0, "code": 1.0}}], mix)["shares"].values()
+    )
+
+
 @pytest.mark.slow
 def test_the_script_of_the_tutorial_runs(tmp_path):
     (script,) = blocks(ROOT / "docs" / "trl-script.md", "python")

@@ -24,6 +24,13 @@ OWN = {"math": {"temperature": 0.6, "beta": 0.0, "epsilon": 0.1}, "code": {"num_
 WORST = {"name": "worst", "options": {"learning_rate": 0.3}}
 
 
+def follow(history, mix):
+    """A curriculum that would tell other ranks other things."""
+    last = history[-1]["reward"]
+    more, fewer = ("math", "code") if last["math"] > last["code"] else ("code", "math")
+    return {"shares": {more: 3, fewer: 1}, "weights": {more: 2.0 + int(os.environ.get("RANK", "0"))}}
+
+
 @dataclass(frozen=True)
 class Case:
     """One training; ``accumulation`` counts micro-batches of all ranks, ``steps_per_generation`` optimizer steps."""
@@ -48,6 +55,7 @@ CASES = {
     "mixed, equal norms": Case("mixed", settings={"balance": "norm", "grams_every": 3}),
     "mgs, worst domain first": Case("mgs", settings={"balance": WORST}),
     "mgs, own settings": Case("mgs", settings={"per_domain": OWN, "beta": 0.1, "num_iterations": 2}),
+    "mgs, a curriculum": Case("mgs", settings={"curriculum": follow}),
     "mgs, recomputed activations": Case("mgs", settings={"gradient_checkpointing": True}),
     "mgs, compiled": Case("mgs", settings={"torch_compile": True, "torch_compile_backend": "aot_eager"}),
     "mgs, synced each": Case(
@@ -127,7 +135,7 @@ def _whole(param):
 
 def _log(trainer):
     keys = ("loss", "grad_norm", "reward/math", "entropy/math", "conflict_rate", "share_tokens/math")
-    keys += ("share_signal/math", "effective_weight/math", "share_update/math")
+    keys += ("share_prompts/math", "share_signal/math", "effective_weight/math", "share_update/math")
     return [{k: v for k, v in line.items() if k in keys} for line in trainer.state.log_history]
 
 
@@ -168,6 +176,7 @@ LAUNCHED_CASES = [
     "mixed, equal norms",
     "mgs, own settings",
     "mgs, worst domain first",
+    "mgs, a curriculum",
 ]
 """What DDP does differently, and what FSDP2 is not asked."""
 

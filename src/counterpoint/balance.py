@@ -98,6 +98,20 @@ def factors_for(wanted: Mapping[str, float], amounts: Mapping[str, float]) -> Fa
     return found
 
 
+def weighted(factors: Mapping[str, float], amounts: Mapping[str, float], weights: Mapping[str, float]) -> Factors:
+    """``factors`` times ``weights``, 1 for a domain without one, so that ``sum(factor * amount)`` stays.
+
+    One domain alone keeps its factor, as does one without an amount.
+    """
+    live = [name for name, amount in amounts.items() if amount > 0]
+    found = dict(factors)
+    if len(live) > 1:
+        changed = {name: factors[name] * weights.get(name, 1.0) for name in live}
+        before, after = (sum(of[name] * amounts[name] for name in live) for of in (factors, changed))
+        found |= {name: factor * (before / after) for name, factor in changed.items()}
+    return found
+
+
 def expected_weights(loss_type: str, shares: Mapping[str, float], lengths: Mapping[str, float]) -> Factors:
     """The effective weights of domains with these shares of the prompts and mean lengths of their completions."""
     by_tokens = COUNTS_BY[loss_type] == "tokens"

@@ -88,6 +88,17 @@ def test_given_lengths_say_what_the_domains_weigh(command):
     assert "balance: tokens" in result.stdout
 
 
+def test_a_schedule_and_a_curriculum_are_said_beside_what_holds_at_the_start(command, tmp_path):
+    base = (ROOT / "examples" / "pocket-mgs.yaml").read_text()
+    changes = {"schedule": "[{step: 5, weights: {qa: 2.0}}]", "curriculum": "mine:mix"}
+    for key, value in changes.items():
+        path = tmp_path / f"{key}.yaml"
+        path.write_text(f"{base}\n{key}: {value}\n")
+        said = command(str(path), "--lengths", LENGTHS).output
+        assert ("step 5 weights qa 2" in said) == (key == "schedule")
+        assert ("mine:mix" in said) == (key == "curriculum")
+
+
 @pytest.mark.parametrize(
     ("lengths", "message"),
     [

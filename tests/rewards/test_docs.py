@@ -12,7 +12,7 @@ import pytest
 
 from counterpoint.errors import RewardError
 from counterpoint.rewards import FAILED, REWARDS, build_reward
-from counterpoint.rewards._registry import _load
+from counterpoint.rewards._registry import load_object
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = {
@@ -54,7 +54,7 @@ def test_the_page_leads_to_those_behind_it() -> None:
 def test_every_reward_and_option_is_documented() -> None:
     for name, path in REWARDS.items():
         assert f"`{name}`" in TEXT
-        for option in inspect.signature(_load(name, path)).parameters:
+        for option in inspect.signature(load_object(name, path)).parameters:
             assert re.search(rf"`{option}\b", TEXT), f"option {option} of {name}"
 
 

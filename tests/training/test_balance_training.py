@@ -168,8 +168,9 @@ def test_every_mode_gives_the_gradient_of_its_definition(mode, loss_type, double
 def test_one_domain_alone_is_trl(mode, double_model, tiny_tokenizer, tmp_path):
     data = {"code": DATA["code"]}
     settings = {"data": data, "gradient_accumulation_steps": 2, "max_steps": 2}
+    weights = [{"step": 1, "weights": {"code": 7}}]
     _, plain = train(double_model, tiny_tokenizer, tmp_path / "a", "none", **settings)
-    _, found = train(double_model, tiny_tokenizer, tmp_path / "b", mode, "mgs", **settings)
+    _, found = train(double_model, tiny_tokenizer, tmp_path / "b", mode, "mgs", **settings, schedule=weights)
     for mine, theirs in zip(found, plain, strict=True):
         assert relative_error(mine, theirs) == 0
 
@@ -189,6 +190,34 @@ def test_nothing_changes_where_lengths_are_even_and_every_prompt_teaches(
     line = trainer.state.log_history[0]
     for key in ("share_prompts", "share_tokens", "share_signal", "effective_weight"):
         assert line[f"{key}/math"] == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("mode", ["none", "prompts", "signal", "norm", "worst"])
+def test_weights_scale_the_gradients_of_domains_and_keep_their_sum(mode, double_model, tiny_tokenizer, tmp_path):
+    weights = {"math": 3.0, "code": 0.5}
+    schedule = [{"step": 0, "weights": weights}]
+    trainer, (update,) = train(double_model, tiny_tokenizer, tmp_path, mode, schedule=schedule)
+    rows = rows_of(trainer.seen)
+    scales = coefficients(rows, mode, "dapo")
+    by_hand = gradients_by_hand(double_model, rows, scales)
+    if mode == "norm":
+        amounts = dict(SHARES)
+        factors = {name: amounts[name] / sum(amounts.values()) / length(own).item() for name, own in by_hand.items()}
+        kept = sum(length(own).item() for own in by_hand.values())
+    else:
+        amounts = Counter()
+        for row, scale in zip(rows, scales, strict=True):
+            amounts[row[0]] += scale * len(row[5])
+        factors, kept = dict.fromkeys(by_hand, 1.0), 1.0
+    whole = sum(weights[name] * amount for name, amount in amounts.items()) / sum(amounts.values())
+    changed = {name: kept * factors[name] * weights[name] / whole for name in by_hand}
+    expected = {key: sum(changed[name] * own[key] for name, own in by_hand.items()) for key in update}
+    assert relative_error(update, expected) < 1e-6
+    plain = {key: sum(own[key] for own in by_hand.values()) for key in update}
+    assert relative_error(update, plain) > 0.1
+    if mode != "norm":
+        found = trainer.state.log_history[0]["effective_weight/math"]
+        assert found == pytest.approx(3 * amounts["math"] / (3 * amounts["math"] + 0.5 * amounts["code"]))
 
 
 def test_the_metrics_are_those_of_planted_counts(double_model, tiny_tokenizer, tmp_path):
@@ -286,6 +315,10 @@ def test_what_would_not_be_exact_is_refused(balance, settings, name, tmp_path):
     with pytest.raises(UnsupportedError, match=name):
         Weighing(balance, args, DATA)
     assert Weighing("norm", args, DATA).rule.uses_gradients
+    if balance != "prompts":  # weights multiply whole losses, too
+        with pytest.raises(UnsupportedError, match=name):
+            Weighing("none", args, DATA).check_weights()
+    Weighing("norm", args, DATA).check_weights()
 
 
 def test_an_unknown_rule_is_refused_with_the_settings(tmp_path):

@@ -19,7 +19,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 
-OWN = {"strategy", "shares", "share_rule", "buffers", "balance", "grams_every", "per_domain", "run"}
+OWN = {"strategy", "shares", "share_rule", "buffers", "balance", "dynamic_sampling", "schedule", "curriculum"}
+OWN |= {"grams_every", "per_domain", "run"}
 
 
 def test_the_constructor_takes_grpo_trainers_arguments_at_their_places():
@@ -32,7 +33,9 @@ def test_the_constructor_takes_grpo_trainers_arguments_at_their_places():
 def test_trls_parser_reads_our_settings_from_yaml_and_the_command_line(tmp_path):
     file = tmp_path / "grpo.yaml"
     given = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "shares": {"math": 2, "code": 1}}
-    file.write_text(yaml.safe_dump(given | {"strategy": {"grouping": "layer", "weighting": "pcgrad"}}))
+    changes = [{"step": 1, "weights": {"math": 2.0}}]
+    more = {"strategy": {"grouping": "layer", "weighting": "pcgrad"}, "schedule": changes}
+    file.write_text(yaml.safe_dump(given | more))
     (args,) = TrlParser([DomainGRPOConfig]).parse_args_and_config(
         ["--config", str(file), "--share_rule", "carry", "--grams_every", "5", "--balance", "tokens"]
     )
@@ -42,6 +45,9 @@ def test_trls_parser_reads_our_settings_from_yaml_and_the_command_line(tmp_path)
         "share_rule": "carry",
         "buffers": "device",
         "balance": "tokens",
+        "dynamic_sampling": 0,
+        "schedule": changes,
+        "curriculum": None,
         "grams_every": 5,
         "per_domain": None,
         "run": None,
@@ -55,6 +61,12 @@ def test_trls_parser_reads_our_settings_from_yaml_and_the_command_line(tmp_path)
     balance = '{"name": "worst", "options": {"clip": 0.2}}'
     (args,) = TrlParser([DomainGRPOConfig]).parse_args_and_config([*arguments, "--balance", balance])
     assert args.balance == json.loads(balance)
+    (args,) = TrlParser([DomainGRPOConfig]).parse_args_and_config([*arguments, "--schedule", json.dumps(changes)])
+    assert args.schedule == changes
+    curriculum = {"function": "mine:mix", "every": 3}
+    for written in ("mine:mix", json.dumps(curriculum)):
+        (args,) = TrlParser([DomainGRPOConfig]).parse_args_and_config([*arguments, "--curriculum", written])
+        assert args.curriculum in ("mine:mix", curriculum)
 
 
 def test_every_setting_of_ours_has_help():
@@ -107,6 +119,8 @@ CHANGES = [
     ("strategy", {"strategy": "pcgrad"}, "strategy was 'mgs' and is 'pcgrad' now"),
     ("shares", {"shares": {"math": 3, "code": 1}}, r"shares was {'math': 1.0, 'code': 1.0} and is {'math': 3.0"),
     ("share_rule", {"share_rule": "carry"}, "share_rule was 'exact' and is 'carry' now"),
+    ("schedule", {"schedule": [{"step": 2, "weights": {"math": 2}}]}, "schedule was None and is"),
+    ("curriculum", {"curriculum": lambda history, mix: None}, "curriculum was None and is"),
     ("batch", {"gradient_accumulation_steps": 2}, "gradient_accumulation_steps was 4 and is 2 now"),
     ("generation", {"steps_per_generation": 8}, "steps_per_generation was 4 and is 8 now"),
     ("completions", {"num_generations": 2}, "num_generations was 4 and is 2 now"),

@@ -38,7 +38,8 @@ def build(model, tokenizer, folder, rewards=REWARDS, **settings):
 @pytest.fixture(scope="module")
 def script_run(tiny_model, tiny_tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("script")
-    build(tiny_model, tiny_tokenizer, folder, shares={"math": 1, "code": 1}, temperature=0.9).train()
+    changes = {"shares": {"math": 1, "code": 1}, "schedule": [{"step": 1, "weights": {"math": 2.0}}]}
+    build(tiny_model, tiny_tokenizer, folder, **changes, temperature=0.9).train()
     return folder / "mine"
 
 
@@ -59,6 +60,7 @@ def test_other_commands_find_domains_rewards_and_settings(script_run, tiny_model
     config = load_config(script_run / "config.yaml")
     assert config.strategy.label == "mgs"
     assert config.training["temperature"] == 0.9
+    assert config.schedule[0].weights == {"math": 2.0}
     assert config.domains["math"].reward[0].name == "trainer_helpers:digits"
     subject = open_subject(script_run, script_run / "checkpoints" / "step-3")
     assert [row["prompt"] for row in subject.domains["code"].evaluation] == [row["prompt"] for row in HELD_OUT["code"]]

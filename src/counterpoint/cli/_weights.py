@@ -31,6 +31,8 @@ def say_weights(config: "Config", lengths: "Mapping[str, float] | None") -> None
     if len(config.domains) < 2 or config.strategy.sequential or loss_type not in COUNTS_BY:
         return
     shares = fractions({domain: one.share for domain, one in config.domains.items()})
+    if said := _changes(config):
+        typer.echo(said)
     if name != "none":
         typer.echo(f"Weights: balance {name}. {BALANCES[name].summary()}")
     elif lengths is not None:
@@ -41,6 +43,19 @@ def say_weights(config: "Config", lengths: "Mapping[str, float] | None") -> None
             f"Weights: loss_type {loss_type!r} counts a domain by the tokens of its completions, not by its share. "
             f"--lengths {example} says what that makes of it."
         )
+
+
+def _changes(config: "Config") -> str | None:
+    """What becomes of the shares and weights of the start; None where they stay."""
+    if config.curriculum is not None:
+        return f"Shares and weights: those of the start; the curriculum {config.curriculum.function} changes them."
+    parts = [
+        f"step {entry.step} {key} " + (", ".join(f"{domain} {value:g}" for domain, value in named.items()) or "all 1")
+        for entry in config.schedule
+        for key, named in (("shares", entry.shares), ("weights", entry.weights))
+        if named is not None
+    ]
+    return f"Schedule: what follows is for the start. From {'; from '.join(parts)}." if parts else None
 
 
 def _show(shares: "Mapping[str, float]", lengths: "Mapping[str, float]", loss_type: str) -> None:

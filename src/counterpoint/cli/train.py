@@ -110,7 +110,8 @@ def weights_advice(file: Path, found: "Mapping[str, Mapping[str, float]]") -> st
     from counterpoint.config import load_config
 
     config = load_config(file)
-    if config.balance.name != "none" or "loss" not in found:  # no token of any step was in a loss
+    weighed = config.balance.name != "none" or config.curriculum or any(entry.weights for entry in config.schedule)
+    if weighed or "loss" not in found:  # no token of any step was in a loss
         return None
     return out_of_balance(found["loss"], found["prompts"], str(config.training.get("loss_type", DEFAULT_LOSS)))
 

@@ -6,6 +6,7 @@ from typing import Any
 from counterpoint.balance import balance_problems
 from counterpoint.config.document import MAX_BITS
 from counterpoint.config.domain import expand_reward
+from counterpoint.config.schedule import change_findings
 from counterpoint.config.sources import share_findings
 from counterpoint.config.training_keys import refused_reason
 from counterpoint.config.variables import Key
@@ -51,6 +52,7 @@ def cross_findings(data: Any) -> Iterator[Finding]:
     balance = root.get("balance", "none")
     balance = {"name": balance} if isinstance(balance, str) else {"name": "none"} | _mapping(balance)
     yield from ((("balance", *path), message) for path, message in balance_problems(balance, domains))
+    yield from change_findings(root, domains, sequential=strategy.get("name") == SEQUENTIAL)
     if _mapping(root.get("recovery")).get("watch") is True and strategy.get("name") != SEQUENTIAL:
         found = strategy.get("name")
         yield (

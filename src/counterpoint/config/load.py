@@ -158,7 +158,10 @@ def _resolved(config: Config, path: Path) -> Config:
             update[rewards] = tuple(_with_folder(reward, folder) for reward in getattr(domain, rewards))
         domains[key] = domain.model_copy(update=update)
     run = config.run.model_copy(update={"name": name})
-    return config.model_copy(update={"run": run, "model": model, "domains": domains})
+    curriculum = config.curriculum
+    if curriculum is not None and (found_folder := _module_folder(curriculum.function, curriculum.folder, folder)):
+        curriculum = curriculum.model_copy(update={"folder": found_folder})
+    return config.model_copy(update={"run": run, "model": model, "domains": domains, "curriculum": curriculum})
 
 
 def _located(source: Any, folder: Path) -> Any:
@@ -175,12 +178,18 @@ def _with_folder(reward: MetricConfig, folder: Path) -> MetricConfig:
     model = reward.options.get("model")
     if reward.name == "reward_model" and isinstance(model, str) and (found := _beside(model, folder)) is not None:
         return reward.model_copy(update={"options": reward.options | {"model": str(found)}})
-    if reward.folder is not None:
-        return reward.model_copy(update={"folder": str(_beside(reward.folder, folder) or folder / reward.folder)})
-    package, _, _ = reward.name.partition(":")[0].partition(".")
-    own = ":" in reward.name and package.isidentifier()
-    there = own and any(kind_of(folder / name) is not None for name in (f"{package}.py", package))
-    return reward.model_copy(update={"folder": str(folder)}) if there else reward
+    found_folder = _module_folder(reward.name, reward.folder, folder)
+    return reward if found_folder is None else reward.model_copy(update={"folder": found_folder})
+
+
+def _module_folder(name: str, given: str | None, folder: Path) -> str | None:
+    """The folder of the module of ``name``, an object of the user's: as given, or ``folder`` where it lies there."""
+    if given is not None:
+        return str(_beside(given, folder) or folder / given)
+    package, _, _ = name.partition(":")[0].partition(".")
+    own = ":" in name and package.isidentifier()
+    there = own and any(kind_of(folder / file) is not None for file in (f"{package}.py", package))
+    return str(folder) if there else None
 
 
 def _beside(path: str, folder: Path) -> Path | None:

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field
 from counterpoint.balance import MAX_ROUNDS
 from counterpoint.config.document import dump_yaml
 from counterpoint.config.domain import DomainConfig, fill_domain
+from counterpoint.config.schedule import Curriculum, Schedule
 from counterpoint.config.section import LARGEST_SEED, MAX_COUNT, MAX_NAME, DomainName, Path, Section
 from counterpoint.config.variables import Filled, put_back
 from counterpoint.registry import SEQUENTIAL
@@ -279,6 +280,17 @@ class Config(Section):
         default="exact",
         description="`exact`: every step holds every domain's share exactly. `carry`: where the batch cannot be split "
         "so, what a domain misses in one step it gets in a later one.",
+    )
+    schedule: Schedule = Field(
+        default=(),
+        description="Shares and weights that change at given steps; before the first one the domains' own shares hold.",
+        examples=[[{"step": 50, "shares": {"math": 3, "code": 1}}, {"step": 80, "weights": {"math": 2.0}}]],
+    )
+    curriculum: Curriculum | None = Field(
+        default=None,
+        description="A function of your own that settles shares and weights from the scores so far. A plain string "
+        "stands for its `function`.",
+        examples=["my_curriculum:next_mix"],
     )
     max_prompt_tokens: int = Field(
         default=512, gt=0, description="Longest prompt in tokens; longer ones are dropped and counted, never cut."

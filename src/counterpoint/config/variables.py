@@ -94,6 +94,8 @@ def long_form(path: Key) -> Key:
             return (*path, "path")
         case ("domains", _, "source", int()) | ("domains", _, "evaluation", "source", int()):
             return (*path, "path")
+        case ("curriculum",):
+            return (*path, "function")
         case ("strategy",) | ("domains", _, "reward", int()):
             return (*path, "name")
         case ("domains", _, "reward"):

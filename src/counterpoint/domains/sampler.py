@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from counterpoint.domains.changing import ChangingQuotas
 from counterpoint.domains.shares import Geometry, Quotas, exact_units, ratio, rows_per_prompt, would_do
 from counterpoint.errors import DomainError
 
@@ -156,7 +157,8 @@ class QuotaSampler:
         batch = (rows_per_device, accumulation, steps_per_generation or accumulation, iterations, world)
         self.geometry = _geometry(own, batch)
         _check_shares(shares, self.geometry, rule)
-        self.quotas = Quotas(shares, self.geometry.quota_units, rule)
+        self._rule = rule
+        self.quotas = ChangingQuotas(shares, self.geometry.quota_units, rule)
         self._streams: list[DomainStream | MixedStream] = [
             MixedStream(mixed[name], seed, name, shuffle)
             if mixed and name in mixed
@@ -169,6 +171,18 @@ class QuotaSampler:
         self._periods = math.ceil(sum(sizes.values()) / (prompts_per_step * self.geometry.period_quota_steps))
         self._repeats = self.geometry.iterations * self.geometry.steps_per_generation
         self.epoch = 0
+
+    def change_shares(self, quota_step: int, shares: Mapping[str, float]) -> None:
+        """Shares from ``quota_step`` on, which must not have been drawn yet.
+
+        Raises:
+            DomainError: shares of other domains, or some that a step cannot hold, naming what would do.
+        """
+        if set(shares) != set(self.domains):
+            raise DomainError(f"Shares are given for {sorted(shares)}, but the domains are {sorted(self.domains)}.")
+        shares = {name: shares[name] for name in self.domains}
+        _check_shares(shares, self.geometry, self._rule)
+        self.quotas.change(quota_step, shares)
 
     @property
     def steps_per_epoch(self) -> int:

@@ -4,7 +4,7 @@ All arithmetic is in integers and fractions, so a share typed as 0.1 is one tent
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -62,16 +62,22 @@ class Quotas:
     assignment problem (Discrete Mathematics 32, 1980): after every step, each domain has had its exact share to within
     one unit. Always serving the domain that is furthest behind does not keep that bound.
 
+    ``owed`` are units that each domain should have had before the first step and has not (negative where it had too
+    many); they sum to 0.
+
     Raises:
         DomainError: shares that ``rule="exact"`` cannot meet, naming numbers of units that it could.
     """
 
-    def __init__(self, shares: Mapping[str, float], units: int, rule: str = "exact") -> None:
+    def __init__(
+        self, shares: Mapping[str, float], units: int, rule: str = "exact", owed: Sequence[Fraction] = ()
+    ) -> None:
         if rule not in RULES:
             raise DomainError(f"Unknown share rule {rule!r}: {nearest(rule, RULES)}")
         if units < 1:
             raise DomainError(f"A step must hold at least one unit of rows, found {units}.")
-        targets = [share * units for share in normalise(shares).values()]
+        self._targets = targets = [share * units for share in normalise(shares).values()]
+        self._owed = list(owed) or [Fraction(0)] * len(targets)
         self._base = [math.floor(target) for target in targets]
         left = [target - whole for target, whole in zip(targets, self._base, strict=True)]
         self._period = math.lcm(*(share.denominator for share in left))  # steps after which nothing is owed
@@ -92,23 +98,34 @@ class Quotas:
 
     def before(self, step: int) -> list[int]:
         """Units each domain has had in all steps before ``step``."""
-        periods, within = divmod(step, self._period)
+        periods, within = (0, step) if any(self._owed) else divmod(step, self._period)
         while len(self._extra) <= within:
             self._extra.append(self._next(len(self._extra) - 1))
         columns = zip(self._base, self._parts, self._extra[within], strict=True)
         return [step * base + periods * part + extra for base, part, extra in columns]
 
+    def owed(self, step: int) -> list[Fraction]:
+        """What each domain should have had before ``step`` and has not, in units."""
+        given = zip(self._owed, self._targets, self.before(step), strict=True)
+        return [owed + step * target - had for owed, target, had in given]
+
     def _next(self, step: int) -> list[int]:
         """The extra units had after ``step``: ``left`` more, each to the eligible domain whose deadline is nearest."""
         given, total = list(self._extra[step]), self._left * self._period
-        active = [index for index, part in enumerate(self._parts) if part]
+        active = [index for index, part in enumerate(self._parts) if part or self._owed[index]]
         slack = 2 * len(active) - 2
         for unit in range(step * self._left + 1, (step + 1) * self._left + 1):
-            owed = {index: unit * self._parts[index] - total * given[index] for index in active}
+            owed = {i: unit * self._parts[i] + total * (self._owed[i] - given[i]) for i in active}
             eligible = [index for index in active if slack * owed[index] >= total]
-            chosen = min(eligible, key=lambda i: (Fraction((slack - 1) * total - slack * owed[i], self._parts[i]), i))
+            chosen = min(eligible, key=lambda i: (self._deadline((slack - 1) * total - slack * owed[i], i), i))
             given[chosen] += 1
         return given
+
+    def _deadline(self, left: Fraction, domain: int) -> Fraction | float:
+        """How long a domain can wait that is ``left`` short of being late; for ever where it is owed no more."""
+        if self._parts[domain]:
+            return left / self._parts[domain]
+        return math.inf if left >= 0 else -math.inf
 
 
 @dataclass(frozen=True)
@@ -192,6 +209,15 @@ class Geometry:
     def period_steps(self) -> int:
         """Optimizer steps in such a period, repeated use of generations included."""
         return self.period_generations * self.iterations * self.steps_per_generation // self.accumulation
+
+    def quota_step(self, step: int) -> int:
+        """The first quota step that shares from optimizer step ``step`` on are for.
+
+        Where generations are used several times it is the first of the next new generation.
+        """
+        if self.period_steps == self.period_quota_steps:
+            return step
+        return -(-step // self.period_steps) * self.period_quota_steps
 
     def accumulation_for(self, units: int) -> int:
         """The ``accumulation`` that gives ``units`` units in a step, all else equal."""

@@ -11,6 +11,7 @@ import torch
 from transformers.trainer_callback import PrinterCallback
 
 from counterpoint.config import Config
+from counterpoint.config.schedule import plain_schedule
 from counterpoint.domains import Domain, load_domains
 from counterpoint.engine.stages import plan_stages
 from counterpoint.errors import ConfigError, CounterpointError, DomainError
@@ -23,6 +24,7 @@ from counterpoint.surgery import group_parameters, resolve_strategy
 from counterpoint.training.backends import check_args, check_checkpoints, check_devices
 from counterpoint.training.config import DomainGRPOConfig, check_strategy, quota_sampler, total_steps
 from counterpoint.training.domain_settings import check_per_domain
+from counterpoint.training.mix import load_curriculum
 from counterpoint.training.redrawing import check_dynamic_sampling
 from counterpoint.training.trainer import DomainGRPOTrainer
 from counterpoint.training.values import build_config, setting_findings
@@ -71,7 +73,8 @@ def check_shares(config: Config, args: DomainGRPOConfig, sizes: dict[str, int]) 
     """Refuses shares that a step of this batch cannot hold, naming a batch that can."""
     for domains in {stage.domains for stage in plan_stages(config, 10**9)}:
         shares = {name: config.domains[name].share for name in domains}
-        sampler = quota_sampler(args, {name: sizes[name] for name in domains}, shares, config.share_rule)
+        named, schedule = {name: sizes[name] for name in domains}, plain_schedule(config.schedule)
+        sampler = quota_sampler(args, named, shares, config.share_rule, schedule=schedule)
         check_strategy(resolve_strategy(config.strategy.within_a_stage), sampler)
 
 
@@ -106,6 +109,8 @@ def plan_checked(config: Config) -> Plan:
     if found:
         raise found[0]  # of a path that is no model it is enough to say so once
     args = grpo_config(config, "unused")
+    if config.curriculum is not None:
+        load_curriculum(config.curriculum.model_dump(), args)
     shares = {domain.name: domain.share for domain in domains}
     steps = total_steps(args, sum(len(domain.train) for domain in domains), shares)
     stages = tuple(plan_stages(config, steps))
@@ -188,6 +193,8 @@ def build_trainer(plan: Plan, run: RunDirectory, stage: Stage, start: Path | Non
     args.run_name = run.path.name
     args.strategy, args.share_rule = config.strategy.within_a_stage, config.share_rule
     args.balance, args.dynamic_sampling = config.balance.spec, config.dynamic_sampling
+    args.schedule = plain_schedule(config.schedule)
+    args.curriculum = None if config.curriculum is None else config.curriculum.model_dump()
     args.shares = {domain.name: domain.share for domain in domains}
     args.per_domain = {name: own for name, own in _own_of_domains(config).items() if name in args.shares}
     args.buffers, args.grams_every = config.surgery.buffers, config.run.grams_every

@@ -286,6 +286,7 @@ class _Execution:
         """Trains and evaluates, and returns the stage as it became; None where nothing was to be done."""
         start = stage.last_step if finished else stage.first_step
         trainer = build_trainer(self.plan, self.run, stage, self.run.checkpoint_path(start) if start else None)
+        self.evaluations.remind(trainer)
         if stage.first_step == 0 and self.config.evaluation.before and not self.evaluations.has(0):
             once_placed(trainer, lambda: self.evaluations.take(trainer, "before", 0, None))
             if reason := self._stopped_at(stage, 0):

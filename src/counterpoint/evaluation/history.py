@@ -50,7 +50,14 @@ class Evaluations:
         )
         if tracking := tracking_of(trainer):
             tracking.scored(scores)
+        trainer.held_out |= {score.domain: score.mean for score in scores}
         return scores
+
+    def remind(self, trainer: Any) -> None:
+        """Tells ``trainer`` the newest scores that are written; on the first rank, where decisions are made."""
+        if self.launch.first:
+            known = (line for line in self.run.lines("evals.jsonl") if line["mean"] is not None)
+            trainer.held_out |= {line["domain"]: line["mean"] for line in known}
 
     def take(self, trainer: Any, when: str, step: int, stage: int | None) -> list[DomainScore]:
         """Evaluates all domains, writes it and seals the run; every rank gets all scores."""

@@ -292,6 +292,7 @@ def refresh_config(config: Config, model: str, domain: str, out: Path, options: 
     rate = options.learning_rate or _training_rate(config) / COOLER
     data["training"] |= {"max_steps": options.steps, "learning_rate": rate}
     data["recovery"] = {}
+    data |= {"schedule": [], "curriculum": None}
     data["evaluation"] |= {"before": True, "every": None}
     seed = config.run.seed + 1 if options.seed is None else options.seed
     keep = None if config.run.keep is None else max(2, config.run.keep)

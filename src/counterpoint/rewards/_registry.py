@@ -54,10 +54,10 @@ def build_reward(name: str, **options: Any) -> Callable[..., list[float | None]]
             raises.
     """
     if name in REWARDS:
-        return _construct(name, _load(name, REWARDS[name]), options)
+        return _construct(name, load_object(f"Reward {name!r}", REWARDS[name]), options)
     if ":" not in name:
         raise RewardError(f"Unknown reward {name!r}; {nearest(name, [*REWARDS, 'package.module:object'])}")
-    target = _load(name, name)
+    target = load_object(f"Reward {name!r}", name)
     if isinstance(target, type):
         return _construct(name, target, options)
     if not callable(target):
@@ -65,17 +65,22 @@ def build_reward(name: str, **options: Any) -> Callable[..., list[float | None]]
     return _bind(name, target, options) if options else target
 
 
-def _load(name: str, path: str) -> Any:
+def load_object(what: str, path: str) -> Any:
+    """The user's own object at ``package.module:object``; ``what`` says what it is, in messages.
+
+    Raises:
+        RewardError: there is none, or its module cannot be imported.
+    """
     module_name, _, attribute = path.partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), *attribute.split("."))):
-        raise RewardError(f"Reward {name!r} is not of the form package.module:object. Write it so.")
-    with Blame(f"Reward {name!r}: importing {module_name}", ". Mend the module."):
-        module = _import(name, module_name)
+        raise RewardError(f"{what} is not of the form package.module:object. Write it so.")
+    with Blame(f"{what}: importing {module_name}", ". Mend the module."):
+        module = _import(what, module_name)
         found: Any = module
         for part in attribute.split("."):
             if not hasattr(found, part):
                 hint = nearest(part, vars(module))
-                raise RewardError(f"Reward {name!r}: {module_name!r} has no {attribute!r}; {hint}")
+                raise RewardError(f"{what}: {module_name!r} has no {attribute!r}; {hint}")
             found = getattr(found, part)
     return found
 
@@ -86,7 +91,7 @@ def make_importable(folder: str) -> None:
         sys.path.append(folder)
 
 
-def _import(name: str, module_name: str) -> Any:
+def _import(what: str, module_name: str) -> Any:
     folder = str(Path.cwd())
     make_importable(folder)
     importlib.invalidate_caches()  # the module may have been written just now
@@ -96,9 +101,9 @@ def _import(name: str, module_name: str) -> Any:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise  # found, and something that it imports is missing
         raise RewardError(
-            f"Reward {name!r}: there is no module {error.name!r} among the installed packages, in PYTHONPATH or in "
-            f"the current folder, {folder}. Put it beside the configuration, name its folder (the reward's folder:), "
-            "or set PYTHONPATH."
+            f"{what}: there is no module {error.name!r} among the installed packages, in PYTHONPATH or in "
+            f"the current folder, {folder}. Put it beside the configuration, name its folder (folder: beside its "
+            "name), or set PYTHONPATH."
         ) from error
 
 

@@ -47,6 +47,7 @@ def _variants(row: Row, base: Mapping[str, Any]) -> Iterator[tuple[str, list[Cha
         for index, domain in enumerate(domains):
             alone = {"name": "sequential", "order": [domain]}
             changes: list[Change] = [(("strategy",), alone)]
+            changes += [((key,), None) for key in ("schedule", "curriculum") if key in base]  # of several domains
             if (steps := row.steps or _part(base, index, len(domains))) is not None:
                 changes.append((("training", "max_steps"), steps))
             yield domain, [*changes, *_written(row.set)]

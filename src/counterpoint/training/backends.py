@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from accelerate.utils import DistributedType
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
@@ -193,6 +194,13 @@ def tensor_parallel(accelerator: Any) -> bool:
     """Whether tensors of the model are split over ranks that compute together."""
     parallel = getattr(accelerator, "parallelism_config", None)
     return parallel is not None and parallel.tp_enabled
+
+
+def all_finite(model: Any, accelerator: Any) -> bool:
+    """Whether all trained parameters are numbers, on all ranks; they ask together."""
+    parts = (getattr(param, "_local_tensor", param) for param in model.parameters() if param.requires_grad)
+    finite = torch.tensor([all(bool(part.isfinite().all()) for part in parts)], device=accelerator.device)
+    return bool(accelerator.gather(finite).all())
 
 
 def separable(accelerator: Any) -> bool:

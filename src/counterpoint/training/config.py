@@ -1,15 +1,16 @@
 """``DomainGRPOConfig``: TRL's settings with those of training on several domains, and what they ask of every step."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from trl import GRPOConfig
 
 from counterpoint.balance import BALANCES, MAX_ROUNDS, build_balance
+from counterpoint.config.schedule import plain_schedule, read_changes
 from counterpoint.domains.sampler import MixedRows, QuotaSampler
-from counterpoint.domains.shares import rows_per_prompt
+from counterpoint.domains.shares import Quotas, rows_per_prompt
 from counterpoint.errors import ConfigError, DomainError, StrategyError, nearest
 from counterpoint.surgery import STRATEGIES, Strategy, build_weighting, resolve_strategy
 from counterpoint.surgery.weightings import weighting_problems
@@ -17,6 +18,12 @@ from counterpoint.training.domain_settings import checked_per_domain, generation
 
 SHARE_RULES = ("exact", "carry")
 BUFFERS = ("device", "bfloat16", "cpu")
+
+CurriculumFunction = Callable[[list[dict[str, Any]], dict[str, Any]], Mapping[str, Any] | None]
+"""From the history and the mix in use, ``{"shares": ..., "weights": ...}``, to what changes of it."""
+
+CurriculumSpec = str | Mapping[str, Any] | CurriculumFunction
+"""``package.module:function``, ``{"function": ..., "every": 10}``, or in a script the function itself."""
 
 
 @dataclass
@@ -42,6 +49,12 @@ class DomainGRPOConfig(GRPOConfig):
         dynamic_sampling (`int`, *optional*, defaults to `0`):
             Most rounds of extra generation in which prompts that teach nothing are replaced, each by a prompt of its
             own domain.
+        schedule (`list[dict]`, *optional*):
+            Shares and weights that change at given steps, in their order: `[{"step": 50, "shares": {"math": 3,
+            "code": 1}}, {"step": 80, "weights": {"math": 2.0}}]`. Weights are factors on what `balance` gives a domain.
+        curriculum (`str`, `dict` or a function, *optional*):
+            A function that settles shares and weights from the scores so far: itself, `"my_curriculum:next_mix"`, or
+            `{"function": ..., "every": 10}` to ask it every 10 steps; see docs/weights.md.
         grams_every (`int`, *optional*, defaults to `1`):
             Optimizer steps between records of all Grams. A strategy without surgery costs what TRL costs in between.
         per_domain (`dict[str, dict]`, *optional*):
@@ -56,7 +69,10 @@ class DomainGRPOConfig(GRPOConfig):
         StrategyError, DomainError, ConfigError: a value that cannot be used, naming the setting.
     """
 
-    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "strategy", "shares", "balance", "per_domain"]  # noqa: RUF012 - TRL's own form
+    _VALID_DICT_FIELDS = [  # noqa: RUF012 - TRL's own form
+        *GRPOConfig._VALID_DICT_FIELDS,
+        *("strategy", "shares", "balance", "curriculum", "per_domain"),
+    ]
 
     strategy: Strategy | str | dict[str, Any] | None = field(
         default="mgs",
@@ -98,6 +114,19 @@ class DomainGRPOConfig(GRPOConfig):
             "replaced by others of their domain; 0 for none."
         },
     )
+    schedule: list[dict[str, Any]] | str | None = field(
+        default=None,
+        metadata={
+            "help": 'JSON list of shares and weights by step: \'[{"step": 50, "shares": {"math": 3, "code": 1}}]\'.'
+        },
+    )
+    curriculum: CurriculumFunction | str | dict[str, Any] | None = field(
+        default=None,
+        metadata={
+            "help": "Your function that settles shares and weights from the scores so far, as package.module:function, "
+            "or a JSON object with 'function' and 'every'."
+        },
+    )
     grams_every: int = field(default=1, metadata={"help": "Optimizer steps between records of all Grams, at least 1."})
     per_domain: dict[str, Any] | str | None = field(
         default=None,
@@ -134,14 +163,19 @@ class DomainGRPOConfig(GRPOConfig):
         build_balance(self.balance)
         self.per_domain = checked_per_domain(self.per_domain)
         _check_shares(self.shares)
+        curriculum = plain_curriculum(self.curriculum)
+        self.schedule = plain_schedule(read_changes(self.schedule, curriculum).schedule)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as trackers get them, all plain data."""
-        return {**super().to_dict(), "strategy": plain_strategy(self.strategy)}
+        return {**super().to_dict(), **self._plain()}
 
     def __getstate__(self) -> dict[str, Any]:
         # training_args.bin is a pickle, and a rule that a script defines cannot always be pickled
-        return {**self.__dict__, "strategy": plain_strategy(self.strategy)}
+        return {**self.__dict__, **self._plain()}
+
+    def _plain(self) -> dict[str, Any]:
+        return {"strategy": plain_strategy(self.strategy), "curriculum": plain_curriculum(self.curriculum)}
 
 
 def _check_shares(shares: Any) -> None:
@@ -170,6 +204,18 @@ def plain_strategy(spec: Strategy | str | Mapping[str, Any] | None) -> str | dic
     return {"grouping": _plain(strategy.grouping), "weighting": _plain(strategy.weighting)}
 
 
+def plain_curriculum(spec: CurriculumSpec | None) -> dict[str, Any] | None:
+    """A curriculum as plain data, its function by its place. Without the folder, which may move."""
+    if spec is None:
+        return None
+    long = dict(spec) if isinstance(spec, Mapping) else {"function": spec}
+    function = long["function"]
+    if callable(function):
+        kind = function if hasattr(function, "__qualname__") else type(function)
+        function = f"{kind.__module__}:{kind.__qualname__}"
+    return {"function": function, "every": long.get("every", 1)}
+
+
 def _plain(part: Any) -> Any:
     if isinstance(part, Mapping):
         return {str(key): _plain(value) for key, value in part.items()}
@@ -187,14 +233,17 @@ def quota_sampler(
     shares: Mapping[str, float],
     rule: str,
     mixed: Mapping[str, MixedRows] | None = None,
+    schedule: Any = None,
 ) -> QuotaSampler:
     """The order of prompts for training with ``args`` on domains of these sizes and shares; see ``QuotaSampler``.
+
+    ``schedule`` is as ``DomainGRPOConfig.schedule``.
 
     Raises:
         DomainError: a batch that does not fit, or shares that a step of it cannot hold, naming what would do.
     """
     assert args.num_generations is not None
-    return QuotaSampler(
+    sampler = QuotaSampler(
         sizes,
         shares=shares,
         num_generations=generations_of(args, list(sizes)),
@@ -208,20 +257,39 @@ def quota_sampler(
         shuffle=args.shuffle_dataset is not False,
         mixed=mixed,
     )
+    for entry in read_changes(schedule, None, sizes).schedule:
+        if entry.shares is not None:
+            try:
+                sampler.change_shares(sampler.geometry.quota_step(entry.step), entry.shares)
+            except DomainError as error:
+                raise DomainError(f"schedule, step {entry.step}: {error}") from error
+    return sampler
 
 
 def check_strategy(strategy: Strategy, sampler: QuotaSampler) -> None:
     """Refuses a strategy that names a domain that is not there, or finds only one half of a domain's gradient.
+
+    The sampler's shares may change; each of them is looked at.
 
     Raises:
         DomainError: naming the domain, or saying what to set so that it has two micro-batches in every step.
     """
     for path, message in weighting_problems(strategy.weighting, sampler.domains):
         raise DomainError(f"The strategy {strategy.name!r}: {'.'.join(map(str, path))} {message}")
+    for quotas in sampler.quotas.parts:
+        check_halves(strategy, sampler, quotas)
+
+
+def check_halves(strategy: Strategy, sampler: QuotaSampler, quotas: Quotas) -> None:
+    """Refuses quotas of which a step has no two halves of each domain, where the strategy compares them.
+
+    Raises:
+        DomainError: saying what to set.
+    """
     if len(sampler.domains) < 2 or not build_weighting(strategy.weighting).uses_halves:
         return
     geometry = sampler.geometry
-    fewest = [min(counts) for counts in zip(*map(sampler.quotas.counts, range(_STEPS_LOOKED_AT)), strict=True)]
+    fewest = [min(counts) for counts in zip(*map(quotas.counts, range(_STEPS_LOOKED_AT)), strict=True)]
     for name, units in zip(sampler.domains, fewest, strict=True):
         found = units * geometry.unit_micro_batches
         if found < 2:

@@ -5,6 +5,7 @@ Legend: D domains, G groups, B rows of the generation batch over all ranks, F re
 
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -121,6 +122,13 @@ PER_MICRO_BATCH: Mapping[str, str] = {
     "cispo_clip_ratio": "clip_ratio",
 }
 """TRL's metrics with one value per micro-batch, and the name of their per-domain copy."""
+
+
+def copy_per_domain(metrics: defaultdict[str, list[float]], domain: str, counts: Mapping[str, int]) -> None:
+    """Gives ``domain`` its copy of what TRL has added to each of ``PER_MICRO_BATCH`` beyond its first ``counts``."""
+    for key, name in PER_MICRO_BATCH.items():
+        for value in metrics.get(key, ())[counts.get(key, 0) :]:
+            metrics[f"{name}/{domain}"].append(value)
 
 
 def no_signal(metrics: Sequence[Mapping[str, Any]]) -> str | None:

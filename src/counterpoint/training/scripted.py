@@ -29,7 +29,7 @@ from counterpoint.rewards import REWARDS, Reward
 from counterpoint.runs import Bystander, Reporter, RunDirectory, write_text
 from counterpoint.runs.resuming import ResumePoint, resume_point
 from counterpoint.runs.stages import Stage
-from counterpoint.training.config import plain_strategy, total_steps
+from counterpoint.training.config import plain_curriculum, plain_strategy, total_steps
 from counterpoint.training.metrics import no_signal
 from counterpoint.training.recording import AtEnd, CheckpointMover, Evaluator, GramWriter, MetricsWriter, once_placed
 
@@ -132,6 +132,7 @@ class _Book:
 
     def before(self, step: int) -> None:
         """The evaluation of the untouched model, where it is not there yet."""
+        self.evaluations.remind(self.trainer)
         if not step and not self.evaluations.has(0):
             once_placed(self.trainer, lambda: self._evaluate("before", 0, None))
 
@@ -177,8 +178,7 @@ class _Book:
         return False
 
     def _evaluate(self, when: str, step: int, stage: int | None) -> None:
-        scores = self.evaluations.take(self.trainer, when, step, stage)
-        self.trainer.held_out |= {score.domain: score.mean for score in scores}
+        self.evaluations.take(self.trainer, when, step, stage)
 
 
 def check_script(reward_funcs: Any, eval_rows: Any, domains: Sequence[str]) -> None:
@@ -248,6 +248,8 @@ def _config(trainer: Any, path: Path, domains: Sequence[Domain], keep: int | Non
             "model": _model(trainer),
             "strategy": _strategy(trainer.strategy),
             "balance": getattr(args, "balance", "none"),
+            "schedule": getattr(args, "schedule", None),
+            "curriculum": plain_curriculum(getattr(args, "curriculum", None)),
             "training": _training(args),
             "evaluation": {"every": every, "prompts": max(len(domain.evaluation) for domain in domains)},
             "domains": {domain.name: _domain(domain, (own or {}).get(domain.name, {})) for domain in domains},

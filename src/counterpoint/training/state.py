@@ -17,7 +17,7 @@ from counterpoint.domains.sampler import MixedRows
 from counterpoint.errors import RunError
 from counterpoint.runs.records import Number, Record, Row, Whole, read_json
 from counterpoint.training.batches import Buffer
-from counterpoint.training.config import plain_strategy
+from counterpoint.training.config import plain_curriculum, plain_strategy
 
 STATE_FILE = "counterpoint_state.json"
 BUFFER_FILE = "counterpoint_buffer.safetensors"
@@ -40,12 +40,13 @@ class _Numbers(Record):
     rewards: dict[str, _Running] = Field(default_factory=dict)
     balance: Row = Field(default_factory=dict)
     redraws: dict[str, Whole] = Field(default_factory=dict)
+    mix: Row = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class TrainerState:
     """The micro-step counter, the surgeon's state, the completions that are still to be trained on, the statistics of
-    normalised rewards, what the balance remembers, and how many prompts were drawn in place of others.
+    normalised rewards, what the balance and the mix remember, and how many prompts were drawn in place of others.
 
     ``buffer`` is None where the next step generates anew. Each rank has completions of its own.
     """
@@ -56,6 +57,7 @@ class TrainerState:
     rewards: dict[str, Any] = field(default_factory=dict)
     balance: dict[str, Any] = field(default_factory=dict)
     redraws: dict[str, int] = field(default_factory=dict)
+    mix: dict[str, Any] = field(default_factory=dict)
 
 
 def kept_settings(
@@ -82,6 +84,8 @@ def kept_settings(
         "balance": own["balance"],
         "dynamic_sampling": own["dynamic_sampling"],
         "per_domain": {name: kept for name in sizes if (kept := (given or {}).get(name))},
+        "schedule": own["schedule"],
+        "curriculum": plain_curriculum(own["curriculum"]),
     } | {name: getattr(args, name) for name in batch}
 
 
@@ -117,6 +121,7 @@ def save_state(folder: Path, state: TrainerState, settings: dict[str, Any], rank
             "rewards": state.rewards,
             "balance": state.balance,
             "redraws": state.redraws,
+            "mix": state.mix,
         }
         (folder / STATE_FILE).write_text(json.dumps(numbers))
 
@@ -130,10 +135,10 @@ def load_state(
         RunError: the folder was not written by a ``DomainGRPOTrainer``, by one with another number of ranks, or with
             other ``settings``.
     """
-    state = {"rewards": {}, "balance": {}, "redraws": {}} | read_numbers(folder, num_ranks)
+    state = {"rewards": {}, "balance": {}, "redraws": {}, "mix": {}} | read_numbers(folder, num_ranks)
     default = {"balance": "none", "dynamic_sampling": 0, "per_domain": {}}
     _check_settings(folder, default | state["settings"], settings)
-    shared = {name: state[name] for name in ("rewards", "balance", "redraws")}
+    shared = {name: state[name] for name in ("rewards", "balance", "redraws", "mix")}
     if not state["micro_batches"]:
         return TrainerState(state["micro_step"], state["surgeon"], None, **shared)
     buffer: list[Buffer] = [{} for _ in range(state["micro_batches"])]

@@ -18,6 +18,7 @@ from counterpoint.errors import DivergedError, StrategyError
 from counterpoint.surgery import Record, Surgeon, build_weighting, resolve_strategy
 from counterpoint.training.backends import (
     Reduction,
+    all_finite,
     balancing_loss,
     check_accelerator,
     check_args,
@@ -42,7 +43,8 @@ from counterpoint.training.batches import (
 )
 from counterpoint.training.card import PAPER, add_domains
 from counterpoint.training.config import DomainGRPOConfig, check_strategy, own_settings, quota_sampler
-from counterpoint.training.metrics import PER_MICRO_BATCH, batch_metrics, surgery_metrics, unscaled
+from counterpoint.training.metrics import batch_metrics, copy_per_domain, surgery_metrics, unscaled
+from counterpoint.training.mix import Mix
 from counterpoint.training.other_rows import OtherRows
 from counterpoint.training.per_domain import PerDomain
 from counterpoint.training.redrawing import Redraws
@@ -148,10 +150,14 @@ class DomainGRPOTrainer(RenamedWeights, OtherRows, PerDomain, GRPOTrainer):
         sizes = self.domain_rows.sizes
         shares = self._own["shares"] or dict.fromkeys(sizes, 1.0)
         self._take_settings(args, tools=tools, rollout_func=rollout_func, environment_factory=environment_factory)
-        self._sampler = quota_sampler(args, sizes, shares, self._own["share_rule"], self.domain_rows.mixed)
+        rule, mixed = self._own["share_rule"], self.domain_rows.mixed
+        self._sampler = quota_sampler(args, sizes, shares, rule, mixed, self._own["schedule"])
         check_strategy(self.strategy, self._sampler)
         self._weighing = Weighing(self._own["balance"], args, self.domains)
         self._redraws = Redraws(self._own["dynamic_sampling"], args, self.domain_rows)
+        self.held_out: dict[str, float] = {}
+        """Last held-out mean reward of each domain, for the model card and a curriculum."""
+        self._mix = Mix(args, self._own, shares, self._sampler, self.strategy, self._weighing, self.held_out)
         self._always_separates = self.strategy.weighting != "ones" or self._weighing.rule.uses_gradients
         self._rewards = Rewards(reward_funcs, reward_processing_classes, self.domains)
         if args.world_size > 1:
@@ -162,8 +168,6 @@ class DomainGRPOTrainer(RenamedWeights, OtherRows, PerDomain, GRPOTrainer):
         if self._own["run"] is not None:
             check_script(reward_funcs, self.eval_rows, self.domains)
             self._script_run = ScriptRun(self._own["run"], args)
-        self.held_out: dict[str, float] = {}
-        """Last held-out mean reward of each domain, for the model card."""
         self._halves = build_weighting(self.strategy.weighting).uses_halves
         self._surgeon: Surgeon | None = None
         self._surgeon_state: dict[str, Any] = {}
@@ -201,6 +205,7 @@ class DomainGRPOTrainer(RenamedWeights, OtherRows, PerDomain, GRPOTrainer):
         self._rewards.normalizer.load_state_dict({})
         self._weighing.forget()
         self._redraws.load_state_dict({})
+        self._mix.forget()
         self._window_loss: torch.Tensor | None = None
         self._micro_batch = ExitStack()
 
@@ -328,6 +333,7 @@ class DomainGRPOTrainer(RenamedWeights, OtherRows, PerDomain, GRPOTrainer):
         )
         if mode == "train":
             self._weighing.see(metrics, self.shares)
+            self._mix.see(self.state.global_step, metrics)
         metrics |= {f"reward_raw/{name}": mean for name, mean in self._rewards.raw.items() if mode == "train"}
         for key, (value, num_rows) in metrics.items():
             # TRL averages what stands here over batches; a value for each row makes that an average over rows
@@ -342,13 +348,13 @@ class DomainGRPOTrainer(RenamedWeights, OtherRows, PerDomain, GRPOTrainer):
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """TRL's step on one micro-batch, then collect at the end of a domain and combine at the end of a window."""
-        counts = {key: len(self._metrics["train"][key]) for key in PER_MICRO_BATCH if key in self._metrics["train"]}
+        counts = {key: len(values) for key, values in self._metrics["train"].items()}
         slot = self._slot
         with ExitStack() as self._micro_batch:
             loss = super().training_step(model, inputs, num_items_in_batch)
         assert self._buffered_inputs is not None
         domain = self.domains[domain_of(self._buffered_inputs[slot])]
-        self._copy_metrics(domain, counts)
+        copy_per_domain(self._metrics["train"], domain, counts)
         self._window_loss = loss if self._window_loss is None else self._window_loss + loss
         if self._collects:
             self.surgeon.collect(domain, last=self.accelerator.sync_gradients)
@@ -367,7 +373,8 @@ class DomainGRPOTrainer(RenamedWeights, OtherRows, PerDomain, GRPOTrainer):
             steps = self._sampler.generation_quotas(self._step)
             self._buffered_inputs = regroup(self._buffered_inputs, steps, halves=self._halves)
         self._begin_micro_batch()
-        return self._weighing.begin(self._buffered_inputs, self._slot, self.accelerator)
+        weights = self._mix.weights(self.state.global_step)
+        return self._weighing.begin(self._buffered_inputs, self._slot, self.accelerator, weights)
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         """TRL's loss of one micro-batch; in training, times the factor that ``balance`` gives its domain."""
@@ -423,12 +430,7 @@ class DomainGRPOTrainer(RenamedWeights, OtherRows, PerDomain, GRPOTrainer):
             metrics = surgery_metrics(self.last_record)
         for key, value in (metrics | self._weighing.end()).items():
             self._metrics["train"][key].append(value)
-
-    def _copy_metrics(self, domain: str, counts: Mapping[str, int]) -> None:
-        metrics = self._metrics["train"]
-        for key, name in PER_MICRO_BATCH.items():
-            for value in metrics.get(key, ())[counts.get(key, 0) :]:
-                metrics[f"{name}/{domain}"].append(value)
+        self._mix.settle(self.state.global_step)
 
     def _diverged(self, what: str) -> DivergedError:
         return DivergedError(
@@ -440,16 +442,14 @@ class DomainGRPOTrainer(RenamedWeights, OtherRows, PerDomain, GRPOTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # Ours first: TRL may push the folder once it has written its own files.
-        parts = (getattr(param, "_local_tensor", param) for param in model.parameters() if param.requires_grad)
-        finite = torch.tensor([all(bool(part.isfinite().all()) for part in parts)], device=self.accelerator.device)
-        if not self.accelerator.gather(finite).all():
+        if not all_finite(model, self.accelerator):
             raise self._diverged("weights are no longer numbers, so no checkpoint was written over good ones")
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         buffer = None if self._generates(self._step) else self._buffered_inputs
         # Plain mixing never needs a Surgeon, and works on back ends for which none can be made.
         surgeon = self._surgeon.state_dict() if self._surgeon else self._surgeon_state
         kept = {"rewards": self._rewards.normalizer.state_dict(), "balance": self._weighing.rule.state_dict()}
-        kept["redraws"] = self._redraws.state_dict()
+        kept |= {"redraws": self._redraws.state_dict(), "mix": self._mix.state_dict()}
         state = TrainerState(self._step, surgeon, buffer, **kept)
         save_state(folder, state, self._kept_settings(), self.accelerator.process_index, self.accelerator.num_processes)
         super()._save_checkpoint(model, trial)
@@ -477,6 +477,7 @@ class DomainGRPOTrainer(RenamedWeights, OtherRows, PerDomain, GRPOTrainer):
             self._rewards.normalizer.load_state_dict(state.rewards)
             self._weighing.forget(state.balance)
             self._redraws.load_state_dict(state.redraws)
+            self._mix.forget(state.mix)
         return super().train(checkpoint, *args, **kwargs)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:

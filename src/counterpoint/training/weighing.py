@@ -5,6 +5,7 @@ Legend: B rows of a micro-batch, D domains, N rows of a step on this rank.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from counterpoint.balance import (
     effective_weights,
     fractions,
     prompt_shares,
+    weighted,
 )
 from counterpoint.errors import UnsupportedError
 from counterpoint.training.batches import DOMAIN_KEY, PROMPT_KEY, SIGNAL_KEY, Buffer, scored_tokens
@@ -42,6 +44,7 @@ class Weighing:
         self.domains = tuple(domains)
         self._loss_type = str(args.loss_type)
         self._window = min(args.gradient_accumulation_steps, args.steps_per_generation)
+        self._args = args
         self.forget()
 
     def forget(self, state: Mapping[str, Any] | None = None) -> None:
@@ -52,14 +55,30 @@ class Weighing:
         self.factors: Factors = {}
         """What each domain's loss, and gradient, is multiplied by in it."""
         self._row_factors: list[torch.Tensor] = []
+        self._weights: Mapping[str, float] = {}
 
-    def begin(self, buffer: Sequence[Buffer], slot: int, accelerator: Any) -> Buffer:
+    def check_weights(self) -> None:
+        """Refuses weights of domains where they would not be exact.
+
+        Raises:
+            UnsupportedError: naming the setting.
+        """
+        if not self.rule.uses_gradients:
+            _check_counts("a schedule or curriculum with weights", "or leave the weights out", self._args)
+
+    def begin(
+        self, buffer: Sequence[Buffer], slot: int, accelerator: Any, weights: Mapping[str, float] = MappingProxyType({})
+    ) -> Buffer:
         """The micro-batch at ``slot``, ready for its forward pass.
 
         At the first of a step (or of a generation, where a step has several) all that come are counted. All ranks call
         it together, for the same slot.
+
+        Args:
+            weights: factors on what the rule gives domains; 1 for others.
         """
         within = slot % self._window
+        self._weights = weights
         if within == 0 and len(self.domains) > 1:  # alone, a domain has the whole weight under every rule
             self._count(buffer[slot : slot + self._window], accelerator)
         if not self._row_factors:
@@ -88,6 +107,9 @@ class Weighing:
                 before = astuple(self.step[name]) if name in self.step else [0] * len(row)
                 self.step[name] = Part(*(old + new for old, new in zip(before, row, strict=True)))
         self.factors = self.rule.factors(self.step, self._loss_type)
+        if self._weights and not self.rule.uses_gradients:
+            amounts = {name: part.amount(self._loss_type) for name, part in self.step.items()}
+            self.factors = weighted(self.factors, amounts, self._weights)
         self._row_factors = []
         if self.rule.within_domains and sum(part.live > 0 for part in self.step.values()) > 1:
             means = [self._mean(self.step.get(name)) for name in self.domains]
@@ -116,6 +138,8 @@ class Weighing:
 
     def _gradient_factors(self, lengths: Mapping[str, float]) -> Factors:
         found = self.rule.gradient_factors(self.step, lengths)
+        if self._weights:
+            found = weighted(found, lengths, self._weights)
         self.factors = {name: factor * found.get(name, 1.0) for name, factor in self.factors.items()}
         return found
 
@@ -147,24 +171,31 @@ def balance_for(args: Any, balance: BalanceSpec) -> Balance:
 
 
 def _check(rule: Balance, args: Any) -> None:
-    if args.steps_per_generation < args.gradient_accumulation_steps:
-        raise UnsupportedError(
-            f"balance={rule.name!r} needs to know what a step holds before its first backward pass, and with "
-            f"steps_per_generation={args.steps_per_generation} below gradient_accumulation_steps="
-            f"{args.gradient_accumulation_steps} a part of it is generated later. Leave steps_per_generation out."
-        )
-    if args.entropy_coef != 0.0 or args.use_adaptive_entropy:
-        raise UnsupportedError(
-            f"balance={rule.name!r} multiplies a domain's whole loss, and the entropy bonus, a mean over each "
-            "micro-batch, with it. Use entropy_coef=0.0 without use_adaptive_entropy, or balance='none'."
-        )
-    if args.router_aux_loss_coef:
-        raise UnsupportedError(
-            f"balance={rule.name!r} multiplies a domain's whole loss, and the experts' balancing loss with it. Leave "
-            "router_aux_loss_coef out, or use balance='none'."
-        )
+    """Refuses a rule that would not be exact."""
+    _check_counts(f"balance={rule.name!r}", "or use balance='none'", args)
     if rule.within_domains and args.beta != 0.0:
         raise UnsupportedError(
             f"balance={rule.name!r} weighs prompts by their advantages, which the KL term (beta={args.beta}) has not. "
             "Use beta=0.0, or balance='tokens', under which both are weighed by domain."
+        )
+
+
+def _check_counts(what: str, otherwise: str, args: Any) -> None:
+    """Refuses settings with which a domain's loss cannot be multiplied exactly."""
+    if args.steps_per_generation < args.gradient_accumulation_steps:
+        raise UnsupportedError(
+            f"{what} needs to know what a step holds before its first backward pass, and with "
+            f"steps_per_generation={args.steps_per_generation} below gradient_accumulation_steps="
+            f"{args.gradient_accumulation_steps} a part of it is generated later. Leave steps_per_generation out, "
+            f"{otherwise}."
+        )
+    if args.entropy_coef != 0.0 or args.use_adaptive_entropy:
+        raise UnsupportedError(
+            f"{what} multiplies a domain's whole loss, and the entropy bonus, a mean over each micro-batch, with it. "
+            f"Use entropy_coef=0.0 without use_adaptive_entropy, {otherwise}."
+        )
+    if args.router_aux_loss_coef:
+        raise UnsupportedError(
+            f"{what} multiplies a domain's whole loss, and the experts' balancing loss with it. Leave "
+            f"router_aux_loss_coef out, {otherwise}."
         )
