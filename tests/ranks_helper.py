@@ -10,8 +10,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-PRELOADED = ["torch", "peft", "torch.distributed.fsdp", "torch.distributed.tensor.parallel", "counterpoint.surgery"]
-"""Imported once by the server that ranks are forked from, so that a rank starts in milliseconds."""
+PRELOADED = [
+    *("torch", "peft", "torch.distributed.fsdp", "torch.distributed.tensor.parallel", "torch.distributed.checkpoint"),
+    *("counterpoint.surgery", "counterpoint.training", "counterpoint.engine", "counterpoint.verify"),
+]
+"""Imported once by the server that ranks are forked from, so that a rank starts in milliseconds: importing TRL takes
+each of them longer than most tests."""
 
 TIMEOUT = timedelta(seconds=60)
 """After which a collective that some rank does not reach fails instead of waiting."""
