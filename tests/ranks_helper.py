@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from datetime import timedelta
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,11 +22,16 @@ TIMEOUT = timedelta(seconds=60)
 """After which a collective that some rank does not reach fails instead of waiting."""
 
 
-def run_ranks(function: Callable[..., Any], world: int, *args: Any) -> list[Any]:
-    """What ``function(*args)`` returns on each of ``world`` ranks; the first rank's error if any raises."""
+def forking() -> BaseContext:
+    """How processes are started here: forked from a server that has imported what they need."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    with TemporaryDirectory() as folder, ProcessPoolExecutor(world, context) as pool:
+    return context
+
+
+def run_ranks(function: Callable[..., Any], world: int, *args: Any) -> list[Any]:
+    """What ``function(*args)`` returns on each of ``world`` ranks; the first rank's error if any raises."""
+    with TemporaryDirectory() as folder, ProcessPoolExecutor(world, forking()) as pool:
         store = str(Path(folder) / "store")
         futures = [pool.submit(_rank, rank, world, store, function, args) for rank in range(world)]
         wait(futures)
