@@ -1,5 +1,6 @@
 """The command line without the start of another Python: in this process, or in one that is forked from a server."""
 
+import gc
 import io
 import os
 import sys
@@ -63,4 +64,5 @@ def _run(arguments, output, folder, environment):
     sys.stdout, sys.stderr = os.fdopen(1, "w", 1, closefd=False), os.fdopen(2, "w", 1, closefd=False)
     sys.argv = ["counterpoint", *arguments]
     warnings.simplefilter("ignore")
+    gc.freeze()  # what the server imported is no garbage
     main()

@@ -1,5 +1,6 @@
 """Settings all tests share: quiet, offline, few threads, the same on every machine."""
 
+import gc
 import os
 
 import pytest
@@ -18,3 +19,9 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 def _no_secrets_of_other_tests(monkeypatch):
     monkeypatch.setattr(masking, "_known", {})
     monkeypatch.setattr(masking, "_pattern", None)
+
+
+def pytest_collection_finish():
+    """Every end of a training collects garbage, for which all that torch and TRL brought would be looked through."""
+    gc.collect()
+    gc.freeze()

@@ -1,5 +1,6 @@
 """Runs a function on several gloo ranks, each a process of its own on this machine."""
 
+import gc
 import multiprocessing
 import os
 import traceback
@@ -54,6 +55,7 @@ def _rank(
     rank: int, world: int, store: str, function: Callable[..., Any], args: tuple[Any, ...]
 ) -> tuple[Any, BaseException | None, str]:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "OMP_WAIT_POLICY": "PASSIVE"}
+    gc.freeze()  # what the server imported is no garbage
     import torch
     import torch.distributed as dist
 
