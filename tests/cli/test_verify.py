@@ -9,21 +9,16 @@ import pytest
 
 from commands import counterpoint
 from counterpoint.verify import CASES, PLANTED, _cases
-
-
-def on_two_ranks(*arguments):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command = [*launch, "-m", "counterpoint", "verify", *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
+from ranks_helper import run_ranks
 
 
 def test_two_ranks_print_one_table_and_one_sentence(tmp_path):
     path = tmp_path / "report.json"
-    result = on_two_ranks("--only", "ddp", "--only", "Grams of", "--json", str(path))
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout.count("ddp: ") == 1
-    assert "Exact on 2 ranks, cpu, float32: 1 of 1 cases held, 1 of 1 planted bugs were seen" in result.stdout
+    ranks = run_ranks(counterpoint, 2, "verify", "--only", "ddp", "--only", "Grams of", "--json", path)
+    assert [rank.returncode for rank in ranks] == [0, 0], ranks
+    assert ranks[0].stdout.count("ddp: ") == 1
+    assert "Exact on 2 ranks, cpu, float32: 1 of 1 cases held, 1 of 1 planted bugs were seen" in ranks[0].stdout
+    assert ranks[1].stdout == ""
     data = json.loads(path.read_text())
     assert (data["exact"], data["ranks"]) == (True, 2)
     assert data["outcomes"][1]["errors"]["Grams"] > 0.1
@@ -44,8 +39,12 @@ def test_what_is_not_exact_is_exit_status_1(monkeypatch):
 
 
 @pytest.mark.slow
-def test_everything_on_two_ranks():
-    result = on_two_ranks()
+def test_torchrun_runs_everything_on_two_ranks():
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [*launch, "-m", "counterpoint", "verify"], capture_output=True, text=True, check=False, env=environment
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     assert "7 of 7 cases held, 4 of 4 planted bugs were seen" in result.stdout
 

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from chromium import Chromium
 from counterpoint.report import build, write_report, write_study_report
 from counterpoint.report.read import read_run
 from counterpoint.report.study import non_dominated, read_study
@@ -15,10 +14,9 @@ VISIBLE = "[...document.querySelectorAll('#samples article')].filter((item) => !
 
 
 @pytest.fixture
-def page(tmp_path, chromium_command):
-    with Chromium(chromium_command, tmp_path / "profile") as browser:
-        yield browser
-        assert browser.problems == []
+def page(browser):
+    yield browser
+    assert browser.problems == []
 
 
 def test_samples_are_filtered_by_domain_and_sorted_by_gain(run_dir, page):
@@ -100,24 +98,24 @@ def test_two_selectors_choose_the_pareto_plot(tmp_path, page):
     assert page.run("document.getElementById('study-pareto').data.length") == 0
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_nothing_is_wider_than_a_phone(tmp_path, run_dir, chromium_command, dark):
+def test_nothing_is_wider_than_a_phone(tmp_path, run_dir, page):
     write_recovery(run_dir, ("math", "code", "qa", "writing"))
     folder = write_study(tmp_path / "study")
-    with Chromium(chromium_command, tmp_path / "profile", width=375, height=800, dark=dark) as page:
-        for path in (write_report(run_dir), write_study_report(folder)):
+    page.resize(375, 800)
+    for path in (write_report(run_dir), write_study_report(folder)):
+        for dark in (False, True):
+            page.theme(dark)
             page.open(path.as_uri())
             assert page.run("document.documentElement.scrollWidth") <= 375
             background = page.run("getComputedStyle(document.body).backgroundColor")
             assert (background == "rgb(21, 23, 27)") == dark
-        assert page.problems == []
 
 
-def test_a_table_that_is_wider_than_its_place_says_so(tmp_path, make_run, chromium_command):
-    page = write_report(make_run(tmp_path / "a"), compare=[make_run(tmp_path / "b", strategy="mixed")])
+def test_a_table_that_is_wider_than_its_place_says_so(tmp_path, make_run, page):
+    path = write_report(make_run(tmp_path / "a"), compare=[make_run(tmp_path / "b", strategy="mixed")])
     hint = "[...document.querySelectorAll('.scroll.wide')].map((box) => getComputedStyle(box, '::before').content)"
-    with Chromium(chromium_command, tmp_path / "profile", width=390, height=800) as phone:
-        phone.open(page.as_uri())
-        assert any("scroll sideways" in text for text in phone.run(hint))
-        phone.resize(1160, 900)
-        phone.wait(f"{hint}.length === 0")
+    page.resize(390, 800)
+    page.open(path.as_uri())
+    assert any("scroll sideways" in text for text in page.run(hint))
+    page.resize(*page.SIZE)
+    page.wait(f"{hint}.length === 0")
