@@ -156,13 +156,13 @@ def chromium_command():
 
 
 @pytest.fixture(scope="session")
-def _chromium(chromium_command, tmp_path_factory):
+def chromium(chromium_command, tmp_path_factory):
     with Chromium(chromium_command, tmp_path_factory.mktemp("profile")) as browser:
         yield browser
 
 
 @pytest.fixture
-def browser(_chromium):
+def browser(chromium):
     """Headless Chromium with an empty page: one for all tests, for a start takes longer than most of them."""
-    _chromium.new()
-    return _chromium
+    chromium.new()
+    return chromium
