@@ -15,6 +15,7 @@ SHORT = sorted(
     p.name for p in (ROOT / "examples").glob("*.yaml") if not p.name.startswith("smollm2") and "-study" not in p.name
 )
 FEW = ["model.path=pocket", "training.max_steps=2", "evaluation.prompts=2", "evaluation.samples=1", "run.samples=1"]
+FEW += ["training.max_completion_length=8", "evaluation.max_new_tokens=8"]
 
 pytestmark = pytest.mark.slow
 
