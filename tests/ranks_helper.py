@@ -14,7 +14,7 @@ from typing import Any
 
 PRELOADED = [
     *("torch", "peft", "torch.distributed.fsdp", "torch.distributed.tensor.parallel", "torch.distributed.checkpoint"),
-    *("counterpoint.surgery", "counterpoint.training", "counterpoint.engine", "counterpoint.verify"),
+    *("pytest", "counterpoint.surgery", "counterpoint.training", "counterpoint.engine", "counterpoint.verify"),
 ]
 """Imported once by the server that ranks are forked from, so that a rank starts in milliseconds: importing TRL takes
 each of them longer than most tests."""
@@ -61,6 +61,7 @@ def _rank(
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=TIMEOUT)
+    dist.barrier()  # a rank that has ended at once would be missing to one that still connects
     try:
         return function(*args), None, ""
     except BaseException as error:
