@@ -6,7 +6,8 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-PARALLEL := -n auto --maxprocesses 8 --dist loadfile
+# the files that take longest begin first (tests/conftest.py), not those with most tests
+PARALLEL := -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 EXTRAS := dev,torchjd,instructions,reasoning-gym,peft,smollm2,judge
 # the first of these that is Python 3.11 or newer
 PYTHONS := $(PYTHON) python3 python3.13 python3.12 python3.11 python
@@ -16,6 +17,8 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
+# Compiled once: without files of bytecode every process that tests start compiles all of it again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-slow lint format docs clean
 

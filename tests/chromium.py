@@ -21,7 +21,9 @@ class Chromium:
     ...     page.run("document.title")
     """
 
-    def __init__(self, command, profile, *, width=1160, height=900, dark=False):
+    SIZE = (1160, 900)
+
+    def __init__(self, command, profile, *, width=SIZE[0], height=SIZE[1], dark=False):
         self._command = [
             command, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
             "--no-first-run", "--disable-background-networking", f"--user-data-dir={profile}",
@@ -54,8 +56,7 @@ class Chromium:
         for domain in ("Page", "Runtime", "Log"):
             self.send(f"{domain}.enable")
         self.resize(*self._size)
-        theme = {"name": "prefers-color-scheme", "value": "dark" if self._dark else "light"}
-        self.send("Emulation.setEmulatedMedia", features=[theme])
+        self.theme(self._dark)
 
     def __exit__(self, *_):
         self._process.kill()
@@ -68,6 +69,28 @@ class Chromium:
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale,
             mobile=width < 600,
         )  # fmt: skip
+
+    def theme(self, dark):
+        theme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.send("Emulation.setEmulatedMedia", features=[theme])
+
+    def new(self):
+        """Leaves the page, its size, theme and problems for those of a browser that has just started."""
+        self.open("about:blank")
+        self.resize(*self.SIZE)
+        self.theme(False)
+        self.problems = []
+
+    def load(self, page):
+        """The document of the page at a path once its plots are drawn, and what was written to the console."""
+        self.new()
+        self.open(page.resolve().as_uri())
+        undrawn = "[...document.querySelectorAll('.plot')].filter((item) => !item.querySelector('.main-svg')).length"
+        end = time.monotonic() + 60
+        while self.run(undrawn) and time.monotonic() < end:
+            time.sleep(0.1)
+        self.run("new Promise((done) => setTimeout(done, 300))")  # for what a text might have started
+        return self.run("document.documentElement.outerHTML"), self.problems
 
     def open(self, url):
         self.send("Page.navigate", url=url)
@@ -123,6 +146,10 @@ class Chromium:
             self.problems.append(params["exceptionDetails"].get("text", "exception"))
         elif kind == "Log.entryAdded":
             self.problems.append(params["entry"]["text"])
+        elif kind == "Page.javascriptDialogOpening":
+            self.problems.append(f"dialog: {params['message']}")
+            answer = {"id": 0, "method": "Page.handleJavaScriptDialog", "params": {"accept": True}}
+            os.write(self._out, json.dumps(answer | {"sessionId": self._session}).encode() + b"\0")
         elif kind == "Runtime.consoleAPICalled":
             self.problems.append(str([item.get("value") for item in params["args"]]))
 

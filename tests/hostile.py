@@ -7,7 +7,7 @@ import traceback
 
 from counterpoint.errors import CounterpointError
 
-CASES = 2000
+CASES = 800
 
 NUMBERS = [0, -1, 1, 2, 2**31, 2**63, -(2**40), 10**30, 10**400, 0.5, 1e308, 1e-320, float("inf"), float("nan"), 2.5]
 TEXTS = [

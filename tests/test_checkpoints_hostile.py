@@ -240,7 +240,7 @@ def test_any_checkpoint_is_read_or_refused(tmp_path, monkeypatch, folder):
         for _ in compare(open_checkpoint(base), open_checkpoint(folder)):
             pass
 
-    assert survey(attack, 700) > 50
+    assert survey(attack, 400) > 30
 
 
 @pytest.mark.slow
@@ -255,7 +255,7 @@ def test_edits_says_what_is_wrong_with_a_checkpoint(tmp_path, folder):
         hostile_folder(folder, rng)
         edits(base, [folder])
 
-    assert survey(attack, 120) > 10
+    assert survey(attack, 80) > 7
 
 
 @pytest.mark.slow
@@ -276,4 +276,4 @@ def test_commands_say_what_is_wrong_with_a_checkpoint(tmp_path, monkeypatch, fol
         if isinstance(error, CounterpointError) or (error and not isinstance(error, SystemExit)):
             raise error
 
-    assert survey(attack, 120) > 10
+    assert survey(attack, 80) > 7

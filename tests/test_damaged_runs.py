@@ -143,14 +143,14 @@ def test_a_whole_run_is_read(whole, tmp_path, monkeypatch):
 def test_recover_reads_damaged_runs(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["counterpoint.recovery.recover"], "rollback", no_work)
     monkeypatch.setattr(sys.modules["counterpoint.recovery.recover"], "refresh", no_work)
-    counts = outcomes(whole, tmp_path, recovered, 600)
+    counts = outcomes(whole, tmp_path, recovered, 250)
     assert min(counts.values()) > 15, counts
 
 
 def test_diagnose_reads_damaged_runs(whole, tmp_path, monkeypatch):
     for name in MEASURED:
         monkeypatch.setattr(Workshop, name, no_work)
-    counts = outcomes(whole, tmp_path, diagnose, 600)
+    counts = outcomes(whole, tmp_path, diagnose, 250)
     assert min(counts.values()) > 15, counts
 
 
@@ -166,5 +166,5 @@ def test_a_study_reads_damaged_runs(tmp_path):
         summarize(study, StudyFolder(copy))
 
     read(folder.path)
-    counts = outcomes(folder.path, tmp_path, read, 400)
+    counts = outcomes(folder.path, tmp_path, read, 200)
     assert min(counts.values()) > 15, counts

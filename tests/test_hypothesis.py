@@ -22,7 +22,7 @@ from counterpoint.training.values import setting_findings, setting_names
 
 pytestmark = pytest.mark.slow
 fuzz = settings(
-    max_examples=300,
+    max_examples=100,
     derandomize=True,
     deadline=None,
     database=None,

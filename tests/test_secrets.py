@@ -3,17 +3,13 @@
 import base64
 import hashlib
 import json
-import os
 import pickle
-import subprocess
-import sys
 import zipfile
-from pathlib import Path
 
 import pytest
 import yaml
 
-import counterpoint
+from commands import Command
 from counterpoint.config import load_config, parse_config
 from counterpoint.errors import ConfigError, CounterpointError
 from counterpoint.masking import is_secret_name, masked_command, masked_data, masked_names
@@ -77,27 +73,15 @@ def settings(folder):
 
 
 def environment(**more):
-    source = str(Path(counterpoint.__file__).parents[1])
-    return {
-        **os.environ,
-        "PYTHONPATH": source,
-        "PYTHONWARNINGS": "ignore",
-        "HF_HUB_OFFLINE": "1",
-        NAME: SECRET,
-        "COUNTERPOINT_PLAIN": PLAIN,
-        "SHORT_PASSWORD": SHORT,
-        "LEARNING_RATE": "1e-3",
-        **more,
-    }
+    return {NAME: SECRET, "COUNTERPOINT_PLAIN": PLAIN, "SHORT_PASSWORD": SHORT, "LEARNING_RATE": "1e-3", **more}
 
 
 def run(folder, *arguments, status=0, **more):
-    command = [sys.executable, "-m", "counterpoint", *map(str, arguments)]
-    env = environment(**more)
-    result = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, check=False)
-    assert result.returncode == status, result.stdout + result.stderr
-    assert_clean(result.stdout + result.stderr, "what was printed")
-    return result.stdout + result.stderr
+    output = folder.parent / f"{folder.name}.output"
+    found, told = Command(*arguments, output=output, folder=folder, environment=environment(**more)).wait()
+    assert found == status, told
+    assert_clean(told, "what was printed")
+    return told
 
 
 def forms(secret):

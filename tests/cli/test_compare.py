@@ -25,6 +25,9 @@ CONFIG = {
 }
 
 
+FEW = CONFIG | {"evaluation": {"prompts": 4, "samples": 1, "greedy": False}}
+
+
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory):
     """The pocket model with its MLPs zeroed."""
@@ -86,7 +89,7 @@ def test_differences_are_paired_and_only_what_is_new_or_changed_is_evaluated(con
 
 
 def test_from_python_it_is_a_frame_and_a_torn_file_of_scores_is_made_again(damaged, tmp_path, counted):
-    loaded = parse_config(CONFIG)
+    loaded = parse_config(FEW)
     found = compare_checkpoints(loaded, ["pocket", damaged], cache=tmp_path)
     frame = found.to_frame()
     assert list(frame["domain"]) == ["math", "qa", "average"] * 2
@@ -98,6 +101,7 @@ def test_from_python_it_is_a_frame_and_a_torn_file_of_scores_is_made_again(damag
 
 
 def test_eval_scores_one_model_and_refuses_two(config, tmp_path):
+    config.write_text(json.dumps(FEW))
     shown = command("eval", config, "--model", "pocket", "-o", tmp_path / "scores.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
     assert [line["domain"] for line in lines] == ["math", "qa"]
@@ -106,9 +110,9 @@ def test_eval_scores_one_model_and_refuses_two(config, tmp_path):
         command("eval", config, "--model", "a", "--model", "b")
 
 
-def test_a_run_gives_its_configuration_and_its_checkpoints(config, damaged, tmp_path, counted):
+def test_a_run_gives_its_configuration_and_its_checkpoints(damaged, tmp_path, counted):
     run = tmp_path / "run"
-    RunDirectory.create(run, parse_config(CONFIG)).close()
+    RunDirectory.create(run, parse_config(FEW)).close()
     (run / "checkpoints").mkdir(exist_ok=True)
     (run / "checkpoints" / "step-2").symlink_to(model_path())
     (run / "checkpoints" / "step-4").symlink_to(damaged)

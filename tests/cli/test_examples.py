@@ -8,27 +8,27 @@ from pathlib import Path
 
 import pytest
 
+from commands import counterpoint
+
 ROOT = Path(__file__).parent.parent.parent
 SHORT = sorted(
     p.name for p in (ROOT / "examples").glob("*.yaml") if not p.name.startswith("smollm2") and "-study" not in p.name
 )
-FEW = ["model.path=pocket", "training.max_steps=4", "evaluation.prompts=2", "evaluation.samples=1", "run.samples=1"]
+FEW = ["model.path=pocket", "training.max_steps=2", "evaluation.prompts=2", "evaluation.samples=1", "run.samples=1"]
+FEW += ["training.max_completion_length=8", "evaluation.max_new_tokens=8"]
 
 pytestmark = pytest.mark.slow
 
 
-def counterpoint(*arguments, cwd):
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONWARNINGS": "ignore"}
-    result = subprocess.run(
-        [sys.executable, "-m", "counterpoint", *map(str, arguments)],
-        env=environment,
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def told(*arguments):
+    done = counterpoint(*arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 @pytest.mark.parametrize("name", SHORT)
@@ -36,7 +36,7 @@ def test_short_examples_run_to_a_report(name, tmp_path):
     text = (ROOT / "examples" / name).read_text()
     values = [*FEW, f"run.dir={tmp_path}", "run.name=x", *(["strategy.steps=1"] if "sequential" in text else [])]
     overrides = [argument for value in values for argument in ("--set", value)]
-    output = counterpoint("train", ROOT / "examples" / name, *overrides, cwd=tmp_path)
+    output = told("train", ROOT / "examples" / name, *overrides)
     run = tmp_path / "x"
     assert "Report:" in output
     assert (run / "report.html").stat().st_size < 6_000_000
@@ -46,7 +46,7 @@ def test_short_examples_run_to_a_report(name, tmp_path):
 
 
 def test_the_demo_prints_its_table_and_a_report(tmp_path):
-    output = counterpoint("demo", "--steps", 2, "--prompts", 2, "--dir", tmp_path / "demo", cwd=tmp_path)
+    output = told("demo", "--steps", 2, "--prompts", 2, "--dir", tmp_path / "demo")
     table = [line for line in output.splitlines() if line.startswith("│")]
     assert [row.split()[1] for row in table] == ["math", "code", "qa", "writing", "average"]
     assert all(row.count("[") == 3 for row in table[:4])  # before, mixed and mgs, each with an interval
@@ -58,7 +58,7 @@ def test_the_demo_prints_its_table_and_a_report(tmp_path):
 def test_a_checkpoint_can_be_evaluated_alone(tmp_path):
     config = ROOT / "examples" / "pocket-mgs.yaml"
     arguments = ["--set", "evaluation.prompts=2", "--set", "evaluation.samples=1", "-o", tmp_path / "scores.jsonl"]
-    counterpoint("eval", config, *arguments, cwd=tmp_path)
+    told("eval", config, *arguments)
     scores = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
     assert [score["domain"] for score in scores] == ["math", "code", "qa", "writing"]
 

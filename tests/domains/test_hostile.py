@@ -146,7 +146,7 @@ def test_any_file_of_rows_is_read_or_refused(tmp_path):
         domain["chat"] = rng.choice([None, False])
         load_domains(parse_config({"domains": {"d": domain}, "evaluation": {"prompts": 2}}), tokenizer)
 
-    assert survey(attack) > 100
+    assert survey(attack) > 40
 
 
 @pytest.mark.parametrize("line", ["[" * 5000, '{"completion": ' + "9" * 5000 + "}", "{", "\0"])

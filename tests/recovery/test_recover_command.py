@@ -1,11 +1,9 @@
 """The command: its two forms, what people read, and exit statuses."""
 
-import subprocess
-import sys
-
 import pytest
 from typer.testing import CliRunner
 
+from commands import counterpoint
 from counterpoint.cli._console import numbers
 from counterpoint.cli.app import app
 from counterpoint.errors import CounterpointError
@@ -26,12 +24,6 @@ def test_the_help_reads_well_in_a_narrow_terminal():
     assert all(len(line) > 55 for line in text[start : start + 3]), "no paragraph is torn"
 
 
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "counterpoint", *arguments], capture_output=True, text=True, check=False
-    )
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -46,7 +38,7 @@ def run(*arguments):
     ],
 )
 def test_a_mistake_is_one_message(tmp_path, arguments, message):
-    result = run("recover", *arguments)
+    result = counterpoint("recover", *arguments)
     assert result.returncode == 1
     assert result.stderr.startswith("Error: ")
     assert message in result.stderr

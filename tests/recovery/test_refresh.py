@@ -50,6 +50,9 @@ def config(**overrides):
     )
 
 
+FEW = {"evaluation": {"prompts": 8, "samples": 1, "greedy": False, "max_new_tokens": 16}}
+
+
 @pytest.fixture(scope="module")
 def hurt(tmp_path_factory):
     """The pocket model with noise on its MLPs: math falls from 0.54 to 0.27 and comes back in a few steps."""
@@ -182,11 +185,11 @@ def test_a_domain_that_did_not_fall_is_left_alone(tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_refresh_goes_on_with_the_same_numbers(hurt, tmp_path):
-    whole = refresh(hurt, "math", config(), out=tmp_path / "a" / "run", options=LIMIT)
+    whole = refresh(hurt, "math", config(**FEW), out=tmp_path / "a" / "run", options=LIMIT)
     assert whole.stopped == "limit"
     with pytest.raises(Stop):
-        refresh(hurt, "math", config(), out=tmp_path / "b" / "run", options=LIMIT, reporter=Stopping(3, Stop()))
-    again = refresh(hurt, "math", config(), out=tmp_path / "b" / "run", options=LIMIT)
+        refresh(hurt, "math", config(**FEW), out=tmp_path / "b" / "run", options=LIMIT, reporter=Stopping(3, Stop()))
+    again = refresh(hurt, "math", config(**FEW), out=tmp_path / "b" / "run", options=LIMIT)
     for name in ("metrics.jsonl", "evals.jsonl"):
         assert lines(whole.run, name) == lines(again.run, name)
     assert again.evaluations == whole.evaluations
@@ -196,7 +199,9 @@ def test_a_killed_refresh_goes_on_with_the_same_numbers(hurt, tmp_path):
 
 def test_an_interrupted_refresh_leaves_its_result_so_far(hurt, tmp_path):
     with pytest.raises(Interrupted):
-        refresh(hurt, "math", config(), out=tmp_path / "x", options=LIMIT, reporter=Stopping(3, KeyboardInterrupt()))
+        refresh(
+            hurt, "math", config(**FEW), out=tmp_path / "x", options=LIMIT, reporter=Stopping(3, KeyboardInterrupt())
+        )
     written = json.loads((tmp_path / "x" / "recovery" / "refresh.json").read_text())
     assert (written["stopped"], written["steps"]) == ("interrupted", 2)
     assert [look["step"] for look in written["evaluations"]] == [0, 2]
@@ -208,19 +213,21 @@ def test_harm_to_another_domain_stops_it(hurt, tmp_path, monkeypatch):
     def planted(self, trainer, when):
         rate = float(trainer.state.global_step < 2)
         return [
-            replace(score, scores=(rate,) * 24, mean=rate) if score.domain == "qa" else score
+            replace(score, scores=(rate,) * len(score.scores), mean=rate) if score.domain == "qa" else score
             for score in make(self, trainer, when)
         ]
 
     monkeypatch.setattr(Evaluations, "make", planted)
-    found = refresh(hurt, "math", config(), out=tmp_path / "x", options=LIMIT)
+    found = refresh(hurt, "math", config(**FEW), out=tmp_path / "x", options=LIMIT)
     assert (found.stopped, found.harmed, found.steps) == ("harmed", "qa", 2)
     assert "It stopped because qa fell." in found.sentences()
     assert "Harmed: qa -1.000" in " ".join(found.sentences())
 
 
 def test_the_former_score_is_read_from_the_run_that_trained_the_domain(tmp_path):
-    settings = config(strategy={"name": "sequential", "order": ["math", "code"], "steps": 1}).model_dump(mode="json")
+    settings = config(**FEW, strategy={"name": "sequential", "order": ["math", "code"], "steps": 1}).model_dump(
+        mode="json"
+    )
     settings["run"] |= {"dir": str(tmp_path), "name": "seq"}
     settings["domains"].pop("qa")
     run = train(parse_config(settings), "seq")

@@ -84,8 +84,22 @@ def restore(place, out=None, **kwargs):
 
 
 @pytest.fixture(scope="module")
-def found(place):
-    return restore(place, place["folder"] / "restored")
+def seen():
+    """The prompts of every evaluation of ``found``, in order."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def found(place, seen):
+    evaluate = rollback_file.evaluate
+
+    def spy(model, tokenizer, domains, plan, *rest):
+        seen.append({row["prompt"] for domain in domains for row in domain.evaluation})
+        return evaluate(model, tokenizer, domains, plan, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rollback_file, "evaluate", spy)
+        return restore(place, place["folder"] / "restored")
 
 
 def test_damage_finds_the_planted_weights_and_random_ones_do_not_help(place, found):
@@ -162,16 +176,7 @@ def test_the_same_call_reads_its_result_and_another_one_is_refused(place, found)
     assert data["sentences"] == list(found.sentences())
 
 
-def test_choosing_never_sees_a_held_out_row_and_controls_are_measured_once(place, monkeypatch):
-    seen = []
-    evaluate = rollback_file.evaluate
-
-    def spy(model, tokenizer, domains, plan, *rest):
-        seen.append({row["prompt"] for domain in domains for row in domain.evaluation})
-        return evaluate(model, tokenizer, domains, plan, *rest)
-
-    monkeypatch.setattr(rollback_file, "evaluate", spy)
-    found = restore(place)
+def test_choosing_never_sees_a_held_out_row_and_controls_are_measured_once(place, found, seen):
     subject = open_subject(place["folder"] / "config.yaml")
     held_out = {row["prompt"] for domain in subject.domains.values() for row in domain.evaluation}
     ends, search, report = seen[:2], seen[2 : 2 + len(found.tried)], seen[2 + len(found.tried) :]

@@ -91,7 +91,7 @@ def test_uniform_masks_prefer_no_tensor(place):
     """Over many draws every changed weight comes as often as any other."""
     edit, before, after = place
     names, total = list(changed_weights(edit)), dict.fromkeys(edit.names, 0)
-    draws, count = 60, 400
+    draws, count = 20, 400
     for mask in uniform_masks(edit, names, count, 3, draws):
         for name, part in held(mask, edit).items():
             total[name] += int(part.sum())

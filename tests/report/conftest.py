@@ -1,15 +1,12 @@
 """A synthetic run directory with the files, keys and noise of a real one, and headless Chromium where there is one."""
 
 import json
-import re
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
-from chromium import program
+from chromium import Chromium, program
 from gram_files import write_grams
 
 DOMAINS = ("math", "code", "qa", "writing")
@@ -150,27 +147,6 @@ def run_dir(tmp_path):
     return write_run(tmp_path / "mgs")
 
 
-class Browser:
-    """Headless Chromium: the document after its scripts ran, and what it wrote to the console."""
-
-    def __init__(self, program):
-        self.program = program
-
-    def load(self, page, profile):
-        """``page`` is a path or an address. Time is virtual: 20 seconds of the page's own clock pass."""
-        done = subprocess.run(
-            [
-                self.program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-                "--no-first-run", "--disable-background-networking", f"--user-data-dir={profile}",
-                "--enable-logging=stderr", "--v=0", "--virtual-time-budget=20000", "--dump-dom",
-                page if "://" in str(page) else Path(page).resolve().as_uri(),
-            ],
-            capture_output=True, timeout=90, check=True,
-        )  # fmt: skip
-        log = done.stderr.decode("utf-8", "replace")
-        return done.stdout.decode("utf-8", "replace"), re.findall(r"CONSOLE[:(].*", log)
-
-
 @pytest.fixture(scope="session")
 def chromium_command():
     command = program()
@@ -180,5 +156,13 @@ def chromium_command():
 
 
 @pytest.fixture(scope="session")
-def browser(chromium_command):
-    return Browser(chromium_command)
+def chromium(chromium_command, tmp_path_factory):
+    with Chromium(chromium_command, tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def browser(chromium):
+    """Headless Chromium with an empty page: one for all tests, for a start takes longer than most of them."""
+    chromium.new()
+    return chromium

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from chromium import Chromium
 from counterpoint.report import build, write_report, write_study_report
 from counterpoint.report.read import read_run
 from counterpoint.report.study import non_dominated, read_study
@@ -15,20 +14,37 @@ VISIBLE = "[...document.querySelectorAll('#samples article')].filter((item) => !
 
 
 @pytest.fixture
-def page(tmp_path, chromium_command):
-    with Chromium(chromium_command, tmp_path / "profile") as browser:
-        yield browser
-        assert browser.problems == []
+def page(browser):
+    yield browser
+    assert browser.problems == []
 
 
-def test_samples_are_filtered_by_domain_and_sorted_by_gain(run_dir, page):
-    path = run_dir / "samples.jsonl"
+@pytest.fixture(scope="module")
+def run(make_run, tmp_path_factory):
+    """A run whose samples differ in what they gained, and the page of its report."""
+    folder = make_run(tmp_path_factory.mktemp("runs") / "mgs")
+    path = folder / "samples.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rewards = {0: 0.25, 1: 1.0, 2: 0.5, 3: 0.0}
     for row in rows:
         row["reward"] = 0.5 if row["when"] == "before" else rewards[int(row["prompt"][-2])]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    page.open(write_report(run_dir).as_uri())
+    return read_run(folder), write_report(folder)
+
+
+@pytest.fixture
+def opened(run, chromium):
+    """That page, opened once for all: each test sets its own controls."""
+    address = run[1].as_uri()
+    if chromium.run("location.href") != address:
+        chromium.new()
+        chromium.open(address)
+    yield chromium
+    assert chromium.problems == []
+
+
+def test_samples_are_filtered_by_domain_and_sorted_by_gain(opened):
+    page = opened
     prompts = f"{VISIBLE}.map((item) => item.dataset.domain + item.querySelector('.prompt pre').textContent.at(-2))"
     assert page.run(prompts) == ["00", "01", "10", "11", "20", "21", "30", "31"]
     page.click("#sample-more")
@@ -45,9 +61,9 @@ def test_samples_are_filtered_by_domain_and_sorted_by_gain(run_dir, page):
     assert page.run(prompts) == ["00", "01", "10", "11", "20", "21", "30", "31"]
 
 
-def test_the_slider_moves_the_map_by_layer(run_dir, page):
-    page.open(write_report(run_dir).as_uri())
-    cosines = build([read_run(run_dir)])["cosines"]
+def test_the_slider_moves_the_map_by_layer(opened, run):
+    page, cosines = opened, build([run[0]])["cosines"]
+    page.set("#pair", "0")
     page.set("#window", "1")
     page.set("#moment", "0")
     shown = page.run("document.getElementById('module-time').data[0].z")
@@ -67,8 +83,8 @@ def test_the_slider_moves_the_map_by_layer(run_dir, page):
     assert page.run("document.getElementById('moment-text').textContent") == "steps 22 to 39"
 
 
-def test_chips_hide_a_domain_in_all_curves_and_the_pair_changes_the_map(run_dir, page):
-    page.open(write_report(run_dir).as_uri())
+def test_chips_hide_a_domain_in_all_curves_and_the_pair_changes_the_map(opened, run):
+    page, cosines = opened, build([run[0]])["cosines"]
     page.click('button[data-domain="1"]')
     hidden = "document.getElementById('{}').data.filter((trace) => trace.visible === false).map((trace) => trace.meta)"
     assert page.run(hidden.format("curve-reward")) == [1, 1]
@@ -76,7 +92,6 @@ def test_chips_hide_a_domain_in_all_curves_and_the_pair_changes_the_map(run_dir,
     assert page.run(hidden.format("cosine")) == []
     pressed = "[...document.querySelectorAll('button[data-domain=\"1\"]')].map((item) => item.ariaPressed)"
     assert set(page.run(pressed)) == {"false"}
-    cosines = build([read_run(run_dir)])["cosines"]
     page.set("#pair", "3")
     assert page.run("document.getElementById('module-steps').data[0].z") == cosines["cosine"][3]
 
@@ -100,24 +115,24 @@ def test_two_selectors_choose_the_pareto_plot(tmp_path, page):
     assert page.run("document.getElementById('study-pareto').data.length") == 0
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_nothing_is_wider_than_a_phone(tmp_path, run_dir, chromium_command, dark):
+def test_nothing_is_wider_than_a_phone(tmp_path, run_dir, page):
     write_recovery(run_dir, ("math", "code", "qa", "writing"))
     folder = write_study(tmp_path / "study")
-    with Chromium(chromium_command, tmp_path / "profile", width=375, height=800, dark=dark) as page:
-        for path in (write_report(run_dir), write_study_report(folder)):
-            page.open(path.as_uri())
+    page.resize(375, 800)
+    for path in (write_report(run_dir), write_study_report(folder)):
+        page.open(path.as_uri())
+        for dark in (False, True):
+            page.theme(dark)
             assert page.run("document.documentElement.scrollWidth") <= 375
             background = page.run("getComputedStyle(document.body).backgroundColor")
             assert (background == "rgb(21, 23, 27)") == dark
-        assert page.problems == []
 
 
-def test_a_table_that_is_wider_than_its_place_says_so(tmp_path, make_run, chromium_command):
-    page = write_report(make_run(tmp_path / "a"), compare=[make_run(tmp_path / "b", strategy="mixed")])
+def test_a_table_that_is_wider_than_its_place_says_so(tmp_path, make_run, page):
+    path = write_report(make_run(tmp_path / "a"), compare=[make_run(tmp_path / "b", strategy="mixed")])
     hint = "[...document.querySelectorAll('.scroll.wide')].map((box) => getComputedStyle(box, '::before').content)"
-    with Chromium(chromium_command, tmp_path / "profile", width=390, height=800) as phone:
-        phone.open(page.as_uri())
-        assert any("scroll sideways" in text for text in phone.run(hint))
-        phone.resize(1160, 900)
-        phone.wait(f"{hint}.length === 0")
+    page.resize(390, 800)
+    page.open(path.as_uri())
+    assert any("scroll sideways" in text for text in page.run(hint))
+    page.resize(*page.SIZE)
+    page.wait(f"{hint}.length === 0")

@@ -36,8 +36,8 @@ OPTIONS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
-def test_a_thousand_hostile_texts(name: str) -> None:
-    texts = hostile_texts(1_000, seed=1)
+def test_hundreds_of_hostile_texts(name: str) -> None:
+    texts = hostile_texts(400, seed=1)
     rewards = [build_reward(name, **options) for options in OPTIONS[name]]
     for index, text in enumerate(texts):
         row = ROWS[name][index % len(ROWS[name])]
@@ -47,9 +47,9 @@ def test_a_thousand_hostile_texts(name: str) -> None:
             assert 0.0 <= value <= 1.0, (text, row)
 
 
-def test_a_thousand_hostile_texts_read_as_numbers_and_answers() -> None:
+def test_hundreds_of_hostile_texts_read_as_numbers_and_answers() -> None:
     rewards = [build_reward("math", extraction=e) for e in ("auto", "gsm8k", "boxed", "plain", "last_number")]
-    for text in hostile_texts(1_000, seed=2):
+    for text in hostile_texts(400, seed=2):
         for number in (parse_number(text), parse_number(text, comma=True), last_number(text)):
             assert number is None or _is_exact(number), text
         for reward in rewards:
@@ -79,7 +79,7 @@ def test_no_letter_that_only_folds_to_a_label_is_one(text: str) -> None:
 
 
 def test_of_all_characters_only_the_label_itself_answers() -> None:
-    texts = [f"({chr(point)})" for point in (*range(0x3000), *range(0x3000, 0x110000, 61))]
+    texts = [f"({chr(point)})" for point in (*range(0x3000), *range(0x3000, 0x110000, 499))]
     options = {"label": list("AKS"), "text": ["one", "two", "three"]}
     values = build_reward("choice")(completions=texts, answer=["S"] * len(texts), choices=[options] * len(texts))
     assert [text for text, value in zip(texts, values, strict=True) if value] == ["(S)", "(s)"]

@@ -289,7 +289,7 @@ def rows_of(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["math", "instructions", "reasoning_gym", "code"])
-def test_hundreds_of_hostile_texts_make_no_reward_raise(name, monkeypatch):
+def test_many_hostile_texts_make_no_reward_raise(name, monkeypatch):
     if name == "instructions":
         pytest.importorskip("if_verifiable", reason="the extra 'instructions' is not installed")
     if name == "reasoning_gym" and not HAS_GYM:
@@ -303,7 +303,7 @@ def test_hundreds_of_hostile_texts_make_no_reward_raise(name, monkeypatch):
         if name == "math"
         else {}
     )
-    reward, rows, texts = build_reward(name, **options), rows_of(name), hostile_texts(400, seed=7)
+    reward, rows, texts = build_reward(name, **options), rows_of(name), hostile_texts(200, seed=7)
     columns = {key: [rows[i % len(rows)][key] for i in range(len(texts))] for key in rows[0]}
     rewards = reward(completions=texts, **columns)
     assert all(isinstance(value, float) and 0.0 <= value <= 1.0 for value in rewards)

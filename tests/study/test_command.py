@@ -2,14 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from commands import counterpoint
 from counterpoint.pocket.tokenizer import new_tokenizer
 from study.studies import base, write_study
 
@@ -34,13 +33,16 @@ def model(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _in_jobs(monkeypatch):
+    """What the processes of a study's jobs find: quiet, and these tests' rewards."""
+    for name, value in (QUIET | {"PYTHONPATH": os.pathsep.join([TESTS, *PYTHONPATH])}).items():
+        monkeypatch.setenv(name, value)
+
+
 def study(path, *arguments):
-    result = subprocess.run(
-        [sys.executable, "-m", "counterpoint", "study", str(path), "--dir", str(path.parent / "studies"), *arguments],
-        env=os.environ | QUIET | {"PYTHONPATH": os.pathsep.join([TESTS, *PYTHONPATH])},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    return result.returncode, result.stdout + result.stderr
+    done = counterpoint("study", path, "--dir", path.parent / "studies", *arguments)
+    return done.returncode, done.stdout + done.stderr
 
 
 def write(folder, model, rows, **changes):

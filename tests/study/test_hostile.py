@@ -106,4 +106,4 @@ def test_any_study_is_read_or_refused(tmp_path, monkeypatch):
         path.write_bytes(content)
         load_study(path).to_yaml().encode()
 
-    assert survey(attack) > 50
+    assert survey(attack) > 20

@@ -20,7 +20,7 @@ def settings(model, folder, domains):
         "model": str(model),
         "domains": domains,
         "training": {
-            "max_steps": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, "num_generations": 4,
+            "max_steps": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "num_generations": 4,
             "max_completion_length": 4, "gradient_checkpointing": False,
         },
         "evaluation": {"prompts": 2, "samples": 1, "greedy": False},
@@ -70,9 +70,8 @@ def test_a_run_fails_with_the_name_of_the_reward(name, tiny_model, tmp_path, rew
     assert RunDirectory.open(tmp_path / "run", write=False).state["status"] == "failed"
 
 
-@pytest.mark.parametrize("weight", [1e17, -1e17])
-def test_a_weight_that_makes_a_reward_too_large_is_told(weight, tiny_model, tmp_path):
-    written = domains({"name": "length", "weight": weight, "options": {"maximum": 3}})
+def test_a_weight_that_makes_a_reward_too_large_is_told(tiny_model, tmp_path):
+    written = domains({"name": "length", "weight": -1e17, "options": {"maximum": 3}})
     written["math"]["reward"] = [written["math"]["reward"], {"name": "length", "label": "b", "options": {"maximum": 3}}]
     train(parse_config(settings(tiny_model, tmp_path, domains=written)), "x")
     for unusable in (1e19, float("inf"), float("nan"), 10**400):

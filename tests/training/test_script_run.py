@@ -87,21 +87,21 @@ def test_routes_are_measured_on_the_runs_domains(script_run):
 
 
 def test_a_run_is_taken_up_and_never_overwritten(tiny_model, tiny_tokenizer, tmp_path):
-    build(tiny_model, tiny_tokenizer, tmp_path, max_steps=4, save_steps=2).train()
+    build(tiny_model, tiny_tokenizer, tmp_path, max_steps=3, save_steps=1).train()
     whole = RunDirectory.open(tmp_path / "mine", write=False).lines("evals.jsonl")
     with pytest.raises(RunError, match="already"):
-        build(tiny_model, tiny_tokenizer, tmp_path, max_steps=4, save_steps=2).train()
+        build(tiny_model, tiny_tokenizer, tmp_path, max_steps=3, save_steps=1).train()
     (tmp_path / "again").mkdir()
-    build(tiny_model, tiny_tokenizer, tmp_path / "again", max_steps=4, save_steps=2)
+    build(tiny_model, tiny_tokenizer, tmp_path / "again", max_steps=3, save_steps=1)
 
     class Killed(Exception):
         pass
 
-    trainer = build(tiny_model, tiny_tokenizer, tmp_path / "again", max_steps=4, save_steps=2)
+    trainer = build(tiny_model, tiny_tokenizer, tmp_path / "again", max_steps=3, save_steps=1)
     step = trainer.training_step
 
     def dies(*args, **kwargs):
-        if trainer.state.global_step == 3:
+        if trainer.state.global_step == 2:
             raise Killed
         return step(*args, **kwargs)
 
@@ -109,10 +109,10 @@ def test_a_run_is_taken_up_and_never_overwritten(tiny_model, tiny_tokenizer, tmp
     with pytest.raises(Killed):
         trainer.train()
     assert RunDirectory.open(tmp_path / "again" / "mine", write=False).state["status"] == "failed"
-    build(tiny_model, tiny_tokenizer, tmp_path / "again", max_steps=4, save_steps=2).train(resume_from_checkpoint=True)
+    build(tiny_model, tiny_tokenizer, tmp_path / "again", max_steps=3, save_steps=1).train(resume_from_checkpoint=True)
     run = RunDirectory.open(tmp_path / "again" / "mine", write=False)
     assert run.state["status"] == "done"
-    assert [line["step"] for line in run.lines("metrics.jsonl")] == [1, 2, 3, 4]
+    assert [line["step"] for line in run.lines("metrics.jsonl")] == [1, 2, 3]
     assert [line["scores"] for line in run.lines("evals.jsonl")] == [line["scores"] for line in whole]
 
 

@@ -52,13 +52,12 @@ def test_mixed_gives_trls_own_gradient_under_every_setting_that_is_allowed(
 ):
     domains = ["math"] if value in PER_DOMAIN else list(DATA)
     rewards = {name: [REWARDS[name], shortness] for name in domains}
-    data, settings = {name: DATA[name] for name in domains}, {key: value, "max_steps": 2}
+    data, settings = {name: DATA[name] for name in domains}, {key: value, "max_steps": 1}
     trainer, ours = train_ours(tiny_model, tiny_tokenizer, tmp_path / "ours", data=data, rewards=rewards, **settings)
     reference = train_trl(tiny_model, tiny_tokenizer, tmp_path / "trl", trainer, rewards, **settings)
-    assert len(ours) == len(reference) == 2
-    for mine, theirs in zip(ours, reference, strict=True):
-        assert total_norm(theirs) > 1e-3
-        assert relative_error(mine, theirs) < 1e-6
+    (mine,), (theirs,) = ours, reference
+    assert total_norm(theirs) > 1e-3
+    assert relative_error(mine, theirs) < 1e-6
 
 
 @pytest.mark.parametrize("value", PER_DOMAIN)
@@ -94,8 +93,8 @@ def test_mixed_stays_trls_gradient_under_other_settings(overrides, tiny_model, t
 
 
 def test_surgery_differs_from_trl_so_the_comparison_can_fail(tiny_model, tiny_tokenizer, tmp_path):
-    trainer, ours = train_ours(tiny_model, tiny_tokenizer, tmp_path / "ours", strategy="mgs")
-    reference = train_trl(tiny_model, tiny_tokenizer, tmp_path / "trl", trainer)
+    trainer, ours = train_ours(tiny_model, tiny_tokenizer, tmp_path / "ours", strategy="mgs", max_steps=1)
+    reference = train_trl(tiny_model, tiny_tokenizer, tmp_path / "trl", trainer, max_steps=1)
     assert relative_error(ours[0], reference[0]) > 1e-4
     assert trainer.last_record is not None
     assert (trainer.last_record.weights_GD != 1).any()
@@ -103,7 +102,7 @@ def test_surgery_differs_from_trl_so_the_comparison_can_fail(tiny_model, tiny_to
 
 def test_one_domain_alone_is_trl_whatever_the_strategy(tiny_model, tiny_tokenizer, tmp_path):
     alone, reward = {"math": DATA["math"]}, {"math": REWARDS["math"]}
-    _, surgery = train_ours(tiny_model, tiny_tokenizer, tmp_path / "a", "mgs", alone, reward)
-    _, plain = train_ours(tiny_model, tiny_tokenizer, tmp_path / "b", "mixed", alone, reward)
+    _, surgery = train_ours(tiny_model, tiny_tokenizer, tmp_path / "a", "mgs", alone, reward, max_steps=2)
+    _, plain = train_ours(tiny_model, tiny_tokenizer, tmp_path / "b", "mixed", alone, reward, max_steps=2)
     for mine, theirs in zip(surgery, plain, strict=True):
         assert relative_error(mine, theirs) == 0

@@ -12,7 +12,6 @@ import torch
 import trainer_ranks
 from ranks_helper import run_ranks
 from trainer_ranks import (
-    CASES,
     HYBRID_CASES,
     LAUNCHED_CASES,
     SHARDED_CASES,
@@ -53,9 +52,20 @@ def launched(tiny_model, tmp_path_factory):
     return [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in range(2)]
 
 
+class Alone(dict):
+    """The cases on one process, each trained when it is first asked for."""
+
+    def __init__(self, *places):
+        self._places = places
+
+    def __missing__(self, name):
+        self |= train_cases(*self._places, [name])
+        return self[name]
+
+
 @pytest.fixture(scope="module")
 def alone(tiny_model, tmp_path_factory):
-    return train_cases(str(tiny_model), tmp_path_factory.mktemp("alone"), list(CASES))
+    return Alone(str(tiny_model), tmp_path_factory.mktemp("alone"))
 
 
 @pytest.fixture(scope="module")

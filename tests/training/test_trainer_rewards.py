@@ -56,13 +56,20 @@ class Rewarded(DomainGRPOTrainer):
         return rewards_BF
 
 
-def train(model, folder, rewards, processing_classes=None, **settings):
+def build(model, folder, rewards, processing_classes=None, **settings):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         args = grpo_args(folder, **{"max_steps": 1} | settings)
         tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
         trainer = Rewarded(model, rewards, args, DATA, None, tokenizer, processing_classes)
-        trainer.seen = []
+    trainer.seen = []
+    return trainer
+
+
+def train(model, folder, rewards, **settings):
+    trainer = build(model, folder, rewards, **settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         trainer.train()
     return trainer
 
@@ -141,13 +148,16 @@ def test_processing_classes_are_given_as_the_rewards_are(classifier, tiny_model,
     tokenizer = AutoTokenizer.from_pretrained(classifier)
     rewards = {"math": digits, "code": {"kind": letters, "liked": classifier}}
     for given in ({"code": {"liked": tokenizer}}, {"code": [None, tokenizer]}, [None, None, tokenizer]):
-        trainer = train(str(tiny_model), tmp_path, rewards, given)
+        trainer = build(str(tiny_model), tmp_path, rewards, given)
         assert trainer.reward_processing_classes == [None, None, tokenizer]
-        check(trainer, classifier, {2: "code"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.train()
+    check(trainer, classifier, {2: "code"})
     with pytest.raises(RewardError, match=r"reward_processing_classes\['code'\]: 1 for 2 rewards"):
-        train(str(tiny_model), tmp_path, rewards, {"code": [tokenizer]})
+        build(str(tiny_model), tmp_path, rewards, {"code": [tokenizer]})
     with pytest.raises(RewardError, match="reward_processing_classes: 'maths' is no domain"):
-        train(str(tiny_model), tmp_path, rewards, {"maths": tokenizer})
+        build(str(tiny_model), tmp_path, rewards, {"maths": tokenizer})
 
 
 def on_two_ranks(model, classifier, folder):

@@ -2,6 +2,7 @@
 
 import json
 import random
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -44,7 +45,7 @@ class Killer:
             raise Killed
 
 
-def settings(model, folder, name, **recovery):
+def settings(model, folder, name, steps=6, **recovery):
     training = {
         "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": 2,
@@ -57,7 +58,7 @@ def settings(model, folder, name, **recovery):
     return parse_config(
         {
             "model": str(model),
-            "strategy": {"name": "sequential", "order": ["math", "code"], "steps": 6},
+            "strategy": {"name": "sequential", "order": ["math", "code"], "steps": steps},
             "domains": {"math": {"source": "pocket"}, "code": {"source": "pocket"}},
             "training": training,
             "evaluation": {"prompts": PROMPTS, "samples": 1, "greedy": False, "before": False},
@@ -67,8 +68,8 @@ def settings(model, folder, name, **recovery):
     )
 
 
-@pytest.fixture
-def planted(monkeypatch):
+@contextmanager
+def planted():
     """Math scores 0.9 everywhere but at step 4 of the code stage, and at the first look of its refresh."""
     make = Evaluations.make
 
@@ -83,7 +84,9 @@ def planted(monkeypatch):
             found.append(replace(score, scores=scores, mean=sum(scores) / PROMPTS))
         return found
 
-    monkeypatch.setattr(Evaluations, "make", planted_scores)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Evaluations, "make", planted_scores)
+        yield
 
 
 def lines(run, name):
@@ -103,10 +106,12 @@ EXPECTED = [
 ]
 
 
-@pytest.fixture
-def whole(planted, tiny_model, tmp_path):
+@pytest.fixture(scope="module")
+def whole(tiny_model, tmp_path_factory):
     said = Killer(None)
-    return train(settings(tiny_model, tmp_path / "whole", "run"), "x", said), said.said
+    with planted():
+        run = train(settings(tiny_model, tmp_path_factory.mktemp("whole"), "run"), "x", said)
+    return run, said.said
 
 
 def test_a_planted_fall_is_refreshed_and_recorded(whole):
@@ -138,16 +143,16 @@ def test_the_interrupted_stage_goes_on_with_its_schedule_and_its_optimizer(whole
 
 
 def test_without_a_fall_the_run_is_the_one_that_nobody_watches(tiny_model, tmp_path):
-    watched = train(settings(tiny_model, tmp_path, "watched", level=1e-9), "x")
-    plain = train(settings(tiny_model, tmp_path, "plain", watch=False), "x")
+    watched = train(settings(tiny_model, tmp_path, "watched", steps=3, level=1e-9), "x")
+    plain = train(settings(tiny_model, tmp_path, "plain", steps=3, watch=False), "x")
     assert (
         [s[:4] for s in stages(watched)]
-        == [("train", "math", 0, 6), ("train", "code", 6, 12)]
+        == [("train", "math", 0, 3), ("train", "code", 3, 6)]
         == [s[:4] for s in stages(plain)]
     )
     assert lines(watched, "metrics.jsonl") == lines(plain, "metrics.jsonl")
-    assert watched.state["watch"]["refreshes"] == 0
-    last = "checkpoints/step-12/model.safetensors"
+    assert (watched.state["watch"]["tests"], watched.state["watch"]["refreshes"]) == (2, 0)
+    last = "checkpoints/step-6/model.safetensors"
     assert (watched.path / last).read_bytes() == (plain.path / last).read_bytes()
 
 
@@ -155,9 +160,10 @@ def test_without_a_fall_the_run_is_the_one_that_nobody_watches(tiny_model, tmp_p
 @pytest.mark.parametrize("step", [10, 13, 15])
 def test_a_killed_watched_run_takes_the_same_way(step, whole, tiny_model, tmp_path):
     run, _ = whole
-    with pytest.raises(Killed):
-        train(settings(tiny_model, tmp_path / "killed", "run"), "x", Killer(step))
-    killed = resume(tmp_path / "killed" / "run")
+    with planted():
+        with pytest.raises(Killed):
+            train(settings(tiny_model, tmp_path / "killed", "run"), "x", Killer(step))
+        killed = resume(tmp_path / "killed" / "run")
     assert stages(killed) == EXPECTED
     for name in ("metrics.jsonl", "evals.jsonl"):
         assert lines(killed, name) == lines(run, name), name

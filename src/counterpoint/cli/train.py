@@ -50,9 +50,9 @@ def train(
         if resume is not None and config is None:
             _resume(resume, overrides or (), reporter)
         elif config is not None and resume is None:
+            loaded = load(config, overrides)  # a mistake is told before what takes seconds to import
             from counterpoint.engine import train as train_run
 
-            loaded = load(config, overrides)
             _tell(train_run(loaded, loaded.run.name or config.stem, reporter), reporter)
         else:
             raise ConfigError("Give either a configuration file or --resume RUN, not both and not neither.")
