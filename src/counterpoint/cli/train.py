@@ -12,6 +12,7 @@ from counterpoint.errors import ConfigError
 if TYPE_CHECKING:
     from counterpoint.cli._console import ConsoleReporter
     from counterpoint.runs import RunDirectory
+    from counterpoint.runs.run import Run
     from counterpoint.tables import Cell, Table
 
 STRATEGIES = ("mixed", "mgs")
@@ -75,19 +76,25 @@ def _resume(path: Path, longer: "Sequence[str]", reporter: "ConsoleReporter") ->
 def _tell(run: "RunDirectory", reporter: "ConsoleReporter") -> None:
     """Prints a run's table, what each domain weighed, what fell since its own stage, and the path of its report."""
     from counterpoint.runs.run import Run
-    from counterpoint.runs.weights import mean_weights
 
     if reporter.speaks:
         reporter.console.print(run_table([run]))
         opened = Run.open(run.path)
-        weighed = mean_weights(opened.metrics)
-        if weights := weights_table(opened.domains, weighed):
-            reporter.console.print(weights)
-        if advice := weights_advice(run.config_path, weighed):
-            reporter.message(advice)
+        _tell_weights(opened, run.config_path, reporter)
         if verdict := opened.verdict():
             reporter.message(verdict)
         reporter.report(run.path)
+
+
+def _tell_weights(run: "Run", config: Path, reporter: "ConsoleReporter") -> None:
+    """Prints what each domain weighed, and what to do where that is far from its share."""
+    from counterpoint.runs.weights import mean_weights
+
+    weighed = mean_weights(run.metrics)
+    if weights := weights_table(run.domains, weighed):
+        reporter.console.print(weights)
+    if advice := weights_advice(config, weighed):
+        reporter.message(advice)
 
 
 def weights_table(domains: "Sequence[str]", found: "Mapping[str, Mapping[str, float]]") -> "Table | None":
@@ -187,6 +194,7 @@ def demo(
     from counterpoint.cli._console import progress, quiet_libraries
     from counterpoint.config import parse_config
     from counterpoint.report import write_report
+    from counterpoint.runs.run import Run
 
     quiet_libraries(offline=True)
     from counterpoint.engine import train
@@ -198,7 +206,9 @@ def demo(
         with progress(label=strategy) as reporter:
             runs.append(train(parse_config(demo_settings(strategy, steps, prompts, folder)), strategy, reporter))
     reporter.console.print(run_table(runs))
-    typer.echo("One seed of a toy model: it shows that the tool works, not which strategy is better.")
+    typer.echo(f"\n{STRATEGIES[0]}, which is TRL's own gradient, has given every domain a quarter of the prompts.")
+    _tell_weights(Run.open(runs[0].path), runs[0].config_path, reporter)
+    typer.echo("\nOne seed of a toy model: it shows that the tool works, not which strategy is better.")
     typer.echo(f"Report: {write_report(runs[-1].path, compare=[run.path for run in runs[:-1]])}")
 
 
