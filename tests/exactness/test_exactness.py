@@ -23,10 +23,10 @@ QUICK = {
     2: {"float64": [name for name, case in (CASES | COMMAND_PLANTED).items() if case.ranks[0] <= 2]},
 }
 SLOW = {
-    1: {"float32": ONE},
+    1: {"float32": [f"alone, {kind}" for kind in ("accumulation", "experts", "LoRA", "compiled", "bfloat16")]},
     2: {"float32": ["ddp", "averaged", "fsdp2", "tensor parallel"], "float64": TWO},
     4: {
-        "float32": ["averaged", "fsdp2", "hsdp"],
+        "float32": ["hsdp"],
         "float64": [*FOUR, "copies counted", *(name for name, case in VARIANTS.items() if case.ranks[0] == 4)],
     },
 }

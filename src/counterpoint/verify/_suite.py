@@ -1,5 +1,6 @@
 """Trains every case as a user's loop would, and says how far it is from the truth on all ranks together."""
 
+import functools
 import math
 import sys
 import time
@@ -13,7 +14,7 @@ from ..errors import ConfigError, nearest
 from ..surgery import GROUPINGS, Context, Record, Surgeon, Weighting
 from ..surgery._passes.shards import is_dtensor
 from ._cases import CASES, FACTOR, PLANTED, Case, Spread, Tolerances
-from ._model import Plan, build_model, named_trainable, policy_loss
+from ._model import ModelSpec, Plan, build_model, named_trainable, policy_loss
 from ._world import World
 
 FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, AssertionError, ImportError)
@@ -114,8 +115,7 @@ def measure(case: Case, world: World) -> Errors:
     spread = case.spread(build_model(case.model, world.dtype, world.device), world)
     plan = replace(case.plan, shards=spread.shards)
     found = follow(spread, plan, world.device)
-    alone = Spread(case.reference(build_model(case.model, torch.float64, world.device)), range(spread.shards))
-    right = follow(alone, Plan(**vars(plan)), world.device)  # without the bug that a plan may have
+    right = _alone(case.reference, case.model, Plan(**vars(plan)), world.device)  # without the bug that a plan may have
     conflict = any(record.weights_GD.ne(1).any() for record in right.records)
     assert conflict or plan.domains == 1, "without a conflict nothing but the plain sum is tested"
     kept = [tensor for record in found.records for tensor in (record.weights_GD, record.gram_UDD)]
@@ -127,6 +127,12 @@ def measure(case: Case, world: World) -> Errors:
         "parameters": _distance(found.end, right.end, right.start),
         "copies": _copies_that_differ([*found.end.values(), *kept], world),
     }
+
+
+@functools.lru_cache(maxsize=16)
+def _alone(reference: Callable[[nn.Module], nn.Module], model: ModelSpec, plan: Plan, device: torch.device) -> Trace:
+    """What one process with the data of all ranks comes to; cases of one model and one plan share it."""
+    return follow(Spread(reference(build_model(model, torch.float64, device)), range(plan.shards)), plan, device)
 
 
 def follow(spread: Spread, plan: Plan, device: torch.device) -> Trace:
