@@ -119,8 +119,9 @@ def test_too_few_scored_prompts_are_refused(monkeypatch):
     few = Rollouts("math", (Rollout(0, (1,), (2,), 1.0, 0.0),))
     module = sys.modules["counterpoint.diagnosis.subject"]
     monkeypatch.setattr(module, "sample_rollouts", lambda *_, **__: few)
-    monkeypatch.setattr(module, "_sampling", lambda *_: None)
-    subject = SimpleNamespace(domains={"math": None}, config=None, model=None, tokenizer=None)
+    monkeypatch.setattr(module, "_sampling", lambda *_: Sampling())
+    config = SimpleNamespace(domains={"math": SimpleNamespace(training=SimpleNamespace(own={}))})
+    subject = SimpleNamespace(domains={"math": None}, config=config, model=None, tokenizer=None)
     with pytest.raises(CounterpointError, match="completions of 1 prompt, and at least 2 are needed"):
         module.completions_for(subject, prompts=2, samples=1)
 

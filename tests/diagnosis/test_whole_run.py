@@ -267,7 +267,7 @@ def checkpoints(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("given")
     text = (run / "config.yaml").read_text()
     (folder / "mine.yaml").write_text(
-        text.replace("max_completion_length", "per_device_train_batch_size: 7\n  max_completion_length")
+        text.replace("\n  max_completion_length", "\n  per_device_train_batch_size: 7\n  max_completion_length")
     )
     steps = [run / "checkpoints" / f"step-{STEPS * i}" for i in (1, 2)]
     found = diagnose_checkpoints(
