@@ -351,6 +351,7 @@ def test_starved_seeds_are_counted_and_compared(tmp_path):
     assert planned.verdict == "better"
     assert planned.change.value == pytest.approx(-7 / 8)
     assert "7 of 8" in result.to_markdown()
+    assert not any("seeds would see" in sentence for sentence in result.verdicts)
     assert of_plain(StudyResult, json.loads(json.dumps(result.to_dict()))) == result
 
 

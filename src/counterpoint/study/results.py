@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from counterpoint.disk import write_text
 from counterpoint.results import Result
 from counterpoint.stats import Estimate
-from counterpoint.study.schema import AVERAGE, WORST
+from counterpoint.study.schema import AVERAGE, STARVED, WORST
 from counterpoint.study.statistics import POWER, Verdict
 from counterpoint.tables import Cell, Table
 
@@ -72,7 +72,7 @@ class Planned:
             return f"{named}: not compared yet, two seeds of both are needed."
         limits = f" [{self.change.low:+.3f}, {self.change.high:+.3f}]" if math.isfinite(self.change.low) else ""
         found = f"{named}: {self.change.value:+.3f}{limits}, {self.verdict}"
-        if self.verdict != "not decided" or not self.spread:
+        if self.verdict != "not decided" or not self.spread or self.measure == STARVED:
             return f"{found}."
         if self.power is not None and self.power >= POWER:
             return f"{found}, though a difference of {worth:g} is seen with a chance of {self.power:.2f}."

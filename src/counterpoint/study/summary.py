@@ -199,7 +199,7 @@ def _row(study: Study, name: str, by_row: Mapping[str, Outcomes], records: Seque
         scores=_scores_once(study, found[None]) if None in found else _scores_by_seed(study, found),
         difference=_changes(study, found, by_row[reference]) if name in study.compared else None,
         difference_of=_changes(study, found, by_row[of]) if of is not None else None,
-        worst=_worst(study, found, by_row[reference] if name in study.compared else {}),
+        worst=None if None in found else _worst(study, found, by_row[reference] if name in study.compared else {}),
         forgetting=_forgetting(study, found),
         rigidity=_rigidity(study, found, by_row),
         cost=Cost(
