@@ -48,8 +48,10 @@ def test_short_examples_run_to_a_report(name, tmp_path):
 def test_the_demo_prints_its_table_and_a_report(tmp_path):
     output = told("demo", "--steps", 2, "--prompts", 2, "--dir", tmp_path / "demo")
     table = [line for line in output.splitlines() if line.startswith("│")]
-    assert [row.split()[1] for row in table] == ["math", "code", "qa", "writing", "average"]
+    domains = ["math", "code", "qa", "writing"]
+    assert [row.split()[1] for row in table] == [*domains, "average", *domains]
     assert all(row.count("[") == 3 for row in table[:4])  # before, mixed and mgs, each with an interval
+    assert all(row.split("│")[2].strip() == "25" for row in table[5:])  # the share of prompts; then what came of it
     report = Path(output.rsplit("Report: ", 1)[1].strip())
     assert report == tmp_path / "demo" / "mgs" / "report.html"
     assert report.exists()
