@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint.runs.run import Run
+from counterpoint.runs.weights import means_of
 
 Lines = Sequence[dict[str, Any]]
 PERMUTATIONS = 2000
@@ -23,12 +24,7 @@ PERMUTATIONS = 2000
 
 def means(lines: Lines, prefix: str) -> dict[str, float]:
     """Domain -> mean of ``prefix/DOMAIN`` over the steps that have it."""
-    found: dict[str, list[float]] = {}
-    for line in lines:
-        for key, value in line.items():
-            if key.startswith(f"{prefix}/") and value is not None and "|" not in key:
-                found.setdefault(key.removeprefix(f"{prefix}/"), []).append(value)
-    return {name: statistics.fmean(values) for name, values in found.items()}
+    return means_of([prefix], lines)[prefix]
 
 
 def gains(lines: Lines) -> dict[str, float]:

@@ -1,13 +1,14 @@
 """The dial: what the two domains want, and what tells their prompts apart."""
 
 import random
+from typing import get_args
 
 import pytest
 
 from counterpoint.config import PocketSource
 from counterpoint.domains.sources import read_pocket_test, read_source
 from counterpoint.errors import DomainError
-from counterpoint.pocket.dial import CUES, DIAL, pocket_task
+from counterpoint.pocket.dial import DIAL, Cue, pocket_task
 from counterpoint.rewards import build_reward
 
 
@@ -29,7 +30,7 @@ def test_without_a_cue_the_same_prompt_is_in_both():
     assert {prompt.split("+")[1][0] for prompt in short} == {prompt.split("+")[1][0] for prompt in long}
 
 
-@pytest.mark.parametrize("cue", CUES)
+@pytest.mark.parametrize("cue", get_args(Cue))
 @pytest.mark.parametrize("length", [10, 20, 40])
 @pytest.mark.parametrize("name", DIAL)
 def test_gold_answers_are_worth_1_and_those_of_the_other_domain_little(name, length, cue):

@@ -59,6 +59,13 @@ class MixedRows(list[dict[str, Any]]):
         super().__init__(rows)
         self.shares = dict(shares)
 
+    def by_source(self) -> dict[str, list[int]]:
+        """Source -> the places of its rows, in the order of the shares."""
+        places: dict[str, list[int]] = {source: [] for source in self.shares}
+        for place, row in enumerate(self):
+            places[row[SOURCE_COLUMN]].append(place)
+        return places
+
 
 class MixedStream:
     """An endless order of the rows of one domain in which every source has its share.
@@ -76,9 +83,7 @@ class MixedStream:
     def __init__(self, rows: MixedRows, seed: int, name: str, shuffle: bool = True) -> None:
         self.seed, self.name, self.shuffle = seed, name, shuffle
         self._quotas = Quotas(rows.shares, 1, "carry")
-        by_source: dict[str, list[int]] = {source: [] for source in rows.shares}
-        for index, row in enumerate(rows):
-            by_source[row[SOURCE_COLUMN]].append(index)
+        by_source = rows.by_source()
         self._rows = list(by_source.values())
         self._streams = [
             DomainStream(len(own), seed, f"{name}\n{source}", shuffle) for source, own in by_source.items()
@@ -148,10 +153,8 @@ class QuotaSampler:
         shuffle: bool = True,
         mixed: Mapping[str, MixedRows] | None = None,
     ) -> None:
-        if set(sizes) != set(shares):
-            raise DomainError(f"Shares are given for {sorted(shares)}, but the domains are {sorted(sizes)}.")
-        shares = {name: shares[name] for name in sizes}
         self.domains = tuple(sizes)
+        shares = self._in_order(shares)
         own = num_generations if isinstance(num_generations, Mapping) else dict.fromkeys(sizes, num_generations)
         self.generations = [own[name] for name in sizes]
         batch = (rows_per_device, accumulation, steps_per_generation or accumulation, iterations, world)
@@ -178,11 +181,14 @@ class QuotaSampler:
         Raises:
             DomainError: shares of other domains, or some that a step cannot hold, naming what would do.
         """
-        if set(shares) != set(self.domains):
-            raise DomainError(f"Shares are given for {sorted(shares)}, but the domains are {sorted(self.domains)}.")
-        shares = {name: shares[name] for name in self.domains}
+        shares = self._in_order(shares)
         _check_shares(shares, self.geometry, self._rule)
         self.quotas.change(quota_step, shares)
+
+    def _in_order(self, shares: Mapping[str, float]) -> dict[str, float]:
+        if set(shares) != set(self.domains):
+            raise DomainError(f"Shares are given for {sorted(shares)}, but the domains are {sorted(self.domains)}.")
+        return {name: shares[name] for name in self.domains}
 
     @property
     def steps_per_epoch(self) -> int:

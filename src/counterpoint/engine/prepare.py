@@ -57,8 +57,7 @@ def check_config(config: Config) -> list[str]:
         args = grpo_config(config, "unused", rehearse=True)
         check_args(args)
         check_devices(args)
-        args.balance, args.dynamic_sampling = config.balance.spec, config.dynamic_sampling
-        balance_for(args, args.balance)
+        balance_for(args, config.balance.spec)
         check_dynamic_sampling(args.dynamic_sampling, args)
         check_per_domain(args, _own_of_domains(config))
         check_shares(config, args, dict.fromkeys(config.domains, 1))
@@ -144,6 +143,7 @@ def grpo_config(
         raise ConfigError("\n".join(problems))
     training = config.training if max_steps is None else config.training | {"max_steps": max_steps}
     args = build_config(_own_settings(config, output_dir), training, rehearse=rehearse)
+    args.balance, args.dynamic_sampling = config.balance.spec, config.dynamic_sampling
     args.per_domain = _own_of_domains(config)
     return args
 
@@ -192,7 +192,6 @@ def build_trainer(plan: Plan, run: RunDirectory, stage: Stage, start: Path | Non
     args = grpo_config(config, str(run.trl_folder(stage.index)), stage.num_steps)
     args.run_name = run.path.name
     args.strategy, args.share_rule = config.strategy.within_a_stage, config.share_rule
-    args.balance, args.dynamic_sampling = config.balance.spec, config.dynamic_sampling
     args.schedule = plain_schedule(config.schedule)
     args.curriculum = None if config.curriculum is None else config.curriculum.model_dump()
     args.shares = {domain.name: domain.share for domain in domains}

@@ -214,15 +214,22 @@ def rollout_engine(trainer: Any) -> Engine | None:
             "repetition_penalty": sampling.repetition_penalty,
             "max_completion_length": sampling.max_new_tokens,
         }
-        before = {name: getattr(vllm, name) for name in settings}
-        vars(vllm).update(settings)
-        try:
+        with replaced(vllm, settings):
             completion_ids, _ = trainer._generate_single_turn(prompt_ids, None, {}, 1)
-        finally:
-            vars(vllm).update(before)
         return [list(ids) for ids in completion_ids]
 
     return complete
+
+
+@contextmanager
+def replaced(holder: Any, values: Mapping[str, Any]) -> Iterator[None]:
+    """Other values of some attributes of ``holder``, put back at the end."""
+    before = {name: getattr(holder, name) for name in values}
+    vars(holder).update(values)
+    try:
+        yield
+    finally:
+        vars(holder).update(before)
 
 
 @contextmanager

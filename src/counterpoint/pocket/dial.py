@@ -13,7 +13,7 @@ tokens; the size of a step and of the shared capacity (``model.lora.r``) are set
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Final, Literal, get_args
+from typing import Any, ClassVar, Final, Literal
 
 from counterpoint.errors import DomainError
 from counterpoint.pocket.tasks import TASKS, Task, Writing
@@ -95,6 +95,3 @@ def pocket_task(name: str, cue: Cue | None = None, length: int | None = None) ->
             f"the pocket task {name!r} has no {' and no '.join(given)}; only {' and '.join(DIAL)} have. Remove it."
         )
     return replace(task, **given) if given and isinstance(task, LengthTask) else task
-
-
-CUES: Final = get_args(Cue)

@@ -63,6 +63,11 @@ class DomainRows:
         return {name: len(rows) for name, rows in self.rows.items()}
 
     @property
+    def pictured(self) -> str | None:
+        """A domain whose prompts have images, where any has."""
+        return next((name for name, rows in self.rows.items() if _has_images(rows)), None)
+
+    @property
     def mixed(self) -> dict[str, MixedRows]:
         """The rows of those domains whose sources have shares."""
         return {name: rows for name, rows in self.rows.items() if isinstance(rows, MixedRows)}
@@ -133,7 +138,7 @@ def combine_domains(
             raise DomainError(f"{here}: {_stream(domain_rows)}")
         if len(domain_rows) == 0:
             raise DomainError(f"{here}: the domain has no rows. Give it some or leave it out.")
-        pictured[bool({"image", "images"} & {*domain_rows[0]})] = name
+        pictured[_has_images(domain_rows)] = name
         # all rows of a Dataset have the same columns and types, and reading one may decode an image
         for i, row in enumerate([domain_rows[0]] if isinstance(domain_rows, Dataset) else domain_rows):
             if needs_prompt and "prompt" not in row:
@@ -175,6 +180,10 @@ def held_out_rows(data: Any, where: str, domains: Sequence[str], *, any_domain: 
     if unknown := sorted(set(rows.domains) - set(domains)):
         raise DomainError(f"{where}: {unknown[0]!r} is no domain of train_dataset; {nearest(unknown[0], domains)}")
     return rows
+
+
+def _has_images(rows: Rows) -> bool:
+    return bool({"image", "images"} & {*rows[0]})
 
 
 def _stream(data: Any) -> str:

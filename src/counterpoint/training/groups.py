@@ -41,9 +41,3 @@ def advantages(total_B: torch.Tensor, size: int, *, scaled: bool) -> torch.Tenso
     if scaled:
         centred = centred / (trl_nanstd(groups, dim=1).unsqueeze(1) + EPSILON)
     return centred.flatten().nan_to_num(nan=0.0)
-
-
-def is_even(total_B: torch.Tensor, size: int) -> torch.Tensor:
-    """True ``[B]`` where TRL counts the row's group as one without a spread."""
-    spread = trl_nanstd(total_B.view(-1, size), dim=1)
-    return torch.isclose(spread, torch.zeros_like(spread)).repeat_interleave(size)

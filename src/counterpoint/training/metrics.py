@@ -55,6 +55,12 @@ def teaching_rows(total_B: torch.Tensor, num_generations: int) -> torch.Tensor:
     return ~(equal_P | unknown_P).repeat_interleave(num_generations)
 
 
+def equal_rows(total_B: torch.Tensor, num_generations: int) -> torch.Tensor:
+    """True ``[B]`` where the scored completions of the row's prompt have one reward, as TRL counts them."""
+    equal_P, _ = _equal(total_B, num_generations)
+    return equal_P.repeat_interleave(num_generations)
+
+
 def zero_advantage_share(total_B: torch.Tensor, num_generations: int) -> float:
     """Share of prompts whose completions all have the same reward, so that they teach nothing."""
     if num_generations == 1:

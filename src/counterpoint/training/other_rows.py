@@ -6,6 +6,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from counterpoint.evaluation.sampling import replaced
 from counterpoint.training.batches import DomainRows, held_out_rows
 
 
@@ -38,9 +39,6 @@ class OtherRows:
     @contextmanager
     def _other_rows(self, data: Any, where: str) -> Iterator[Dataset | None]:
         """Full rows of ``data`` while TRL iterates the index that this gives."""
-        before = self.eval_rows
-        self.eval_rows = before if data is None else self._held_out_rows(data, where)
-        try:
-            yield None if data is None or self.eval_rows is None else self.eval_rows.index
-        finally:
-            self.eval_rows = before
+        rows = None if data is None else self._held_out_rows(data, where)
+        with replaced(self, {} if rows is None else {"eval_rows": rows}):
+            yield None if rows is None else rows.index

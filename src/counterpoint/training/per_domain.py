@@ -7,18 +7,19 @@ as sharded models need it: one without rows of a kind takes its first row instea
 
 import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from trl import GRPOTrainer
 
+from counterpoint.evaluation.sampling import replaced
 from counterpoint.evaluation.stopping import stop_length
 from counterpoint.training.batches import DOMAIN_KEY, Buffer, domain_of, total_rewards
 from counterpoint.training.domain_settings import DomainSettings, SettingsByDomain, check_per_domain, check_rollouts
-from counterpoint.training.groups import advantages, by_size, group_ids, is_even
+from counterpoint.training.groups import advantages, by_size, group_ids
 from counterpoint.training.heads import add_temperatures
-from counterpoint.training.metrics import teaching_rows
+from counterpoint.training.metrics import equal_rows, teaching_rows
 
 
 class PerDomain(GRPOTrainer):
@@ -39,9 +40,8 @@ class PerDomain(GRPOTrainer):
         self._settings = SettingsByDomain.of(args, per_domain, self.domains)
         self._temperature = args.temperature
         check_per_domain(args, per_domain)
-        pictured = any({"image", "images"} & {*rows[0]} for rows in self.domain_rows.rows.values())
         used = next((name for name, value in others.items() if value is not None), None)
-        check_rollouts(per_domain, own_rollouts=used, images=pictured)
+        check_rollouts(per_domain, own_rollouts=used, images=self.domain_rows.pictured is not None)
 
     def _prepare_heads(self: Any) -> None:
         """Once TRL's constructor is through: heads of other temperatures, for the policy and the reference model."""
@@ -65,13 +65,8 @@ class PerDomain(GRPOTrainer):
         with self._working_on([name for name, _ in self._places]):
             return super()._generate_and_score_completions(inputs)
 
-    @contextmanager
-    def _working_on(self, rows: Sequence[str]) -> Iterator[None]:
-        self._rows = rows
-        try:
-            yield
-        finally:
-            self._rows = None
+    def _working_on(self, rows: Sequence[str]) -> AbstractContextManager[None]:
+        return replaced(self, {"_rows": rows})
 
     def _generate(self: Any, prompts: list[Any]) -> Any:
         generated = super()._generate(prompts)
@@ -134,14 +129,14 @@ class PerDomain(GRPOTrainer):
         if sampling == self._settings.whole.sampling:
             changed = {}  # what generation_kwargs say stands
         if self.use_vllm:
-            with _replaced(self.vllm_generation, changed | {"max_completion_length": longest}):
+            with replaced(self.vllm_generation, changed | {"max_completion_length": longest}):
                 yield
             return
         most = [n for n in (longest, self.generation_kwargs.get("max_new_tokens")) if n is not None]
         changed |= {"max_new_tokens": min(most)} if most else {}
         config = copy.deepcopy(self.generation_config)
         config.update(**changed)
-        with _replaced(self, {"generation_config": config, "generation_kwargs": self.generation_kwargs | changed}):
+        with replaced(self, {"generation_config": config, "generation_kwargs": self.generation_kwargs | changed}):
             yield
 
     def _cut(self: Any, completion_ids: list[list[int]], logprobs: list[Any] | None) -> tuple[Any, Any]:
@@ -168,7 +163,7 @@ class PerDomain(GRPOTrainer):
         kinds = self._kinds([self._settings[name].temperature for name in self._rows], self._settings.temperatures)
         for temperature, (rows, most) in kinds.items():  # as many chunks on all ranks
             index = torch.tensor([*rows, *[0] * (most - len(rows))], device=input_ids.device)
-            with _replaced(self, {"_temperature": temperature}):
+            with replaced(self, {"_temperature": temperature}):
                 logps, entropies, loss = score(model, input_ids[index], attention_mask[index], *args, **kwargs)
             parts.append((logps[: len(rows)], None if entropies is None else entropies[: len(rows)]))
             losses += [loss] * bool(rows)
@@ -189,7 +184,7 @@ class PerDomain(GRPOTrainer):
                 return compute(model, inputs, *args, **kwargs)
         own = self._settings[self.domains[domain_of(inputs)]]
         numbers = {"beta": own.beta, "epsilon_low": own.epsilon, "epsilon_high": own.epsilon_high}
-        with _replaced(self, numbers | {"_temperature": own.temperature}):
+        with replaced(self, numbers | {"_temperature": own.temperature}):
             return compute(model, inputs, *args, **kwargs)
 
     # Groups of completions of one prompt
@@ -231,7 +226,7 @@ class PerDomain(GRPOTrainer):
         total_B, scaled = total_rewards(self._rewards_BF, self.reward_weights), self.scale_rewards != "none"
         all_B = by_size(lambda total, size: advantages(total, size, scaled=scaled), total_B, size_B)
         output["advantages"] = self._own_rows(all_B)
-        self._metrics["train"]["frac_reward_zero_std"][-1] = by_size(is_even, total_B, size_B).float().mean().item()
+        self._metrics["train"]["frac_reward_zero_std"][-1] = by_size(equal_rows, total_B, size_B).float().mean().item()
         logged = self._logs["advantages"]
         for _ in range(min(len(all_B), len(logged))):
             logged.pop()
@@ -243,13 +238,3 @@ def cut_length(tokenizer: Any, ids: Sequence[int], settings: DomainSettings) -> 
     kept = ids[: settings.max_completion_length]
     length = stop_length(tokenizer, kept, settings.stop)
     return (len(kept), False) if length is None else (length, True)
-
-
-@contextmanager
-def _replaced(holder: Any, values: Mapping[str, Any]) -> Iterator[None]:
-    before = {name: getattr(holder, name) for name in values}
-    vars(holder).update(values)
-    try:
-        yield
-    finally:
-        vars(holder).update(before)

@@ -15,6 +15,7 @@ import torch
 
 from counterpoint.domains.sampler import SOURCE_COLUMN, DomainStream, MixedRows
 from counterpoint.errors import UnsupportedError
+from counterpoint.evaluation.sampling import replaced
 from counterpoint.training.batches import (
     DOMAIN_KEY,
     PROMPT_KEY,
@@ -50,7 +51,11 @@ class Redraws:
         """Kind of row -> prompts drawn so far, on all ranks."""
         check_dynamic_sampling(rounds, args)
         if rounds:
-            _check_rows(rows)
+            if rows.pictured:
+                raise UnsupportedError(
+                    f"dynamic_sampling is for text; the rows of {rows.pictured!r} have images, whose batches cannot be "
+                    "joined. Use dynamic_sampling=0."
+                )
             self._order = {kind: _Order(f"{kind}\nreplaced", numbers, args.seed) for kind, numbers in _kinds(rows)}
 
     def fill(
@@ -74,11 +79,8 @@ class Redraws:
         """
         metrics, start = trainer._metrics["train"], time.perf_counter()
         counts = {key: len(values) for key, values in metrics.items()}
-        self.busy = True
-        try:
+        with replaced(self, {"busy": True}):
             batch, found = self._replace(batch, places, sample, pad_token_id, trainer.accelerator)
-        finally:
-            self.busy = False
         for key in list(metrics):
             if key != "num_tokens":  # a count of all tokens so far
                 del metrics[key][counts.get(key, 0) :]
@@ -175,10 +177,7 @@ def _kinds(rows: DomainRows) -> list[tuple[str, Sequence[int]]]:
     found: list[tuple[str, Sequence[int]]] = []
     for domain, own in rows.rows.items():
         if isinstance(own, MixedRows):
-            by_source: dict[str, list[int]] = {}
-            for number, row in enumerate(own):
-                by_source.setdefault(row[SOURCE_COLUMN], []).append(number)
-            found += [(f"{domain}\n{source}", numbers) for source, numbers in by_source.items()]
+            found += [(f"{domain}\n{source}", numbers) for source, numbers in own.by_source().items()]
         else:
             found.append((domain, range(len(own))))
     return found
@@ -205,12 +204,4 @@ def check_dynamic_sampling(rounds: int, args: Any) -> None:
             f"device generates {per_rank} (per_device_train_batch_size={args.per_device_train_batch_size} x "
             f"steps_per_generation={args.steps_per_generation}), so that groups lie on two. Make that a multiple of "
             f"{args.num_generations}."
-        )
-
-
-def _check_rows(rows: DomainRows) -> None:
-    if pictured := next((name for name, own in rows.rows.items() if {"image", "images"} & {*own[0]}), None):
-        raise UnsupportedError(
-            f"dynamic_sampling is for text; the rows of {pictured!r} have images, whose batches cannot be joined. "
-            "Use dynamic_sampling=0."
         )

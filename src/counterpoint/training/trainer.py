@@ -116,6 +116,8 @@ class DomainGRPOTrainer(RenamedWeights, OtherRows, PerDomain, GRPOTrainer):
     num_generations: int
     num_generations_eval: int
     _buffered_inputs: list[Buffer] | None  # type: ignore[assignment]
+    _surgeon: Surgeon | None
+    _surgeon_state: dict[str, Any]
 
     def __init__(
         self,
@@ -147,17 +149,9 @@ class DomainGRPOTrainer(RenamedWeights, OtherRows, PerDomain, GRPOTrainer):
         self._needs_prompt = environment_factory is None
         self.domain_rows = combine_domains(train_dataset, needs_prompt=self._needs_prompt)
         self.domains = self.domain_rows.domains
-        sizes = self.domain_rows.sizes
-        shares = self._own["shares"] or dict.fromkeys(sizes, 1.0)
+        shares = self._own["shares"] or dict.fromkeys(self.domains, 1.0)
         self._take_settings(args, tools=tools, rollout_func=rollout_func, environment_factory=environment_factory)
-        rule, mixed = self._own["share_rule"], self.domain_rows.mixed
-        self._sampler = quota_sampler(args, sizes, shares, rule, mixed, self._own["schedule"])
-        check_strategy(self.strategy, self._sampler)
-        self._weighing = Weighing(self._own["balance"], args, self.domains)
-        self._redraws = Redraws(self._own["dynamic_sampling"], args, self.domain_rows)
-        self.held_out: dict[str, float] = {}
-        """Last held-out mean reward of each domain, for the model card and a curriculum."""
-        self._mix = Mix(args, self._own, shares, self._sampler, self.strategy, self._weighing, self.held_out)
+        self._plan_steps(args, shares)
         self._always_separates = self.strategy.weighting != "ones" or self._weighing.rule.uses_gradients
         self._rewards = Rewards(reward_funcs, reward_processing_classes, self.domains)
         if args.world_size > 1:
@@ -169,8 +163,6 @@ class DomainGRPOTrainer(RenamedWeights, OtherRows, PerDomain, GRPOTrainer):
             check_script(reward_funcs, self.eval_rows, self.domains)
             self._script_run = ScriptRun(self._own["run"], args)
         self._halves = build_weighting(self.strategy.weighting).uses_halves
-        self._surgeon: Surgeon | None = None
-        self._surgeon_state: dict[str, Any] = {}
         self.last_record: Record | None = None
         """What the last step that kept domains apart left."""
         taken: list[Any] = [model, self._rewards.functions, args, self.domain_rows.index]
@@ -182,6 +174,17 @@ class DomainGRPOTrainer(RenamedWeights, OtherRows, PerDomain, GRPOTrainer):
         self._balance_experts()
         self._separable = separable(self.accelerator) and not tensor_parallel(self.accelerator)
         self._forget()
+
+    def _plan_steps(self, args: GRPOConfig, shares: Mapping[str, float]) -> None:
+        """Which prompts the steps hold, and what each domain weighs in them."""
+        own, rows = self._own, self.domain_rows
+        self._sampler = quota_sampler(args, rows.sizes, shares, own["share_rule"], rows.mixed, own["schedule"])
+        check_strategy(self.strategy, self._sampler)
+        self._weighing = Weighing(own["balance"], args, self.domains)
+        self._redraws = Redraws(own["dynamic_sampling"], args, rows)
+        self.held_out: dict[str, float] = {}
+        """Last held-out mean reward of each domain, for the model card and a curriculum."""
+        self._mix = Mix(args, own, shares, self._sampler, self.strategy, self._weighing, self.held_out)
 
     def create_accelerator_and_postprocess(self) -> None:
         """Refuses back ends and models as soon as both are there: TRL starts vLLM later in its constructor."""
