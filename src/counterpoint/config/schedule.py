@@ -75,7 +75,9 @@ def read_changes(schedule: Any, curriculum: Any, domains: Collection[str] | None
     Raises:
         ConfigError: everything wrong with them; with ``domains`` also names that are none of them.
     """
-    given = {"schedule": _parsed(schedule), "curriculum": _parsed(curriculum) if _is_json(curriculum) else curriculum}
+    given = {"schedule": _parsed("schedule", schedule), "curriculum": curriculum}
+    if _is_json(curriculum):
+        given["curriculum"] = _parsed("curriculum", curriculum)
     try:
         changes = Changes.model_validate(given)
     except ValidationError as error:
@@ -87,18 +89,24 @@ def read_changes(schedule: Any, curriculum: Any, domains: Collection[str] | None
     return changes
 
 
+_AS_JSON = {
+    "schedule": '[{"step": 50, "shares": {"math": 3, "code": 1}}]',
+    "curriculum": '{"function": "my_curriculum:next_mix", "every": 10}',
+}
+
+
 def _is_json(value: Any) -> bool:
     return isinstance(value, str) and value.lstrip().startswith(("[", "{"))
 
 
-def _parsed(value: Any) -> Any:
+def _parsed(name: str, value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
         return json.loads(value)
     except json.JSONDecodeError as error:
         raise ConfigError(
-            f'schedule={value!r}: it is no JSON ({error}). Write it as \'[{{"step": 50, "shares": {{...}}}}]\'.'
+            f"{name}={value!r}: it is no JSON ({error}). Write it as {_AS_JSON[name]!r}."
         ) from error
 
 
