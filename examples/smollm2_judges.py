@@ -1,12 +1,12 @@
-"""Two small judges for smollm2-open.yaml, made on two CPU cores in ten to thirty minutes.
+"""Two small judges for smollm2-open.yaml, made on two CPU cores in about ten minutes.
 
     python examples/smollm2_judges.py models/smollm2 models/smollm2-judges
 
 ``reward-model``: a classifier that prefers a reply to a chat prompt over the same reply to another prompt, and over one
-with its words out of order (TRL's ``RewardTrainer``). ``judge``: a model that answers the `judge` reward's requests
-about two sentences of a story with ``{"score": S}`` (TRL's ``SFTTrainer``); the untouched model answers with prose.
-What is right is known by construction: replies are SmolLM2's own, and spoilt on purpose. Both are tried on prompts that
-they did not see. They stand in for the large judges that one would use, and are as easily fooled as they are small.
+with its words out of order (TRL's ``RewardTrainer``). ``judge``: a classifier of two sentences of a story into the
+scores 0, 0.5 and 1, which smollm2_judge_server.py serves behind OpenAI's API. What is right is known by construction:
+replies are SmolLM2's own, and spoilt on purpose. Both are tried on prompts that they did not see. They stand in for the
+large judges that one would use, and are as easily fooled as they are small.
 """
 
 import argparse
@@ -17,25 +17,31 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainingArguments,
+)
+from trl import RewardConfig, RewardTrainer
 
 from counterpoint.config import ModelConfig, load_config
 from counterpoint.domains import Domain, load_domains
 from counterpoint.evaluation import Sampling, generate
 from counterpoint.models import load_model, load_tokenizer
-from counterpoint.rewards import build_reward
-from counterpoint.rewards.judge import read_score
 
 FROZEN = 20
-"""The embeddings and this many of the 30 layers stay as they are: half the time of a step."""
+"""The embeddings and this many of the 30 layers of the reward model stay as they are: half the time of a step."""
+
+FROZEN_JUDGE = 10
+
+SCORES = (0.0, 0.5, 1.0)
 
 HELD_OUT = 16
 """Prompts that a judge is tried on and never trained on."""
 
 SHARED = {
-    "per_device_train_batch_size": 6,
-    "learning_rate": 5e-5,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 4,
     "logging_steps": 8,
@@ -43,7 +49,6 @@ SHARED = {
     "report_to": "none",
     "bf16": False,  # a CPU without bfloat16 units is five times slower in it
     "use_cpu": True,
-    "activation_checkpointing": False,
     "seed": 0,
 }
 
@@ -73,23 +78,30 @@ def preferences(replies: list[tuple[Any, str]]) -> list[dict[str, Any]]:
     return pairs
 
 
-def judgements(replies: list[tuple[Any, str]]) -> list[tuple[Any, str, float]]:
-    """(prompt, reply, score): whole sentences 1, cut off in the middle 0.5, another prompt's or out of order 0."""
+def judgements(replies: list[tuple[Any, str]]) -> list[tuple[str, str, float]]:
+    """(prompt, reply, score): whole sentences 1, cut off 0.5, another prompt's or words out of order 0."""
     rng, cases = random.Random(2), []
     for i, (prompt, reply) in enumerate(replies):
-        whole = reply[: max(reply.rfind(mark) for mark in ".!?") + 1]
+        whole = sentences(reply)
         if len(whole.split()) < 6:
             continue
-        half = " ".join(whole.split()[: len(whole.split()) // 2])
-        spoilt = replies[i - 1][1] if rng.random() < 0.5 else shuffled(whole, rng)
-        cases += [(prompt, whole, 1.0), (prompt, half, 0.5), (prompt, spoilt, 0.0)]
+        words = reply.split()
+        cut = " ".join(words[: rng.randrange(len(words) // 2, len(words) + 1)]).rstrip('.!?"')
+        spoilt = replies[i - 1][1] if rng.random() < 0.5 else shuffled(reply, rng)
+        if rng.random() < 0.5:  # so that an end alone tells nothing
+            spoilt = sentences(spoilt) or spoilt
+        cases += [(prompt[-1]["content"], text, score) for text, score in ((whole, 1.0), (cut, 0.5), (spoilt, 0.0))]
     return cases
 
 
-def freeze(model: Any) -> None:
-    """Lets only the upper layers and what follows them learn."""
-    body = model.model
-    for part in (body.embed_tokens, *body.layers[:FROZEN]):
+def sentences(text: str) -> str:
+    """The text up to its last full stop, exclamation or question mark."""
+    return text[: max(text.rfind(mark) for mark in ".!?") + 1]
+
+
+def freeze(model: Any, layers: int) -> None:
+    """Lets only what follows the embeddings and the lowest ``layers`` learn."""
+    for part in (model.model.embed_tokens, *model.model.layers[:layers]):
         part.requires_grad_(False)
 
 
@@ -98,8 +110,16 @@ def train_reward_model(folder: str, output: Path, pairs: list[dict[str, Any]], s
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32)
     model.config.pad_token_id = tokenizer.pad_token_id
-    freeze(model)
-    config = RewardConfig(output_dir=str(output), max_steps=steps, max_length=256, **SHARED)
+    freeze(model, FROZEN)
+    config = RewardConfig(
+        output_dir=str(output),
+        max_steps=steps,
+        max_length=256,
+        per_device_train_batch_size=6,
+        learning_rate=5e-5,
+        activation_checkpointing=False,
+        **SHARED,
+    )
     unseen, seen = pairs[: 2 * HELD_OUT], pairs[2 * HELD_OUT :]
     trainer = RewardTrainer(
         model=model,
@@ -115,25 +135,29 @@ def train_reward_model(folder: str, output: Path, pairs: list[dict[str, Any]], s
     return float(right)
 
 
-def train_judge(folder: str, output: Path, cases: list[tuple[Any, str, float]], steps: int, rubric: str) -> float:
-    """Trains and saves; returns the share of unseen replies that get their score."""
-    reward = build_reward("judge", model="judge", rubric=rubric, structured=False)
-    asked = [reward.request(text, reward.prepare({"prompt": prompt}))["messages"] for prompt, text, _ in cases]
-    answers = [[{"role": "assistant", "content": f'{{"score": {score:g}}}'}] for *_, score in cases]
-    rows = [{"prompt": prompt, "completion": answer} for prompt, answer in zip(asked, answers, strict=True)]
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    freeze(model)
-    settings = SHARED | {"learning_rate": 2e-4}
-    config = SFTConfig(output_dir=str(output), max_steps=steps, max_length=640, **settings)
-    seen = Dataset.from_list(rows[3 * HELD_OUT :])
-    SFTTrainer(model=model, args=config, train_dataset=seen, processing_class=tokenizer).train()
+def train_judge(folder: str, output: Path, cases: list[tuple[str, str, float]], steps: int) -> list[list[int]]:
+    """Trains and saves; returns how many unseen replies of each score (rows) got each score (columns)."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right")
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=len(SCORES), dtype=torch.float32)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    freeze(model, FROZEN_JUDGE)
+    rows = [
+        {**tokenizer(f"{prompt}\n\n{reply}", truncation=True, max_length=256), "labels": SCORES.index(score)}
+        for prompt, reply, score in cases
+    ]
+    unseen, seen = rows[: 3 * HELD_OUT], rows[3 * HELD_OUT :]
+    config = TrainingArguments(
+        output_dir=str(output), max_steps=steps, per_device_train_batch_size=12, learning_rate=2e-4, **SHARED
+    )
+    trainer = Trainer(model=model, args=config, train_dataset=seen, data_collator=DataCollatorWithPadding(tokenizer))
+    trainer.train()
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
-    greedy = Sampling(temperature=0.0, max_new_tokens=16)
-    said = generate(model, tokenizer, asked[: 3 * HELD_OUT], greedy)
-    scores = [read_score(completion.text, reward.scale) for completion in said]
-    return sum(score == case[2] for score, case in zip(scores, cases, strict=False)) / len(said)
+    said = trainer.predict(unseen).predictions.argmax(-1)
+    counts = [[0] * len(SCORES) for _ in SCORES]
+    for row, found in zip(unseen, said, strict=True):
+        counts[row["labels"]][int(found)] += 1
+    return counts
 
 
 def main() -> None:
@@ -142,13 +166,13 @@ def main() -> None:
     parser.add_argument("model", help="checkpoint folder that smollm2_fetch.py made")
     parser.add_argument("output", type=Path, help="folder of the two new checkpoints")
     parser.add_argument("--prompts", type=int, default=112, help="prompts for each of the two")
-    parser.add_argument("--steps", type=int, default=24, help="steps for each of the two")
+    parser.add_argument("--steps", type=int, default=24, help="steps of the reward model")
+    parser.add_argument("--judge-steps", type=int, default=60, help="steps of the judge")
     options = parser.parse_args()
 
     torch.manual_seed(0)
     settings = [f"model={options.model}", "domains.chat.reward=copying"]  # its own reward is made here
     config = load_config(Path(__file__).with_name("smollm2-open.yaml"), settings)
-    rubric = config.domains["writing"].reward[0].options["rubric"]
     domains = {domain.name: domain for domain in load_domains(config, load_tokenizer(config.model))}
     start = time.perf_counter()
     replies = {name: own_replies(config.model, domains[name], options.prompts) for name in ("chat", "writing")}
@@ -158,8 +182,13 @@ def main() -> None:
     right = train_reward_model(options.model, options.output / "reward-model", pairs, options.steps)
     print(f"reward model: {right:.0%} of unseen pairs right ({time.perf_counter() - start:.0f} s)", flush=True)
     start = time.perf_counter()
-    right = train_judge(options.model, options.output / "judge", judgements(replies["writing"]), options.steps, rubric)
-    print(f"judge: {right:.0%} of unseen replies get their score ({time.perf_counter() - start:.0f} s)", flush=True)
+    counts = train_judge(options.model, options.output / "judge", judgements(replies["writing"]), options.judge_steps)
+    right = sum(counts[i][i] for i in range(len(SCORES)))
+    print(f"judge: {right} of {3 * HELD_OUT} unseen replies get their score ({time.perf_counter() - start:.0f} s)")
+    for score, row in zip(SCORES, counts, strict=True):
+        print(
+            f"  {score:g}: " + ", ".join(f"{count} judged {found:g}" for found, count in zip(SCORES, row, strict=True))
+        )
 
 
 if __name__ == "__main__":

@@ -146,6 +146,20 @@ def samples(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+def test_a_run_and_a_domain_bring_the_options_of_the_reward(tmp_path: Path) -> None:
+    math = {"source": "pocket", "reward": {"name": "length", "options": {"maximum": 2}}, "metrics": ["repetition"]}
+    run_directory = RunDirectory.create(tmp_path / "run", parse_config({"domains": {"math": math}}))
+    line = {"step": 0, "when": "before", "prompt": "1+1=", "reward": 0.25, "reference": "2", "domain": "math"}
+    run_directory.append_samples([line | {"completion": "one two three four five"}])
+    run_directory.close()
+    strict = run("length", tmp_path / "run", "--domain", "math")
+    loose = run("length", tmp_path / "run", "--domain", "math", "--option", "maximum=5")
+    other = run("copying", tmp_path / "run", "--domain", "math")
+    assert "mean reward 0.0000" in strict.output, strict.output
+    assert "mean reward 1.0000" in loose.output, loose.output
+    assert other.exit_code == 0
+
+
 def test_the_samples_of_a_run_are_scored_again(samples: Path, tmp_path: Path) -> None:
     target = tmp_path / "out.jsonl"
     assert run("math", samples, target, "--domain", "math").exit_code == 0

@@ -66,15 +66,17 @@ def score(
     With --repeat every completion is scored so often: "reward" is the mean, "rewards" are all, and a table tells how
     much the reward, a judge say, disagrees with itself. An option "cache" is then set aside.
 
+    With a run and --domain, the options are those that the run gives this reward in the domain; --option changes them.
+
     Examples:
 
         counterpoint score math answers.jsonl scored.jsonl --option extraction=boxed
 
-        counterpoint score judge runs/mixed --domain chat --option model=my-judge --repeat 5
+        counterpoint score judge runs/mixed --domain chat --repeat 5
     """
     from counterpoint.rewards import build_reward
 
-    options = parse_options(option or [])
+    options = _own_options(reward, source, domain) | parse_options(option or [])
     function = build_reward(reward, **(options | ({"cache": None} if repeat > 1 and "cache" in options else {})))
     _check_target(source, target, force)
     rows = _of_domain(_samples(source) if kind_of(source) == "folder" else read_rows(source), domain)
@@ -105,6 +107,18 @@ def _samples(run: str) -> list[dict[str, Any]]:
     if not rows:
         raise RewardError(f"{run} has no samples: its evaluations write them (run.samples). {_NOTHING}")
     return rows
+
+
+def _own_options(reward: str, source: str, domain: str | None) -> dict[str, Any]:
+    """What the run ``source`` has as options of this reward in ``domain``; nothing for a file or another reward."""
+    if domain is None or kind_of(source) != "folder":
+        return {}
+    from counterpoint.config import load_config
+    from counterpoint.runs import RunDirectory
+
+    domains = load_config(RunDirectory.open(Path(source), write=False).config_path).domains
+    given = (*domains[domain].reward, *domains[domain].metrics) if domain in domains else ()
+    return next((dict(one.options) for one in given if one.name == reward), {})
 
 
 def _of_domain(rows: list[dict[str, Any]], domain: str | None) -> list[dict[str, Any]]:
