@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from counterpoint.stats import Estimate
 from counterpoint.study import StudyFolder, load_study, summarize
 
 STUDY = Path(__file__).parents[1] / "examples" / "pocket-dial-study.yaml"
@@ -58,14 +59,16 @@ def write(cell: str, seeds: int, folder: Path) -> Path:
 
 def tell(cell: str, file: Path, folder: Path) -> None:
     """The lines of one cell."""
-    result = summarize(load_study(file), StudyFolder(folder / cell))
-    for row in result.rows:
-        worst = row.worst
-        if worst is None:
+    for row in summarize(load_study(file), StudyFolder(folder / cell)).rows:
+        if row.worst is None or not row.seeds_planned:
             continue
-        change = "" if worst.change is None else f"{worst.change.value:+.3f} [{worst.change.low:+.3f}, {worst.change.high:+.3f}]"
-        starved = f"{worst.starved} of {len(row.seeds)}"
-        print(f"{cell:12}{row.name:8}{worst.score.value:.3f} [{worst.score.low:.3f}, {worst.score.high:.3f}]  {change:26}{starved}")
+        lowest, starved = limits(row.worst.score.mean, ".3f"), f"{row.worst.starved} of {len(row.seeds_done)}"
+        print(f"{cell:12}{row.name:8}{lowest:24}{limits(row.worst.difference, '+.3f'):26}{starved}")
+
+
+def limits(found: Estimate | None, form: str) -> str:
+    """A number with its interval."""
+    return "" if found is None else f"{found.value:{form}} [{found.low:{form}}, {found.high:{form}}]"
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from commands import counterpoint
+from counterpoint.config import load_config
 
 ROOT = Path(__file__).parent.parent.parent
 SHORT = sorted(
@@ -46,15 +47,17 @@ def test_short_examples_run_to_a_report(name, tmp_path):
 
 
 def test_the_demo_prints_its_table_and_a_report(tmp_path):
-    output = told("demo", "--steps", 2, "--prompts", 2, "--dir", tmp_path / "demo")
+    output = told("demo", "--steps", 2, "--prompts", 2, "--seed", 3, "--dir", tmp_path / "demo")
     table = [line for line in output.splitlines() if line.startswith("│")]
-    domains = ["math", "code", "qa", "writing"]
-    assert [row.split()[1] for row in table] == [*domains, "average", *domains]
-    assert all(row.count("[") == 3 for row in table[:4])  # before, mixed and mgs, each with an interval
-    assert all(row.split("│")[2].strip() == "25" for row in table[5:])  # the share of prompts; then what came of it
+    models = ["before", "sequential: after short", "sequential: after long", "together: mixed", "together: mgs"]
+    assert [row.split("│")[1].strip() for row in table] == [*models, "short", "long"]
+    assert all(row.count("[") == 2 for row in table[:5])  # short and long, each with an interval
+    assert all(row.split("│")[2].strip() == "50" for row in table[5:])  # the share of prompts; then what came of it
+    assert "Nothing to recover" in output  # two steps lose nothing beyond noise
     report = Path(output.rsplit("Report: ", 1)[1].strip())
-    assert report == tmp_path / "demo" / "mgs" / "report.html"
+    assert report == tmp_path / "demo" / "sequential" / "report.html"
     assert report.exists()
+    assert load_config(report.with_name("config.yaml")).run.seed == 3
 
 
 def test_a_checkpoint_can_be_evaluated_alone(tmp_path):

@@ -11,6 +11,7 @@ from counterpoint import __version__
 from counterpoint.cli import config
 from counterpoint.cli._console import INTERRUPTED
 from counterpoint.cli.compare import compare, evaluate
+from counterpoint.cli.demo import demo
 from counterpoint.cli.diagnose import diagnose
 from counterpoint.cli.merge import merge
 from counterpoint.cli.plan import plan
@@ -18,7 +19,7 @@ from counterpoint.cli.recover import recover
 from counterpoint.cli.report import report
 from counterpoint.cli.score import score
 from counterpoint.cli.study import study
-from counterpoint.cli.train import demo, train
+from counterpoint.cli.train import train
 from counterpoint.cli.verify import verify
 from counterpoint.errors import CounterpointError
 from counterpoint.masking import MaskedStream

@@ -1,4 +1,4 @@
-"""``counterpoint train`` and ``counterpoint demo``: one configuration to a better model, and the same in minutes."""
+"""``counterpoint train``: one configuration to a better model."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from counterpoint.runs import RunDirectory
     from counterpoint.runs.run import Run
     from counterpoint.tables import Cell, Table
-
-STRATEGIES = ("mixed", "mgs")
 
 
 def train(
@@ -80,13 +78,13 @@ def _tell(run: "RunDirectory", reporter: "ConsoleReporter") -> None:
     if reporter.speaks:
         reporter.console.print(run_table([run]))
         opened = Run.open(run.path)
-        _tell_weights(opened, run.config_path, reporter)
+        tell_weights(opened, run.config_path, reporter)
         if verdict := opened.verdict():
             reporter.message(verdict)
         reporter.report(run.path)
 
 
-def _tell_weights(run: "Run", config: Path, reporter: "ConsoleReporter") -> None:
+def tell_weights(run: "Run", config: Path, reporter: "ConsoleReporter") -> None:
     """Prints what each domain weighed, and what to do where that is far from its share."""
     from counterpoint.runs.weights import mean_weights
 
@@ -174,60 +172,3 @@ def _score(line: Mapping[str, Any]) -> "Cell":
 
 def _average(lines: Mapping[str, Mapping[str, Any]]) -> float | None:
     return sum(line["mean"] for line in lines.values()) / len(lines) if lines else None
-
-
-def demo(
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Optimizer steps of each run.")] = 60,
-    prompts: Annotated[int, typer.Option("--prompts", min=2, help="Held-out prompts per domain.")] = 128,
-    folder: Annotated[
-        Path | None,
-        typer.Option("--dir", help="Where the two runs go.", show_default="a new folder below runs/"),
-    ] = None,
-) -> None:
-    """Train the built-in pocket model with `mixed` and with `mgs`, from the same start.
-
-    Prints a table (domains x before, mixed, mgs, 95 % intervals) and the path of a report page. Needs no network. Two
-    to eight minutes on two cores.
-    """
-    import time
-
-    from counterpoint.cli._console import progress, quiet_libraries
-    from counterpoint.config import parse_config
-    from counterpoint.report import write_report
-    from counterpoint.runs.run import Run
-
-    quiet_libraries(offline=True)
-    from counterpoint.engine import train
-
-    folder = folder or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
-    typer.echo(f"The pocket model on four domains, {steps} steps with each of: {', '.join(STRATEGIES)}. Runs: {folder}")
-    runs = []
-    for strategy in STRATEGIES:
-        with progress(label=strategy) as reporter:
-            runs.append(train(parse_config(demo_settings(strategy, steps, prompts, folder)), strategy, reporter))
-    reporter.console.print(run_table(runs))
-    typer.echo(f"\n{STRATEGIES[0]}, which is TRL's own gradient, has given every domain a quarter of the prompts.")
-    _tell_weights(Run.open(runs[0].path), runs[0].config_path, reporter)
-    typer.echo("\nOne seed of a toy model: it shows that the tool works, not which strategy is better.")
-    typer.echo(f"Report: {write_report(runs[-1].path, compare=[run.path for run in runs[:-1]])}")
-
-
-def demo_settings(strategy: str, steps: int, prompts: int, folder: Path) -> dict[str, Any]:
-    """The configuration of one demo run; both differ in the strategy alone."""
-    return {
-        "model": "pocket",
-        "strategy": strategy,
-        "domains": {name: {"source": "pocket"} for name in ("math", "code", "qa", "writing")},
-        "training": {
-            "max_steps": steps,
-            "learning_rate": 1e-4,
-            "lr_scheduler_type": "constant",
-            "per_device_train_batch_size": 32,
-            "gradient_accumulation_steps": 4,
-            "num_generations": 8,
-            "max_completion_length": 24,
-            "activation_checkpointing": False,
-        },
-        "evaluation": {"prompts": prompts, "samples": 4, "batch_size": 256},
-        "run": {"dir": str(folder), "name": strategy, "save_every": max(1, steps), "keep": 1},
-    }

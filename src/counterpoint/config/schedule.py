@@ -105,9 +105,7 @@ def _parsed(name: str, value: Any) -> Any:
     try:
         return json.loads(value)
     except json.JSONDecodeError as error:
-        raise ConfigError(
-            f"{name}={value!r}: it is no JSON ({error}). Write it as {_AS_JSON[name]!r}."
-        ) from error
+        raise ConfigError(f"{name}={value!r}: it is no JSON ({error}). Write it as {_AS_JSON[name]!r}.") from error
 
 
 def change_findings(
