@@ -50,9 +50,8 @@ def test_the_demo_prints_its_table_and_a_report(tmp_path):
     output = told("demo", "--steps", 2, "--prompts", 2, "--seed", 3, "--dir", tmp_path / "demo")
     table = [line for line in output.splitlines() if line.startswith("│")]
     models = ["before", "sequential: after short", "sequential: after long", "together: mixed", "together: mgs"]
-    assert [row.split("│")[1].strip() for row in table] == [*models, "short", "long"]
-    assert all(row.count("[") == 2 for row in table[:5])  # short and long, each with an interval
-    assert all(row.split("│")[2].strip() == "50" for row in table[5:])  # the share of prompts; then what came of it
+    assert [row.split("│")[1].strip() for row in table] == models
+    assert all(row.count("[") == 2 for row in table)  # short and long, each with an interval
     assert "Nothing to recover" in output  # two steps lose nothing beyond noise
     report = Path(output.rsplit("Report: ", 1)[1].strip())
     assert report == tmp_path / "demo" / "sequential" / "report.html"

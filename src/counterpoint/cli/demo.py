@@ -30,7 +30,6 @@ def demo(
     import time
 
     from counterpoint.cli._console import progress, quiet_libraries
-    from counterpoint.cli.train import tell_weights
     from counterpoint.config import parse_config
     from counterpoint.report import write_report
     from counterpoint.runs.run import Run
@@ -56,8 +55,6 @@ def demo(
     reporter.console.print(demo_table(runs, found))
     for sentence in (runs[0].verdict(), *found.sentences()):
         typer.echo(sentence)
-    typer.echo(f"\n{STRATEGIES[1]}, which is TRL's own gradient, has given each domain half of the prompts.")
-    tell_weights(runs[1], runs[1].path / "config.yaml", reporter)
     typer.echo(
         "\nOne seed of a toy model. What comes one after the other falls with every seed; which of mixed and mgs ends "
         "higher changes with it: try --seed 1. Over seeds: docs/study-weight.md"

@@ -78,13 +78,13 @@ def _tell(run: "RunDirectory", reporter: "ConsoleReporter") -> None:
     if reporter.speaks:
         reporter.console.print(run_table([run]))
         opened = Run.open(run.path)
-        tell_weights(opened, run.config_path, reporter)
+        _tell_weights(opened, run.config_path, reporter)
         if verdict := opened.verdict():
             reporter.message(verdict)
         reporter.report(run.path)
 
 
-def tell_weights(run: "Run", config: Path, reporter: "ConsoleReporter") -> None:
+def _tell_weights(run: "Run", config: Path, reporter: "ConsoleReporter") -> None:
     """Prints what each domain weighed, and what to do where that is far from its share."""
     from counterpoint.runs.weights import mean_weights
 
