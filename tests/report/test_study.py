@@ -7,7 +7,7 @@ import pytest
 from counterpoint.errors import RunError
 from counterpoint.report import is_study, write_report, write_study_report
 from counterpoint.report.study import label_places, non_dominated, read_study, study_figures
-from planted_study import VERDICT, figures, write_study
+from planted_study import VERDICT, figures, interval, write_study
 from report_page import cells
 
 DOMAINS = ("math", "code", "qa", "writing")
@@ -102,6 +102,16 @@ def test_names_in_a_plot_do_not_overlap():
 def test_every_seed_is_shown(folder):
     seeds = study_figures(read_study(folder))["study-average"]["data"][0]
     assert len(seeds["x"]) == 5 * 7 - 1  # all rows but the base, one seed failed
+
+
+def test_the_lowest_domain_of_every_seed_is_shown_beside_the_level_of_starving(folder):
+    worst = {"score": {"mean": interval(0.45), "by_seed": [0.3, 0.6]}, "starved": 1}
+    rows = json.loads((folder / "study.json").read_text())["rows"]
+    change(folder, starved=0.5, rows=[row | {"worst": worst} for row in rows if row["name"] == "mixed"])
+    figure = study_figures(read_study(folder))["study-lowest"]
+    assert figure["data"][0]["x"] == [0.3, 0.6]
+    assert figure["layout"]["shapes"][0]["x0"] == 0.5
+    assert 'id="study-lowest"' in write_study_report(folder).read_text()
 
 
 def test_all_figures_are_there_and_none_without_data(folder):

@@ -3,7 +3,7 @@
 Planned contrasts have verdicts; every other difference is shown in grey with its interval and has none.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,15 @@ def study_figures(study: StudyResult) -> dict[str, Figure]:
     planned = [(f"{c.row} - {study.reference}, {c.measure}", _plain(c.change), str(c.verdict)) for c in study.contrasts]
     found: dict[str, Figure | None] = {
         "study-planned": _forest(planned),
-        "study-average": _averages(rows, study.reference),
+        "study-average": _seeds(
+            rows, lambda row: row.scores.get(AVERAGE), "score, average over the domains", study.reference
+        ),
+        "study-lowest": _seeds(
+            [row for row in rows if row.worst],
+            lambda row: row.worst.score if row.worst else None,
+            "score of the lowest domain",
+            study.reference if study.starved is None else study.starved,
+        ),
         "study-pareto": _pareto(rows, study.domains),
         "study-forgetting": _bars(rows, study.domains, "forgetting", "score lost"),
         "study-rigidity": _bars(rows, study.domains, "rigidity", "score not reached"),
@@ -119,16 +127,19 @@ def study_figures(study: StudyResult) -> dict[str, Figure]:
     return {name: figure for name, figure in found.items() if figure is not None}
 
 
-def _averages(rows: Sequence[RowResult], reference: str) -> Figure | None:
-    """Every row's average over the domains: each seed a small dot, the mean over seeds with its interval."""
-    known = [(index, score) for index, row in enumerate(rows) if (score := _score(row, AVERAGE))]
+def _seeds(
+    rows: Sequence[RowResult], of: Callable[[RowResult], Score | None], label: str, line: float | str
+) -> Figure | None:
+    """``of`` each row: every seed a small dot, the mean over seeds with its interval.
+
+    ``line``: where a line stands, a number or the name of the row whose mean it is.
+    """
+    found = [(index, score) for index, row in enumerate(rows) if (score := of(row))]
+    known = [(index, mean) for index, score in found if (mean := _plain(score.mean))]
     if not known:
         return None
     seeds = [
-        (value, index + 0.2)
-        for index, _ in known
-        for seed in rows[index].scores[AVERAGE].by_seed
-        if (value := number(seed)) is not None
+        (value, index + 0.2) for index, score in found for seed in score.by_seed if (value := number(seed)) is not None
     ]
     data: list[Trace] = [
         {
@@ -141,10 +152,12 @@ def _averages(rows: Sequence[RowResult], reference: str) -> Figure | None:
         heights = [index - 0.08 for index, _ in mine]
         looks = KINDS.get(kind, OTHER)
         data.append(dots([score for _, score in mine], heights, plot_text(kind or "other", 30), *looks))
-    figure = score_rows(data, [row.name for row in rows], {"showlegend": True})
-    start = next((score["mean"] for index, score in known if rows[index].name == reference), None)
-    figure["layout"]["xaxis"] = axis("score, average over the domains")
-    return _compact(figure, [row.name for row in rows], start)
+    names = [row.name for row in rows]
+    figure = score_rows(data, names, {"showlegend": True})
+    figure["layout"]["xaxis"] = axis(label)
+    if isinstance(line, str):
+        return _compact(figure, names, next((mean["mean"] for index, mean in known if names[index] == line), None))
+    return _compact(figure, names, line)
 
 
 def _compact(figure: Figure, names: Sequence[str], at: float | None) -> Figure:
