@@ -295,7 +295,8 @@ def redraw_together(model: str, folder: Path) -> list[Any]:
     def often_dull(prompts, completions, **_):
         return [0.5 if hash_of(p) % 3 else len(c) for p, c in zip(prompts, completions, strict=True)]
 
-    args = grpo_args(folder, gradient_accumulation_steps=4, max_steps=2, dynamic_sampling=20)
+    own = {"qa": {"temperature": 0.7}, "writing": {"max_completion_length": 2}}  # a generation for each kind
+    args = grpo_args(folder, gradient_accumulation_steps=4, max_steps=2, dynamic_sampling=20, per_domain=own)
     tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
