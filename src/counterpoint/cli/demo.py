@@ -53,12 +53,13 @@ def demo(
         options = RecoverOptions("refresh", refresh=refresh)
         found = recover(runs[0].path, options=options, reporter=reporter, on_progress=reporter.working)
     reporter.console.print(demo_table(runs, found))
-    for sentence in (runs[0].verdict(), *found.sentences()):
+    for sentence in found.sentences():
         typer.echo(sentence)
     typer.echo(
         "\nOne seed of a toy model. What comes one after the other falls with every seed; which of mixed and mgs ends "
         "higher changes with it: try --seed 1. Over seeds: docs/study-weight.md"
     )
+    typer.echo(f"Next: counterpoint diagnose {runs[0].path}   # who hurt whom, where, and how sure that is")
     typer.echo(f"Report: {write_report(runs[0].path, compare=[run.path for run in runs[1:]])}")
 
 
