@@ -38,7 +38,7 @@ def write_study(path, domains=("math", "code", "qa", "writing"), *, note="", row
     study = {
         "schema": "counterpoint.study", "version": 2, "name": note or "pocket", "reference": "mixed",
         "seeds": list(SEEDS), "domains": list(domains), "worth": 0.02, "contrasts": contrasts,
-        "verdicts": [note or VERDICT] * 3, "spread": 0.0185,
+        "verdicts": [note or VERDICT] * 3, "spreads": {"average": 0.0185},
         "settings": {note or "model": note or "pocket", "list": [note or "a"], "object": {note or "a": note or 1}},
         "rows": [_row(place, *row, domains, note) for place, row in enumerate(rows)],
         "notes": [note or "Toy tasks."], "environment": {note or "torch": note or "2.13.0"},

@@ -120,7 +120,9 @@ def test_a_null_result_is_an_interval_with_the_seeds_that_it_takes(tmp_path):
     (sentence,) = result.verdicts
     assert sentence == "mgs - mixed, average: +0.005 [-0.018, +0.028], not decided; 7 seeds would see 0.02."
     assert " no " not in sentence.lower()
-    assert result.spread == pytest.approx(0.01472, abs=1e-4)
+    assert result.spreads == pytest.approx(
+        {"average": 0.01472, "math": 0.02944}, abs=1e-4
+    )  # code and the worst never move
 
 
 def test_the_file_names_what_is_planned(tmp_path):
@@ -327,6 +329,8 @@ def test_the_power_is_stated_before_the_first_run(tmp_path):
     summarize(other, folder).write_all(folder.path)
     _, measured = expected_power(study, home)
     assert measured.endswith(f"(spread 0.014, measured in {folder.path}).")
+    on_math = study_of(tmp_path, rows, seeds=5, contrasts=[{"row": "mgs", "measure": "math"}])
+    assert "(spread 0.028, measured" in list(expected_power(on_math, home))[1]  # each measure has its own
     longer = study_of(tmp_path, rows, seeds=5, config=base() | {"evaluation": {"prompts": 8}})
     assert "assumed" in list(expected_power(longer, home))[1]  # other prompts, another spread
     (folder.path / "study.json").write_text("{")

@@ -51,7 +51,7 @@ def read_study(folder: Path) -> StudyResult:
         return _cut(of_plain(StudyResult, row))
     except CounterpointError as error:
         notes.append(f"{STUDY} cannot be shown: {error} Make it again with counterpoint study --table.")
-    return StudyResult(folder.resolve().name, "", (), (), 0.0, (), (), (), tuple(notes), None, {}, {})
+    return StudyResult(folder.resolve().name, "", (), (), 0.0, (), (), (), tuple(notes), {}, {}, {})
 
 
 def _cut(study: StudyResult) -> StudyResult:

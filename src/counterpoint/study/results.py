@@ -131,8 +131,8 @@ class RowResult:
 class StudyResult(Result):
     """A whole study.
 
-    ``spread`` is the median over the compared rows of the standard deviation over seeds of their average's difference
-    from the reference; None while no row has two seeds. ``starved`` is the score below which a seed's lowest domain
+    ``spreads`` has, for ``average``, ``worst`` and every domain, the median over the compared rows of the standard
+    deviation over seeds of the difference from the reference; nothing while no row has two seeds. ``starved`` is the score below which a seed's lowest domain
     counts as starved; None where none is counted. ``verdicts`` has one sentence per planned contrast.
     """
 
@@ -147,7 +147,7 @@ class StudyResult(Result):
     contrasts: tuple[Planned, ...]
     rows: tuple[RowResult, ...]
     notes: tuple[str, ...]
-    spread: float | None
+    spreads: dict[str, float]
     settings: dict[str, Any]
     environment: dict[str, Any]
     starved: float | None = None

@@ -96,7 +96,7 @@ def summarize(study: Study, folder: StudyFolder) -> StudyResult:
         contrasts=tuple(contrasts),
         rows=tuple(rows),
         notes=tuple(_notes(study, rows, folder.plan())),
-        spread=_spread(study, by_row),
+        spreads=_spreads(study, by_row),
         starved=config.starved,
         settings=settings_of(study),
         environment=environment() | {"parallel": config.parallel},
@@ -324,12 +324,14 @@ def _contrasts(study: Study, by_row: Mapping[str, Outcomes]) -> list[Planned]:
     return contrasts
 
 
-def _spread(study: Study, by_row: Mapping[str, Outcomes]) -> float | None:
-    reference = by_row[study.config.reference]
-    changes = [
-        [b - a for a, b in zip(*_paired(by_row[name], reference, AVERAGE), strict=True)] for name in study.compared
-    ]
-    return statistics.median([standard_deviation(c) for c in changes if len(c) > 1] or [0.0]) or None
+def _spreads(study: Study, by_row: Mapping[str, Outcomes]) -> dict[str, float]:
+    reference, found = by_row[study.config.reference], {}
+    for measure in (AVERAGE, WORST, *study.domains):
+        changes = [
+            [b - a for a, b in zip(*_paired(by_row[name], reference, measure), strict=True)] for name in study.compared
+        ]
+        found[measure] = statistics.median([standard_deviation(c) for c in changes if len(c) > 1] or [0.0])
+    return {measure: spread for measure, spread in found.items() if spread > 0}
 
 
 def settings_of(study: Study) -> dict[str, Any]:
@@ -404,11 +406,13 @@ def expected_power(study: Study, home: Path) -> Iterator[str]:
     domains and evaluation are asked.
     """
     yield planning_note(study)
-    spread, source = _known_spread(study, home) or (ASSUMED_SPREAD, "assumed: no study here has measured it yet")
+    known, measured = _known_spreads(study, home)
     worth, level = study.config.worth, LEVEL / max(1, len(study.contrasts))
     for contrast in study.contrasts:
         if contrast.measure == STARVED:
             continue  # a count, which goes by another test
+        assumed = ASSUMED_SPREAD, "assumed: no study here has measured it yet"
+        spread, source = (known[contrast.measure], measured) if contrast.measure in known else assumed
         common = len(set(study.seeds(contrast.row)) & set(study.seeds(study.config.reference)))
         seen, needed = power(worth, spread, common, level), seeds_for(worth, spread, level)
         least = f"{needed} seeds" if needed else "more than 1,000 seeds"
@@ -418,16 +422,21 @@ def expected_power(study: Study, home: Path) -> Iterator[str]:
         )
 
 
-def _known_spread(study: Study, home: Path) -> tuple[float, str] | None:
-    """The spread that a study has measured, and which one: this one, or the newest of those like it."""
+def _known_spreads(study: Study, home: Path) -> tuple[dict[str, float], str]:
+    """The spreads that a study has measured, and which one: this one, or the newest of those like it."""
     others = sorted(home.parent.glob("*/study.json"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in [home / "study.json", *others]:
         found = _read(path)
         like = [found.get("domains"), found.get("settings")] == [list(study.domains), settings_of(study)]
-        spread = found.get("spread")
-        if isinstance(spread, float) and 0 < spread < 1e100 and (like or path.parent == home):
-            return spread, f"measured in {path.parent}"
-    return None
+        given = found.get("spreads")
+        spreads = {key: value for key, value in given.items() if _is_spread(value)} if isinstance(given, dict) else {}
+        if spreads and (like or path.parent == home):
+            return spreads, f"measured in {path.parent}"
+    return {}, ""
+
+
+def _is_spread(value: Any) -> bool:
+    return isinstance(value, float) and 0 < value < 1e100
 
 
 def _read(path: Path) -> dict[str, Any]:
