@@ -132,8 +132,9 @@ class StudyResult(Result):
     """A whole study.
 
     ``spreads`` has, for ``average``, ``worst`` and every domain, the median over the compared rows of the standard
-    deviation over seeds of the difference from the reference; nothing while no row has two seeds. ``starved`` is the score below which a seed's lowest domain
-    counts as starved; None where none is counted. ``verdicts`` has one sentence per planned contrast.
+    deviation over seeds of the difference from the reference; nothing while no row has two seeds. ``starved`` is the
+    score below which a seed's lowest domain counts as starved; None where none is counted. ``verdicts`` has one
+    sentence per planned contrast.
     """
 
     kind: ClassVar[str] = "study"
