@@ -23,7 +23,6 @@ ROWS: dict[str, Any] = {
     "base": "base",
     "mixed": "mixed",
     "mgs": "mgs",
-    "tokens": {"strategy": "mixed", "set": {"balance": "tokens"}},
     "norm": {"strategy": "mixed", "set": {"balance": "norm"}},
 }
 

@@ -49,14 +49,16 @@ def test_short_examples_run_to_a_report(name, tmp_path):
 def test_the_demo_prints_its_table_and_a_report(tmp_path):
     output = told("demo", "--steps", 2, "--prompts", 2, "--seed", 3, "--dir", tmp_path / "demo")
     table = [line for line in output.splitlines() if line.startswith("│")]
-    models = ["before", "sequential: after short", "sequential: after long", "together: mixed", "together: mgs"]
-    assert [row.split("│")[1].strip() for row in table] == models
+    plain = ["before", "sequential: after short", "sequential: after long", "together: mixed"]
+    hidden = ["before", "together: mixed", "together: mgs"]
+    assert [row.split("│")[2].strip() for row in table] == plain + hidden
     assert all(row.count("[") == 2 for row in table)  # short and long, each with an interval
     assert "Nothing to recover" in output  # two steps lose nothing beyond noise
-    report = Path(output.rsplit("Report: ", 1)[1].strip())
-    assert report == tmp_path / "demo" / "sequential" / "report.html"
-    assert report.exists()
-    assert load_config(report.with_name("config.yaml")).run.seed == 3
+    reports = [Path(line.removeprefix("Report: ")) for line in output.splitlines() if line.startswith("Report: ")]
+    assert reports == [tmp_path / "demo" / name / "report.html" for name in ("sequential", "mixed")]
+    for report in reports:
+        assert report.exists()
+        assert load_config(report.with_name("config.yaml")).run.seed == 3
 
 
 def test_a_checkpoint_can_be_evaluated_alone(tmp_path):

@@ -6,12 +6,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from counterpoint.recovery import Recover
     from counterpoint.runs.run import Run
     from counterpoint.tables import Cell, Table
 
 ORDER = ("short", "long")
-STRATEGIES = ("sequential", "mixed", "mgs")
+RUNS = {
+    "sequential": ("sequential", "plain"),
+    "together": ("mixed", "plain"),
+    "mixed": ("mixed", "hidden"),
+    "mgs": ("mgs", "hidden"),
+}
+"""Name of a run -> its strategy, and the cue that tells the two domains apart."""
 
 
 def demo(
@@ -25,7 +33,9 @@ def demo(
 ) -> None:
     """Watch two domains hurt each other, and what helps, on the built-in pocket model.
 
-    One domain wants short answers, the other long ones, to the same family of prompts. They are trained one after the other, then together with `mixed` and with `mgs`, from the same start and with the same budget. Then the domain that fell is brought back by a refresh that gives way to the other one. Prints a table with 95 % intervals and the path of a report page. Needs no network. Two to four minutes on two cores.
+    One domain wants short answers, the other long ones, to one family of prompts. First a plain cue tells them apart: trained one after the other, the first one falls, and a short refresh brings it back; trained together, neither falls. Then the cue is hidden, and training together starves one of them, unless surgery prevents it. All runs have the same start and budget.
+
+    Prints a table with 95 % intervals and the paths of two report pages. Needs no network. Two to four minutes on two cores.
     """  # noqa: E501
     import time
 
@@ -40,57 +50,57 @@ def demo(
 
     folder = folder or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
     typer.echo(
-        f"One domain wants short answers and one long answers to the same prompts: {steps} steps one after the other, "
-        f"then together with mixed and with mgs. Runs: {folder}"
+        f"Two domains that want short and long answers to one family of prompts, four runs of {steps} steps: {folder}"
     )
-    runs = []
-    for strategy in STRATEGIES:
-        config = parse_config(demo_settings(strategy, steps, prompts, seed, folder))
-        with progress(label=strategy) as reporter:
-            runs.append(Run.open(train(config, strategy, reporter).path))
+    runs = {}
+    for name in RUNS:
+        config = parse_config(demo_settings(name, steps, prompts, seed, folder))
+        with progress(label=name) as reporter:
+            runs[name] = Run.open(train(config, name, reporter).path)
     refresh = RefreshOptions(steps=max(1, steps // 2), every=max(1, steps // 4), protect=ORDER[1:])
     with progress(label="recover") as reporter:
         options = RecoverOptions("refresh", refresh=refresh)
-        found = recover(runs[0].path, options=options, reporter=reporter, on_progress=reporter.working)
+        found = recover(runs["sequential"].path, options=options, reporter=reporter, on_progress=reporter.working)
     reporter.console.print(demo_table(runs, found))
     for sentence in found.sentences():
         typer.echo(sentence)
-    typer.echo(
-        "\nOne seed of a toy model. What comes one after the other falls with every seed; which of mixed and mgs ends "
-        "higher changes with it: try --seed 1. Over seeds: docs/study-weight.md"
-    )
-    typer.echo(f"Next: counterpoint diagnose {runs[0].path}   # who hurt whom, where, and how sure that is")
-    typer.echo(f"Report: {write_report(runs[0].path, compare=[run.path for run in runs[1:]])}")
+    typer.echo("\nOne seed of a toy model; another one: --seed 1. How often it comes out so: docs/study-weight.md")
+    typer.echo(f"Next: counterpoint diagnose {runs['sequential'].path}   # who hurt whom, where, and how sure that is")
+    for name, beside in (("sequential", "together"), ("mixed", "mgs")):
+        typer.echo(f"Report: {write_report(runs[name].path, compare=[runs[beside].path])}")
 
 
-def demo_table(runs: "list[Run]", found: "Recover") -> "Table":
+def demo_table(runs: "Mapping[str, Run]", found: "Recover") -> "Table":
     """The held-out reward of every domain before training, after each run, and after the repair."""
     from counterpoint.stats import Estimate
     from counterpoint.tables import Table
 
-    def at(run: "Run", step: int) -> "tuple[Cell, ...]":
+    def row(cue: str, model: str, run: "Run", step: int) -> "tuple[Cell, ...]":
         lines = [run.evaluations.get((domain, step)) for domain in ORDER]
-        return tuple(Estimate(line["mean"], line["low"], line["high"]) if line else None for line in lines)
+        return cue, model, *(Estimate(line["mean"], line["low"], line["high"]) if line else None for line in lines)
 
-    first, *together = runs
-    ends = [stage.last_step for stage in first.stages]
-    rows: list[tuple[Cell, ...]] = [("before", *at(first, 0))]
-    rows += [(f"sequential: after {domain}", *at(first, step)) for domain, step in zip(ORDER, ends, strict=True)]
+    first = runs["sequential"]
+    rows = [row("plain", "before", first, 0)]
+    rows += [row("", f"sequential: after {stage.domains[0]}", first, stage.last_step) for stage in first.stages]
     rows += [
-        (f"  then a {one.kind} of {one.domain}", *(one.scores.get(domain) for domain in ORDER))
+        ("", f"  then a {one.kind} of {one.domain}", *(one.scores.get(domain) for domain in ORDER))
         for one in found.attempts
         if one.scores
     ]
-    rows += [(f"together: {run.path.name}", *at(run, run.stages[-1].last_step)) for run in together]
-    return Table("Held-out reward, mean [95 % interval]", ("model", *ORDER), tuple(rows), dict.fromkeys(ORDER, ".2f"))
+    rows.append(row("", "together: mixed", runs["together"], runs["together"].stages[-1].last_step))
+    rows.append(row("hidden", "before", runs["mixed"], 0))
+    rows += [row("", f"together: {name}", runs[name], runs[name].stages[-1].last_step) for name in ("mixed", "mgs")]
+    columns = ("cue", "model", *ORDER)
+    return Table("Held-out reward, mean [95 % interval]", columns, tuple(rows), dict.fromkeys(ORDER, ".2f"))
 
 
-def demo_settings(strategy: str, steps: int, prompts: int, seed: int, folder: Path) -> dict[str, Any]:
-    """The configuration of one demo run; all differ in the strategy alone."""
+def demo_settings(name: str, steps: int, prompts: int, seed: int, folder: Path) -> dict[str, Any]:
+    """The configuration of one demo run; all differ in strategy and cue alone."""
+    strategy, cue = RUNS[name]
     return {
         "model": "pocket",
         "strategy": {"name": strategy, "order": list(ORDER)} if strategy == "sequential" else strategy,
-        "domains": {name: {"source": {"type": "pocket", "cue": "hidden"}} for name in ORDER},
+        "domains": {domain: {"source": {"type": "pocket", "cue": cue}} for domain in ORDER},
         "training": {
             "max_steps": steps,
             "learning_rate": 2e-4,
@@ -102,5 +112,5 @@ def demo_settings(strategy: str, steps: int, prompts: int, seed: int, folder: Pa
             "activation_checkpointing": False,
         },
         "evaluation": {"prompts": prompts, "samples": 4, "batch_size": 256, "greedy": False},
-        "run": {"dir": str(folder), "name": strategy, "seed": seed, "save_every": max(1, steps), "keep": 2},
+        "run": {"dir": str(folder), "name": name, "seed": seed, "save_every": max(1, steps), "keep": 2},
     }
