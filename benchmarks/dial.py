@@ -23,7 +23,6 @@ ROWS: dict[str, Any] = {
     "base": "base",
     "mixed": "mixed",
     "mgs": "mgs",
-    "norm": {"strategy": "mixed", "set": {"balance": "norm"}},
 }
 
 
@@ -75,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder of the studies, one for each cell")
     parser.add_argument("--cells", nargs="+", choices=list(CELLS), default=list(CELLS))
-    parser.add_argument("--seeds", type=int, default=8, help="the first of the study's seeds")
+    parser.add_argument("--seeds", type=int, default=5, help="the first of the study's seeds")
     options = parser.parse_args()
     files = {cell: write(cell, options.seeds, options.folder) for cell in options.cells}
     for file in files.values():
