@@ -1,6 +1,6 @@
-"""The cells of the dial study: the same rows with another cue, learning rate, batch or capacity; no time is measured.
+"""The cells of the dial study: two of its rows with another cue or learning rate; no time is measured.
 
-    python benchmarks/dial.py studies/dial-cells [--cells plain absent ...] [--seeds 8]
+    python benchmarks/dial.py studies/dial-cells [--cells plain absent ...] [--seeds 5]
 
 Every cell is `examples/pocket-dial-study.yaml` with one thing changed and the rows below, run by `counterpoint study`,
 which goes on where it stopped. The table has, for each cell and row, the lowest domain (mean over seeds with 95 %
@@ -14,16 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from rich.console import Console
 
-from counterpoint.stats import Estimate
 from counterpoint.study import StudyFolder, load_study, summarize
+from counterpoint.tables import Cell, Table
 
 STUDY = Path(__file__).parents[1] / "examples" / "pocket-dial-study.yaml"
-ROWS: dict[str, Any] = {
-    "base": "base",
-    "mixed": "mixed",
-    "mgs": "mgs",
-}
+ROWS = {"base": "base", "mixed": "mixed", "mgs": "mgs"}
 
 
 def cue(value: str) -> dict[str, Any]:
@@ -32,13 +29,10 @@ def cue(value: str) -> dict[str, Any]:
 
 
 CELLS: dict[str, dict[str, Any]] = {
-    "hidden": {},
     "plain": cue("plain"),
     "absent": cue("absent"),
     "rate-1e-4": {"training": {"learning_rate": 1e-4}},
     "rate-5e-4": {"training": {"learning_rate": 5e-4}},
-    "prompts-16": {"training": {"per_device_train_batch_size": 32}},
-    "lora-2": {"model": {"path": "pocket", "lora": {"r": 2}}, "training": {"learning_rate": 2e-3}},
 }
 
 
@@ -46,8 +40,7 @@ def write(cell: str, seeds: int, folder: Path) -> Path:
     """The study file of a cell."""
     study = yaml.safe_load(STUDY.read_text())
     for key, value in CELLS[cell].items():
-        own = study["config"][key]
-        study["config"][key] = own | value if isinstance(own, dict) and isinstance(value, dict) else value
+        study["config"][key] |= value
     changes = {"name": cell, "seeds": study["seeds"][:seeds], "rows": ROWS, "contrasts": []}
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{cell}.yaml"
@@ -55,18 +48,14 @@ def write(cell: str, seeds: int, folder: Path) -> Path:
     return file
 
 
-def tell(cell: str, file: Path, folder: Path) -> None:
-    """The lines of one cell."""
-    for row in summarize(load_study(file), StudyFolder(folder / cell)).rows:
-        if row.worst is None or not row.seeds_planned:
-            continue
-        lowest, starved = limits(row.worst.score.mean, ".3f"), f"{row.worst.starved} of {len(row.seeds_done)}"
-        print(f"{cell:12}{row.name:8}{lowest:24}{limits(row.worst.difference, '+.3f'):26}{starved}")
-
-
-def limits(found: Estimate | None, form: str) -> str:
-    """A number with its interval."""
-    return "" if found is None else f"{found.value:{form}} [{found.low:{form}}, {found.high:{form}}]"
+def lines_of(cell: str, file: Path, folder: Path) -> list[tuple[Cell, ...]]:
+    """The rows of one cell's study."""
+    rows = summarize(load_study(file), StudyFolder(folder / cell)).rows
+    return [
+        (cell, row.name, row.worst.score.mean, row.worst.difference, f"{row.worst.starved} of {len(row.seeds_done)}")
+        for row in rows
+        if row.worst is not None and row.seeds_planned
+    ]
 
 
 def main() -> None:
@@ -81,8 +70,9 @@ def main() -> None:
         subprocess.run(
             [sys.executable, "-m", "counterpoint", "study", str(file), "--dir", str(options.folder)], check=True
         )
-    for cell, file in files.items():
-        tell(cell, file, options.folder)
+    rows = [line for cell, file in files.items() for line in lines_of(cell, file, options.folder)]
+    columns, forms = ("cell", "row", "lowest domain", "- mixed", "starved"), {"lowest domain": ".3f", "- mixed": "+.3f"}
+    Console().print(Table("The lowest domain over seeds [95 % interval]", columns, tuple(rows), forms))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ def prompt_and_answer(messages: list[dict[str, str]]) -> tuple[str, str]:
     """The two framed parts of a request of the `judge` reward."""
     framed = messages[-1]["content"]
     mark = framed.split(maxsplit=1)[0]
-    parts = {part.split("\n", 1)[0].strip(): part.split("\n", 1)[-1].rstrip("\n") for part in framed.split(mark)[1:]}
+    named = (part.partition("\n") for part in framed.split(mark)[1:])
+    parts = {name.strip(): text.rstrip("\n") for name, _, text in named}
     return parts["PROMPT"].removeprefix("user: "), parts["ANSWER"]
 
 
@@ -39,6 +40,7 @@ class Judge:
     def score(self, prompt: str, answer: str, temperature: float) -> float:
         """A score of ``SCORES``."""
         with self._lock:
+            # the very form that smollm2_judges.py trained it on
             encoded = self.tokenizer(f"{prompt}\n\n{answer}", return_tensors="pt", truncation=True, max_length=512)
             logits = self.model(**encoded).logits[0]
             if temperature > 0:

@@ -31,7 +31,7 @@ def test_it_says_what_recover_says(run):
 
 def test_the_terminal_shows_it_and_names_the_next_command(run):
     console = Console(file=io.StringIO(), width=120)
-    console.print(run_table([run]))
+    console.print(run_table(run))
     shown = console.file.getvalue()
     (math,) = (line.replace("│", " ").split() for line in shown.splitlines() if "math" in line and "Fell" not in line)
     means = [float(word) for word in math if word[:2] == "0." and not word.endswith(("]", ","))]

@@ -25,7 +25,7 @@ def test_the_parts_of_a_reward_stand_below_their_domain(tmp_path):
         line = score(0.5, {"right": 0.25, "form [x]": form}, metrics={"copying": form}).to_json()
         run.append_eval({"step": step, "when": when, "stage": None} | line)
     console = Console(file=io.StringIO(), width=100)
-    console.print(run_table([run]))
+    console.print(run_table(run))
     rows = [line.replace("│", " ").split() for line in console.file.getvalue().splitlines()]
     run.close()
     assert any(row[-2:] == ["0.250", "0.250"] and "right" in row for row in rows)

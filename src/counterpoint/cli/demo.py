@@ -72,12 +72,11 @@ def demo(
 
 def demo_table(runs: "Mapping[str, Run]", found: "Recover") -> "Table":
     """The held-out reward of every domain before training, after each run, and after the repair."""
-    from counterpoint.stats import Estimate
+    from counterpoint.cli.train import score_cell
     from counterpoint.tables import Table
 
     def row(cue: str, model: str, run: "Run", step: int) -> "tuple[Cell, ...]":
-        lines = [run.evaluations.get((domain, step)) for domain in ORDER]
-        return cue, model, *(Estimate(line["mean"], line["low"], line["high"]) if line else None for line in lines)
+        return cue, model, *(score_cell(run.evaluations.get((domain, step))) for domain in ORDER)
 
     first = runs["sequential"]
     rows = [row("plain", "before", first, 0)]

@@ -76,7 +76,7 @@ def _tell(run: "RunDirectory", reporter: "ConsoleReporter") -> None:
     from counterpoint.runs.run import Run
 
     if reporter.speaks:
-        reporter.console.print(run_table([run]))
+        reporter.console.print(run_table(run))
         opened = Run.open(run.path)
         _tell_weights(opened, run.config_path, reporter)
         if verdict := opened.verdict():
@@ -121,19 +121,19 @@ def weights_advice(file: Path, found: "Mapping[str, Mapping[str, float]]") -> st
     return out_of_balance(found["loss"], found["prompts"], str(config.training.get("loss_type", DEFAULT_LOSS)))
 
 
-def run_table(runs: "Sequence[RunDirectory]") -> "Table":
-    """Every domain before and after each run; of one sequential run also after the domain's own stage.
+def run_table(run: "RunDirectory") -> "Table":
+    """Every domain before and after the run; of a sequential one also after the domain's own stage.
 
     The functions of a domain's reward stand below it.
     """
     from counterpoint.tables import Table
 
-    columns = _columns(runs)
+    columns = _columns(run)
     domains = list(dict.fromkeys(name for lines in columns.values() for name in lines))
     rows: list[tuple[Cell, ...]] = []
     for domain in domains:
         lines = [found.get(domain, {}) for found in columns.values()]
-        rows.append((domain, *(_score(line) for line in lines)))
+        rows.append((domain, *(score_cell(line) for line in lines)))
         parts = dict.fromkeys(name for line in lines for name in line.get("parts") or ())
         rows += [(f"  {part}", *((line.get("parts") or {}).get(part) for line in lines)) for part in parts]
         metrics = dict.fromkeys(name for line in lines for name in line.get("metrics") or ())
@@ -144,27 +144,25 @@ def run_table(runs: "Sequence[RunDirectory]") -> "Table":
     return Table("Held-out reward, mean [95 % interval]", ("domain", *columns), tuple(rows), forms)
 
 
-def _columns(runs: "Sequence[RunDirectory]") -> "dict[str, dict[str, Mapping[str, Any]]]":
+def _columns(run: "RunDirectory") -> "dict[str, dict[str, Mapping[str, Any]]]":
     """Evaluation lines by what the column is called and the domain."""
     from counterpoint.runs.run import Run
 
-    first = runs[0]
-    found = {"before": _scores_at(first, "before")}
-    judged = Run.open(first.path)
-    if len(runs) == 1 and judged.at_the_end:
-        end = _scores_at(first, "after")
-        own = {one.domain: judged.evaluations[one.domain, one.first_step] for one in judged.at_the_end}
-        found |= {"after its own stage": end | own, "at the end": end}
-    else:
-        found |= {run.path.name: _scores_at(run, "after") for run in runs}
-    return {name: lines for name, lines in found.items() if lines or name != "before"}
+    before, after = _scores_at(run, "before"), _scores_at(run, "after")
+    judged = Run.open(run.path)
+    found = {"before": before} if before else {}
+    if not judged.at_the_end:
+        return found | {run.path.name: after}
+    own = {one.domain: judged.evaluations[one.domain, one.first_step] for one in judged.at_the_end}
+    return found | {"after its own stage": after | own, "at the end": after}
 
 
 def _scores_at(run: "RunDirectory", when: str) -> dict[str, Mapping[str, Any]]:
     return {line["domain"]: line for line in run.lines("evals.jsonl") if line["when"] == when}
 
 
-def _score(line: Mapping[str, Any]) -> "Cell":
+def score_cell(line: Mapping[str, Any] | None) -> "Cell":
+    """The mean of a line of ``evals.jsonl`` with its interval; nothing where there is no line."""
     from counterpoint.stats import Estimate
 
     return Estimate(line["mean"], line["low"], line["high"]) if line else None

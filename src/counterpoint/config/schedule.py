@@ -75,9 +75,10 @@ def read_changes(schedule: Any, curriculum: Any, domains: Collection[str] | None
     Raises:
         ConfigError: everything wrong with them; with ``domains`` also names that are none of them.
     """
-    given = {"schedule": _parsed("schedule", schedule), "curriculum": curriculum}
-    if _is_json(curriculum):
-        given["curriculum"] = _parsed("curriculum", curriculum)
+    given = {
+        "schedule": _parsed("schedule", schedule),
+        "curriculum": _parsed("curriculum", curriculum) if _is_json(curriculum) else curriculum,
+    }
     try:
         changes = Changes.model_validate(given)
     except ValidationError as error:

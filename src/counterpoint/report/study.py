@@ -155,9 +155,8 @@ def _seeds(
     names = [row.name for row in rows]
     figure = score_rows(data, names, {"showlegend": True})
     figure["layout"]["xaxis"] = axis(label)
-    if isinstance(line, str):
-        return _compact(figure, names, next((mean["mean"] for index, mean in known if names[index] == line), None))
-    return _compact(figure, names, line)
+    at = next((mean["mean"] for index, mean in known if names[index] == line), None) if isinstance(line, str) else line
+    return _compact(figure, names, at)
 
 
 def _compact(figure: Figure, names: Sequence[str], at: float | None) -> Figure:

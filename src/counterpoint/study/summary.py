@@ -407,11 +407,11 @@ def expected_power(study: Study, home: Path) -> Iterator[str]:
     """
     yield planning_note(study)
     known, measured = _known_spreads(study, home)
+    assumed = ASSUMED_SPREAD, "assumed: no study here has measured it yet"
     worth, level = study.config.worth, LEVEL / max(1, len(study.contrasts))
     for contrast in study.contrasts:
         if contrast.measure == STARVED:
             continue  # a count, which goes by another test
-        assumed = ASSUMED_SPREAD, "assumed: no study here has measured it yet"
         spread, source = (known[contrast.measure], measured) if contrast.measure in known else assumed
         common = len(set(study.seeds(contrast.row)) & set(study.seeds(study.config.reference)))
         seen, needed = power(worth, spread, common, level), seeds_for(worth, spread, level)
