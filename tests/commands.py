@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
+import torch
+
 from counterpoint.cli.app import main
 from ranks_helper import forking
 
@@ -57,6 +59,8 @@ class Command:
 
 def _run(arguments, output, folder, environment):
     os.environ.update(environment)
+    if "OMP_NUM_THREADS" in environment:  # torch, which the server imported, read it before it was set
+        torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     os.chdir(folder)
     with Path(output).open("wb", 0) as file:
         os.dup2(file.fileno(), 1)

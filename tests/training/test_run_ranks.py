@@ -10,24 +10,22 @@ import sys
 import time
 
 import pytest
-import torch
 import yaml
 from safetensors.torch import load_file
 
 from commands import Command, counterpoint
 from ranks_helper import run_ranks
+from same_run import REWARDS_THAT_TEACH, assert_same_run, lines
 from trainer_ranks import run_sharded
 
 pytestmark = pytest.mark.slow
-
-CLOCKS = {"time", "step_time", "step_seconds", "seconds"}
 
 
 def settings_of(folder, model, name, **overrides):
     return {
         "model": str(model),
         "strategy": "mgs",
-        "domains": {"math": {"source": "pocket"}, "code": {"source": "pocket"}},
+        "domains": REWARDS_THAT_TEACH,
         "training": {
             "max_steps": 8,
             "per_device_train_batch_size": 4,
@@ -124,24 +122,11 @@ def wait_for_step(folder, step, process):
     raise AssertionError(f"step {step} was not reached")
 
 
-def lines(folder, name):
-    rows = [json.loads(line) for line in (folder / name).read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in CLOCKS} for row in rows]
-
-
 def before(folder):
     """The completions of the evaluation before training, in the order of domains."""
     rows = [line for line in lines(folder, "samples.jsonl") if line["when"] == "before"]
     assert len({row["completion"] for row in rows}) > 1
     return sorted(rows, key=lambda row: (row["domain"], row["prompt"]))
-
-
-def assert_same_run(ours, theirs, last=8):
-    for name in ("metrics.jsonl", "evals.jsonl", "samples.jsonl", "grams.jsonl"):
-        assert lines(ours, name) == lines(theirs, name), name
-    mine, reference = (load_file(run / f"checkpoints/step-{last}/model.safetensors") for run in (ours, theirs))
-    assert mine.keys() == reference.keys()
-    assert all(torch.equal(mine[k], reference[k]) for k in mine)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +154,7 @@ def test_a_killed_rank_ends_the_run_which_resumes_with_the_same_numbers(whole, t
     assert "Traceback (most recent call last)" not in output
     status, output = Launch(tmp_path, "train", "--resume", tmp_path / "killed").finish()
     assert status == 0, output
-    assert_same_run(tmp_path / "killed", whole)
+    assert_same_run(tmp_path / "killed", whole, tiny_model, last=8)
 
 
 def test_a_stop_saves_on_all_ranks_at_the_same_step(tiny_model, tmp_path):
@@ -226,7 +211,7 @@ def test_a_run_on_fsdp2_saves_whole_models_and_resumes_with_the_same_numbers(who
     shutil.rmtree(stopped / "checkpoints" / "step-3")
     again = settings | {"run": settings["run"] | {"dir": str(stopped.parent)}}
     run_ranks(run_sharded, 2, again)
-    assert_same_run(stopped, run, last=3)
+    assert_same_run(stopped, run, tiny_model, last=3)
 
 
 def test_a_watched_run_goes_through_its_stages_on_two_ranks(tiny_model, tmp_path):
