@@ -17,6 +17,12 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 SCORES = (0.0, 0.5, 1.0)
+LONGEST = 256  # tokens
+
+
+def read_by_judge(tokenizer: Any, prompt: str, answer: str, **options: Any) -> Any:
+    """The form that the classifier reads, when it is trained and when it judges."""
+    return tokenizer(f"{prompt}\n\n{answer}", truncation=True, max_length=LONGEST, **options)
 
 
 def prompt_and_answer(messages: list[dict[str, str]]) -> tuple[str, str]:
@@ -40,8 +46,7 @@ class Judge:
     def score(self, prompt: str, answer: str, temperature: float) -> float:
         """A score of ``SCORES``."""
         with self._lock:
-            # the very form that smollm2_judges.py trained it on
-            encoded = self.tokenizer(f"{prompt}\n\n{answer}", return_tensors="pt", truncation=True, max_length=512)
+            encoded = read_by_judge(self.tokenizer, prompt, answer, return_tensors="pt")
             logits = self.model(**encoded).logits[0]
             if temperature > 0:
                 return SCORES[int(torch.multinomial((logits / temperature).softmax(-1), 1))]

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from smollm2_judge_server import SCORES, read_by_judge  # beside this file
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -35,8 +36,6 @@ FROZEN = 20
 """The embeddings and this many of the 30 layers of the reward model stay as they are: half the time of a step."""
 
 FROZEN_JUDGE = 10
-
-SCORES = (0.0, 0.5, 1.0)
 
 HELD_OUT = 16
 """Prompts that a judge is tried on and never trained on."""
@@ -142,8 +141,7 @@ def train_judge(folder: str, output: Path, cases: list[tuple[str, str, float]], 
     model.config.pad_token_id = tokenizer.pad_token_id
     freeze(model, FROZEN_JUDGE)
     rows = [
-        {**tokenizer(f"{prompt}\n\n{reply}", truncation=True, max_length=256), "labels": SCORES.index(score)}
-        for prompt, reply, score in cases
+        {**read_by_judge(tokenizer, prompt, reply), "labels": SCORES.index(score)} for prompt, reply, score in cases
     ]
     unseen, seen = rows[: 3 * HELD_OUT], rows[3 * HELD_OUT :]
     config = TrainingArguments(
