@@ -1,11 +1,13 @@
-# ruff: noqa: E501, RUF001 (patterns and tables, with the signs that people type)
+# ruff: noqa: RUF001 (patterns and tables, with the signs that people type)
 """Which of several labelled options a reply chooses, read from its words."""
 
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from counterpoint.rewards._cues import announced
+from counterpoint.rewards import _choice_words as words_for
+from counterpoint.rewards._cues import ANSWER, announced
 from counterpoint.rewards._math_text import boxed
 
 _LETTER = "A-Za-z0-9_\u00c0-\u04ff'’"
@@ -18,17 +20,6 @@ _SOFT = re.compile(
     r"[\"'`“”‘’„«»()\[\]{}?!;:…¿¡。，、！？；：「」『』（）$~]|(?<!\d)\.|\.(?!\d)|,|(?<![A-Za-z0-9)])[*_]+|[*_]+(?![A-Za-z0-9(])"
 )
 _ARTICLES = re.compile(r"(?<![\w^+*/=<>-])(?:an?|the)(?=\s+[^\W\d_])")
-# Words that may follow the label A or I and do not make it a word.
-_AFTER = "or|and|because|since|as|is|was|for|which|with|due|given|by|it|we|from|seems|looks|would|must|should|but"
-_LISTED = r"\s*(?:[,/&、]|,?\s*(?:or|and|oder|und|ou|et|o|y|и|или|和|或|と)(?![A-Za-z])|[,，]?\s*(?:or|and)\s)\s*(?:or\s+)?(?:maybe\s+|perhaps\s+|possibly\s+)?"
-_CONCLUSION = (
-    r"(?i:\b(?:therefore|thus|hence|so|consequently|choose|select|pick|chose|selected|say|guess|go\s+with|leaving|leaves|correct|"
-    r"right|best|conclude|it\s+is|it's|must\s+be|seems\s+to\s+be)\b|选择|選擇|选|選|应选|正确|[→⇒]|=>)"
-)
-_FILLER = r"(?:[\s,:*_(\[]|(?i:option|choice|answer|the|that|is|it|must|be|one|to|only|remaining|with|as)\b|的是|是)*"
-_REJECTED_BEFORE = r"(?i:\b(?:(?:(?:can|could|must|may|wo|should|would)(?:n['’]t|['’]t|\s*not)|not)\s+be|anything\s+but|not|never|neither|nor|except|without|rules?\s+out|excludes?|eliminates?|eliminating|reject|isn't|nicht|than)\s+(?:option\s+|choice\s+)?)[(\[*]*"
-_REJECTED_AFTER = r"[)\]*]*\s+(?i:is|are|was|looks|seems|fails|cannot|can't|isn't)(?:\s+(?i:wrong|false|incorrect|tempting|out|not|eliminated|ruled|impossible|invalid)\b|(?<=fails)|(?<=cannot)|(?<=can't)|(?<=isn't))"
-_RIGHT = r"[)\]*]*\s+(?i:is|must\s+be)\s+(?:the\s+)?(?i:correct|right|true|best|only|answer)\b"
 
 
 def plain(text: str) -> str:
@@ -39,6 +30,16 @@ def plain(text: str) -> str:
     text = _SOFT.sub(" ", re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text))
     text = re.sub(r"(?<=[\w)])\s+([<>=!]=?|[+*/^≤≥])\s+(?=[\w(-])", r"\1", _ARTICLES.sub(" ", text))
     return " ".join(text.split())
+
+
+@dataclass(frozen=True)
+class _Named:
+    """Labels named in one breath (``A, B and D``), and whether they are said to be wrong."""
+
+    labels: tuple[str, ...]
+    start: int
+    end: int
+    rejected: bool
 
 
 class Choices:
@@ -60,6 +61,15 @@ class Choices:
             rf"[\s*_`\"'“(\[{{]*(?i:option\s+|choice\s+|letter\s+)?[*_(\[{{]*({self._names}){self._end}"
         )
         self._any = re.compile(rf"(?<![{_LETTER}+#\\-])({self._names}){self._end}")
+        label = rf"({self._names}){self._end}"
+        self._concluding = [
+            re.compile(rf"{words_for.CONCLUSION}{words_for.FILLER}{label}"),
+            re.compile(rf"(?<![{_LETTER}])({self._names}){words_for.RIGHT}"),
+            re.compile(rf"{words_for.OPTION_IS}{label}(?!\s+(?i:looks))"),
+            re.compile(rf"{words_for.ANSWER_LAST}{label}[\s*_)\].!]*$", re.MULTILINE),
+            re.compile(rf"(?i:{ANSWER})\s*[(（]\s*({self._names})\s*[)）]"),
+            re.compile(rf"(?i:{ANSWER})\s+{label}(?:\s+(?:है|हो|ہے))?[\s*_)\].!।]*$", re.MULTILINE),
+        ]
 
     _end = rf"(?![{_LETTER}+#]|-\w)"
 
@@ -71,9 +81,14 @@ class Choices:
             return self._spelled[whole[1]]
         if strict:
             return ""
-        same = [label for label, option in self._options.items() if option.strip() == reply.strip()]
-        if len(same) == 1:
-            return same[0]
+        named_so = re.fullmatch(rf"(?i:option|choice|letter)\s+({_any_of(self._spelled)})[.!]?", text)
+        if named_so:
+            return self._spelled[named_so[1]]
+        *before, corrected = words_for.CORRECTED.split(text)
+        if before and (instead := self.stated(corrected, strict)):
+            return instead
+        if same := self._same(reply.strip()):
+            return same
         for found in (
             self._in_box(text),
             self._in_announcement(text),
@@ -99,66 +114,81 @@ class Choices:
 
     def _of_line(self, line: str) -> str | None:
         """What a line that should name a label names: one (its label), several (``""``) or none."""
-        whole = self._alone.fullmatch(line.strip())
-        if whole:
+        line = line.strip()
+        if whole := self._alone.fullmatch(line):
             return self._spelled[whole[1]]
+        if same := self._same(line) or self._same(line.rstrip(".")):
+            return same
         match = self._leading.match(line)
         if match and not self._is_word(match, line):
             rest = re.sub(r"^[)\]}*_]+", "", line[match.end() :])
             if rest.startswith("?") and (asked := self._of_line(rest[1:])):
                 return asked
-            if re.match(
-                rf"{_LISTED}[*_(\[]*(?i:option\s+)?(?:{self._names}){self._end}(?!['’]|\s+(?i:is|was)\s+(?i:wrong|false|incorrect))",
-                rest,
-            ):
-                return ""
+            for first in self._named(line)[:1]:
+                if first.start == match.start(1) and (len(first.labels) == 1) == first.rejected:
+                    return ""
             return match[1]
+        sentence = re.split(r"(?<=[.!?])\s|,?\s+(?:but|although|though|whereas|while|because|since)\b", line)[0]
         if match is None or not self.by_text(line):
-            left = self._not_rejected(re.split(r"(?<=[.!?])\s", line.strip())[0])
+            left = self._left(sentence)
             if len(left) == 1:
                 return left.pop()
-        return self.by_text(line) or None
+        return self.by_text(sentence) or self.by_text(line) or None
+
+    def _same(self, text: str) -> str:
+        """The one option whose text is ``text``, sign for sign."""
+        same = [label for label, option in self._options.items() if option.strip() == text]
+        return same[0] if len(same) == 1 else ""
 
     def _in_last_line(self, text: str) -> str | None:
-        line = text.rpartition("\n")[2]
-        if line == text:
+        *before, line = re.split(r"\s*\n\s*", text)
+        label, form = self._label_of_line(line)
+        if not before or form is None:
             return None
-        whole = self._alone.fullmatch(line)
-        if whole:
-            return self._spelled[whole[1]]
-        match = re.match(rf"[\s*_(\[]*({self._names})[*_]*[).:\]]\**(?:\s|$)", line)
-        match = match or re.fullmatch(
-            rf"[\s#*_]*\w+(?<!wrong)(?<!not)[*_]*[:：][\s*_(\[]*({self._names})[\s*_)\].]*", line, re.I
+        other, other_form = self._label_of_line(before[-1])
+        listed_again = form == other_form and other != label and (form == 1 or len(before) > 1)
+        return None if listed_again else label
+
+    def _label_of_line(self, line: str) -> tuple[str, int | None]:
+        """The label of a line that is no more than a label, begins with one, or is one word and a label."""
+        if whole := self._alone.fullmatch(line):
+            return self._spelled[whole[1]], 0
+        forms = (
+            (rf"[\s*_(\[]*({self._names})[*_]*[).:\]]\**(?:\s|$)", 0),
+            (rf"[\s#*_]*\w+(?<!wrong)(?<!not)[*_]*[:：][\s*_(\[]*({self._names})[\s*_)\].]*$", re.IGNORECASE),
         )
-        return match[1] if match else None
+        for form, (pattern, flags) in enumerate(forms, 1):
+            match = re.match(pattern, line, flags)
+            if match and not words_for.AFTER_REJECTED.match(line[match.end(1) :]):
+                return match[1], form
+        return "", None
 
     def _in_conclusion(self, text: str) -> str | None:
+        named = self._named(text)
         found = [
             (match.start(1), match[1])
-            for pattern in (
-                rf"{_CONCLUSION}{_FILLER}({self._names}){self._end}",
-                rf"(?<![{_LETTER}])({self._names}){_RIGHT}",
-                rf"(?i:option|choice)(?i:\s+is|\s*:)*\s*[*_(\[]*({self._names}){self._end}(?!{_REJECTED_AFTER}|\s+(?i:looks))",
-            )
-            for match in re.finditer(pattern, text)
-            if not self._is_word(match, text)
-            and not re.match(_REJECTED_AFTER, text[match.end(1) :])
-            and not re.match(rf"{_LISTED}[*_(\[]*(?:{self._names}){self._end}", text[match.end(1) :])
+            for pattern in self._concluding
+            for match in pattern.finditer(text)
+            if any(one.start <= match.start(1) < one.end and len(one.labels) == 1 and not one.rejected for one in named)
         ]
         return max(found)[1] if found else None
 
     def _at_start(self, text: str) -> str:
         match = re.match(rf"\W*({_any_of(self._spelled)})[).:](?:\s|$)", text)
-        if match:
-            return self._spelled[match[1]]
-        match = re.match(rf"\s*\**\(?({self._names})\)?\**\s*(?:[-–—]\s|\n|$)", text)
-        return match[1] if match else ""
+        match = match or re.match(rf"\s*\**\(?({self._names})\)?\**\s*(?:[-–—]\s|\n|$)", text)
+        if match is None or words_for.AFTER_REJECTED.match(text[match.end(1) :]):
+            return ""
+        first, *others = re.split(r"\s*\n\s*", text, maxsplit=2)
+        if others and self._label_of_line(others[0])[1] == self._label_of_line(first)[1] is not None:
+            return ""  # the options, listed once more
+        return self._spelled[match[1]]
 
     def by_text(self, text: str) -> str:
         """The one option whose text stands in ``text``; one inside a longer one that stands there does not count."""
-        for part in (*reversed(announced(text)), text):
+        *before, concluded = words_for.THEREFORE.split(text)
+        for part in (*reversed(announced(text)), *([concluded] if before else []), text):
             words = plain(part)
-            present = [label for label, option in self._plain.items() if option and _stands_in(option, words)]
+            present = [label for label, option in self._plain.items() if option and _chosen(option, words)]
             longest = [
                 label
                 for label in present
@@ -171,36 +201,67 @@ class Choices:
                 return longest[0]
         return ""
 
-    def _not_rejected(self, text: str) -> set[str]:
-        """Labels that stand alone in ``text`` and are not said to be wrong."""
-        return {
-            match[1]
-            for match in self._any.finditer(text)
-            if not self._is_word(match, text)
-            and not re.search(_REJECTED_BEFORE + "$", text[: match.start()])
-            and not re.match(_REJECTED_AFTER, text[match.end() :])
-        }
+    def _named(self, text: str) -> list[_Named]:
+        """The labels that stand alone in ``text``, those of a list together."""
+        groups: list[list[re.Match[str]]] = []
+        for match in self._any.finditer(text):
+            if self._is_word(match, text):
+                continue
+            between = text[groups[-1][-1].end() : match.start()] if groups else None
+            if between is not None and len(between) <= words_for.LONGEST_LISTED and words_for.LISTED.fullmatch(between):
+                groups[-1].append(match)
+            else:
+                groups.append([match])
+        return [
+            _Named(
+                tuple(dict.fromkeys(match[1] for match in group)),
+                group[0].start(),
+                group[-1].end(),
+                _rejected(text, group[0].start(), group[-1].end()),
+            )
+            for group in groups
+        ]
+
+    def _left(self, text: str) -> set[str]:
+        """Labels that stand alone in ``text`` and are not, where they stand last, said to be wrong."""
+        rejected = {label: named.rejected for named in self._named(text) for label in named.labels}
+        return {label for label, wrong in rejected.items() if not wrong}
 
     def _lone(self, text: str) -> str:
-        """The one label that stands alone in ``text``, in brackets or as a capital."""
+        """The one label that stands alone in ``text``, in brackets or as a capital, and is not said to be wrong."""
         every = _any_of(self._spelled)
         matches = list(re.finditer(rf"[(\[]\s*({every})\s*[)\]]", text))
-        if matches:
-            named = {self._spelled[match[1]] for match in matches}
-            rejected = any(re.search(_REJECTED_BEFORE + "$", text[: match.start()]) for match in matches)
-            return named.pop() if len(named) == 1 and not rejected else ""
-        named = {match[1] for match in self._any.finditer(text) if not self._is_word(match, text)}
-        return named.pop() if len(named) == 1 and named == self._not_rejected(text) else ""
+        if matches and len(named := {self._spelled[match[1]] for match in matches}) == 1:
+            rejected = any(_rejected(text, match.start(), match.end()) for match in matches)
+            return "" if rejected else named.pop()
+        left = self._left(text)
+        return left.pop() if len(left) == 1 else ""
 
     def _is_word(self, match: re.Match[str], text: str) -> bool:
         """Whether ``A`` or ``I`` is the article or the pronoun."""
         if match[1] == "I" and re.match(r"\s+(?:would|must|should|was)\b", text[match.end(1) :]):
             return True
-        return match[1] in ("A", "I") and bool(re.match(rf"\s+(?!(?:{_AFTER})\b)[a-z]|['’]", text[match.end(1) :]))
+        return match[1] in ("A", "I") and bool(
+            re.match(rf"\s+(?!(?:{words_for.AFTER_LABEL})\b)[a-z]|['’]", text[match.end(1) :])
+        )
 
 
 def _stands_in(option: str, words: str) -> bool:
     return option in words if _CJK.search(option) else f" {option} " in f" {words} "
+
+
+def _rejected(text: str, start: int, end: int) -> bool:
+    """Whether what stands there is said to be wrong, by words before it or after it."""
+    before, after = text[max(0, start - 60) : start], text[end : end + 60]
+    return bool(words_for.BEFORE_REJECTED.search(before) or words_for.AFTER_REJECTED.match(after))
+
+
+def _chosen(option: str, words: str) -> bool:
+    """Whether an option's text stands in ``words`` and is not said to be wrong where it stands last."""
+    if not _stands_in(option, words):
+        return False
+    before, _, after = words.rpartition(option)
+    return not words_for.TEXT_BEFORE_REJECTED.search(before) and not words_for.TEXT_AFTER_REJECTED.match(after)
 
 
 def _spellings(labels: Sequence[str]) -> dict[str, str]:
