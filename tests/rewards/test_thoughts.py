@@ -49,6 +49,39 @@ def test_the_thought_is_left_out(scored):
     assert scored("<think>\nANSWER") < 0.1
 
 
+def test_thoughts_under_other_names(scored):
+    assert scored('<think lang="en">\nANSWER') < 0.1
+    assert scored(f'<think lang="en">{LONG}</think>\nANSWER') == 1.0
+    for name in ("reason", "reflection", "scratchpad", "analysis"):
+        assert scored(f"<{name}>{LONG}</{name}>\nANSWER") == 1.0
+        assert scored(f"<think>{LONG}</think>\n<{name}>{LONG}</{name}><reason>so</reason>\nANSWER") == 1.0
+        assert scored(f"<{name}>x</{name}>\nANSWER", closed_thought=True) == 1.0
+        assert scored(f"<{name}>\nANSWER") < 0.1
+
+
+def test_channels(scored):
+    thought = f"<|channel|>analysis<|message|>{LONG}<|end|>"
+    assert scored(f"{thought}<|start|>assistant<|channel|>final<|message|>ANSWER") == 1.0
+    assert scored(f"{thought}<|start|>assistant<|channel|>final <|constrain|>json<|message|>ANSWER<|return|>") == 1.0
+    assert scored("<|channel|>final<|message|>ANSWER", closed_thought=True) == 1.0
+    assert scored("<|channel|>analysis<|message|>\nANSWER") < 0.1
+    assert scored(f"analysis{LONG}assistantfinalANSWER") == 1.0  # decoded without special tokens
+
+
+@pytest.mark.parametrize("tag", ["final", "final_answer", "solution", "choice"])
+def test_tags_around_the_end_of_a_reply(scored, tag):
+    assert scored(f"{LONG}<{tag}>ANSWER</{tag}>\n") == 1.0
+    tag = tag.title()
+    assert scored(f"{LONG}<{tag}>x</{tag}> No: <{tag}>ANSWER</{tag}>") == 1.0
+
+
+def test_tags_that_a_program_writes():
+    program = "def f():\n    return '<analysis>7</analysis>' + '<solution>7</solution>'[10:11]\n"
+    row = {"tests": [["assert f() == '<analysis>7</analysis>7'"]]}
+    for text in (program, f"Use it as <reason> says:\n```python\n{program}```", f"<reason>x</reason>{program}"):
+        assert build_reward("code")(completions=[text], **row) == [1.0]
+
+
 def test_the_closing_tag_can_be_demanded(scored):
     assert scored("ANSWER", closed_thought=True) < 0.1
     assert scored("so</think>\nANSWER", closed_thought=True) == 1.0
