@@ -1,4 +1,4 @@
-# ruff: noqa: E501 (a table of short cases)
+# ruff: noqa: E501, RUF001 (a table of short cases)
 """Checkers of IFEval and IFBench that were wrong."""
 
 import json
@@ -15,6 +15,7 @@ pytest.importorskip("if_verifiable", reason="the extra 'instructions' is not ins
 
 KEYWORDS = {"keyword1": "pen", "keyword2": "cup", "keyword3": "map", "keyword4": "hat", "keyword5": "sun"}
 REST = "cup cup map map map hat hat hat hat hat sun sun sun sun sun sun sun"
+STORY = [f"{letter}nn went on." for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"]
 # instruction, its arguments, completion, whether it follows
 CASES = [
     ("count:person_names", {"N": 2}, "Emmanuel met Noahs.", False),
@@ -68,6 +69,38 @@ CASES = [
     ("change_case:english_lowercase", {}, "das ist ein deutscher satz und nichts anderes.", False),
     ("language:response_language", {"language": "ru"}, "Да", True),
     ("language:response_language", {"language": "ru"}, "Yes", False),
+    ("ratio:sentence_words", {}, "Cat. Cat. Cat.", False),
+    ("ratio:sentence_words", {}, "cat ran. Cat sat. cat ate.", False),
+    ("ratio:sentence_words", {}, "Cats run. Dogs sit. Pigs eat.", True),
+    ("ratio:sentence_words", {}, "The cat. A dogs.", False),
+    ("format:sub-bullets", {}, "Intro\n* A **bold** one\n  - a\n  - b\n* **Another:**\n  - c", True),
+    ("format:sub-bullets", {}, "* early-morning walk\n* late-night walk", False),
+    ("format:sub-bullets", {}, "* one\n - a\n* two", False),
+    ("format:sub-bullets", {}, "- one\n - a", False),
+    ("format:sub-bullets", {}, "*One with **bold**\n -a\n*Two\n -b", True),
+    ("custom:sentence_alphabet", {}, " ".join(STORY), True),
+    ("custom:sentence_alphabet", {}, " ".join(f'"{sentence}"' for sentence in STORY), True),
+    ("custom:sentence_alphabet", {}, " ".join(f"“{sentence[:-1]},” he said." for sentence in STORY), True),
+    ("custom:sentence_alphabet", {}, " ".join(f'"{sentence}"' for sentence in STORY[::-1]), False),
+    ("detectable_format:number_bullet_lists", {"num_bullets": 2}, "*One* word\n* a\n- b", True),
+    ("detectable_format:number_bullet_lists", {"num_bullets": 2}, "*One* word\n* a", False),
+    ("detectable_format:number_bullet_lists", {"num_bullets": 2}, "-5 degrees\n* a\n* * *\n* **b**", True),
+    ("format:quote_unquote", {}, "123...", True),
+    ("format:quote_unquote", {}, '"Just a quote."', False),
+    ("format:quote_unquote", {}, 'He said "yes". Then more.', True),
+    ("words:words_position", {"keyword": "whisper"}, "A whisper is what one calls a whisper here!?", True),
+    ("words:words_position", {"keyword": "whisper"}, "Well, Whisper - that is all - whisper (they).", True),
+    ("words:words_position", {"keyword": "whisper"}, "A whisper is a whisper!?", False),
+    ("words:words_position", {"keyword": "whisper"}, "whisper", False),
+    ("words:keywords_specific_position", {"keyword": "target", "n": 2, "m": 3}, "One. Alpha, beta target gamma.", True),
+    ("words:keywords_specific_position", {"keyword": "target", "n": 2, "m": 3}, "One. Don't — well-read, Target!", True),
+    ("words:keywords_specific_position", {"keyword": "target", "n": 2, "m": 3}, "One. Alpha, target.", False),
+    ("words:keywords_specific_position", {"keyword": "target", "n": 3, "m": 1}, "One. Two target.", False),
+    ("language:response_language", {"language": "hu"}, "Ez egy magyar nyelvű szöveg az időjárásról.", True),
+    ("language:response_language", {"language": "tr"}, "Ez egy magyar nyelvű szöveg az időjárásról.", False),
+    ("language:response_language", {"language": "zh-cn"}, "这是一段中文文字，今天天气很好。", True),
+    ("language:response_language", {"language": "zh"}, "这是繁體中文，今天天氣很好。", True),
+    ("language:response_language", {"language": "zh"}, "これは日本語の文章です。今日は天気がいいです。", False),
 ]  # fmt: skip
 
 
@@ -78,6 +111,18 @@ def row(*cases):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[3]}")
 def test_check(case):
     assert build_reward("instructions")(completions=[case[2]], **row(case)) == [float(case[3])]
+
+
+@pytest.mark.parametrize(
+    ("id", "arguments", "message"),
+    [
+        ("keywords:letter_frequency", {"letter": "ab"}, "a letter is one sign"),
+        ("language:response_language", {"language": "tlh"}, "no language 'tlh' is known"),
+    ],
+)
+def test_arguments_that_no_completion_can_meet(id, arguments, message):
+    (problem,) = build_reward("instructions").check_rows([{"instruction_id_list": [id], "kwargs": [arguments]}])
+    assert f"'kwargs' of {id} cannot be used ({message}" in problem
 
 
 def test_arguments_as_json_texts():

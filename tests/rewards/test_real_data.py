@@ -98,7 +98,7 @@ def test_commonsenseqa(name: str) -> None:
         assert_all(reward(completions=[template.format(x) for x in wrong], answer=letters, choices=choices), 0.0)
 
 
-@pytest.mark.parametrize(("name", "needing_data"), [("ifeval_prompts.jsonl", 64), ("ifbench_prompts.jsonl", 29)])
+@pytest.mark.parametrize(("name", "needing_data"), [("ifeval_prompts.jsonl", 64), ("ifbench_prompts.jsonl", 22)])
 def test_instructions(name: str, needing_data: int) -> None:
     pytest.importorskip("if_verifiable", reason="the extra 'instructions' is not installed")
     reward = build_reward("instructions")

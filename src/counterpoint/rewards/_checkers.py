@@ -23,8 +23,6 @@ NLTK_DATA: dict[str, tuple[str, ...]] = {
     "change_case:capital_word_frequency": ("tokenizers/punkt_tab",),
     "ratio:stop_words": ("corpora/stopwords",),
     "words:start_verb": ("tokenizers/punkt_tab", "taggers/averaged_perceptron_tagger_eng"),
-    "words:keywords_specific_position": ("tokenizers/punkt_tab",),
-    "words:words_position": ("tokenizers/punkt_tab",),
     "format:title_case": ("tokenizers/punkt_tab",),
 }
 

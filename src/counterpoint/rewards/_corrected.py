@@ -44,6 +44,11 @@ def _whole(word: str) -> re.Pattern[str]:
     return re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE)
 
 
+def _words(text: str) -> list[str]:
+    """Words in lower case, with the signs inside (well-read, 1,000) and not those around them."""
+    return re.findall(r"\w+(?:[^\w\s–—]\w+)*", text.casefold())  # noqa: RUF001
+
+
 def _person_names(checker: Any, value: str, usual: Usual) -> bool:
     """Names as whole words: Miami does not mention Mia."""
     names = re.findall(r"\w+", checker._description_pattern.rpartition(":")[2])
@@ -103,24 +108,47 @@ def _line_indent(checker: Any, value: str, usual: Usual) -> bool:
 
 def _letter_frequency(base: Any) -> Any:
     class LetterFrequency(base):  # type: ignore[misc]
-        """Signs are counted as letters are; upstream takes a random letter instead."""
+        """Signs are counted as letters are, and several letters refused; upstream takes a random letter instead."""
 
         def build_description(self, *, letter: Any = None, **kwargs: Any) -> Any:
             described = super().build_description(letter=letter, **kwargs)
-            if isinstance(letter, str) and len(letter) == 1:
+            if isinstance(letter, str):
+                if len(letter) != 1:
+                    raise ValueError("a letter is one sign")
                 self._letter = letter.lower()
             return described
 
     return LetterFrequency
 
 
-def _response_language(checker: Any, value: str, usual: Usual) -> bool:
-    """A text without a detectable language is in none; of one or two words only the script can be told."""
-    letters = [sign for sign in value if sign.isalpha()]
-    script = next((name for name, spoken in _SCRIPTS.items() if checker._language in spoken.split()), None)
-    if not letters or script is None or len(value.split()) > 2:
-        return bool(letters) and bool(usual(value))
-    return all(unicodedata.name(sign, "").startswith(script) for sign in letters)
+def _response_language(base: Any) -> Any:
+    from langdetect import LangDetectException, detect, detector_factory
+
+    class ResponseLanguage(base):  # type: ignore[misc]
+        """Any language that can be detected; a text without one is in none; of one or two words the script is told."""
+
+        def build_description(self, *, language: Any = None) -> Any:
+            if language is None:
+                return super().build_description()
+            detector_factory.init_factory()
+            known = [*detector_factory._factory.get_lang_list(), "zh"]
+            if language not in known:
+                raise ValueError(f"no language {language!r} is known, but {', '.join(sorted(known))}")
+            self._language = language
+            return f"Your ENTIRE response should be in {language} language, no other language is allowed."
+
+        def check_following(self, value: str) -> bool:
+            letters = [sign for sign in value if sign.isalpha()]
+            script = next((name for name, spoken in _SCRIPTS.items() if self._language in spoken.split()), None)
+            if script and len(value.split()) <= 2:
+                return bool(letters) and all(unicodedata.name(sign, "").startswith(script) for sign in letters)
+            try:
+                found = detect(value)
+            except LangDetectException:
+                return False
+            return bool(found == self._language or (self._language == "zh" and found.startswith("zh-")))
+
+    return ResponseLanguage
 
 
 def _english_case(checker: Any, value: str, usual: Usual, capital: bool) -> bool:
@@ -166,9 +194,23 @@ def _postscript(checker: Any, value: str, usual: Usual) -> bool:
     return bool(usual(value)) if is_known else marker.lower() in value.lower()
 
 
+def _bullet_signs(text: str) -> list[str]:
+    """The signs of bullets, of each line that begins with one and goes on.
+
+    A space may be missing (``*Rain``) where the sign can be neither emphasis (``*Rain* falls``) nor a minus.
+    """
+    spaced, close = r"[ \t]+(?![ \t*-]*$)", r"(?![\s\d*-])(?!(?<=\*)[^*\n]*\*(?!\*))"
+    return re.findall(rf"(?m)^[ \t]*([*-])(?:{spaced}|{close})", text)
+
+
 def _bullets(checker: Any, value: str, usual: Usual) -> bool:
-    """A line across the page is no bullet."""
-    return bool(usual(re.sub(r"(?m)^\s*-{3,}\s*$", "", value)))
+    """Neither a line across the page nor one that begins in italics is a bullet."""
+    return len(_bullet_signs(value)) == checker._num_bullets
+
+
+def _sub_bullets(checker: Any, value: str, usual: Usual) -> bool:
+    """Bullets are lines: asterisks and hyphens inside of one are none."""
+    return bool(re.fullmatch(r"-*(\*-+)+", "".join(_bullet_signs(value))))
 
 
 def _conjunctions(checker: Any, value: str, usual: Usual) -> bool:
@@ -205,8 +247,38 @@ def _sentences_then_bullets(checker: Any, value: str, usual: Usual) -> bool:
 
 def _paragraph_ends(checker: Any, value: str, usual: Usual) -> bool:
     """Words are compared without the signs at their ends."""
-    lines = [re.findall(r"\w+(?:['’-]\w+)*", line.lower()) for line in value.split("\n")]  # noqa: RUF001
+    lines = map(_words, value.split("\n"))
     return all(words[0] == words[-1] for words in lines if words)
+
+
+def _sentence_words(checker: Any, value: str, usual: Usual) -> bool:
+    """All words are different, as the instruction says."""
+    words = _words(value)
+    return len(set(words)) == len(words) and bool(usual(value))
+
+
+def _sentence_alphabet(checker: Any, value: str, usual: Usual) -> bool:
+    """A sentence in quotes begins with its first letter."""
+    return bool(usual(re.sub(r"[\"'“”‘’«»]", "", value)))  # noqa: RUF001
+
+
+def _quote_unquote(checker: Any, value: str, usual: Usual) -> bool:
+    """Where nothing is quoted, nothing needs an explanation."""
+    return not re.search('["“”]', value) or bool(usual(value))
+
+
+def _words_position(checker: Any, value: str, usual: Usual) -> bool:
+    """Signs are no words, and case does not count."""
+    words = _words(value)
+    return words[1:2] == words[-2:-1] == _words(checker._keyword)
+
+
+def _keyword_position(checker: Any, value: str, usual: Usual) -> bool:
+    """Signs are no words, and case does not count."""
+    from if_verifiable.ifbench.instructions_util import split_into_sentences  # the checkers have it loaded
+
+    sentences = split_into_sentences(value)[checker._n - 1 : checker._n]
+    return [_words(sentence)[checker._m - 1 : checker._m] for sentence in sentences] == [_words(checker._keyword)]
 
 
 _FEW_WORDS = 5
@@ -224,6 +296,7 @@ _SCRIPTS = {
 _CLASSES: dict[str, Callable[[Any], Any]] = {
     "repeat:repeat_span": _repeat_span,
     "keywords:letter_frequency": _letter_frequency,
+    "language:response_language": _response_language,
 }
 _CHECKS: dict[str, Callable[[Any, str, Usual], bool]] = {
     "count:person_names": _person_names,
@@ -233,7 +306,6 @@ _CHECKS: dict[str, Callable[[Any, str, Usual], bool]] = {
     "ratio:sentence_balance": partial(_needing, sign="?"),
     "words:vowel": _vowel,
     "format:line_indent": _line_indent,
-    "language:response_language": _response_language,
     "length_constraints:nth_paragraph_first_word": _nth_paragraph,
     "change_case:english_capital": partial(_english_case, capital=True),
     "change_case:english_lowercase": partial(_english_case, capital=False),
@@ -244,9 +316,14 @@ _CHECKS: dict[str, Callable[[Any, str, Usual], bool]] = {
     "count:unique_word_count": _unique_words,
     "custom:date_format_list": _dates,
     "format:thesis": _thesis,
-    "format:sub-bullets": partial(_needing, sign="*"),
+    "format:sub-bullets": _sub_bullets,
     "format:no_bullets_bullets": _sentences_then_bullets,
     "words:paragraph_last_first": _paragraph_ends,
+    "ratio:sentence_words": _sentence_words,
+    "custom:sentence_alphabet": _sentence_alphabet,
+    "format:quote_unquote": _quote_unquote,
+    "words:words_position": _words_position,
+    "words:keywords_specific_position": _keyword_position,
     "keywords:existence": _literal_keywords,
     "keywords:frequency": _literal_frequency,
     "keywords:forbidden_words": _literal_forbidden,
