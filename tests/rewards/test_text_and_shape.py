@@ -24,6 +24,26 @@ def test_text_modes(score: Score, mode: str, completion: str, expected: float) -
     assert score("text", completion, ROW, mode=mode) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("completion", "answer", "expected"),
+    [
+        ("3 14", "3.14", 0.0), ("3.14.", "3.14", 1.0), ("314", "3.14", 0.0), (".5", "5", 0.0), ("-.5", "-5", 0.0), ("- .5", "-.5", 0.0), ("-.5", "-.5", 1.0),
+        ("1,000", "1000", 1.0), ("$1,234,567.50", "1234567.5", 0.0), ("1,234,567.5", "1234567.5", 1.0), ("1,2", "12", 0.0), ("1,000,2", "1000 2", 0.0), ("0,125", "0125", 0.0),
+        ("in 1999,000", "in 1999000", 0.0), ("U.S.A.", "USA", 1.0), ("the U.S.", "US", 1.0), ("U.S", "US", 1.0), ("5 p.m.", "5pm", 0.0), ("5 p.m.", "5 pm", 1.0),
+        ("J.R.R. Tolkien", "J. R. R. Tolkien", 1.0), ("JRR Tolkien", "J.R.R. Tolkien", 1.0), ("George W. Bush", "George W Bush", 1.0),
+        ("Vitamin C. A vitamin.", "vitamin c vitamin", 1.0), ("12.05.2020", "12/05/2020", 1.0), ("yes.no", "yes no", 1.0), ("É.U.", "ÉU", 1.0),
+    ],
+)  # fmt: skip
+def test_points_and_commas(score: Score, completion: str, answer: str, expected: float) -> None:
+    assert score("text", completion, {"answer": answer}) == expected
+
+
+def test_a_number_is_one_word(score: Score) -> None:
+    assert score("text", "About 3.14, they say.", {"answer": "3.14"}, mode="contains") == 1.0
+    assert score("text", "About 3.14.", {"answer": "14"}, mode="contains") == 0.0
+    assert score("text", "It cost 1,000, they say.", {"answer": "1000"}, mode="contains") == 1.0
+
+
 def test_length_range(score: Score) -> None:
     words = [score("length", "w " * count, {}, minimum=2, maximum=4) for count in range(10)]
     assert words == pytest.approx([0, 0.5, 1, 1, 1, 0.75, 0.5, 0.25, 0, 0])

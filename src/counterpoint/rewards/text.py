@@ -4,8 +4,8 @@
     completion "It was Shakespeare."    exact 0.0   contains 1.0   f1 0.5
 
 Normalisation and token F1 as in SQuAD (Rajpurkar et al. 2016): lower case, no punctuation, no articles, single spaces;
-the best reference counts. The sign of a number and the signs of a name (C++, C#) stay, and in scripts without spaces
-every character is a word.
+the best reference counts. The sign and the decimal point of a number and the signs of a name (C++, C#) stay, and in
+scripts without spaces every character is a word. Punctuation separates words, but not in 1,000 and U.S.A.
 """
 
 import re
@@ -20,7 +20,10 @@ from counterpoint.rewards._regions import final_answer
 MODES = ("exact", "contains", "f1")
 _PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation + "‘’“”„–—…¿¡。、「」『』・", " "))  # noqa: RUF001
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_MINUS = re.compile(r"(?<!\w)[-−](?=\.?\d)")  # noqa: RUF001
+_MINUS = re.compile(r"(?<!\w)[-−](?=(?:point)?\d)")  # noqa: RUF001
+_GROUPS = re.compile(r"(?<![\w.,])[1-9]\d{0,2}(?:,\d{3})+(?!,?\d)")
+_POINT = re.compile(r"(?<![\d.])(\d+|(?<!\w))\.(\d+)(?!\.?\d)")
+_INITIAL = re.compile(r"(?<!\w)([^\W\d_])\.(?:\s?(?=[^\W\d_]\.)|(?=[^\W\d_](?!\w)))")
 _NAME_SIGNS = re.compile(r"(?<=[^\W\d_])[+#]+(?!\w)")
 _UNSPACED = re.compile(r"([\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff])")
 
@@ -28,6 +31,8 @@ _UNSPACED = re.compile(r"([\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff])")
 def normalise(text: str) -> str:
     """Lower case, without punctuation and articles, single spaces."""
     plain = unicodedata.normalize("NFKC", text).casefold()
+    plain = _GROUPS.sub(lambda match: match[0].replace(",", ""), plain)
+    plain = _INITIAL.sub(r"\1", _POINT.sub(r"\1point\2", plain))
     plain = _MINUS.sub("minus", plain)
     plain = _NAME_SIGNS.sub(lambda match: match[0].replace("+", "plus").replace("#", "sharp"), plain)
     plain = re.sub(r"(?<=\w)['’](?=\w)", "", plain)  # noqa: RUF001
