@@ -61,9 +61,13 @@ FORGERIES = {
         "send(json.dumps(['ask', 'call', {'class': 'type'}, ['E', {'tuple': []}, {'dict': [['__eq__', {'class': 'type'}]]}], {}]).encode())\nreturn 1"
     ),
     "end of iteration": answer("raise StopIteration"),
-    "end of iteration, raw": answer('send(b\'["raised", "StopIteration", ""]\')\nreturn 1'),
-    "exit raised in the judge": answer('send(b\'["raised", "SystemExit", "0"]\')\nreturn 1'),
-    "generator's end raised in the judge": answer('send(b\'["raised", "GeneratorExit", ""]\')\nreturn 1'),
+    "end of iteration, raw": answer('send(b\'["raised", [["StopIteration"], [""], ""]]\')\nreturn 1'),
+    "exit raised in the judge": answer('send(b\'["raised", [["SystemExit"], ["0"], "0"]]\')\nreturn 1'),
+    "generator's end raised in the judge": answer('send(b\'["raised", [["GeneratorExit"], [""], ""]]\')\nreturn 1'),
+    "a skipped test raised in the judge": answer(
+        'send(b\'["raised", [["unittest.case.SkipTest", "SkipTest"], [], ""]]\')\nreturn 1'
+    ),
+    "errors of no shape": answer('send(b\'["raised", [[7], {"set": [[1]]}, ""]]\')\nreturn 1'),
     "a builtin by name": answer('send(b\'["ok", {"builtin": "eval"}, []]\')\nreturn 1'),
     "an object of the judge": answer('send(b\'["ok", {"yours": 1}, []]\')\nreturn 1'),
     "a module": answer("return sys"),

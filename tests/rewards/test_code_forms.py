@@ -94,6 +94,41 @@ def test_what_crosses_from_the_program(program, test):
     assert score(program, tests=[test]) == 1.0
 
 
+ERRORS = {
+    "subclass": ("class E(ValueError): pass\ndef f(): raise E('bad')", "except ValueError as e: assert str(e) == 'bad'"),
+    "own class": ("class E(Exception): pass\ndef f(): raise E('bad')", "except Exception as e: assert str(e) == 'bad'"),
+    "two levels": ("class A(LookupError): pass\nclass E(A): pass\ndef f(): raise E", "except LookupError as e: assert e.args == ()"),
+    "text of its own": ("class E(ValueError):\n    def __str__(self): return 'so'\ndef f(): raise E(3)", "except ValueError as e: assert str(e) == 'so'"),
+    "text of a key": ("def f(): raise KeyError('k')", "except KeyError as e: assert e.args == ('k',) and str(e) == repr('k')"),
+    "arguments": ("def f(): raise ValueError('a', 2, [3])", "except ValueError as e: assert e.args == ('a', 2, [3])"),
+    "missing file": ("def f(): open('none')", "except FileNotFoundError as e: assert e.errno == 2 and e.filename == 'none' and 'none' in str(e)"),
+    "JSON": ("import json\ndef f(): json.loads('{')", "except ValueError as e: assert 'Expecting property name' in str(e)"),
+    "JSON by name": ("import json\ndef f(): json.loads('{')", "except json.JSONDecodeError as e: assert 'line 1 column 2' in str(e)"),
+    "frozen": ("from dataclasses import dataclass\n@dataclass(frozen=True)\nclass P:\n    x: int = 1\ndef f(): P().x = 2", "except dataclasses.FrozenInstanceError: pass"),
+    "text encodings": ("def f(): b'\\xff'.decode()", "except UnicodeDecodeError: pass"),
+    "text of a class without one": ("class E(ValueError):\n    def __str__(self): raise OSError\ndef f(): raise E", "except ValueError: pass"),
+    "arguments without end": ("def f():\n    a = []\n    a.append(a)\n    raise ValueError(a)", "except ValueError: pass"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_an_error_crosses_with_its_class_and_arguments(name):
+    program, clause = ERRORS[name]
+    test = f"import dataclasses, json\ntry:\n    f()\n{clause}\nelse:\n    assert False"
+    assert score(program, tests=[test]) == 1.0
+    assert score("def f(): return 1", tests=[test]) == 0.0
+    assert score("def f(): raise MemoryError", tests=[test.replace("except Exception", "except OSError")]) == 0.0
+
+
+def test_no_error_skips_a_test_or_ends_a_loop():
+    skip = "import unittest\ndef triple(x):\n    raise unittest.SkipTest('no')"
+    case = "import unittest\nclass T(unittest.TestCase):\n    def test_a(self): self.assertEqual(triple(4), 12)\n    def test_b(self): self.assertEqual(1, 1)\n"
+    assert score(skip, tests=[case]) == 0.0
+    end = "class End(StopIteration): pass\ndef triple(x): raise End"
+    test = "def g():\n    yield triple(1)\nassert list(map(lambda x: triple(x), [1])) == []"
+    assert score(end, tests=[test]) == 0.0
+
+
 def test_a_context_manager_of_the_program_swallows_no_failure():
     program = (
         "class C:\n    def __enter__(self): return 1\n    def __exit__(self, *a): return True\ndef f(): return C()"

@@ -19,16 +19,13 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
+from counterpoint.rewards.sandbox._errors import built_error
 from counterpoint.rewards.sandbox._frames import Gone, recv_frame, recv_message, send_message
 from counterpoint.rewards.sandbox._outputs import same_output, same_value
 from counterpoint.rewards.sandbox._values import CONTAINERS, MalformedError, decode, read, write
 
 _DETAIL = 300
 _BUILTIN_NAMES = {id(value): name for name, value in vars(builtins).items() if callable(value)}
-
-
-class ProgramError(Exception):
-    """An exception of the program whose class is not a builtin."""
 
 
 class Handle:
@@ -125,7 +122,7 @@ class ProgramSide:
         self._handles: dict[int, Handle] = {}
 
     def ask(self, operation: str, target: Handle | str, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        """Asks for one operation and waits for its value. Raises what it raised there, as a builtin exception."""
+        """Asks for one operation and waits for its value. Raises what it raised there, as an exception known here."""
         where = target if isinstance(target, str) else self._refer(target)
         packed = [self._write(arg) for arg in args]
         self._send([operation, where, packed, self._write(kwargs or {})])
@@ -134,8 +131,9 @@ class ProgramSide:
                 answer = self._read(value)
                 self._repeat(args, changes)
                 return answer
-            case ["raised", str(name), str(text)]:
-                _raise(name, text, operation)
+            case ["raised", [[*names], [*held], str(text)]] if all(isinstance(name, str) for name in names):
+                # The end of an iteration is an answer to "next" alone: raised by a call, it would end a loop of the test's.
+                raise built_error(names, self._read(held), text, ends=operation == "next")
         self._lose("a malformed answer")
 
     def receive(self) -> Any:
@@ -198,17 +196,6 @@ def _overwrite(original: Any, changed: Any) -> None:
         else:
             original.clear()
             original.update(changed)
-
-
-def _raise(name: str, text: str, operation: str) -> NoReturn:
-    kind = getattr(builtins, name, None)
-    # The end of an iteration is an answer to "next" alone: raised by a call, it would end a loop of the test's.
-    if isinstance(kind, type) and issubclass(kind, StopIteration | StopAsyncIteration) and operation != "next":
-        kind = None
-    # Errors of text encodings and groups need more than a message to be built.
-    if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, UnicodeError | ExceptionGroup):
-        raise kind(text)
-    raise ProgramError(f"{name}: {text}")
 
 
 def judge(client: socket.socket, sock: socket.socket) -> bool:

@@ -15,6 +15,7 @@ import types
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from counterpoint.rewards.sandbox._errors import write_error
 from counterpoint.rewards.sandbox._frames import recv_message, send_message
 from counterpoint.rewards.sandbox._values import CONTAINERS, read, write
 
@@ -84,7 +85,7 @@ class _Answers:
             value = write(self._perform(operation, target, args, read(packed_kwargs, self._referred)), self._refer)
             return ["ok", value, self._changes(args, packed_args)]
         except BaseException as error:  # code under test may raise anything, SystemExit included
-            return ["raised", type(error).__name__, str(error)[:1000]]
+            return ["raised", write_error(error, lambda value: write(value, self._refer))]
 
     def _perform(self, operation: str, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         if operation == "name":
