@@ -18,6 +18,7 @@ FORMS = {
     "set up": "class TestTriple:\n    def setup_method(self):\n        self.x = 4\n    def test_a(self):\n        assert triple(self.x) == 12",
     "unittest": "import unittest\n\nclass T(unittest.TestCase):\n    def test_a(self):\n        self.assertEqual(triple(4), 12)\n\nif __name__ == '__main__':\n    unittest.main()",
     "runner": "import unittest\nclass T(unittest.TestCase):\n    def test_a(self):\n        self.assertEqual(triple(4), 12)\nunittest.TextTestRunner().run(unittest.TestLoader().loadTestsFromTestCase(T))",
+    "main": "import unittest\nclass T(unittest.TestCase):\n    def test_a(self):\n        self.assertEqual(triple(4), 12)\nunittest.main()",
     "called": "def run():\n    assert triple(4) == 12\nrun()",
 }  # fmt: skip
 
@@ -154,6 +155,16 @@ REPLIES = {
     "hard spaces": "```python\ndef triple(x):\n\u00a0\u00a0return 3 * x\n```",
     "helper later": "```python\ndef triple(x):\n    return add(x, add(x, x))\n```\nwith\n```python\ndef add(a, b):\n    return a + b\n```",
     "corrected": "```python\ndef triple(x):\n    return x\n```\nNo:\n```python\n{}```",
+    "future first": "```python\nfrom __future__ import annotations\ndef triple(x: List[int]):\n    return 3 * x\n```",
+    "future after a docstring": "```python\n\"\"\"Triples.\"\"\"\nfrom __future__ import (\n    annotations,\n    division,\n)\ndef triple(x: List[int]):\n    return 3 * x\n```",
+    "future after a helper": "```python\ndef add(a, b):\n    return a + b\n```\n```python\nfrom __future__ import annotations\ndef triple(x: Number):\n    return add(x, add(x, x))\n```",
+    "indented, with typing": "1. So:\n   ```python\n   def triple(x: Optional[int]):\n       return 3 * x\n   ```",
+    "typing after a star": "```python\nfrom math import *\ndef triple(x: Optional[int]):\n    return 3 * x\n```",
+    "tags of Python": "So:\n[PYTHON]\n{}[/PYTHON]\nDone.",
+    "tags of a beginning": "[BEGIN]\n{}[DONE]\n[BEGIN]",
+    "tags around a fence": "[PYTHON]\n```python\n{}```\n[/PYTHON]",
+    "one line with its language": "```python def triple(x): return 3 * x```",
+    "constant later": "```python\ndef triple(x):\n    return FACTORS['x'] * x\n```\nwith\n```python\nFACTORS = {\n    'x': 3,\n}\n```",
     "with a trial": "```python\n{}```\nTry it:\n```python\nassert triple(1) == 3\nprint(triple(2))\n```",
 }  # fmt: skip
 
@@ -161,6 +172,13 @@ REPLIES = {
 @pytest.mark.parametrize("reply", REPLIES)
 def test_the_program_of_a_reply_is_found(reply):
     assert score(REPLIES[reply].replace("{}", RIGHT), tests=["assert triple(4) == 12"]) == 1.0
+
+
+def test_what_is_put_before_a_program_leaves_its_first_lines_first():
+    program = "from __future__ import annotations\ndef triple(x: Number) -> Number:\n    return x * times\n"
+    assert score(program, tests=["assert triple(4) == 12"], setup="times = 3") == 1.0
+    header = "times = 3\ndef triple(x):\n    'Triples.'\n"
+    assert score(program, tests=["assert triple(4) == 12"], header=header, entry_point="triple") == 1.0
 
 
 def test_a_thought_holds_no_program():

@@ -8,13 +8,15 @@ import textwrap
 from counterpoint.rewards._regions import answer_region
 
 _OPENING = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([\w+-]*)(.*)")
+_TAGGED = re.compile(r"^[ \t]*\[(?:PYTHON|BEGIN)\](.*?)(?:\[/PYTHON\]|\[DONE\]|\Z)", re.MULTILINE | re.DOTALL)
 _PYTHON = {"", "python", "py", "python3", "ipython", "ipython3"}
 _NOT_SEEN = str.maketrans({"\u00a0": " ", "\u200b": "", "\u200c": "", "\u2060": ""})
-_ONLY_DEFINES = re.compile(r"(?:(?:(?:async\s+def|def|class|import|from)\s|[@#)\s]).*)?")
+_ONLY_DEFINES = re.compile(r"(?:(?:(?:async\s+def|def|class|import|from)\s|[@#)\]}\s]|[A-Z_][A-Z\d_]*\s*=[^=]).*)?")
 _DEFINED = re.compile(r"^(?:async\s+def|def|class)\s+(\w+)|^(\w+)\s*(?::[^=\n]+)?=(?!=)", re.MULTILINE)
 _IMPORTED = re.compile(r"^(?:from\s+[\w.]+\s+)?import\s+(.+)$", re.MULTILINE)
 _READS = re.compile(r"\binput\(|\bstdin\b|\bopen\(0|\bfileinput\b|\bos\.read\(")
 _ACTS = re.compile(r"^(?:assert\b|.*\binput\()", re.MULTILINE)
+_FUTURE = re.compile(r"^from[ \t]+__future__[ \t]+import[ \t]*(?:\([^()]*\)|[^\n;]*);?", re.MULTILINE)
 _TYPING = "Any Callable Deque Dict DefaultDict Generator Iterable Iterator List Optional Sequence Set Tuple Union"
 
 
@@ -29,6 +31,7 @@ def extract_code(text: str, names: list[str], closed_thought: bool = False) -> s
     if re.search(r"^> ?(?:```|~~~)", text, re.MULTILINE):
         text = re.sub(r"^> ?", "", text, flags=re.MULTILINE)
     found = [(language, body) for language, body in _blocks(text) if language.lower() in _PYTHON]
+    found = found or [("python", body) for body in _TAGGED.findall(text)]
     if not found:
         return _with_typing(text.strip().strip("`") if text.count("`") == 2 else text)
     if not names and any(language for language, _ in found):  # a sample of input or output has no language
@@ -58,7 +61,9 @@ def _blocks(text: str) -> list[tuple[str, str]]:
             marker, language, rest = opening.groups()
             lines = []
             if rest.rstrip().endswith(marker):
-                blocks.append(("", f"{language}{rest.rstrip()[: -len(marker)]}"))
+                names_it = language.lower() in _PYTHON and re.match(r"\s+[\w@(\[\"'#]", rest)
+                body = rest.rstrip()[: -len(marker)]
+                blocks.append((language, body.lstrip()) if names_it else ("", language + body))
                 marker = ""
         elif (line.lstrip().startswith(marker) or line.rstrip().endswith(marker)) and not _in_docstring(lines):
             before = line.rstrip()[: -len(marker)] if not line.lstrip().startswith(marker) else ""
@@ -80,8 +85,14 @@ def _with_helpers(code: str, others: list[str]) -> str:
     for block in reversed(others):
         missing = set(re.findall(r"[A-Za-z_]\w*", code)) - _provided(code)
         if _provided(block) & missing and not _ACTS.search(block):
-            code = block.rstrip("\n") + "\n\n" + code
+            code = put_above(block.rstrip("\n") + "\n\n", code)
     return code
+
+
+def put_above(text: str, code: str) -> str:
+    """``text`` and then ``code``, whose ``from __future__`` lines come first of all."""
+    first = _FUTURE.findall(code) if text else []
+    return "".join(f"{line}\n" for line in first) + text + (_FUTURE.sub("", code) if first else code)
 
 
 def _provided(code: str) -> set[str]:
@@ -91,11 +102,12 @@ def _provided(code: str) -> set[str]:
 
 def _with_typing(code: str) -> str:
     """``code`` with the names of ``typing`` that it uses without an import, as solutions in LeetCode's form do."""
-    if "[" not in code or "import *" in code:
+    if "[" not in code:
         return code
     used = [name for name in _TYPING.split() if re.search(rf"(?<![\w.]){name}\[", code)]
     wanted = [name for name in used if name not in _provided(code)]
-    return f"from typing import {', '.join(wanted)}\n{code}" if wanted else code
+    indent = re.match(r"(?:[ \t]*\n)*([ \t]*)", code)[1]  # type: ignore[index] (it matches any text)
+    return put_above(f"{indent}from typing import {', '.join(wanted)}\n" if wanted else "", code)
 
 
 def defines(code: str, name: str) -> bool:
@@ -139,6 +151,6 @@ def sources(code: str, header: str, entry_point: str) -> list[str]:
         return list(dict.fromkeys([code, textwrap.dedent(code), code.translate(_NOT_SEEN)]))
     header = header.rstrip("\n") + "\n"
     if defines(code, entry_point) if entry_point else re.search(r"^(?:async\s+)?def\s", code, re.MULTILINE):
-        return [header + "\n\n" + code, code]
+        return [put_above(header + "\n\n", code), code]
     body = code.strip("\n")
     return [header + body, header + textwrap.indent(textwrap.dedent(body), "    "), code]

@@ -36,6 +36,9 @@ def runnable(source: str, what: str = "a test") -> str:
     if any(_imports_solution(node) for node in ast.walk(tree)):
         tree = ast.fix_missing_locations(_WithoutModule().visit(tree))
         source = ast.unparse(tree)
+    if any(_starts_tests(node) for node in tree.body):  # which would end the process before it has said anything
+        tree.body = [node for node in tree.body if not _starts_tests(node)]
+        source = ast.unparse(tree)
     calls = [call for node in tree.body for call in _calls(node, _called(tree))]
     if not calls and all(_runs_nothing(node) for node in tree.body):
         raise RewardError(
@@ -115,6 +118,12 @@ def _runs_nothing(node: ast.stmt) -> bool:
     guarded = isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
     simple = isinstance(node, ast.Assign | ast.AnnAssign) and not any(isinstance(p, ast.Call) for p in ast.walk(node))
     return isinstance(node, _DEFINITIONS) or constant or guarded or simple
+
+
+def _starts_tests(node: ast.stmt) -> bool:
+    """Whether a statement is ``unittest.main()`` or pytest's."""
+    call = node.value if isinstance(node, ast.Expr) else None
+    return isinstance(call, ast.Call) and ast.unparse(call.func) in ("unittest.main", "pytest.main")
 
 
 def _imports_solution(node: ast.AST) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from counterpoint.errors import RewardError
 from counterpoint.rewards._base import Reward, Row, message_text, shorten
-from counterpoint.rewards._code_text import extract_code, helper_code, names_called, sources
+from counterpoint.rewards._code_text import extract_code, helper_code, names_called, put_above, sources
 from counterpoint.rewards._io_tests import COLUMNS, IoTests, io_tests
 from counterpoint.rewards._test_text import asserts_something, defines_function, runnable
 from counterpoint.rewards.sandbox import Limits, Program, Sandbox
@@ -133,12 +133,12 @@ def _program(text: str, row: dict[str, Any], closed_thought: bool) -> Program:
     if "io" in row:
         io: IoTests = row["io"]
         code = extract_code(text, [io.function, "Solution"] if io.function else [], closed_thought)
-        versions = [before + version for version in sources(code, "", "")]
+        versions = [put_above(before, version) for version in sources(code, "", "")]
         return Program(versions, io.tests, entry_point=io.function, kind="calls" if io.function else "reads")
     names = [row["entry_point"]] if row["entry_point"] else names_called(row["tests"])
     candidates = sources(extract_code(text, names, closed_thought), row["header"], row["entry_point"])
     return Program(
-        [before + source for source in candidates],
+        [put_above(before, source) for source in candidates],
         tuple(row["tests"]),
         row["setup"],
         row["helpers"],
