@@ -113,6 +113,34 @@ def test_forms_of_data_sets(completion, row):
     assert score(completion.replace("return", "return not").replace("print(", "print('no',"), **row) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("body", "arguments", "result"),
+    [
+        ("return Counter(a)[2]", [[2, 1]], 1),
+        ("return max(accumulate(a))", [[2, 1]], 3),
+        ("heapify(a); return heappop(a)", [[2, 1]], 1),
+        ("return heapq.nlargest(1, a) + list(itertools.chain(a)) + [bisect.bisect_left(a, 2)]", [[1, 2]], [2, 1, 2, 1]),
+        ("return gcd(*a) + floor(inf > 1) + len(ascii_lowercase)", [[4, 6]], 29),
+        ("return re.sub('a', 'b', a) + string.digits", ["a"], "b0123456789"),
+        ("return datetime.date(2024, 2, a).isoformat()", [29], "2024-02-29"),
+        ("return reduce(operator.add, map(itemgetter(0), a))", [[[1], [2]]], 3),
+        ("root: Optional[TreeNode] = None\n        head: List = ListNode(3, ListNode(4))\n        return head.next.val", [0], 4),
+        ("@cache\n        def g(n): return n and n + g(n - 1)\n        return g(a)", [4], 10),
+        ("add = 1\n        for count in a: add += count\n        return add", [[1, 2]], 4),
+    ],
+)  # fmt: skip
+def test_solutions_use_names_of_the_library_without_importing_them(body, arguments, result):
+    row = {"fn_name": "f", "inputs": [arguments], "outputs": [result]}
+    program = f"class Solution:\n    def f(self, a, root: Optional[TreeNode] = None):\n        {body}\n"
+    assert score(program, **row) == 1.0
+    assert score(program, tests=[f"assert Solution().f(*{arguments!r}) == {result!r}"]) == 1.0
+    assert score(f"def Counter(x): return 5\nfrom math import *\n{program}", **row) == float("Counter" not in body)
+    if "Tree" not in body:
+        plain = f"def f(a):\n    {body}\n".replace("\n        ", "\n    ")
+        assert score(plain, **row) == 1.0
+        assert score(plain, tests=[f"assert f(*{arguments!r}) == {result!r}"]) == float("add = 1" in body)
+
+
 class _Hostile:
     def __reduce__(self):
         return (pytest.fail, ("a pickle was run",))

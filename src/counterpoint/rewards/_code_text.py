@@ -5,6 +5,7 @@ import functools
 import re
 import textwrap
 
+from counterpoint.rewards._library_names import statements_for
 from counterpoint.rewards._regions import answer_region
 
 _OPENING = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([\w+-]*)(.*)")
@@ -33,7 +34,7 @@ def extract_code(text: str, names: list[str], closed_thought: bool = False) -> s
     found = [(language, body) for language, body in _blocks(text) if language.lower() in _PYTHON]
     found = found or [("python", body) for body in _TAGGED.findall(text)]
     if not found:
-        return _with_typing(text.strip().strip("`") if text.count("`") == 2 else text)
+        return _with_names(text.strip().strip("`") if text.count("`") == 2 else text, names)
     if not names and any(language for language, _ in found):  # a sample of input or output has no language
         found = [(language, body) for language, body in found if language]
     blocks = [body for _, body in found]
@@ -43,7 +44,7 @@ def extract_code(text: str, names: list[str], closed_thought: bool = False) -> s
         defining = defining or [index for index, block in enumerate(blocks) if "print(" in block]
     index = (defining or [len(blocks) - 1])[-1]
     later = [block for block in blocks[index + 1 :] if all(map(_ONLY_DEFINES.fullmatch, block.split("\n")))]
-    return _with_typing(_with_helpers(blocks[index], [*later, *blocks[:index]]))
+    return _with_names(_with_helpers(blocks[index], [*later, *blocks[:index]]), names)
 
 
 def _blocks(text: str) -> list[tuple[str, str]]:
@@ -100,14 +101,16 @@ def _provided(code: str) -> set[str]:
     return {name for pair in _DEFINED.findall(code) for name in pair if name} | set(imported)
 
 
-def _with_typing(code: str) -> str:
-    """``code`` with the names of ``typing`` that it uses without an import, as solutions in LeetCode's form do."""
-    if "[" not in code:
-        return code
-    used = [name for name in _TYPING.split() if re.search(rf"(?<![\w.]){name}\[", code)]
-    wanted = [name for name in used if name not in _provided(code)]
+def _with_names(code: str, names: list[str]) -> str:
+    """``code`` with names that it uses and nothing defines: of ``typing``, and in LeetCode's form of the library."""
+    if "Solution" in names or defines(code, "Solution"):
+        added = statements_for(set(re.findall(r"(?<![\w.])[A-Za-z_]\w*", code)) - _provided(code))
+    else:
+        used = [name for name in _TYPING.split() if re.search(rf"(?<![\w.]){name}\[", code)]
+        wanted = [name for name in used if name not in _provided(code)]
+        added = f"from typing import {', '.join(wanted)}\n" if wanted else ""
     indent = re.match(r"(?:[ \t]*\n)*([ \t]*)", code)[1]  # type: ignore[index] (it matches any text)
-    return put_above(f"{indent}from typing import {', '.join(wanted)}\n" if wanted else "", code)
+    return put_above(textwrap.indent(added, indent), code)
 
 
 def defines(code: str, name: str) -> bool:

@@ -132,7 +132,7 @@ class ProgramSide:
                 self._repeat(args, changes)
                 return answer
             case ["raised", [[*names], [*held], str(text)]] if all(isinstance(name, str) for name in names):
-                # The end of an iteration is an answer to "next" alone: raised by a call, it would end a loop of the test's.
+                # The end of an iteration answers "next" alone: raised by a call, it would end a loop of the test's.
                 raise built_error(names, self._read(held), text, ends=operation == "next")
         self._lose("a malformed answer")
 
