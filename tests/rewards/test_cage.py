@@ -77,6 +77,7 @@ FORGERIES = {
     "unhashable keys": answer('send(b\'["ok", {"set": [[1]]}, []]\')\nreturn 1'),
     "two kinds": answer('send(b\'["ok", {"set": [1], "int": "0x4"}, []]\')\nreturn 1'),
     "a million digits": answer("send(b'[\"ok\", {\"int\": \"0x' + b'f' * 1000000 + b'\"}, []]')\nreturn 1"),
+    "integers of many digits": answer("send(b'[\"ok\", [' + b', '.join([b'9' * 120_000] * 200) + b'], []]')\nreturn 1"),
     "a fraction over zero": answer('send(b\'["ok", {"fraction": ["0x1", "0x0"]}, []]\')\nreturn 1'),
     "decimals without end": answer("from decimal import Decimal\nreturn Decimal('1e999999999')"),
     "wrong shapes": answer("send(b'{\"passed\": true}')\nsend(b'[]')\nsend(b'[\"ok\"]')\nreturn 1"),

@@ -169,9 +169,21 @@ def test_rows_that_cannot_be_read_are_refused(row, message):
     assert problem.startswith("row 0: ")
 
 
+def test_numbers_of_many_digits():
+    tests = [{"input": "9" * 6000, "output": "1" + "0" * 6000}]
+    assert score("print(int(input()) + 1)", tests=tests) == 1.0
+    assert score("print(int(input()) + 2)", tests=tests) == 0.0
+    function = "def f(n):\n    return 10**n"
+    assert score(function, tests=["assert f(5000) == 10**5000 and str(f(6000)) == '1' + '0' * 6000"]) == 1.0
+    assert score("while True:\n    print(str(10**9999999)[:9])", {"cpu_seconds": 1}, tests=tests) == 0.0
+
+
 @pytest.mark.parametrize(
     ("written", "expected", "same"),
     [
+        ("1" * 400 + ".5", "2" * 400 + ".5", False),
+        ("1" * 400 + ".5", "1" * 400 + ".5", True),
+        ("2e999", "1e999", False),
         ("3 \r\n4\n\n", "3\n4", True),
         ("3  4", "3 4", True),
         ("3\n4", "3 4", False),

@@ -25,6 +25,7 @@ from counterpoint.rewards.sandbox._outputs import same_output, same_value
 from counterpoint.rewards.sandbox._values import CONTAINERS, MalformedError, decode, read, write
 
 _DETAIL = 300
+_MAX_DECIMALS = 125_000  # of integers as texts: no value of a program has more
 _BUILTIN_NAMES = {id(value): name for name, value in vars(builtins).items() if callable(value)}
 
 
@@ -204,6 +205,7 @@ def judge(client: socket.socket, sock: socket.socket) -> bool:
     Tells whether the program was there to the end.
     """
     request = recv_message(client)
+    sys.set_int_max_str_digits(_MAX_DECIMALS)
     program = ProgramSide(sock)
     namespace = _namespace()
     _start(program, client)

@@ -41,7 +41,8 @@ def _same_token(token: str, expected: str) -> bool:
 
 
 def _close(number: float, expected: float) -> bool:
-    return math.isclose(number, expected, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
+    # Infinity stands for any number that is too large for a float.
+    return math.isfinite(expected) and math.isclose(number, expected, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
 
 
 def same_value(value: Any, expected: Any) -> bool:

@@ -109,6 +109,7 @@ def _execute(sources: list[str], name: str) -> tuple[types.ModuleType, str, Base
     module = types.ModuleType(name)
     sys.modules[name] = module
     sys.argv = ["solution.py"]
+    sys.set_int_max_str_digits(0)  # the limit on processor time holds for long numbers too
     vars(builtins).update(exit=sys.exit, quit=sys.exit)  # the interpreter runs without ``site``
     problem = ""
     for source in sources:
