@@ -69,6 +69,8 @@ FORGERIES = {
     ),
     "errors of no shape": answer('send(b\'["raised", [[7], {"set": [[1]]}, ""]]\')\nreturn 1'),
     "a builtin by name": answer('send(b\'["ok", {"builtin": "eval"}, []]\')\nreturn 1'),
+    "a function of the library": answer('send(b\'["ok", {"library": ["os", "_exit"]}, []]\')\nreturn 1'),
+    "a dict that calls what it likes": answer('send(b\'["ok", {"defaultdict": ["eval", []]}, []]\')\nreturn 1'),
     "an object of the judge": answer('send(b\'["ok", {"yours": 1}, []]\')\nreturn 1'),
     "a module": answer("return sys"),
     "modules of every kind": "import types\ndouble = types.ModuleType('unittest.__main__')\n",

@@ -5,7 +5,7 @@ values that are built here from JSON, or with numbers that stand for its own obj
 builtin values with builtin values, and the verdict leaves through a socket that only this process holds.
 """
 
-import builtins
+import ast
 import contextlib
 import functools
 import importlib
@@ -26,7 +26,6 @@ from counterpoint.rewards.sandbox._values import CONTAINERS, MalformedError, dec
 
 _DETAIL = 300
 _MAX_DECIMALS = 125_000  # of integers as texts: no value of a program has more
-_BUILTIN_NAMES = {id(value): name for name, value in vars(builtins).items() if callable(value)}
 
 
 class Handle:
@@ -169,8 +168,8 @@ class ProgramSide:
     def _refer(self, value: Any) -> Any:
         if isinstance(value, Handle):
             return {"yours": value._number}
-        if id(value) in _BUILTIN_NAMES:
-            return {"builtin": _BUILTIN_NAMES[id(value)]}
+        if name := _name_in_library(value):
+            return {"library": name}
         raise TypeError(f"a test passes a {type(value).__name__} to the program; only plain values can be passed")
 
     def _read(self, node: Any) -> Any:
@@ -185,6 +184,44 @@ class ProgramSide:
         if body not in self._handles:
             self._handles[body] = Handle(self, body)
         return self._handles[body]
+
+
+def _name_in_library(value: Any) -> list[str]:
+    """Module and name of a function or class of the standard library; empty for anything else."""
+    module = getattr(value, "__module__", None) or getattr(getattr(value, "__objclass__", None), "__module__", None)
+    name = getattr(value, "__qualname__", None)
+    if isinstance(module, str) and isinstance(name, str) and module.partition(".")[0] in sys.stdlib_module_names:
+        with contextlib.suppress(AttributeError):
+            if functools.reduce(getattr, name.split("."), sys.modules.get(module)) is value:
+                return [module, name]
+    return []
+
+
+class _Kinds(ast.NodeTransformer):
+    """``type(x)`` and ``x.__class__`` as calls of ``_kind``, for a handle is of no class of the program."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        if isinstance(node.func, ast.Name) and node.func.id == "type" and len(node.args) == 1 and not node.keywords:
+            node.func.id = "__kind__"
+        return node
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        self.generic_visit(node)
+        if node.attr != "__class__" or not isinstance(node.ctx, ast.Load):
+            return node
+        return ast.Call(ast.Name("__kind__", ast.Load()), [node.value], [])
+
+
+def _kind(value: Any) -> Any:
+    return value._program.ask("type", value) if type(value) is Handle else type(value)
+
+
+def _compiled(source: str) -> types.CodeType:
+    if "type(" not in source and "__class__" not in source:
+        return compile(source, "tests.py", "exec", dont_inherit=True)
+    tree = ast.fix_missing_locations(_Kinds().visit(ast.parse(source)))
+    return compile(tree, "tests.py", "exec", dont_inherit=True)
 
 
 def _overwrite(original: Any, changed: Any) -> None:
@@ -282,12 +319,13 @@ def _report(client: socket.socket, message: dict[str, Any]) -> None:
 def _namespace() -> dict[str, Any]:
     module = types.ModuleType("__tests__")
     sys.modules["__tests__"] = module
+    vars(module)["__kind__"] = _kind
     return vars(module)
 
 
 def _run(namespace: dict[str, Any], program: ProgramSide, source: str) -> str:
     """Runs one test; returns what went wrong, or nothing."""
-    return _attempt(program, lambda: exec(compile(source, "tests.py", "exec", dont_inherit=True), namespace))
+    return _attempt(program, lambda: exec(_compiled(source), namespace))
 
 
 def _run_call(namespace: dict[str, Any], program: ProgramSide, test: str, name: str) -> str:

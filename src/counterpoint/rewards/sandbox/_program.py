@@ -6,6 +6,8 @@ have, after this process was started. Whatever this code answers, or is made to 
 
 import atexit
 import builtins
+import functools
+import importlib
 import json
 import os
 import socket
@@ -23,6 +25,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "call": lambda target, *args, **kwargs: target(*args, **kwargs),
     "get": getattr,
     "set": setattr,
+    "type": type,
     "iter": iter,
     "next": next,
     "len": len,
@@ -102,7 +105,10 @@ class _Answers:
         return {"mine": id(value)}
 
     def _referred(self, kind: str, body: Any) -> Any:
-        return self._objects[body] if kind == "yours" else getattr(builtins, body)
+        if kind == "yours":
+            return self._objects[body]
+        module, name = body
+        return functools.reduce(getattr, name.split("."), importlib.import_module(module))
 
 
 def _execute(sources: list[str], name: str) -> tuple[types.ModuleType, str, BaseException | None]:

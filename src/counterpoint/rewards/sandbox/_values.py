@@ -8,7 +8,7 @@ import datetime
 import functools
 import json
 from array import array
-from collections import Counter, deque, namedtuple
+from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
@@ -18,6 +18,7 @@ from uuid import UUID
 
 _EXACT_INT = 1 << 53
 _MAX_DIGITS = 100_000  # of integers and decimals; arithmetic on longer ones takes seconds
+_FACTORIES: dict[str, Any] = {kind.__name__: kind for kind in (bool, dict, float, int, list, set, str, tuple)}
 CONTAINERS = (list, dict, set, bytearray, deque)
 
 
@@ -58,6 +59,13 @@ def write(value: Any, refer: Callable[[Any], Any]) -> Any:
             return {"tuple": [write(item, refer) for item in value]}
         case Counter():
             return {"counter": [[write(key, refer), write(item, refer)] for key, item in value.items()]}
+        case OrderedDict():
+            return {"ordered": [[write(key, refer), write(item, refer)] for key, item in value.items()]}
+        case defaultdict():
+            name = getattr(value.default_factory, "__name__", "")
+            known = _FACTORIES.get(name) is value.default_factory
+            items = [[write(key, refer), write(item, refer)] for key, item in value.items()]
+            return {"defaultdict": [name if known else "", items]}
         case dict():
             return {"dict": [[write(key, refer), write(item, refer)] for key, item in value.items()]}
         case set() | frozenset():
@@ -134,6 +142,12 @@ def _read(node: Any, refer: Callable[[str, Any], Any]) -> Any:
             return Fraction(_integer(numerator), _integer(denominator))
         case "counter":
             return Counter({_read(key, refer): _read(item, refer) for key, item in body})
+        case "ordered":
+            return OrderedDict((_read(key, refer), _read(item, refer)) for key, item in body)
+        case "defaultdict":
+            name, items = body
+            filled = {_read(key, refer): _read(item, refer) for key, item in items}
+            return defaultdict(_FACTORIES[name] if name else None, filled)
         case "deque":
             items, longest = body
             return deque([_read(item, refer) for item in items], None if longest is None else int(longest))
