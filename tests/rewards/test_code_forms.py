@@ -33,6 +33,65 @@ def test_a_form_of_tests_runs(form):
     assert score(WRONG, tests=[FORMS[form]]) == 0.0
 
 
+PYTEST = {
+    "approx": "assert triple(4) == pytest.approx(12.0000001) and triple(1) == pytest.approx(3.2, abs=0.3)",
+    "approx of many": "assert [triple(4), triple(1)] == pytest.approx([12.0, 3.0]) and {'a': triple(4)} == pytest.approx({'a': 12.0})",
+    "not approx": "assert triple(4) == 12 and triple(4) != pytest.approx(12.1) and triple(4) != pytest.approx(13, abs=0.5)",
+    "raises": "with pytest.raises(TypeError):\n        triple(None)\n    assert triple(4) == 12",
+    "raises with a text": "with pytest.raises((TypeError, ValueError), match='unsupported operand') as info:\n        triple(None)\n    assert info.type is TypeError and 'NoneType' in str(info.value) and triple(4) == 12",
+    "raises at an end": "with pytest.raises(StopIteration):\n        next(iter([]))\n    assert triple(4) == 12",
+    "fails": "try:\n        triple(None)\n        pytest.fail('no error')\n    except Exception:\n        assert triple(4) == 12",
+    "calls and raises": "pytest.raises(TypeError, triple, None)\n    assert triple(4) == 12",
+}  # fmt: skip
+PARAMETERS = {
+    "pairs": "@pytest.mark.parametrize('x, y', [(1, 3), (4, 12)])\ndef test_a(x, y):\n    assert triple(x) == y",
+    "single": "@pytest.mark.parametrize('x', [0, 4], ids=['a', 'b'])\ndef test_a(x):\n    assert triple(x) == 3 * x",
+    "param": "@pytest.mark.parametrize(['x', 'y'], [pytest.param(4, 12, id='a')])\ndef test_a(x, y):\n    assert triple(x) == y",
+    "two": "@pytest.mark.parametrize('x', [0, 4])\n@pytest.mark.parametrize('k', [3])\ndef test_a(x, k):\n    assert triple(x) == k * x",
+    "in a class": "class TestA:\n    @pytest.mark.parametrize('x', [0, 4])\n    def test_a(self, x):\n        assert triple(x) == 3 * x",
+    "main": "def test_a():\n    assert triple(4) == 12\nif __name__ == '__main__':\n    pytest.main()",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("test", [*(f"def test_a():\n    {body}" for body in PYTEST.values()), *PARAMETERS.values()])
+def test_forms_of_pytest_run(test):
+    for text in (f"import pytest\n{test}", f"from pytest import approx, fail, mark, param, raises\n{test}"):
+        text = text if text.startswith("import pytest") else text.replace("pytest.", "").replace("main()", "pass")
+        assert score(RIGHT, tests=[text]) == 1.0
+        assert score("def triple(x):\n    return 4 - x", tests=[text]) == 0.0
+        assert score("def triple(x):\n    return x", tests=[text]) == 0.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "with pytest.raises(ValueError):\n    triple(0)",
+        "with pytest.raises(TypeError, match='^NoneType'):\n    triple(None)",
+        "with pytest.raises(TypeError):\n    triple(None)\nassert triple(0)",
+        "assert triple(1) == pytest.approx(float('nan'))",
+        "assert triple(1) == pytest.approx(float('inf'))",
+        "assert triple(1) == pytest.approx('3')",
+        "assert triple(1) == pytest.approx(3.000001, rel=0)",
+        "assert [triple(1)] == pytest.approx([3, 3])",
+        "@pytest.mark.parametrize('x', [])\ndef test_a(x):\n    assert triple(x) == 3 * x",
+    ],
+)
+def test_forms_of_pytest_that_fail(text):
+    assert score(RIGHT, tests=[f"import pytest\n{text}"]) == 0.0
+
+
+def test_a_program_does_not_end_or_satisfy_an_expected_error():
+    test = "import pytest\nwith pytest.raises(BaseException):\n    triple(4)"
+    assert score("def triple(x): raise KeyError", tests=[test]) == 1.0
+    for act in ("os._exit(0)", "os.closerange(3, 64)", "sys.modules.clear()"):
+        assert score(f"import os, sys\ndef triple(x): {act}", tests=[test]) == 0.0
+    any_number = "class N(float):\n    def __eq__(self, o): return True\n    __sub__ = __rsub__ = lambda s, o: 0\n"
+    for made in ("N(5)", "type('T', (), {'__eq__': lambda s, o: True, '__rsub__': lambda s, o: 0})()", "None", "'12'"):
+        program = f"{any_number}def triple(x): return {made}"
+        assert score(program, tests=["import pytest\nassert triple(4) == pytest.approx(12)"]) == 0.0
+        assert score(program, tests=["import pytest\nassert pytest.approx(12) == triple(4)"]) == 0.0
+
+
 def test_a_class_of_tests_beside_check_runs():
     test = FORMS["unittest"] + "\n\ndef check(candidate):\n    pass"
     assert score(RIGHT, test=test, entry_point="triple") == 1.0
@@ -61,6 +120,18 @@ def test_a_class_of_tests_beside_check_runs():
         ({"tests": ["import time\ntime.time = lambda: 4\nassert triple(4) == 12"]}, "use time.time"),
         ({"tests": ["import builtins\nsetattr(builtins, 'input', lambda: '4')\nassert triple(4) == 12"]}, "use setattr"),
         ({"tests": ["import os\nos.environ['A'] = '4'\nassert triple(4) == 12"]}, "use os.environ"),
+        ({"tests": ["import pytest\n@pytest.fixture\ndef x(): return 4\ndef test_a(x):\n    assert triple(x) == 12"]}, "has arguments or a decorator"),
+        ({"tests": ["import pytest\n@pytest.fixture(autouse=True)\ndef x(): return 4\ndef test_a():\n    assert triple(4) == 12"]}, "use pytest.fixture"),
+        ({"tests": ["import pytest\n@pytest.mark.skip\ndef test_a():\n    assert triple(4) == 12"]}, "has arguments or a decorator"),
+        ({"tests": ["import pytest\npytestmark = pytest.mark.skip\ndef test_a():\n    assert triple(4) == 12"]}, "use pytest.mark.skip"),
+        ({"tests": ["from pytest import mark as m, skip\ndef test_a():\n    skip()\n    assert triple(4) == 12"]}, "use pytest.skip"),
+        ({"tests": ["import pytest\n@pytest.mark.parametrize('x', [4])\ndef test_a(x, tmp_path):\n    assert triple(x) == 12"]}, "has arguments or a decorator"),
+        ({"tests": ["import pytest\n@pytest.mark.parametrize(NAMES, [4])\ndef test_a(x):\n    assert triple(x) == 12"]}, "has arguments or a decorator"),
+        ({"tests": ["import pytest\n@pytest.mark.parametrize('x', [4])\ndef test_a(x):\n    triple(x)"]}, "assert nothing"),
+        ({"tests": ["import pytest\ndef test_a():\n    triple(4) == pytest.approx(12)"]}, "assert nothing"),
+        ({"tests": ["import pytest\ndef test_a():\n    with pytest.raises(Mine):\n        triple(4)"]}, "use Mine as a class"),
+        ({"tests": ["import unittest\nclass T(unittest.TestCase):\n    def test_a(self):\n        self.assertRaises(Mine, triple, 4)"]}, "use Mine as a class"),
+        ({"tests": ["import unittest\nclass T(unittest.TestCase):\n    def test_a(self):\n        self.assertIsInstance(triple(4), Mine)"]}, "use Mine as a class"),
         ({"tests": ["assert np.isclose(triple(4), 12)"]}, "use np"),
         ({"tests": ["import contextlib, io\nwith contextlib.redirect_stdout(io.StringIO()) as o:\n    triple(4)\nassert o"]}, "use redirect_stdout"),
         ({"tests": ["from unittest.mock import patch\nwith patch('builtins.input', lambda: '4'):\n    assert triple(4) == 12"]}, "use patch"),

@@ -109,7 +109,7 @@ def _with_names(code: str, names: list[str]) -> str:
         used = [name for name in _TYPING.split() if re.search(rf"(?<![\w.]){name}\[", code)]
         wanted = [name for name in used if name not in _provided(code)]
         added = f"from typing import {', '.join(wanted)}\n" if wanted else ""
-    indent = re.match(r"(?:[ \t]*\n)*([ \t]*)", code)[1]  # type: ignore[index] (it matches any text)
+    indent = code[: len(code) - len(code.lstrip())].rpartition("\n")[2]
     return put_above(textwrap.indent(added, indent), code)
 
 

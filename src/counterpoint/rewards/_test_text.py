@@ -7,6 +7,7 @@ is refused.
 import ast
 import builtins
 import functools
+import re
 import sys
 
 from counterpoint.errors import RewardError
@@ -68,7 +69,9 @@ def _asserts(node: ast.AST, mute: set[str]) -> bool:
         return not isinstance(node.test, ast.Tuple) and not (isinstance(node.test, ast.Constant) and node.test.value)
     if not isinstance(node, ast.Call):
         return isinstance(node, ast.Raise)
-    first, *rest = ast.unparse(node.func).split(".")
+    first, *rest = ast.unparse(node.func).removeprefix("pytest.").split(".")
+    if first in ("approx", "mark", "param"):
+        return False
     if rest and first in sys.stdlib_module_names:
         return rest[-1] == "exit" or "assert" in rest[-1]
     return first not in mute
@@ -92,7 +95,7 @@ def _calls(node: ast.stmt, called: set[str]) -> list[str]:
     if name in called:
         return []
     if isinstance(node, ast.FunctionDef) and name.startswith("test"):
-        _check_arguments(node, name, len(node.args.args))
+        _check_arguments(node, [argument.arg for argument in node.args.args])
         return [f"{name}()"]
     if isinstance(node, ast.AsyncFunctionDef) and name.startswith("test"):
         raise RewardError(f"the test {name!r} is asynchronous, and the sandbox cannot await the program.")
@@ -102,15 +105,28 @@ def _calls(node: ast.stmt, called: set[str]) -> list[str]:
     before = "".join(f"__it__.{method}(); " for method in ("setup_method", "setUp") if method in methods)
     tests = [method for method in methods if method.startswith("test")]
     for method in tests:
-        _check_arguments(methods[method], method, len(methods[method].args.args) - 1)
+        _check_arguments(methods[method], [argument.arg for argument in methods[method].args.args[1:]])
     return [f"__it__ = {name}(); {before}__it__.{method}()" for method in tests]
 
 
-def _check_arguments(function: ast.FunctionDef, name: str, count: int) -> None:
-    if count > len(function.args.defaults) or function.decorator_list:
+def _check_arguments(function: ast.FunctionDef, arguments: list[str]) -> None:
+    needed = arguments[: len(arguments) - len(function.args.defaults)]
+    given = [_parameters(decorator) for decorator in function.decorator_list]
+    if not all(given) or not {*needed} <= {name for names in given for name in names}:
         raise RewardError(
-            f"the test {name!r} has arguments or a decorator, which are pytest's; write it as a function without them."
+            f"the test {function.name!r} has arguments or a decorator that the sandbox does not know; of pytest's it "
+            "knows parametrize, with its names written out. Write it as a function without them."
         )
+
+
+def _parameters(decorator: ast.expr) -> list[str]:
+    """Names that a ``parametrize`` gives; none for any other decorator."""
+    if not isinstance(decorator, ast.Call) or not ast.unparse(decorator.func).endswith("mark.parametrize"):
+        return []
+    names = [*decorator.args, *(keyword.value for keyword in decorator.keywords if keyword.arg == "argnames")][0:1]
+    return re.findall(
+        r"\w+", " ".join(str(part.value) for part in ast.walk(names[0]) if isinstance(part, ast.Constant))
+    )
 
 
 def _runs_nothing(node: ast.stmt) -> bool:

@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
+from counterpoint.rewards.sandbox import _pytest
 from counterpoint.rewards.sandbox._errors import built_error
 from counterpoint.rewards.sandbox._frames import Gone, recv_frame, recv_message, send_message
 from counterpoint.rewards.sandbox._outputs import same_output, same_value
@@ -320,6 +321,7 @@ def _namespace() -> dict[str, Any]:
     module = types.ModuleType("__tests__")
     sys.modules["__tests__"] = module
     vars(module)["__kind__"] = _kind
+    _pytest.install()
     return vars(module)
 
 

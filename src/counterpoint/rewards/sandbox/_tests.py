@@ -12,6 +12,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from counterpoint.rewards.sandbox._pytest import PARTS
+
 # Modules that tests may use without importing them, as data sets' tests do.
 _KNOWN_MODULES = """
 bisect cmath collections copy datetime decimal fractions functools heapq inspect io itertools json math operator os
@@ -121,12 +123,14 @@ def _problems(tree: ast.Module, names: set[str]) -> Iterator[str]:
     }
     for node in ast.walk(tree):
         for module in _imported(node):
-            if module not in sys.stdlib_module_names:
+            if module not in sys.stdlib_module_names and module != "pytest":
                 yield f"they import {module}, and the sandbox has the standard library only"
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in tested:
             values = [*node.args, *(keyword.value for keyword in node.keywords)]
             if any(_is_code(value, local) for value in values):
                 yield f"they pass a function or generator to {node.func.id}; only plain values can be passed"
+        for part in _parts_of_pytest(node):
+            yield f"they use pytest.{part}, and the sandbox has {', '.join(sorted(PARTS - {'main'}))} only"
         if found := _captured(node, own):
             yield f"they use {found}, which reaches their own process and not the program's"
         if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("inspect.") and _named(node.args) & names:
@@ -152,6 +156,19 @@ def _captured(node: ast.AST, modules: set[str]) -> str:
     return ""
 
 
+def _parts_of_pytest(node: ast.AST) -> list[str]:
+    """Parts of pytest that the sandbox does not have."""
+    if isinstance(node, ast.ImportFrom) and node.module == "pytest":
+        return [alias.name for alias in node.names if alias.name not in PARTS]
+    if isinstance(node, ast.Import):
+        return [f"* as {alias.asname}" for alias in node.names if alias.name == "pytest" and alias.asname]
+    owner = ast.unparse(node.value) if isinstance(node, ast.Attribute) else ""
+    if owner not in ("pytest", "pytest.mark") or not isinstance(node, ast.Attribute):
+        return []
+    known = PARTS if owner == "pytest" else {"parametrize"}
+    return [] if node.attr in known else [f"{owner}.{node.attr}".removeprefix("pytest.")]
+
+
 def _named(values: Sequence[ast.AST]) -> set[str]:
     return {part.id for value in values for part in ast.walk(value) if isinstance(part, ast.Name)}
 
@@ -174,13 +191,15 @@ def _is_code(value: ast.expr, local: set[str]) -> bool:
 
 
 def _classes_needed(node: ast.AST) -> set[str]:
-    found: list[ast.expr | None] = []
+    found: Sequence[ast.expr | None] = []
     if isinstance(node, ast.ExceptHandler):
         found = [node.type]
     elif isinstance(node, ast.ClassDef):
         found = [*node.bases]
-    elif (
-        isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("isinstance", "issubclass")
-    ):
-        found = [*node.args[1:]]
+    elif isinstance(node, ast.Call):
+        called = ast.unparse(node.func).rpartition(".")[2]
+        if called in ("isinstance", "issubclass", "assertIsInstance", "assertNotIsInstance"):
+            found = node.args[1:2]
+        elif called in ("raises", "assertRaises", "assertRaisesRegex"):
+            found = node.args[:1]
     return _named([item for item in found if item])
