@@ -1,5 +1,6 @@
 """Whatever a model writes, a reward gives a number in its range and never raises. Rewards with workers apart."""
 
+import re
 from fractions import Fraction
 
 import pytest
@@ -7,7 +8,8 @@ import pytest
 from counterpoint.pocket.tasks import TASKS
 from counterpoint.rewards import build_reward
 from counterpoint.rewards._math_extract import Expression
-from counterpoint.rewards._numbers import _UNITS, Number, last_number, parse_number
+from counterpoint.rewards._numbers import Number, last_number, parse_number
+from counterpoint.rewards._units import UNITS
 from hostile_texts import hostile_texts
 
 ROWS = {
@@ -65,7 +67,7 @@ def _is_exact(number: object) -> bool:
         and isinstance(number.value, Fraction)
         and number.agrees(number)
         and (not number.name or (len(number.name) == 1 and number.name.isalpha()))
-        and number.unit in {"", *_UNITS.values()}
+        and set(re.sub(r"\^-?\d+", "", number.unit).split()) <= set(UNITS.values())
     )
 
 

@@ -147,7 +147,7 @@ def _after_cue(line: str, numeric: bool) -> Answer:
     whole = line.rstrip(" .")
     if is_formula(whole):
         return _result(whole)
-    return Expression(whole) if is_factor(rest) else parse_number(match[0])
+    return Expression(whole) if is_factor(rest) else parse_number(match[0].replace("$", ""))
 
 
 def _result(formula: str) -> Answer:

@@ -5,55 +5,19 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from counterpoint.rewards._numerals import ascii_numerals
+from counterpoint.rewards._units import GLUED_IN_PROSE, currency, read_unit
 
-_MULTIPLES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
-# Spellings of one unit on a line each; the first is its name.
-_UNITS = {
-    spelling: line.split()[0]
-    for line in """
-    km kilometers kilometres kilometer kilometre
-    m meters metres meter metre
-    cm centimeters centimetres centimeter centimetre
-    mm millimeters millimetres
-    ft feet foot
-    in inches inch
-    mi miles mile
-    yd yards yard
-    kg kilograms kilogram
-    g grams gram
-    mg milligrams milligram
-    lb lbs pounds pound
-    oz ounces ounce
-    L l liters litres liter litre
-    ml mL milliliters millilitres
-    h hr hrs hours hour
-    min mins minutes minute
-    s sec secs seconds second
-    days day
-    am
-    pm
-    mph
-    """.strip().splitlines()
-    for spelling in line.split()
-}
-# Words that may stand at the number without a space; other letters there are algebra (4a, 2abc).
-_GLUED = {unit for unit in _UNITS if len(unit) > 1} | {"percent", "pct", "dollars", "cents", "degrees", "euros"}
-_NOT_UNITS = frozenset(
-    "pi or and to plus minus times over sqrt sin cos tan sec csc cot log ln exp mod half halves third thirds quarter "  # noqa: SIM905
-    "quarters if when where because since".split()
-)
-_CONNECTIVES = {"of", "a", "an", "in", "at", "by"}
 _MAX_DIGITS = 400
 
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
 _DECIMAL = rf"(?:{_DIGITS}(?:\.\d*)?|\.\d+)"
 _TIMES_TEN_TO = r"(?:[eE]|\s*(?:\\times|\\cdot|[x×*])\s*10\s*\^\s*\{?\s*)"  # noqa: RUF001
 _NUMBER = re.compile(
-    rf"""(?P<sign>[-+]?)\s*(?:[$£€¥]\s*)?(?P<inner>[-+]?)\s*
+    rf"""(?P<sign>[-+]?)\s*(?:(?:US)?(?P<currency>[$£€¥₹])\s*)?(?P<inner>[-+]?)\s*
     (?: \\[dt]?frac\s*\{{\s*(?P<over>-?{_DECIMAL})\s*\}}\s*\{{\s*(?P<under>{_DECIMAL})\s*\}}
       | (?P<top>{_DECIMAL})\s*/\s*(?P<bottom>{_DECIMAL})(?!\s*/)
       | (?P<whole>{_DIGITS})(?:\s+and)?\s+(?P<part>\d+)\s*/\s*(?P<parts>\d+)
-      | (?P<decimal>{_DECIMAL})(?:{_TIMES_TEN_TO}(?P<exponent>[-+]?\d{{1,3}})\s*\}}?)?
+      | (?P<decimal>{_DECIMAL})(?:{_TIMES_TEN_TO}(?P<exponent>[-+]?\d{{1,3}})(?:\s*\}})?)?
     )""",
     re.VERBOSE,
 )
@@ -66,8 +30,9 @@ _LAST_NUMBER = re.compile(
     rf"(?<![A-Za-z0-9_.^\u00c0-\u052f])(?<!\^\{{)[-]?\s?[$£€]?\s?[-]?(?:{_DECIMAL})(?:\s*/\s*{_DIGITS}(?![\w.]*/))?"
 )
 _BETWEEN = re.compile(r"\s*(?:[,;]|\band\b|\bor\b|,\s*(?:and|or)\b)\s*")
-_LATEX_NOISE = re.compile(r"\\(?:left|right|displaystyle|,|!|;|:|quad|ldots)")
-_LATEX_TEXT = re.compile(r"\\(?:text|mathrm|textbf|textnormal|mathbf|mbox)\s*\{([^{}]*)\}")
+_LATEX_NOISE = re.compile(r"\\(?:(?:left|right|displaystyle|quad|ldots|bf|large|Large)(?![A-Za-z])|[,!;:])|~")
+_LATEX_TEXT = re.compile(r"\\(?:text|mathrm|textbf|textnormal|mathbf|mbox)\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
+_MIXED = re.compile(r"(?<=\d)\s*\\[dt]?frac\s*(?:(\d)\s*(\d)|\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\})")
 
 
 class Number(NamedTuple):
@@ -112,12 +77,12 @@ def parse_number(text: str, comma: bool = False) -> Number | None:
     if match is None:
         return _of_base(text, name)
     rest = text[match.end() :]
-    factor, unit = _trailing(rest, glued=rest[:1].isalpha()) if rest else (1, "")
+    factor, unit = read_unit(rest) if rest else (1, "")
     value = _value(match)
     if not factor or value is None:
         return _of_base(text, name)
     negative = (match["sign"] == "-") != (match["inner"] == "-")
-    return Number(-value * factor if negative else value * factor, name, unit)
+    return Number(-value * factor if negative else value * factor, name, currency(match["currency"]) or unit)
 
 
 def last_number(text: str) -> Number | None:
@@ -126,7 +91,7 @@ def last_number(text: str) -> Number | None:
     matches = list(_LAST_NUMBER.finditer(text := decimal_points(text)))
     if not matches or _ends_list(text, matches) or is_factor(text[matches[-1].end() :]):
         return None
-    return parse_number(matches[-1].group())
+    return parse_number(matches[-1].group().replace("$", ""))  # the sign may end a formula
 
 
 def decimal_points(text: str) -> str:
@@ -145,7 +110,7 @@ def is_factor(rest: str) -> bool:
     """Whether what follows a number at once makes it part of a formula."""
     letters = re.match(r"[A-Za-z]+", rest)
     if letters:
-        return not (letters[0] in _UNITS or letters[0] in _GLUED or _ORDINAL.match(rest))
+        return not (letters[0] in GLUED_IN_PROSE or _ORDINAL.match(rest))
     return bool(re.match(r"[_^]|!\s*[\w$)*/+-]|\s*\\(?:sqrt|pi|frac|cdot)", rest))
 
 
@@ -164,7 +129,8 @@ def _clean(text: str) -> tuple[str, str]:
         text = re.sub(r"\{\s*,\s*\}", ",", text.replace("\\$", "$").replace("\\%", "%")).replace("\\ ", " ")
         text = re.sub(r"(?<=\d),\\!\s*(?=\d{3})", ",", text)
         text = re.sub(r"\s+\^", "^", _LATEX_TEXT.sub(r" \1 ", _LATEX_NOISE.sub(" ", text))).strip()
-        text = re.sub(r"\^\s*(?:\\circ|\{\s*\\circ\s*\})", " degrees", text)
+        text = re.sub(r"\^\s*(?:\\circ|\{\s*\\circ\s*\})", " degrees", text).replace("\\Omega", " Ω")
+        text = _MIXED.sub(_mixed, text)
     if text.startswith("$") and (end := text.rfind("$")) > 0:
         text = f"{text[1:end].strip('$').strip()}{text[end + 1 :]}"
     name = _NAME.match(text)
@@ -174,32 +140,15 @@ def _clean(text: str) -> tuple[str, str]:
     return text.replace("°", " degrees").rstrip(".,;: \n").strip(), name[1] if name else ""
 
 
+def _mixed(match: re.Match[str]) -> str:
+    """The fraction after a whole number; a product where it is none of a mixed number."""
+    top, bottom = match[1] or match[3], match[2] or match[4]
+    return f" {top}/{bottom}" if int(top) < int(bottom) else match[0]
+
+
 def _thousands(text: str) -> str:
     """What takes the place of a space between thousands: nothing where a decimal comma follows (``1 234,5``)."""
     return "" if re.search(r"\d \d{3},\d{1,2}(?!\d)", text) else ","
-
-
-def _trailing(rest: str, glued: bool) -> tuple[int, str]:
-    """What the words after a number multiply it by (0 where they are no words of a unit), and the unit."""
-    rest = rest.strip().lstrip("%").strip()
-    words = re.sub(r"[{}()$€£]", " ", rest).replace("/", " ").replace("-", " ").split()
-    if not words:
-        return int(not rest or rest in ("€", "£", "$")), ""
-    if len(words) > 6 or words[-1] in _CONNECTIVES:
-        return 0, ""
-    plain = [re.sub(r"(?:\^?\{?[23]\}?|[²³])$", "", word).rstrip(".,") for word in words]
-    if glued and plain[0] not in _GLUED:
-        return 0, ""
-    factor = _MULTIPLES.get(words[0].lower())
-    for word in plain[1:] if factor else plain:
-        if word.lower() in _NOT_UNITS or not (
-            word in _UNITS
-            or word in _CONNECTIVES
-            or re.fullmatch(r"[^\W\d_']{3,}|[^\W\d_']+'[^\W\d_]+|[^\x00-\u052f]+", word)
-        ):
-            return 0, ""
-    alone = len(words) == 1 and plain[0] == words[0]
-    return factor or 1, _UNITS.get(plain[0], "") if alone else ""
 
 
 def _of_base(text: str, name: str) -> Number | None:
