@@ -87,8 +87,15 @@ def _make_math() -> Scorer:
 
     def read(text: str, prose: bool) -> list[Any]:
         # As one formula; only prose that is none is searched for formulas, or ``3x`` would hold the answer 3.
-        whole = parse(f"${text.strip('$ ')}$", targets, parsing_timeout=None)
-        return whole if whole or not prose else parse(text, targets, parsing_timeout=None)
+        formula = " ".join(text.split()).strip("$ ").rstrip("\\")
+        whole = parse(f"${formula}$", targets[:1], parsing_timeout=None)
+        if any(not isinstance(value, str) for value in whole):
+            return whole
+        # The other parser finds a number in whatever it is given: it must have read all of it.
+        plain = parse(formula, targets[1:], parsing_timeout=None)
+        if plain and _bare(plain[-1]) == _bare(formula):
+            return plain
+        return parse(text, targets, parsing_timeout=None) if prose else whole
 
     def same(pair: tuple[str, str, bool]) -> bool:
         gold, answer, prose = pair
@@ -97,7 +104,8 @@ def _make_math() -> Scorer:
         numbers = _real_numbers(golds, answers)
         if numbers and _are_far(*numbers):  # most wrong numbers, without any algebra
             return False
-        return bool(verify(golds, answers, timeout_seconds=None)) and not (numbers and _differ_in_scale(*numbers))
+        agree = bool(verify(golds, answers, allow_set_relation_comp=True, timeout_seconds=None))
+        return agree and not (numbers and _differ_in_scale(*numbers))
 
     for (
         gold,
@@ -106,6 +114,10 @@ def _make_math() -> Scorer:
         same((gold, answer, False))
         same((gold, gold, False))
     return same
+
+
+def _bare(text: Any) -> str:
+    return re.sub(r"\\(?:text|mathrm|left|right|approx)(?![A-Za-z])|[\s,.${}%]|\\[,;!: %$]", "", str(text))
 
 
 def _real_numbers(golds: list[Any], answers: list[Any]) -> tuple[Any, Any] | None:

@@ -7,11 +7,14 @@ from counterpoint.rewards._cues import announced, is_announced
 from counterpoint.rewards._math_text import (
     INLINE,
     after_hashes,
+    bare_formula,
     boxed,
     is_formula,
     is_numbered,
+    labelled,
     last_bold,
     last_formula,
+    last_tuple,
     leading_formula,
     unwrapped,
 )
@@ -75,6 +78,8 @@ def _extract(text: str, numeric: bool, extraction: str) -> Answer:
 def read(text: str, numeric: bool) -> Answer:
     """A text that is an answer and nothing else."""
     text = unwrapped(text.strip())
+    label = labelled(text) if numeric else None
+    text = label[1] if label else text
     number = parse_number(text, comma=True) if numeric else None
     if number is not None or not text:
         return number
@@ -106,14 +111,18 @@ def _expression(text: str) -> Answer:
     found = last_formula(text)
     if found:
         return Expression(found)
-    return Expression(text if is_formula(text) else last_bold(text) or text, prose=True)
+    if is_formula(text):
+        return Expression(text, prose=True)
+    formula = bare_formula(text) or last_tuple(text)
+    return Expression(formula) if formula else Expression(last_bold(text) or text, prose=True)
 
 
 def _number(text: str) -> Answer:
     cues = announced(text)
     if cues:
         answer = _after_cue(cues[-1], numeric=True)
-        return last_number(text) if answer is None else answer
+        formula = bare_formula(text) if answer is None else ""
+        return answer or (_result(formula) if formula else last_number(text))
     answer = parse_number(text, comma=True)
     if answer is not None:
         return answer
@@ -121,7 +130,7 @@ def _number(text: str) -> Answer:
     # A bare calculation, ``17 + 25 = 42`` or ``2\\sqrt{4}``, is read as a whole: its last number is not its value.
     if is_formula(whole):
         return _result(whole)
-    formula = _closing_formula(text)
+    formula = _closing_formula(text) or bare_formula(text)
     return _result(formula) if formula else last_number(text)
 
 

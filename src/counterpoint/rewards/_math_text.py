@@ -1,16 +1,25 @@
+# ruff: noqa: RUF001 (patterns with the signs that people type)
 """Where a mathematical answer stands in a reply, and what kind of text it is."""
 
 import re
 
-_BOX = re.compile(r"\\(?:boxed|fbox)(?:\s*\{|\s+(?P<bare>[^\s{}\\$]+))")
+_BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?:\s*\{|\s+(?P<bare>[^\s{}\\$]+))")
 _WRAPPING = re.compile(r"\\(?:q?quad|[,;:!()\[\]])(?![A-Za-z])|\\text\s*\{([^{}]*)\}|[$~]")
 _JOINTS = {"and", "or", "for", "part", "as", "well", "also", "with", "et", "und", "y", "e"}
 _JOINTS |= {f"({letter})" for letter in "abcdef"} | {"i", "ii", "iii"}
-INLINE = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+INLINE = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$((?:\\[^\n]|[^$\\\n])+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _LEADING = re.compile(
-    r"\s*[*_]*(?:\$\$(?P<a>.+?)\$\$|\$(?P<b>[^$\n]+)\$|\\\((?P<c>.+?)\\\)|\\\[(?P<d>.+?)\\\])", re.DOTALL
+    r"\s*[*_]*(?:\$\$(?P<a>.+?)\$\$|\$(?P<b>(?:\\[^\n]|[^$\\\n])+)\$|\\\((?P<c>.+?)\\\)|\\\[(?P<d>.+?)\\\])", re.DOTALL
 )
-_FORMULA = re.compile(INLINE.pattern.replace(r"\$([^$\n]+)\$", r"\$([^$\n]+)\$(?!\d)"), re.DOTALL)
+_FORMULA = re.compile(INLINE.pattern.replace(r"\n])+)\$", r"\n])+)\$(?!\d)"), re.DOTALL)
+# Mathematics without signs around it: commands, numbers, operators, single letters.
+_BARE = re.compile(
+    r"(?:\\(?:text|mathrm|textbf)\s*\{[^{}\n]*\}|\\(?!begin|end)[A-Za-z]+|\\[,;!:]|[\d \t(){}\[\]^_+*/=<>.,|!×·÷√∞π-]"
+    r"|(?<![^\W\d_])(?<!['’])[A-Za-z](?![^\W\d_]))+"
+)
+_QUANTITY = re.compile(r"[-\d.,\s]+[A-Za-z]\^\{?\d\}?")  # 12m^2
+_TUPLE = re.compile(r"[(\[][-\d.\s/]+(?:,[-\d.\s/]+)+[)\]]")
+_LABEL = re.compile(r"\\(?:textbf|text|mathrm|bold)\s*\{\s*\(([A-Z])\)\s*\}(?:\\(?:q?quad|[ ,;:!])|[\s~])*(\S.*)")
 _BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
 _NUMBERED = re.compile(r"\s*\**\d+[.):]\s+\**[^\W\d]")
 _MAX_BOXES, _MAX_CONTENT, _MAX_GAP = 50, 2000, 60
@@ -64,7 +73,7 @@ def _are_listed(between: str) -> bool:
 
 def after_hashes(text: str) -> tuple[str, str]:
     """The line after the last ``####``, and what follows it."""
-    _, marker, tail = text.rpartition("####")
+    _, marker, tail = text.rstrip("# \n").rpartition("####")
     line, _, rest = tail.strip().partition("\n")
     return (line.strip(), rest) if marker else ("", "")
 
@@ -104,6 +113,34 @@ def last_formula(text: str) -> str:
         start = match.start()
         contents.insert(0, next(filter(None, match.groups())).strip())
     return ", ".join(contents)
+
+
+def bare_formula(text: str) -> str:
+    """The last mathematics with a number in it that stands in prose as it is (``so x = \\frac{2}{5}``), or nothing.
+
+    Numbers alone are none: it has a command or a power.
+    """
+    if "\\" not in text and "^" not in text and "√" not in text:
+        return ""
+    runs = [run for run in _BARE.findall(text[-2000:]) if any(sign.isdecimal() for sign in run)]
+    parts = re.split(r"[.,;:!]\s+", runs[-1].strip(" \t.,;:!*|")) if runs else []
+    last = next((part for part in reversed(parts) if any(sign.isdecimal() for sign in part)), "")
+    last = re.sub(r"^(?:a|I)\s+(?=[\d\\])", "", last.strip(" \t*|"))
+    last = last[1:-1] if re.fullmatch(r"\([^()]*\)", last) and "," not in last else last
+    has_more = re.search(r"\\[A-Za-z]|(?<=[\w})])\^|√", last)
+    return last if has_more and not _QUANTITY.fullmatch(last) else ""
+
+
+def last_tuple(text: str) -> str:
+    """The last point or interval of plain numbers, or nothing."""
+    found = _TUPLE.findall(text)
+    return found[-1] if found else ""
+
+
+def labelled(text: str) -> tuple[str, str] | None:
+    """Letter and content of an answer with its label, ``\\textbf{(C)}\\ 7``."""
+    match = _LABEL.fullmatch(text.strip())
+    return (match[1], match[2]) if match else None
 
 
 def last_bold(text: str) -> str:

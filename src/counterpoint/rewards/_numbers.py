@@ -9,7 +9,7 @@ from counterpoint.rewards._units import GLUED_IN_PROSE, currency, read_unit
 
 _MAX_DIGITS = 400
 
-_DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
+_DIGITS = r"(?:[1-9]\d{0,2}(?:,\d{3})+|\d+)"
 _DECIMAL = rf"(?:{_DIGITS}(?:\.\d*)?|\.\d+)"
 _TIMES_TEN_TO = r"(?:[eE]|\s*(?:\\times|\\cdot|[x×*])\s*10\s*\^\s*\{?\s*)"  # noqa: RUF001
 _NUMBER = re.compile(
@@ -17,12 +17,15 @@ _NUMBER = re.compile(
     (?: \\[dt]?frac\s*\{{\s*(?P<over>-?{_DECIMAL})\s*\}}\s*\{{\s*(?P<under>{_DECIMAL})\s*\}}
       | (?P<top>{_DECIMAL})\s*/\s*(?P<bottom>{_DECIMAL})(?!\s*/)
       | (?P<whole>{_DIGITS})(?:\s+and)?\s+(?P<part>\d+)\s*/\s*(?P<parts>\d+)
-      | (?P<decimal>{_DECIMAL})(?:{_TIMES_TEN_TO}(?P<exponent>[-+]?\d{{1,3}})(?:\s*\}})?)?
+      | (?P<decimal>{_DECIMAL})(?:{_TIMES_TEN_TO}(?P<exponent>[-+]?\d{{1,3}})(?:\s*\}})?
+        | (?<=[\d.])\\(?:overline|bar|dot)\s*\{{\s*(?P<period>\d+)\s*\}})?
     )""",
     re.VERBOSE,
 )
-# A comma that separates no thousands is a decimal comma: 2,74 and 1.234,56.
-_COMMA_DECIMAL = re.compile(r"(?<![\d.,])(\d{1,3}(?:\.\d{3})+|\d+),(\d{1,2}|\d{4,})(?![\d,.]*\d)")
+# A comma that separates no thousands is a decimal comma: 2,74 and 1.234,56 and 0,125.
+_COMMA_DECIMAL = re.compile(r"(?<![\d.,])(\d{1,3}(?:\.\d{3})+|\d+),(\d{1,2}|\d{4,}|(?<=(?<!\d)0,)\d{3})(?![\d,.]*\d)")
+_POINTS_BETWEEN_THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:\.\d{3}){2,}(?![\d.,])")
+_NAMED_AFTER = re.compile(r"([^=]*\d[^=A-Za-z]*)=\s*([a-zA-Z])")
 _NAME = re.compile(r"\(?\s*([a-zA-Z])\s*=\s*")
 _BASE = re.compile(r"([0-9A-Fa-f]+)\s*_\s*\{?\s*(\d{1,2})\s*\}?")
 _ORDINAL = re.compile(r"(?:st|nd|rd|th)\b")
@@ -33,6 +36,9 @@ _BETWEEN = re.compile(r"\s*(?:[,;]|\band\b|\bor\b|,\s*(?:and|or)\b)\s*")
 _LATEX_NOISE = re.compile(r"\\(?:(?:left|right|displaystyle|quad|ldots|bf|large|Large)(?![A-Za-z])|[,!;:])|~")
 _LATEX_TEXT = re.compile(r"\\(?:text|mathrm|textbf|textnormal|mathbf|mbox)\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 _MIXED = re.compile(r"(?<=\d)\s*\\[dt]?frac\s*(?:(\d)\s*(\d)|\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\})")
+
+_SIGNS = {"Omega": " Ω", "degree": " degrees", "pounds": "£", "euro": "€", "dollar": "$", "percent": "%"}
+_SPELLED = re.compile(rf"\\({'|'.join(_SIGNS)})(?![A-Za-z])\s*")
 
 
 class Number(NamedTuple):
@@ -81,8 +87,9 @@ def parse_number(text: str, comma: bool = False) -> Number | None:
     value = _value(match)
     if not factor or value is None:
         return _of_base(text, name)
+    value = value if factor == 1 else value * factor
     negative = (match["sign"] == "-") != (match["inner"] == "-")
-    return Number(-value * factor if negative else value * factor, name, currency(match["currency"]) or unit)
+    return Number(-value if negative else value, name, currency(match["currency"]) or unit)
 
 
 def last_number(text: str) -> Number | None:
@@ -129,15 +136,20 @@ def _clean(text: str) -> tuple[str, str]:
         text = re.sub(r"\{\s*,\s*\}", ",", text.replace("\\$", "$").replace("\\%", "%")).replace("\\ ", " ")
         text = re.sub(r"(?<=\d),\\!\s*(?=\d{3})", ",", text)
         text = re.sub(r"\s+\^", "^", _LATEX_TEXT.sub(r" \1 ", _LATEX_NOISE.sub(" ", text))).strip()
-        text = re.sub(r"\^\s*(?:\\circ|\{\s*\\circ\s*\})", " degrees", text).replace("\\Omega", " Ω")
+        text = re.sub(r"\^\s*(?:\\circ|\{\s*\\circ\s*\})", " degrees", text)
+        text = _SPELLED.sub(lambda match: _SIGNS[match[1]], text)
         text = _MIXED.sub(_mixed, text)
     if text.startswith("$") and (end := text.rfind("$")) > 0:
         text = f"{text[1:end].strip('$').strip()}{text[end + 1 :]}"
+    if "=" in text:
+        text = _NAMED_AFTER.sub(r"\2 = \1", text) if _NAMED_AFTER.fullmatch(text) else text
     name = _NAME.match(text)
     text = text[name.end() :] if name else text
+    if text.count(".") > 1:
+        text = _POINTS_BETWEEN_THOUSANDS.sub(lambda match: match[0].replace(".", ""), text)
     if " " in text:
         text = re.sub(r"(?<=\d) (?=\d{3}(?: \d{3})*(?!\s*[/\d]))", _thousands(text), text)
-    return text.replace("°", " degrees").rstrip(".,;: \n").strip(), name[1] if name else ""
+    return text.replace("°", " degrees").rstrip(".,;: \n\\").strip(), name[1] if name else ""
 
 
 def _mixed(match: re.Match[str]) -> str:
@@ -175,5 +187,8 @@ def _value(match: re.Match[str]) -> Fraction | None:
         return None if part is None else Fraction(match["whole"].replace(",", "")) + part
     digits = match["decimal"].replace(",", "").rstrip(".") or "0"
     value = Fraction(int(digits)) if digits.isdecimal() else Fraction(digits)
+    if period := match["period"]:
+        _, point, places = match["decimal"].partition(".")
+        return value + Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(places)) if point else None
     exponent = match["exponent"]
     return value * Fraction(10) ** int(exponent) if exponent else value

@@ -1,4 +1,3 @@
-
 """The unit of a number: which words and signs are one, and by which name two of them are known to be the same."""
 
 import re
@@ -121,7 +120,7 @@ def read_unit(text: str) -> tuple[int, str]:
     stems = [stem for stem, _ in words]
     if len(words) > 8 or stems[-1] == "per" or (stems[-1] in _CONNECTIVES and stems != ["in"]):
         return 0, ""
-    if text[0].isalpha() and stems[0] not in GLUED:
+    if text[0].isalpha() and text[0] < "\u0530" and stems[0] not in GLUED:
         return 0, ""
     factor = _MULTIPLES.get(stems[0].lower())
     if not all(map(_is_unit, stems[1:] if factor else stems)):

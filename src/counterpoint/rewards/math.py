@@ -7,15 +7,17 @@ Numbers are compared exactly. Anything else goes to math-verify, in worker proce
 algebra system may take for ever on ``9**9**9**9``.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from counterpoint.errors import RewardError
 from counterpoint.rewards._base import Reward, Row, one_of, text_list
+from counterpoint.rewards._cues import announced, is_announced
 from counterpoint.rewards._math_extract import Answer, extract
-from counterpoint.rewards._math_rules import is_comparable, normalised, same_text
-from counterpoint.rewards._math_text import after_hashes, boxed, is_numbered, unwrapped
+from counterpoint.rewards._math_rules import in_one_form, is_comparable, same_text
+from counterpoint.rewards._math_text import after_hashes, boxed, is_numbered, labelled, unwrapped
 from counterpoint.rewards._numbers import Number, parse_number
 from counterpoint.rewards._numerals import ascii_numerals
 from counterpoint.rewards._regions import final_answer
@@ -25,12 +27,14 @@ EXTRACTIONS = ("auto", "gsm8k", "boxed", "plain", "last_number")
 # An answer stands at the end; searching more of an endless reply would only take time.
 _MAX_REPLY = 10_000
 _MAX_SECONDS = 600
+_END_OF_TEXT = re.compile(r"\s*(?:</s>|<\|[^|<>\s]{1,30}\|>)+\Z")
 
 
 @dataclass(frozen=True)
 class _Reference:
     text: str
     number: Number | None
+    is_label: bool = False
 
 
 class MathReward(Reward):
@@ -78,18 +82,9 @@ class MathReward(Reward):
         rewards: list[float | None] = [0.0] * len(texts)
         open_pairs: list[tuple[int, tuple[str, str, bool]]] = []
         for index, (text, references) in enumerate(zip(texts, prepared, strict=True)):
-            for reference in references:
-                answer = self.extract(text, reference.number is not None)
-                if isinstance(answer, Number):
-                    same = reference.number is not None and answer.agrees(reference.number)
-                    rewards[index] = float(rewards[index] == 1.0 or same)
-                elif answer is not None:
-                    if same_text(answer.text, reference.text):
-                        rewards[index] = 1.0
-                    elif self._is_comparable(answer.text, reference):
-                        pair = (normalised(reference.text), normalised(answer.text), answer.prose)
-                        open_pairs.append((index, pair))
-        open_pairs = [pair for pair in open_pairs if rewards[pair[0]] == 0.0]
+            same, pairs = self._compare(text, references)
+            rewards[index] = float(same)
+            open_pairs += [(index, pair) for pair in pairs if not same]
         distinct = list(dict.fromkeys(pair for _, pair in open_pairs))
         found = scorers("math").run(distinct, self.timeout, self.batch_timeout)
         verdicts = dict(zip(distinct, found, strict=True))
@@ -99,9 +94,34 @@ class MathReward(Reward):
                 rewards[index] = None if verdict is None else 1.0
         return rewards
 
+    def _compare(self, text: str, references: list[_Reference]) -> tuple[bool, list[tuple[str, str, bool]]]:
+        """Whether a reply is right for what we see ourselves, and the pairs that math-verify is asked about."""
+        in_whole = self.extraction in ("auto", "plain")
+        pairs: list[tuple[str, str, bool]] = []
+        for reference in references:
+            if reference.number is None and in_whole and same_text(self._region(text), reference.text):
+                return True, []
+            answer = self.extract(text, reference.number is not None)
+            if isinstance(answer, Number):
+                if reference.number is not None and answer.agrees(reference.number):
+                    return True, []
+                continue
+            label = labelled(answer.text) if answer else None
+            if answer is None or (label and reference.is_label and len(references) > 1):
+                continue  # where both have a label and a value, the value counts
+            for reading in label or (answer.text,):
+                if same_text(reading, reference.text):
+                    return True, []
+                if self._is_comparable(reading, reference):
+                    pairs.append((*in_one_form(reference.text, reading), answer.prose))
+        return False, pairs
+
     def _is_comparable(self, answer: str, reference: _Reference) -> bool:
         """Whether math-verify is asked at all."""
         return is_comparable(answer, reference.text, reference.number is not None, self.extraction == "plain")
+
+    def _region(self, text: str) -> str:
+        return final_answer(text, self.closed_thought)[-_MAX_REPLY:]
 
     def extract(self, text: str, numeric: bool) -> Answer:
         """The final answer of a completion: a number, an expression, or None.
@@ -110,15 +130,24 @@ class MathReward(Reward):
             text: The completion.
             numeric: Whether the reference is a number, so that numbers are looked for.
         """
-        return extract(final_answer(text, self.closed_thought)[-_MAX_REPLY:], numeric, self.extraction)
+        answer = self._region(text)
+        return extract(_END_OF_TEXT.sub("", answer) if answer.endswith(">") else answer, numeric, self.extraction)
 
 
 def _references(answer: str) -> list[_Reference]:
+    answer = final_answer(answer) if "</" in answer else answer
     line = after_hashes(answer)[0] if "####" in answer else ""
     text = boxed(answer) if "box" in answer else ""
     text = unwrapped(ascii_numerals(text or ("" if is_numbered(line) else line) or answer).strip())
     if not text:
         raise RewardError("'answer' is empty.")
+    if text[0].isalpha() and is_announced(text) and announced(text):
+        text = unwrapped(announced(text)[0].strip())
+    label = labelled(text) if text[0] == "\\" else None
+    return [_Reference(label[0], None, is_label=True), *_readings(label[1])] if label else _readings(text)
+
+
+def _readings(text: str) -> list[_Reference]:
     number = parse_number(text)
     references = [_Reference(text, number)]
     # ``2,74`` may be a list or a number with a decimal comma: either is right.
