@@ -19,7 +19,7 @@ CHOICES = {
     "mv-test_all::test_complex_math_expressions[7]": "a rounded decimal (0.33) is no fraction (1/3)",
     "mv-test_all::test_complex_math_expressions[13]": "a rounded decimal (2.6667) is no fraction (8/3)",
     "mv-test_all::test_latex_notation[5]": "a line break inside $ $ does not unmake an answer",
-    "mv-test_numina_cases::test_numina_cases[24]": "the reference does not close its box; -1 is only the last number in it",
+    "mv-test_numina_cases::test_numina_cases[24]": "the reference does not close its box; -1 is only its last number",
     "mv-test_yujianll::test_string_extraction[9]": "1 + 1/e is not 1 - 1/e, which the suite lets pass",
     "reasoning_gym-spell_backward-answer tag in the thought only": "the task gives a little to any text",
     "code-t7": "refused: a test that catches the program's own class of errors",

@@ -142,7 +142,7 @@ def _references(answer: str) -> list[_Reference]:
     if not text:
         raise RewardError("'answer' is empty.")
     if text[0].isalpha() and is_announced(text) and announced(text):
-        text = unwrapped(announced(text)[0].strip())
+        text = unwrapped(announced(text)[0].strip()) or text
     label = labelled(text) if text[0] == "\\" else None
     return [_Reference(label[0], None, is_label=True), *_readings(label[1])] if label else _readings(text)
 
