@@ -344,6 +344,8 @@ CASES += [
     ("\\boxed{3\\text{ cm}, 4\\text{ cm}}", "3, 5", 0),
     ("The point is (2, -3)", "(2,-3)", 1),
     ("The point is (2, -3)", "(2,3)", 0),
+    ("\\begin{pmatrix}-\\frac{7}{4}\\\\\\frac{1}{4}\\end{pmatrix}", "\\begin{pmatrix}-1.75\\\\0.25\\end{pmatrix}", 1),
+    ("\\begin{pmatrix}-\\frac{7}{4}\\\\\\frac{1}{4}\\end{pmatrix}", "\\begin{pmatrix}-1.75\\\\0.75\\end{pmatrix}", 0),
 ]
 
 

@@ -113,7 +113,7 @@ def _expression(text: str) -> Answer:
         return Expression(found)
     if is_formula(text):
         return Expression(text, prose=True)
-    formula = bare_formula(text) or last_tuple(text)
+    formula = "" if "\\begin" in text else bare_formula(text) or last_tuple(text)  # a matrix has words in its middle
     return Expression(formula) if formula else Expression(last_bold(text) or text, prose=True)
 
 
