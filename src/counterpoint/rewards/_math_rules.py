@@ -74,10 +74,9 @@ def normalised(text: str) -> str:
 def in_one_form(reference: str, answer: str) -> tuple[str, str]:
     """Both normalised; where one is a point and the other names its coordinates, both as points."""
     pair = normalised(reference), normalised(answer)
-    points = [text.strip("$ ").startswith("(") and "=" not in text for text in pair]
-    return (
-        (pair[0] if points[0] else _point(pair[0]), pair[1] if points[1] else _point(pair[1])) if any(points) else pair
-    )
+    if not any(text.strip("$ ").startswith("(") and "=" not in text for text in pair):
+        return pair
+    return _point(pair[0]), _point(pair[1])
 
 
 def _point(text: str) -> str:
