@@ -117,6 +117,28 @@ def test_a_domain_that_is_nearly_solved_is_measured_by_default(place, tmp_path):
     assert found.measured is not None
 
 
+def test_what_a_solved_domain_loses_is_the_likelihood_of_its_completions(place, tmp_path):
+    path = tmp_path / "solved.jsonl"
+    rollouts = made_up("math")
+    save_rollouts(path, Rollouts("math", tuple(dataclasses.replace(i, reward=1.0) for i in rollouts.items)))
+    short = dataclasses.replace(OPTIONS, lanczos=0, draws=1, scales=(1.0,), baseline="domain")
+    found = measure(place, other=None, completions=path, options=short)
+    assert (found.informative, found.options.surrogate) == (10, "likelihood")
+    config = config_of(place["config"])
+    models = [open_at(config, place[name], ["math"]).model for name in ("base", "after")]
+    lost = tokens = 0.0
+    for item in rollouts.items:
+        ids = torch.tensor([[*item.prompt_ids, *item.completion_ids]])
+        own = torch.arange(len(item.prompt_ids), ids.shape[1])
+        with torch.no_grad():
+            before, after = (
+                m(input_ids=ids).logits[0, :-1].double().log_softmax(-1)[own - 1, ids[0, own]] for m in models
+            )
+        lost, tokens = lost + float((before - after).sum()), tokens + len(own)
+    assert found.measured.value == pytest.approx(lost / tokens, rel=1e-4)
+    assert "likelihood loss per token" in str(found)
+
+
 def test_the_edit_leads_from_one_checkpoint_to_the_other(place):
     subject = open_at(config_of(place["config"]), place["base"], ["math"])
     edit = edit_between(compare(open_checkpoint(place["base"]), open_checkpoint(place["after"])), subject.model)

@@ -149,7 +149,9 @@ def test_the_domain_as_baseline_gives_every_prompt_a_signal():
     assert data.informative.num_groups == 10
     assert with_baseline(rollouts(), "prompt") == rollouts()
     same = Rollouts("math", tuple(Rollout(g, (1,), (2,), 1.0, 0.0) for g in range(10)))
-    assert with_baseline(same, "domain").informative.num_groups == 0
+    assert {item.advantage for item in with_baseline(same, "domain").items} == {1.0}  # solved: all can be lost
+    hopeless = Rollouts("math", tuple(Rollout(g, (1,), (2,), 0.0, 0.0) for g in range(10)))
+    assert with_baseline(hopeless, "domain").informative.num_groups == 0
 
 
 def test_too_few_prompts_say_how_many_are_needed():

@@ -136,6 +136,14 @@ def test_second_order_is_believed_only_where_it_fits(summary_of, first, second, 
     assert silent not in text
 
 
+def test_the_damage_to_a_solved_domain_is_said_in_its_unit(summary_of):
+    solved = replace(damage(), options=DamageOptions(surrogate="likelihood"))
+    assert (
+        "Damage: +0.2 nats per token (-log p of its completions, all of them right)"
+        in pair_of(summary_of(damage=solved))[1]
+    )
+
+
 def test_no_module_is_named_where_none_is_sure(summary_of):
     pair, text = pair_of(summary_of(damage=damage(rows=(("norm", 0.01, 1.0),))))
     assert pair.place == ""

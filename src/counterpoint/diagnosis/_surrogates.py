@@ -122,17 +122,26 @@ def with_baseline(rollouts: Rollouts, baseline: str) -> Rollouts:
     """The completions with advantages over another baseline.
 
     ``prompt`` keeps GRPO's. ``domain`` takes ``(reward - mean) / std`` over all completions of the domain, so that a
-    prompt whose completions are all right, which has nothing to teach and much to lose, counts too.
+    prompt whose completions are all right, which has nothing to teach and much to lose, counts too. In a solved domain
+    every completion has the advantage 1.
     """
     if baseline == "prompt":
         return rollouts
     rewards = torch.tensor([item.reward for item in rollouts.items], dtype=torch.float64)
+    if is_solved(rollouts):
+        return replace(rollouts, items=tuple(replace(item, advantage=1.0) for item in rollouts.items))
     spread = float(rewards.std(correction=0))
     items = (
         replace(item, advantage=(item.reward - float(rewards.mean())) / spread if spread else 0.0)
         for item in rollouts.items
     )
     return replace(rollouts, items=tuple(items))
+
+
+def is_solved(rollouts: Rollouts) -> bool:
+    """Whether all completions have one reward above 0: none is worse than the mean, and all can be lost."""
+    rewards = {item.reward for item in rollouts.items}
+    return len(rewards) == 1 and min(rewards) > 0
 
 
 def check_signal(rollouts: Rollouts) -> int:

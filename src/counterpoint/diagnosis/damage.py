@@ -33,6 +33,7 @@ from counterpoint.diagnosis._surrogates import (
     SURROGATES,
     TextLoss,
     fisher_along,
+    is_solved,
     text_loss,
     with_baseline,
 )
@@ -55,9 +56,11 @@ class DamageOptions:
     """What is measured and how much of it.
 
     ``surrogate`` is ``policy`` or ``likelihood``. ``baseline`` says what a reward is compared with: ``domain``, so that
-    prompts whose completions are all right count, or ``prompt``, as in GRPO. ``prompts`` and ``samples`` say how many
-    completions are sampled (of a file the first ``samples`` of each prompt count), ``batch_size`` how many are in
-    memory at once. ``lanczos`` is the number of Hessian products for the strongest eigen-directions (0 for none),
+    prompts whose completions are all right count, or ``prompt``, as in GRPO. Where all completions of the domain are
+    right, only their likelihood can be lost: ``domain`` then measures the surrogate ``likelihood``. ``prompts`` and
+    ``samples`` say how many completions are sampled (of a file the first ``samples`` of each prompt count),
+    ``batch_size`` how many are in memory at once. ``lanczos`` is the number of Hessian products for the strongest
+    eigen-directions (0 for none),
     ``top`` the directions whose share is measured. ``fraction`` of the neurons make a route.
     ``draws`` is the number of random edits and random sets of neurons.
     ``scales`` are multiples of the edit, ``tolerance`` the relative error up to which second order predicts.
@@ -253,6 +256,8 @@ def damage(
         on_progress=on_progress,
     )
     few = {name: own.first(options.samples) for name, own in rollouts.items()}
+    if options.baseline == "domain" and is_solved(few[domain]):
+        options = replace(options, surrogate="likelihood")
     own = with_baseline(few[domain], options.baseline)
     work = _Measurement(
         subject, edit, own, options, on_progress, Damage(str(before), str(after), domain, other, options)

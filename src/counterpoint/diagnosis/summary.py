@@ -297,7 +297,10 @@ def _damage_line(damage: Damage | None, missing: str) -> str:
     measured, second = damage.measured, damage.second.value
     predicted = damage.first.value + second
     beyond = "beyond noise" if measured.low * measured.high > 0 else "within noise"
-    text = f"Damage: {measured.value:+.3g} loss per token [{measured.low:+.3g}, {measured.high:+.3g}], {beyond}"
+    unit = "loss per token"
+    if damage.options.surrogate == "likelihood":
+        unit = "nats per token (-log p of its completions, all of them right)"
+    text = f"Damage: {measured.value:+.3g} {unit} [{measured.low:+.3g}, {measured.high:+.3g}], {beyond}"
     if not damage.is_predicted:
         return f"{text}; the quadratic approximation does not predict it ({predicted:+.3g})."
     text = f"{text}; the quadratic approximation predicts {predicted:+.3g} ({second:+.3g} by curvature)"

@@ -96,6 +96,7 @@ def _pair(row: Row) -> Content:
         "details": [prose(text, 600) for text in texts_of(row.get("details"), 8)],
         "place": clean(row.get("place"), 80) if found else "",
         "damage": _terms(damage),
+        "solved": row_of(damage.get("options")).get("surrogate") == "likelihood",
         "damage_modules": {
             clean(part.get("module"), 60): {
                 "second": estimate(part.get("second")),
