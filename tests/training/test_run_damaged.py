@@ -1,6 +1,5 @@
 """A run whose files were damaged goes on with the numbers of an undisturbed one, or says why it cannot."""
 
-import json
 import random
 import shutil
 
@@ -14,13 +13,13 @@ from counterpoint.errors import CounterpointError, ModelError, RunError
 from counterpoint.runs import Reporter, RunDirectory
 from counterpoint.runs.resuming import resume_point
 from damaged_files import damaged_bytes, damaged_json, damaged_lines
+from same_run import lines
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 
-CLOCKS = {"time", "step_time", "step_seconds", "seconds"}
 STEPS, EVERY = 5, 2
 
 LINES = ("metrics.jsonl", "evals.jsonl", "samples.jsonl", "grams.jsonl")
@@ -85,11 +84,6 @@ def runs(tiny_model, tmp_path_factory):
 @pytest.fixture
 def killed(runs, tmp_path):
     return shutil.copytree(runs[0], tmp_path / "run")
-
-
-def lines(folder, name):
-    rows = [json.loads(line) for line in (folder / name).read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in CLOCKS} for row in rows]
 
 
 def names(folder):

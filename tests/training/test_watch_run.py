@@ -1,6 +1,5 @@
 """A watched run from end to end: a planted fall is refreshed, the interrupted stage goes on, a kill changes nothing."""
 
-import json
 import random
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,13 +10,13 @@ import torch
 from counterpoint.config import parse_config
 from counterpoint.engine import resume, train
 from counterpoint.evaluation.history import Evaluations
+from same_run import lines
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 
-CLOCKS = {"time", "step_time", "step_seconds", "seconds"}
 PROMPTS = 24
 
 
@@ -89,11 +88,6 @@ def planted():
         yield
 
 
-def lines(run, name):
-    rows = [json.loads(line) for line in (run.path / name).read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in CLOCKS} for row in rows]
-
-
 def stages(run):
     return [(s["kind"], s["domains"][0], s["first_step"], s["last_step"], s["taken"]) for s in run.state["stages"]]
 
@@ -122,7 +116,7 @@ def test_a_planted_fall_is_refreshed_and_recorded(whole):
     assert (watch["tests"], watch["refreshes"], watch["refresh_steps"], watch["still_fallen"]) == (3, 1, 4, [])
     assert any(text.startswith("math has fallen by 0.8") for text in said)
     assert any(text.startswith("math is back: it rose beyond noise") for text in said)
-    moments = [(line["step"], line["when"]) for line in lines(run, "evals.jsonl") if line["domain"] == "math"]
+    moments = [(line["step"], line["when"]) for line in lines(run.path, "evals.jsonl") if line["domain"] == "math"]
     assert moments == [
         *[(6, "stage"), (8, "during"), (10, "stage"), (12, "during")],
         *[(14, "stage"), (16, "after")],
@@ -132,7 +126,7 @@ def test_a_planted_fall_is_refreshed_and_recorded(whole):
 
 def test_the_interrupted_stage_goes_on_with_its_schedule_and_its_optimizer(whole):
     run, _ = whole
-    metrics = {line["step"]: line for line in lines(run, "metrics.jsonl")}
+    metrics = {line["step"]: line for line in lines(run.path, "metrics.jsonl")}
     assert sorted(metrics) == list(range(1, 17))
     math = [metrics[step]["learning_rate"] for step in range(1, 7)]
     code = [metrics[step]["learning_rate"] for step in (*range(7, 11), 15, 16)]
@@ -150,7 +144,7 @@ def test_without_a_fall_the_run_is_the_one_that_nobody_watches(tiny_model, tmp_p
         == [("train", "math", 0, 3), ("train", "code", 3, 6)]
         == [s[:4] for s in stages(plain)]
     )
-    assert lines(watched, "metrics.jsonl") == lines(plain, "metrics.jsonl")
+    assert lines(watched.path, "metrics.jsonl") == lines(plain.path, "metrics.jsonl")
     assert (watched.state["watch"]["tests"], watched.state["watch"]["refreshes"]) == (2, 0)
     last = "checkpoints/step-6/model.safetensors"
     assert (watched.path / last).read_bytes() == (plain.path / last).read_bytes()
@@ -166,7 +160,7 @@ def test_a_killed_watched_run_takes_the_same_way(step, whole, tiny_model, tmp_pa
         killed = resume(tmp_path / "killed" / "run")
     assert stages(killed) == EXPECTED
     for name in ("metrics.jsonl", "evals.jsonl"):
-        assert lines(killed, name) == lines(run, name), name
+        assert lines(killed.path, name) == lines(run.path, name), name
     last = "checkpoints/step-16/model.safetensors"
     assert (killed.path / last).read_bytes() == (run.path / last).read_bytes()
     assert killed.state["watch"] == run.state["watch"]

@@ -127,9 +127,9 @@ def with_baseline(rollouts: Rollouts, baseline: str) -> Rollouts:
     """
     if baseline == "prompt":
         return rollouts
-    rewards = torch.tensor([item.reward for item in rollouts.items], dtype=torch.float64)
     if is_solved(rollouts):
         return replace(rollouts, items=tuple(replace(item, advantage=1.0) for item in rollouts.items))
+    rewards = torch.tensor([item.reward for item in rollouts.items], dtype=torch.float64)
     spread = float(rewards.std(correction=0))
     items = (
         replace(item, advantage=(item.reward - float(rewards.mean())) / spread if spread else 0.0)

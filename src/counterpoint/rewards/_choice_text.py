@@ -56,12 +56,21 @@ class Choices:
         self._spelled = _spellings(labels)
         self._names = _any_of(labels)
         every = _any_of(self._spelled)
-        self._alone = re.compile(rf"[\s*_`\"'“”「(\[{{$]*(?:[->]\s+)?[*_(\[]*({every})[\s*_`\"'“”」)\]}}$.:,;!。]*")
-        self._leading = re.compile(
-            rf"[\s*_`\"'“(\[{{]*(?i:option\s+|choice\s+|letter\s+)?[*_(\[{{]*({self._names}){self._end}"
-        )
-        self._any = re.compile(rf"(?<![{_LETTER}+#\\-])({self._names}){self._end}")
         label = rf"({self._names}){self._end}"
+        self._alone = re.compile(rf"[\s*_`\"'“”「(\[{{$]*(?:[->]\s+)?[*_(\[]*({every})[\s*_`\"'“”」)\]}}$.:,;!。]*")
+        self._called = re.compile(rf"(?i:option|choice|letter)\s+({every})[.!]?")
+        self._leading = re.compile(rf"[\s*_`\"'“(\[{{]*(?i:option\s+|choice\s+|letter\s+)?[*_(\[{{]*{label}")
+        self._any = re.compile(rf"(?<![{_LETTER}+#\\-]){label}")
+        self._first = [
+            re.compile(rf"\W*({every})[).:](?:\s|$)"),
+            re.compile(rf"\s*\**\(?({self._names})\)?\**\s*(?:[-–—]\s|\n|$)"),
+        ]
+        self._bracketed = re.compile(rf"[(\[]\s*({every})\s*[)\]]")
+        # A line that begins with a label, and one of a word and a label.
+        self._lines = [
+            re.compile(rf"[\s*_(\[]*({self._names})[*_]*[).:\]]\**(?:\s|$)"),
+            re.compile(rf"[\s#*_]*\w+(?<!wrong)(?<!not)[*_]*[:：][\s*_(\[]*({self._names})[\s*_)\].]*$", re.IGNORECASE),
+        ]
         self._concluding = [
             re.compile(rf"{words_for.CONCLUSION}{words_for.FILLER}{label}"),
             re.compile(rf"(?<![{_LETTER}])({self._names}){words_for.RIGHT}"),
@@ -81,20 +90,15 @@ class Choices:
             return self._spelled[whole[1]]
         if strict:
             return ""
-        named_so = re.fullmatch(rf"(?i:option|choice|letter)\s+({_any_of(self._spelled)})[.!]?", text)
-        if named_so:
-            return self._spelled[named_so[1]]
+        if called := self._called.fullmatch(text):
+            return self._spelled[called[1]]
         *before, corrected = words_for.CORRECTED.split(text)
         if before and (instead := self.stated(corrected, strict)):
             return instead
         if same := self._same(reply.strip()):
             return same
-        for found in (
-            self._in_box(text),
-            self._in_announcement(text),
-            self._in_last_line(text),
-            self._in_conclusion(text),
-        ):
+        for place in (self._in_box, self._in_announcement, self._in_last_line, self._in_conclusion):
+            found = place(text)
             if found is not None:
                 return found
         return self._at_start(text) or self.by_text(text) or self._lone(text)
@@ -153,13 +157,9 @@ class Choices:
         """The label of a line that is no more than a label, begins with one, or is one word and a label."""
         if whole := self._alone.fullmatch(line):
             return self._spelled[whole[1]], 0
-        forms = (
-            (rf"[\s*_(\[]*({self._names})[*_]*[).:\]]\**(?:\s|$)", 0),
-            (rf"[\s#*_]*\w+(?<!wrong)(?<!not)[*_]*[:：][\s*_(\[]*({self._names})[\s*_)\].]*$", re.IGNORECASE),
-        )
-        for form, (pattern, flags) in enumerate(forms, 1):
-            match = re.match(pattern, line, flags)
-            if match and not words_for.AFTER_REJECTED.match(line[match.end(1) :]):
+        for form, pattern in enumerate(self._lines, 1):
+            match = pattern.match(line)
+            if match and not _rejected(match):
                 return match[1], form
         return "", None
 
@@ -174,9 +174,8 @@ class Choices:
         return max(found)[1] if found else None
 
     def _at_start(self, text: str) -> str:
-        match = re.match(rf"\W*({_any_of(self._spelled)})[).:](?:\s|$)", text)
-        match = match or re.match(rf"\s*\**\(?({self._names})\)?\**\s*(?:[-–—]\s|\n|$)", text)
-        if match is None or words_for.AFTER_REJECTED.match(text[match.end(1) :]):
+        match = next(filter(None, (pattern.match(text) for pattern in self._first)), None)
+        if match is None or _rejected(match):
             return ""
         first, *others = re.split(r"\s*\n\s*", text, maxsplit=2)
         if others and self._label_of_line(others[0])[1] == self._label_of_line(first)[1] is not None:
@@ -217,7 +216,7 @@ class Choices:
                 tuple(dict.fromkeys(match[1] for match in group)),
                 group[0].start(),
                 group[-1].end(),
-                _rejected(text, group[0].start(), group[-1].end()),
+                _rejected(group[0], group[-1]),
             )
             for group in groups
         ]
@@ -229,11 +228,9 @@ class Choices:
 
     def _lone(self, text: str) -> str:
         """The one label that stands alone in ``text``, in brackets or as a capital, and is not said to be wrong."""
-        every = _any_of(self._spelled)
-        matches = list(re.finditer(rf"[(\[]\s*({every})\s*[)\]]", text))
+        matches = list(self._bracketed.finditer(text))
         if matches and len(named := {self._spelled[match[1]] for match in matches}) == 1:
-            rejected = any(_rejected(text, match.start(), match.end()) for match in matches)
-            return "" if rejected else named.pop()
+            return "" if any(map(_rejected, matches)) else named.pop()
         left = self._left(text)
         return left.pop() if len(left) == 1 else ""
 
@@ -250,10 +247,11 @@ def _stands_in(option: str, words: str) -> bool:
     return option in words if _CJK.search(option) else f" {option} " in f" {words} "
 
 
-def _rejected(text: str, start: int, end: int) -> bool:
-    """Whether what stands there is said to be wrong, by words before it or after it."""
-    before, after = text[max(0, start - 60) : start], text[end : end + 60]
-    return bool(words_for.BEFORE_REJECTED.search(before) or words_for.AFTER_REJECTED.match(after))
+def _rejected(first: re.Match[str], last: re.Match[str] | None = None) -> bool:
+    """Whether what was found, up to ``last``, is said to be wrong, by words before it or after it."""
+    text, start, end = first.string, first.start(1), (last or first).end(1)
+    before = words_for.BEFORE_REJECTED.search(text, max(0, start - 60), start)
+    return bool(before or words_for.AFTER_REJECTED.match(text, end))
 
 
 def _chosen(option: str, words: str) -> bool:

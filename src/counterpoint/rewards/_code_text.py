@@ -104,11 +104,10 @@ def _provided(code: str) -> set[str]:
 def _with_names(code: str, names: list[str]) -> str:
     """``code`` with names that it uses and nothing defines: of ``typing``, and in LeetCode's form of the library."""
     if "Solution" in names or defines(code, "Solution"):
-        added = statements_for(set(re.findall(r"(?<![\w.])[A-Za-z_]\w*", code)) - _provided(code))
+        used = set(re.findall(r"(?<![\w.])[A-Za-z_]\w*", code))
     else:
-        used = [name for name in _TYPING.split() if re.search(rf"(?<![\w.]){name}\[", code)]
-        wanted = [name for name in used if name not in _provided(code)]
-        added = f"from typing import {', '.join(wanted)}\n" if wanted else ""
+        used = {name for name in _TYPING.split() if re.search(rf"(?<![\w.]){name}\[", code)}
+    added = statements_for(used - _provided(code)) if used else ""
     indent = code[: len(code) - len(code.lstrip())].rpartition("\n")[2]
     return put_above(textwrap.indent(added, indent), code)
 

@@ -119,18 +119,13 @@ def _expression(text: str) -> Answer:
 
 def _number(text: str) -> Answer:
     cues = announced(text)
-    if cues:
-        answer = _after_cue(cues[-1], numeric=True)
-        formula = bare_formula(text) if answer is None else ""
-        return answer or (_result(formula) if formula else last_number(text))
-    answer = parse_number(text, comma=True)
+    answer = _after_cue(cues[-1], numeric=True) if cues else parse_number(text, comma=True)
     if answer is not None:
         return answer
-    whole = unwrapped(text)
     # A bare calculation, ``17 + 25 = 42`` or ``2\\sqrt{4}``, is read as a whole: its last number is not its value.
-    if is_formula(whole):
+    if not cues and is_formula(whole := unwrapped(text)):
         return _result(whole)
-    formula = _closing_formula(text) or bare_formula(text)
+    formula = ("" if cues else _closing_formula(text)) or bare_formula(text)
     return _result(formula) if formula else last_number(text)
 
 

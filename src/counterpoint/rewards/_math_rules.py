@@ -196,7 +196,7 @@ def _bare(text: str) -> str:
 
 
 def _unspaced(text: str) -> str:
-    text = re.sub(r"\\(?:text|mathrm|textbf|mbox)\s*\{([^{}]*)\}", r"\1", text)
+    text = _IN_TEXT.sub(r"\1", text)
     text = re.sub(r"\s(?!\d)|(?<!\d)\s|\\[,!;]|\\left|\\right|[$.*]+$|^[$*]+", "", text)
     # Of times, ``03:30 P.M.`` is ``3:30pm``.
     return re.sub(r"^0(?=\d:)|(?<=[ap])\.(?=m$)", "", text.lower()) if ":" in text else text

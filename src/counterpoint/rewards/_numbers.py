@@ -25,7 +25,7 @@ _NUMBER = re.compile(
 # A comma that separates no thousands is a decimal comma: 2,74 and 1.234,56 and 0,125.
 _COMMA_DECIMAL = re.compile(r"(?<![\d.,])(\d{1,3}(?:\.\d{3})+|\d+),(\d{1,2}|\d{4,}|(?<=(?<!\d)0,)\d{3})(?![\d,.]*\d)")
 _POINTS_BETWEEN_THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:\.\d{3}){2,}(?![\d.,])")
-_NAMED_AFTER = re.compile(r"([^=]*\d[^=A-Za-z]*)=\s*([a-zA-Z])")
+_NAMED_AFTER = re.compile(r"\A([^=]*\d[^=A-Za-z]*)=\s*([a-zA-Z])\Z")
 _NAME = re.compile(r"\(?\s*([a-zA-Z])\s*=\s*")
 _BASE = re.compile(r"([0-9A-Fa-f]+)\s*_\s*\{?\s*(\d{1,2})\s*\}?")
 _ORDINAL = re.compile(r"(?:st|nd|rd|th)\b")
@@ -142,7 +142,7 @@ def _clean(text: str) -> tuple[str, str]:
     if text.startswith("$") and (end := text.rfind("$")) > 0:
         text = f"{text[1:end].strip('$').strip()}{text[end + 1 :]}"
     if "=" in text:
-        text = _NAMED_AFTER.sub(r"\2 = \1", text) if _NAMED_AFTER.fullmatch(text) else text
+        text = _NAMED_AFTER.sub(r"\2 = \1", text)
     name = _NAME.match(text)
     text = text[name.end() :] if name else text
     if text.count(".") > 1:

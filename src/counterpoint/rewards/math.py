@@ -97,11 +97,12 @@ class MathReward(Reward):
     def _compare(self, text: str, references: list[_Reference]) -> tuple[bool, list[tuple[str, str, bool]]]:
         """Whether a reply is right for what we see ourselves, and the pairs that math-verify is asked about."""
         in_whole = self.extraction in ("auto", "plain")
+        region = self._region(text)
         pairs: list[tuple[str, str, bool]] = []
         for reference in references:
-            if reference.number is None and in_whole and same_text(self._region(text), reference.text):
+            if reference.number is None and in_whole and same_text(region, reference.text):
                 return True, []
-            answer = self.extract(text, reference.number is not None)
+            answer = self._answer(region, reference.number is not None)
             if isinstance(answer, Number):
                 if reference.number is not None and answer.agrees(reference.number):
                     return True, []
@@ -130,8 +131,10 @@ class MathReward(Reward):
             text: The completion.
             numeric: Whether the reference is a number, so that numbers are looked for.
         """
-        answer = self._region(text)
-        return extract(_END_OF_TEXT.sub("", answer) if answer.endswith(">") else answer, numeric, self.extraction)
+        return self._answer(self._region(text), numeric)
+
+    def _answer(self, region: str, numeric: bool) -> Answer:
+        return extract(_END_OF_TEXT.sub("", region) if region.endswith(">") else region, numeric, self.extraction)
 
 
 def _references(answer: str) -> list[_Reference]:
